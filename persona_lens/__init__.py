@@ -1,0 +1,75 @@
+"""persona_lens: persona vectors for TransformerLens models.
+
+Find the direction of a character trait in a model's residual stream, choose a layer for it, steer along it.
+Method: "Persona Vectors" (arXiv 2507.21509).
+"""
+
+from persona_lens import errors
+from persona_lens.judges.judgement import Judge, Judgement
+from persona_lens.judges.likelihood import LikelihoodJudge, calibrate_likelihood_judge, measure_separation
+from persona_lens.models.activations import TokenSpans, cache_residual_stream, pool_residual_stream
+from persona_lens.models.chat import encode_conversation, encode_prompt
+from persona_lens.models.hooks import SiteIntervention
+from persona_lens.models.loading import describe_model, load_model
+from persona_lens.models.rollouts import Rollout, RolloutRequest, sample_recorded_rollouts, sample_rollouts
+from persona_lens.models.sampling import SamplingSettings
+from persona_lens.progress import show_progress
+from persona_lens.storage import ShardStore
+from persona_lens.sweep import Confirmation, LayerChoice, SweepResult, confirm_choice, sweep_layers
+from persona_lens.tensors.directions import (
+    cosine,
+    layer_increments,
+    mean_difference,
+    normalize,
+    project,
+    project_layers,
+)
+from persona_lens.tensors.interventions import Ablate, Add, Cap
+from persona_lens.traits.library import list_traits, load_trait
+from persona_lens.traits.trait import InstructionPair, Trait
+from persona_lens.vectors import ExtractionCounts, PersonaVector, extract_persona_vector
+
+__all__ = [
+    "Ablate",
+    "Add",
+    "Cap",
+    "Confirmation",
+    "ExtractionCounts",
+    "InstructionPair",
+    "Judge",
+    "Judgement",
+    "LayerChoice",
+    "LikelihoodJudge",
+    "PersonaVector",
+    "Rollout",
+    "RolloutRequest",
+    "SamplingSettings",
+    "ShardStore",
+    "SiteIntervention",
+    "SweepResult",
+    "TokenSpans",
+    "Trait",
+    "cache_residual_stream",
+    "calibrate_likelihood_judge",
+    "confirm_choice",
+    "cosine",
+    "describe_model",
+    "encode_conversation",
+    "encode_prompt",
+    "errors",
+    "extract_persona_vector",
+    "layer_increments",
+    "list_traits",
+    "load_model",
+    "load_trait",
+    "mean_difference",
+    "measure_separation",
+    "normalize",
+    "pool_residual_stream",
+    "project",
+    "project_layers",
+    "sample_recorded_rollouts",
+    "sample_rollouts",
+    "show_progress",
+    "sweep_layers",
+]

@@ -1,0 +1,103 @@
+"""Every exception and warning that persona_lens raises on purpose.
+
+```text
+PersonaLensError
+├── InvalidArgumentError      (ValueError)         an argument breaks a stated rule
+│   └── LayerOutOfRangeError  (IndexError)         a layer that the model does not have
+├── ModelNotFoundError        (FileNotFoundError)  no such model, or no network to fetch it
+├── UnsupportedModelError     (ValueError)         an architecture that this path cannot run faithfully
+├── ModelMismatchError        (ValueError)         a vector or judge made on another model
+├── ChatTemplateError         (ValueError)         a conversation that the chat template cannot render
+├── ContextLengthError        (ValueError)         more tokens than the model's context holds
+├── TraitFormatError          (ValueError)         a trait file with a missing or wrong key
+├── FileFormatError           (ValueError)         a vector, shard or result file that is not what it should be
+├── HookNeverFiredError       (RuntimeError)       an intervention that no forward pass reached
+└── HooksPresentError         (RuntimeError)       hooks on the model where none may be
+
+PersonaLensWarning            (UserWarning)
+└── SystemRoleMergedWarning   a template without system role; the system prompt went into the user turn
+```
+
+Each class also subclasses the built-in exception it refines, so ``except ValueError`` works as expected.
+Messages have one form: the parameter, the rule, what came, what to do.
+"""
+
+from __future__ import annotations
+
+
+class PersonaLensError(Exception):
+    """Base of every exception that persona_lens raises on purpose."""
+
+
+class InvalidArgumentError(PersonaLensError, ValueError):
+    """An argument breaks a stated rule."""
+
+
+class LayerOutOfRangeError(InvalidArgumentError, IndexError):
+    """A layer that the model does not have."""
+
+
+class ModelNotFoundError(PersonaLensError, FileNotFoundError):
+    """No model of that name or path can be found."""
+
+
+class UnsupportedModelError(PersonaLensError, ValueError):
+    """An architecture that the requested path cannot run faithfully."""
+
+
+class ModelMismatchError(PersonaLensError, ValueError):
+    """A vector or judge that was made on another model."""
+
+
+class ChatTemplateError(PersonaLensError, ValueError):
+    """A conversation that the model's chat template cannot render."""
+
+
+class ContextLengthError(PersonaLensError, ValueError):
+    """More tokens than the model's context holds."""
+
+
+class TraitFormatError(PersonaLensError, ValueError):
+    """A trait file with a missing or malformed key."""
+
+
+class FileFormatError(PersonaLensError, ValueError):
+    """A file that is truncated, corrupted or of another kind."""
+
+
+class HookNeverFiredError(PersonaLensError, RuntimeError):
+    """An intervention or recorder whose hook no forward pass reached."""
+
+
+class HooksPresentError(PersonaLensError, RuntimeError):
+    """Hooks on the model where a result would silently depend on them."""
+
+
+class PersonaLensWarning(UserWarning):
+    """Base of every warning that persona_lens emits."""
+
+
+class SystemRoleMergedWarning(PersonaLensWarning):
+    """The chat template has no system role; the system prompt was put before the user's first turn."""
+
+
+def describe_violation(parameter: str, rule: str, got: object, hint: str = "") -> str:
+    """Return the one message form: the parameter, the rule, what came, what to do.
+
+    Args:
+        parameter: Name of the argument, as the caller spelled it.
+        rule: What must hold, continuing "`parameter` must ...".
+        got: What came; shown with ``repr``, cut at 200 characters.
+        hint: What to do about it; a full sentence.
+
+    Returns:
+        One line, e.g. ``"`layer` must be in [0, 30). Got 31. The model has 30 layers."``
+
+    Example:
+        >>> describe_violation("layer", "be in [0, 30)", 31, "The model has 30 layers.")
+        '`layer` must be in [0, 30). Got 31. The model has 30 layers.'
+    """
+    shown = repr(got)
+    if len(shown) > 200:
+        shown = shown[:197] + "..."
+    return f"`{parameter}` must {rule}. Got {shown}. {hint}".rstrip()

@@ -1,0 +1,35 @@
+"""What every judge returns, and what every judge is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A judge's opinion of one response.
+
+    Args:
+        score: How strongly the trait shows, 0 to 100; None if the judge gives none.
+        coherence: How coherent the response is, 0 to 100; None if the judge gives none.
+        reason: Why there is no score; empty where there is one.
+    """
+
+    score: float | None
+    coherence: float | None
+    reason: str = ""
+
+
+class Judge(Protocol):
+    """Scores responses for one trait."""
+
+    @property
+    def name(self) -> str:
+        """What the judge is, for results and figures."""
+        ...
+
+    def score(self, questions: Sequence[str], responses: Sequence[str]) -> list[Judgement]:
+        """Judge each response to its question, in the order given; each gets a score or a reason for none."""
+        ...

@@ -1,0 +1,355 @@
+"""LikelihoodJudge: a judge that needs no key and no second model.
+
+It asks the unsteered model itself: is this response likelier under the trait's positive system prompts than under
+its negative ones? That is a proxy for a reader's opinion, and a circular one as far as the same model and the same
+instructions made the responses; results that rest on it say so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+from torch import nn
+
+from persona_lens.errors import HooksPresentError, InvalidArgumentError, describe_violation
+from persona_lens.judges.judgement import Judgement
+from persona_lens.models.chat import build_messages, encode_conversation
+from persona_lens.models.likelihood import Continuation, mean_log_likelihoods
+from persona_lens.models.rollouts import Rollout, RolloutRequest, sample_rollouts
+from persona_lens.models.sampling import SamplingSettings
+from persona_lens.models.sites import hook_name
+from persona_lens.tensors.statistics import Interval, bootstrap_auroc
+from persona_lens.traits.trait import Trait
+
+# Seeds of the draws made here start with this, so that they never coincide with those of an extraction or sweep.
+_CALIBRATION_STREAM = 101
+_SEPARATION_STREAM = 102
+
+
+@dataclass(frozen=True)
+class LikelihoodCalibration:
+    r"""How raw log-likelihoods become scores from 0 to 100.
+
+    .. math::
+        \text{score} = 100\,\sigma(a d + b), \qquad
+        \text{coherence} = 100\,\sigma\bigl(\ln 9 \cdot (1 - r)\bigr), \qquad
+        r = \begin{cases} (m - \ell) / (m - q_{lo}) & \ell < m \\ (\ell - m) / (q_{hi} - m) & \ell \ge m \end{cases}
+
+    ``d`` is the mean log-likelihood a token under the positive prompts less that under the negative ones, ``l`` that
+    under the neutral prompt; ``m``, ``q_lo`` and ``q_hi`` are the median, 2.5 % and 97.5 % quantiles of ``l`` over
+    the model's own neutral responses. So coherence is 90 for a typical response and 50 for one as odd as one in
+    twenty of the model's own: too unlikely (word salad) or too likely (a loop).
+
+    Args:
+        slope: ``a``, per nat.
+        intercept: ``b``.
+        typical: ``m``, in nats a token.
+        low: ``q_lo``.
+        high: ``q_hi``.
+        n_positive: Positive responses that the slope was fitted on.
+        n_negative: Negative responses likewise.
+        n_neutral: Neutral responses that the quantiles come from.
+        seed: Seed of the sampling.
+    """
+
+    slope: float
+    intercept: float
+    typical: float
+    low: float
+    high: float
+    n_positive: int
+    n_negative: int
+    n_neutral: int
+    seed: int
+
+    def score(self, difference: float) -> float:
+        """Return the trait score of a log-likelihood difference."""
+        return 100.0 * _sigmoid(self.slope * difference + self.intercept)
+
+    def coherence(self, log_likelihood: float) -> float:
+        """Return the coherence of a neutral log-likelihood."""
+        edge = self.low if log_likelihood < self.typical else self.high
+        return 100.0 * _sigmoid(np.log(9.0) * (1.0 - (log_likelihood - self.typical) / (edge - self.typical)))
+
+
+@dataclass(frozen=True)
+class JudgeSeparation:
+    """How well a judge tells positive from negative responses that it was not fitted on.
+
+    Args:
+        auroc: Probability that a positive response outscores a negative one, with its interval.
+        n_positive: Positive responses.
+        n_negative: Negative responses.
+        n_unscored: Responses without a score, left out.
+    """
+
+    auroc: Interval
+    n_positive: int
+    n_negative: int
+    n_unscored: int
+
+
+@dataclass(frozen=True, eq=False)
+class LikelihoodJudge:
+    """Scores responses by their likelihood under a trait's positive and negative system prompts.
+
+    Make one with :func:`calibrate_likelihood_judge`.
+
+    Args:
+        model: The unsteered model.
+        trait: The trait.
+        n_pairs: How many of the trait's instruction pairs are used.
+        calibration: How log-likelihoods become scores.
+    """
+
+    model: nn.Module
+    trait: Trait
+    n_pairs: int
+    calibration: LikelihoodCalibration
+
+    @property
+    def name(self) -> str:
+        """What the judge is."""
+        return "likelihood judge (proxy)"
+
+    def score(self, questions: Sequence[str], responses: Sequence[str]) -> list[Judgement]:
+        """Judge each response to its question.
+
+        Args:
+            questions: The users' turns.
+            responses: The responses, as text.
+
+        Returns:
+            A score and a coherence each; an empty response gets a reason instead.
+
+        Raises:
+            InvalidArgumentError: Lists of unequal length.
+            HooksPresentError: The model carries residual-stream hooks, which would change the scores.
+        """
+        raw = _raw_scores(self.model, self.trait, self.n_pairs, questions, responses)
+        return [
+            Judgement(None, None, "empty response")
+            if item is None
+            else Judgement(self.calibration.score(item.difference), self.calibration.coherence(item.neutral))
+            for item in raw
+        ]
+
+
+@dataclass(frozen=True)
+class _RawScore:
+    difference: float  # nats a token
+    neutral: float  # nats a token
+
+
+def calibrate_likelihood_judge(
+    model: nn.Module,
+    trait: Trait,
+    *,
+    n_pairs: int = 2,
+    rollouts: int = 1,
+    max_new_tokens: int = 48,
+    seed: int = 0,
+    batch_size: int = 64,
+) -> LikelihoodJudge:
+    """Sample labelled responses to the extraction questions and fit a LikelihoodJudge on them.
+
+    Positive and negative responses come from the trait's system prompts, neutral ones from none. The evaluation
+    questions stay unseen, for :func:`measure_separation` and for whatever is judged later.
+
+    Args:
+        model: HookedTransformer or TransformerBridge.
+        trait: The trait to judge.
+        n_pairs: Instruction pairs to use, from the first.
+        rollouts: Responses per question and instruction.
+        max_new_tokens: Length of the responses.
+        seed: Seed of the sampling.
+        batch_size: Rows sampled at once.
+
+    Returns:
+        The judge.
+
+    Raises:
+        InvalidArgumentError: ``n_pairs`` or ``rollouts`` out of range.
+        HooksPresentError: The model carries hooks.
+    """
+    if not 1 <= n_pairs <= len(trait.instruction_pairs):
+        raise InvalidArgumentError(
+            describe_violation("n_pairs", f"be in [1, {len(trait.instruction_pairs)}]", n_pairs, "The trait has no more.")
+        )
+    if rollouts < 1:
+        raise InvalidArgumentError(describe_violation("rollouts", "be at least 1", rollouts))
+    check_unsteered(model)
+    settings = SamplingSettings(max_new_tokens=max_new_tokens, batch_size=batch_size)
+    stream = (seed, _CALIBRATION_STREAM)
+    positive, negative = sample_labelled_responses(
+        model, trait, trait.extraction_questions, settings, n_pairs=n_pairs, rollouts=rollouts, stream=stream
+    )
+    neutral = sample_rollouts(
+        model,
+        [
+            RolloutRequest(question, (*stream, 2, q, r))
+            for q, question in enumerate(trait.extraction_questions)
+            for r in range(max(rollouts, 2))
+        ],
+        settings,
+    )
+    differences = [
+        np.array([raw.difference for raw in _raw_of(model, trait, n_pairs, rollouts_) if raw is not None])
+        for rollouts_ in (positive, negative)
+    ]
+    likelihoods = np.array([raw.neutral for raw in _raw_of(model, trait, n_pairs, neutral) if raw is not None])
+    for label, values in (("positive", differences[0]), ("negative", differences[1]), ("neutral", likelihoods)):
+        if len(values) < 2:
+            raise InvalidArgumentError(
+                f"`trait` must draw at least 2 non-empty {label} responses to calibrate on. Got {len(values)}. "
+                "Raise `rollouts`, or check the model's chat template."
+            )
+    slope, intercept = _fit_logistic(*differences)
+    low, typical, high = np.quantile(likelihoods, [0.025, 0.5, 0.975])
+    return LikelihoodJudge(
+        model,
+        trait,
+        n_pairs,
+        LikelihoodCalibration(
+            slope, intercept, float(typical), float(low), float(high),
+            len(differences[0]), len(differences[1]), len(likelihoods), seed,
+        ),
+    )  # fmt: skip
+
+
+def measure_separation(
+    judge: LikelihoodJudge, *, rollouts: int = 1, max_new_tokens: int = 48, seed: int = 0, batch_size: int = 64
+) -> JudgeSeparation:
+    """Measure a judge on positive and negative responses to the evaluation questions, which it was not fitted on.
+
+    Args:
+        judge: The judge.
+        rollouts: Responses per question and instruction.
+        max_new_tokens: Length of the responses.
+        seed: Seed of the sampling and the bootstrap.
+        batch_size: Rows sampled at once.
+
+    Returns:
+        The AUROC with its bootstrap interval, and counts.
+    """
+    settings = SamplingSettings(max_new_tokens=max_new_tokens, batch_size=batch_size)
+    groups = sample_labelled_responses(
+        judge.model,
+        judge.trait,
+        judge.trait.evaluation_questions,
+        settings,
+        n_pairs=judge.n_pairs,
+        rollouts=rollouts,
+        stream=(seed, _SEPARATION_STREAM),
+    )
+    scores = []
+    for group in groups:
+        judged = judge.score([r.request.question for r in group], [r.response for r in group])
+        scores.append(torch.tensor([j.score for j in judged if j.score is not None]))
+    n_unscored = sum(map(len, groups)) - sum(map(len, scores))
+    return JudgeSeparation(bootstrap_auroc(*scores, seed=seed), len(scores[0]), len(scores[1]), n_unscored)
+
+
+def sample_labelled_responses(
+    model: nn.Module,
+    trait: Trait,
+    questions: Sequence[str],
+    settings: SamplingSettings,
+    *,
+    n_pairs: int,
+    rollouts: int,
+    stream: tuple[int, ...],
+) -> tuple[list[Rollout], list[Rollout]]:
+    """Sample responses under the trait's positive and under its negative system prompts."""
+    sides = []
+    for side, systems in enumerate((trait.positive_system_prompts, trait.negative_system_prompts)):
+        requests = [
+            RolloutRequest(question, (*stream, side, p, q, r), system)
+            for p, system in enumerate(systems[:n_pairs])
+            for q, question in enumerate(questions)
+            for r in range(rollouts)
+        ]
+        sides.append(sample_rollouts(model, requests, settings))
+    return sides[0], sides[1]
+
+
+def check_unsteered(model: nn.Module) -> None:
+    """Refuse a model whose residual stream carries hooks.
+
+    Raises:
+        HooksPresentError: Names the layers.
+    """
+    hooked = [
+        name for name in map(hook_name, range(model.cfg.n_layers)) if model.hook_dict[name].fwd_hooks
+    ]
+    if hooked:
+        raise HooksPresentError(
+            describe_violation(
+                "model",
+                "carry no residual-stream hooks while it judges, since a steered judge is another judge",
+                hooked,
+                "Judge outside the steering context, or call model.reset_hooks().",
+            )
+        )
+
+
+def _raw_of(model: nn.Module, trait: Trait, n_pairs: int, rollouts: Sequence[Rollout]) -> list[_RawScore | None]:
+    return _raw_scores(
+        model, trait, n_pairs, [r.request.question for r in rollouts], [r.response for r in rollouts]
+    )
+
+
+def _raw_scores(
+    model: nn.Module, trait: Trait, n_pairs: int, questions: Sequence[str], responses: Sequence[str]
+) -> list[_RawScore | None]:
+    """Return log-likelihood differences and neutral log-likelihoods; None for an empty response."""
+    if len(questions) != len(responses):
+        raise InvalidArgumentError(
+            describe_violation("responses", f"be as many as `questions`, {len(questions)}", len(responses))
+        )
+    check_unsteered(model)
+    systems = [*trait.positive_system_prompts[:n_pairs], *trait.negative_system_prompts[:n_pairs], None]
+    judged = [i for i, response in enumerate(responses) if response.strip()]
+    continuations = []
+    for i in judged:
+        for system in systems:
+            messages = [*build_messages(questions[i], system), {"role": "assistant", "content": responses[i]}]
+            encoded = encode_conversation(model.tokenizer, messages, n_ctx=model.cfg.n_ctx)
+            continuations.append(Continuation(tuple(encoded.prompt_tokens), tuple(encoded.response_tokens)))
+    likelihoods = np.array(mean_log_likelihoods(model, continuations)).reshape(len(judged), len(systems))
+    raw: list[_RawScore | None] = [None] * len(responses)
+    for i, row in zip(judged, likelihoods, strict=True):
+        difference = row[:n_pairs].mean() - row[n_pairs : 2 * n_pairs].mean()
+        raw[i] = _RawScore(float(difference), float(row[-1]))
+    return raw
+
+
+def _fit_logistic(positive: np.ndarray, negative: np.ndarray) -> tuple[float, float]:
+    """Fit P(positive | d) = sigmoid(a d + b) with Platt's smoothed targets, which keep ``a`` finite.
+
+    Reference:
+        Platt (1999), "Probabilistic outputs for support vector machines".
+    """
+    values = np.concatenate([positive, negative])
+    targets = np.concatenate([
+        np.full(len(positive), (len(positive) + 1) / (len(positive) + 2)),
+        np.full(len(negative), 1 / (len(negative) + 2)),
+    ])
+    # Standardised, so that one scale of steps fits whatever the spread of the log-likelihoods.
+    center, spread = values.mean(), values.std() or 1.0
+    scaled = (values - center) / spread
+
+    def loss(parameters: np.ndarray) -> float:
+        logits = parameters[0] * scaled + parameters[1]
+        return float(np.mean(np.logaddexp(0.0, logits) - targets * logits))
+
+    slope, intercept = minimize(loss, np.array([1.0, 0.0]), method="BFGS").x
+    return float(slope / spread), float(intercept - slope * center / spread)
+
+
+def _sigmoid(value: float) -> float:
+    return float(1.0 / (1.0 + np.exp(-np.clip(value, -50.0, 50.0))))

@@ -1,0 +1,229 @@
+"""Chat templates: conversations in, token ids and exact response spans out, from one tokenisation."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+import jinja2
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from persona_lens.errors import (
+    ChatTemplateError,
+    ContextLengthError,
+    InvalidArgumentError,
+    SystemRoleMergedWarning,
+    describe_violation,
+)
+
+# Tokens that end an assistant's turn in common templates; only those in the vocabulary are used.
+_END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|endoftext|>", "<|end_of_text|>", "</s>")
+
+
+class Message(TypedDict):
+    """One turn of a conversation."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """A rendered prompt, ready to be answered.
+
+    Args:
+        text: What the chat template rendered.
+        tokens: Its token ids.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class EncodedConversation:
+    """A rendered conversation whose last message is the response.
+
+    Args:
+        text: What the chat template rendered.
+        tokens: Its token ids.
+        response_start: First token of the response; the one before it is the last prompt token.
+        response_end: One past the response's last token; the end-of-turn token is outside.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    response_start: int
+    response_end: int
+
+    @property
+    def prompt_tokens(self) -> tuple[int, ...]:
+        """Everything before the response."""
+        return self.tokens[: self.response_start]
+
+    @property
+    def response_tokens(self) -> tuple[int, ...]:
+        """The response without its end-of-turn token."""
+        return self.tokens[self.response_start : self.response_end]
+
+    @property
+    def is_response(self) -> Bool[Tensor, " pos"]:
+        """True at the response's tokens."""
+        positions = torch.arange(len(self.tokens))
+        return (positions >= self.response_start) & (positions < self.response_end)
+
+
+def build_messages(question: str, system: str | None = None) -> list[Message]:
+    """Return a one-turn conversation.
+
+    Example:
+        >>> build_messages("Hello?", "You are kind.")
+        [{'role': 'system', 'content': 'You are kind.'}, {'role': 'user', 'content': 'Hello?'}]
+    """
+    messages: list[Message] = [] if system is None else [{"role": "system", "content": system}]
+    return [*messages, {"role": "user", "content": question}]
+
+
+def encode_prompt(
+    tokenizer: Any, messages: Sequence[Message], *, n_ctx: int | None = None, reserve: int = 0
+) -> EncodedPrompt:
+    """Render a conversation up to where the assistant answers, and tokenise it.
+
+    Args:
+        tokenizer: A Hugging Face tokenizer with a chat template.
+        messages: The conversation, ending with a user's turn.
+        n_ctx: The model's context in tokens; None checks no length.
+        reserve: Tokens to keep free for the response.
+
+    Raises:
+        ChatTemplateError: No chat template, or one that cannot render this conversation.
+        ContextLengthError: The prompt and the reserve exceed the context.
+
+    Warns:
+        SystemRoleMergedWarning: The template has no system role; the system prompt went into the user's turn.
+    """
+    text = _render(tokenizer, messages, add_generation_prompt=True)
+    tokens = tuple(tokenizer(text, add_special_tokens=_adds_bos(tokenizer, text))["input_ids"])
+    _check_length(len(tokens), n_ctx, reserve)
+    return EncodedPrompt(text, tokens)
+
+
+def encode_conversation(
+    tokenizer: Any, messages: Sequence[Message], *, n_ctx: int | None = None
+) -> EncodedConversation:
+    """Render a conversation that ends with the assistant's response, and find the response's tokens.
+
+    The span comes from the character offsets of one tokenisation; nothing is tokenised apart and measured.
+
+    Args:
+        tokenizer: A fast Hugging Face tokenizer with a chat template.
+        messages: The conversation; the last message is the response.
+        n_ctx: The model's context in tokens; None checks no length.
+
+    Raises:
+        InvalidArgumentError: The last message is not the assistant's, or is empty.
+        ChatTemplateError: The template drops or rewrites the response, so that it cannot be found.
+        ContextLengthError: The conversation exceeds the context.
+    """
+    if not messages or messages[-1]["role"] != "assistant" or not messages[-1]["content"].strip():
+        raise InvalidArgumentError(
+            describe_violation("messages", "end with a non-empty assistant message", list(messages)[-1:])
+        )
+    prompt = _render(tokenizer, messages[:-1], add_generation_prompt=True)
+    text = _render(tokenizer, messages, add_generation_prompt=False)
+    content = messages[-1]["content"]
+    # Most templates render the prompt as a prefix of the whole; a few strip the response's outer whitespace.
+    from_here = len(prompt) if text.startswith(prompt) else 0
+    start = text.find(content, from_here)
+    if start < 0:
+        content = content.strip()
+        start = text.rfind(content) if from_here == 0 else text.find(content, from_here)
+    elif from_here == 0:
+        start = text.rfind(content)
+    if start < 0:
+        raise ChatTemplateError(
+            describe_violation(
+                "tokenizer", "have a chat template that renders a response as it is", text[-200:], "See its chat_template."
+            )
+        )
+    encoded = tokenizer(text, add_special_tokens=_adds_bos(tokenizer, text), return_offsets_mapping=True)
+    tokens, offsets = encoded["input_ids"], encoded["offset_mapping"]
+    end = start + len(content)
+    # A token belongs to the response if any of its characters do; a token of no characters (BOS) never does.
+    inside = [i for i, (a, b) in enumerate(offsets) if a < end and b > start and b > a]
+    if not inside:
+        raise ChatTemplateError(describe_violation("tokenizer", "give offsets for the response's tokens", content))
+    _check_length(len(tokens), n_ctx, 0)
+    return EncodedConversation(text, tuple(tokens), inside[0], inside[-1] + 1)
+
+
+def stop_token_ids(tokenizer: Any) -> frozenset[int]:
+    """Return the ids that end an assistant's turn: the tokenizer's end of sequence and known end-of-turn tokens."""
+    known = set(tokenizer.all_special_tokens) | set(tokenizer.get_added_vocab())
+    ids = {tokenizer.convert_tokens_to_ids(token) for token in _END_OF_TURN if token in known}
+    if tokenizer.eos_token_id is not None:
+        ids.add(tokenizer.eos_token_id)
+    return frozenset(ids)
+
+
+def _render(tokenizer: Any, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+    if not getattr(tokenizer, "chat_template", None):
+        raise ChatTemplateError(
+            describe_violation(
+                "tokenizer",
+                "have a chat template",
+                getattr(tokenizer, "name_or_path", type(tokenizer).__name__),
+                "Use a chat (instruct) model, or set tokenizer.chat_template.",
+            )
+        )
+    if messages and messages[0]["role"] == "system" and not _keeps_system(tokenizer):
+        messages = _merge_system(messages)
+    try:
+        return tokenizer.apply_chat_template(
+            list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
+        )
+    except jinja2.TemplateError as error:
+        raise ChatTemplateError(
+            describe_violation("messages", "be a conversation that the chat template can render", list(messages), str(error))
+        ) from error
+
+
+def _keeps_system(tokenizer: Any) -> bool:
+    """Whether the template renders a system message rather than refusing or dropping it."""
+    probe = "persona-lens-probe"
+    try:
+        text = tokenizer.apply_chat_template(build_messages("x", probe), tokenize=False, add_generation_prompt=True)
+    except jinja2.TemplateError:
+        return False
+    return probe in text
+
+
+def _merge_system(messages: Sequence[Message]) -> list[Message]:
+    system, first, *rest = messages
+    warnings.warn(
+        "The chat template has no system role: the system prompt was put before the user's first turn.",
+        SystemRoleMergedWarning,
+        stacklevel=4,
+    )
+    return [{"role": first["role"], "content": f"{system['content']}\n\n{first['content']}"}, *rest]
+
+
+def _adds_bos(tokenizer: Any, text: str) -> bool:
+    """Whether the tokenizer should add its special tokens: not if the template has already rendered the BOS."""
+    return not (tokenizer.bos_token and text.startswith(tokenizer.bos_token))
+
+
+def _check_length(n_tokens: int, n_ctx: int | None, reserve: int) -> None:
+    if n_ctx is not None and n_tokens + reserve > n_ctx:
+        raise ContextLengthError(
+            describe_violation(
+                "messages",
+                f"fit the model's context of {n_ctx} tokens, {reserve} of them kept for the response",
+                f"{n_tokens} tokens",
+                "Shorten the prompt or lower max_new_tokens.",
+            )
+        )

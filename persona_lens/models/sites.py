@@ -1,0 +1,90 @@
+"""The sole owner of layer numbering and hook names.
+
+A layer is a zero-based block index; its activation is the block's output, ``blocks.{layer}.hook_resid_post``. The
+paper's layer L and Hugging Face's ``hidden_states[L]`` are block L - 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from persona_lens.errors import InvalidArgumentError, LayerOutOfRangeError, describe_violation
+
+
+def hook_name(layer: int) -> str:
+    """Return the name of the hook point at a layer's output.
+
+    Example:
+        >>> hook_name(14)
+        'blocks.14.hook_resid_post'
+    """
+    return f"blocks.{layer}.hook_resid_post"
+
+
+def check_layer(layer: int, n_layers: int) -> int:
+    """Return a layer if the model has it.
+
+    Args:
+        layer: Zero-based block index.
+        n_layers: Number of the model's layers.
+
+    Raises:
+        LayerOutOfRangeError: Negative, too high, or no whole number.
+
+    Example:
+        >>> check_layer(29, 30)
+        29
+    """
+    if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < n_layers:
+        raise LayerOutOfRangeError(
+            describe_violation("layer", f"be in [0, {n_layers})", layer, f"The model has {n_layers} layers.")
+        )
+    return layer
+
+
+def resolve_layers(layers: int | Sequence[int] | str, n_layers: int) -> tuple[int, ...]:
+    """Return layers as a tuple of checked, distinct block indices.
+
+    Args:
+        layers: One layer, several, or ``"all"``.
+        n_layers: Number of the model's layers.
+
+    Raises:
+        LayerOutOfRangeError: A layer that the model does not have.
+        InvalidArgumentError: An empty or repeating list, or another word than ``"all"``.
+
+    Example:
+        >>> resolve_layers("all", 3), resolve_layers([0, 2], 3), resolve_layers(1, 3)
+        ((0, 1, 2), (0, 2), (1,))
+    """
+    if isinstance(layers, str):
+        if layers != "all":
+            raise InvalidArgumentError(describe_violation("layers", 'be "all", a layer or a list of layers', layers))
+        return tuple(range(n_layers))
+    if isinstance(layers, int):
+        return (check_layer(layers, n_layers),)
+    resolved = tuple(check_layer(layer, n_layers) for layer in layers)
+    if not resolved or len(set(resolved)) != len(resolved):
+        raise InvalidArgumentError(describe_violation("layers", "name at least one layer, and none twice", layers))
+    return resolved
+
+
+def to_hidden_state_index(layer: int) -> int:
+    """Return the index of a layer's output in Hugging Face's ``hidden_states``, the paper's layer number.
+
+    The last layer's entry there is after the final norm in Llama- and Qwen-shaped models; the hook is before it.
+    """
+    return layer + 1
+
+
+def from_hidden_state_index(index: int) -> int:
+    """Return the layer whose output is ``hidden_states[index]``, the paper's layer ``index``.
+
+    Raises:
+        LayerOutOfRangeError: Index 0 is the embedding, which no layer wrote.
+    """
+    if index < 1:
+        raise LayerOutOfRangeError(
+            describe_violation("index", "be at least 1", index, "hidden_states[0] is the embedding, before any layer.")
+        )
+    return index - 1

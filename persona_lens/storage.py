@@ -1,0 +1,146 @@
+"""Results on disk: safetensors with JSON metadata, written atomically; never pickle.
+
+A :class:`ShardStore` makes long work resumable. The work is cut into shards whose rows are fixed beforehand; each
+finished shard is one file, put in place by a rename. Killed at any point, the next run reads the finished shards
+and computes the others exactly as an uninterrupted run would.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from persona_lens.errors import FileFormatError
+
+_METADATA_KEY = "persona_lens"
+
+
+@dataclass(frozen=True, eq=False)
+class Shard:
+    """Tensors and JSON-able records that belong together.
+
+    Args:
+        tensors: By name.
+        records: Anything that JSON holds.
+    """
+
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    records: Any = None
+
+
+def write_bytes_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that a reader sees all of it or none, also after a crash."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp makes files private; results should be as readable as any other file.
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON atomically, indented, with keys in the order given; NaN is refused."""
+    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
+    write_bytes_atomically(path, (text + "\n").encode())
+
+
+def save_shard(path: Path, shard: Shard) -> None:
+    """Write a shard as one safetensors file, its records as JSON in the header."""
+    header = {_METADATA_KEY: json.dumps(shard.records, ensure_ascii=False)}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in shard.tensors.items()}
+    write_bytes_atomically(path, save(tensors, metadata=header))
+
+
+def load_shard(path: Path) -> Shard:
+    """Read what :func:`save_shard` wrote.
+
+    Raises:
+        FileNotFoundError: No such file.
+        FileFormatError: A truncated or foreign file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"`path` must name an existing file. Got {str(path)!r}.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except (SafetensorError, OSError, ValueError) as error:
+        raise FileFormatError(
+            f"`path` must name a whole safetensors file. Got {str(path)!r}, which cannot be read: {error}. "
+            "It may have been cut off while it was copied; get it again."
+        ) from error
+    if _METADATA_KEY not in header:
+        raise FileFormatError(
+            f"`path` must name a file that persona_lens wrote. Got {str(path)!r}, whose header has no "
+            f"{_METADATA_KEY!r} entry."
+        )
+    return Shard(tensors, json.loads(header[_METADATA_KEY]))
+
+
+class ShardStore:
+    """A folder of shards of one run, named after what the run computes.
+
+    Args:
+        folder: Where runs are kept; made if missing.
+        config: Everything that the results depend on. Another config is another run in another sub-folder, so
+            results are never mixed.
+
+    Example:
+        >>> import tempfile
+        >>> store = ShardStore(Path(tempfile.mkdtemp()), {"seed": 0})
+        >>> store.load_or_compute("part-0", lambda: Shard(records=[1, 2])).records
+        [1, 2]
+        >>> store.load_or_compute("part-0", lambda: Shard(records="never computed again")).records
+        [1, 2]
+    """
+
+    def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
+        text = json.dumps(config, sort_keys=True, ensure_ascii=False)
+        self.folder = Path(folder) / hashlib.sha256(text.encode()).hexdigest()[:16]
+        if not (self.folder / "config.json").exists():
+            write_json(self.folder / "config.json", dict(config))
+
+    def load_or_compute(self, name: str, compute: Callable[[], Shard]) -> Shard:
+        """Return the shard of that name, computing and keeping it if it is not there.
+
+        The shard is read back even when it was just computed, so that a resumed run and an uninterrupted one go on
+        from the same bytes. A damaged file is computed again.
+        """
+        path = self.folder / f"{name}.safetensors"
+        if path.exists():
+            try:
+                return load_shard(path)
+            except FileFormatError:
+                path.unlink()
+        save_shard(path, compute())
+        return load_shard(path)
+
+
+def load_or_compute(store: ShardStore | None, name: str, compute: Callable[[], Shard]) -> Shard:
+    """Go through a store if there is one."""
+    return compute() if store is None else store.load_or_compute(name, compute)
+
+
+def collect_versions() -> dict[str, str]:
+    """Return the versions of the libraries that a result depends on."""
+    names = ("persona-lens", "torch", "transformers", "transformer-lens", "numpy")
+    return {name: version(name) for name in names}

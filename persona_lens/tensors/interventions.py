@@ -1,0 +1,182 @@
+"""What can be done to activations: small frozen objects that map activations to activations.
+
+Each is called with activations ``"*batch d_model"`` and returns a tensor of the same shape, dtype and device.
+None writes into its argument. Gradients pass through to the activations.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeAlias
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from persona_lens.errors import InvalidArgumentError, describe_violation
+from persona_lens.tensors.directions import normalize, widen
+
+
+@dataclass(frozen=True, eq=False)
+class Add:
+    """Add a multiple of a raw vector.
+
+    ``h <- h + coefficient * v``. The vector is not normalised, so coefficient 1 moves by the mean difference
+    of the two classes. Coefficient 0 returns the activations themselves.
+
+    Attributes:
+        direction: Raw vector, in residual-stream units.
+        coefficient: Multiples of the vector; negative steers away from the trait.
+
+    Raises:
+        InvalidArgumentError: ``direction`` is not one finite, nonzero vector, or ``coefficient`` is not
+            finite.
+
+    Reference:
+        Persona Vectors (arXiv 2507.21509), section 3.2.
+
+    Example:
+        >>> Add(torch.tensor([1.0, -2.0]), coefficient=2.0)(torch.tensor([[10.0, 10.0]]))
+        tensor([[12.,  6.]])
+    """
+
+    direction: Float[Tensor, " d_model"]
+    coefficient: float
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        _check_direction(self.direction)
+        if not math.isfinite(self.coefficient):
+            raise InvalidArgumentError(describe_violation("coefficient", "be finite", self.coefficient))
+
+    def __call__(self, activations: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+        """Return the steered activations."""
+        _check_width(activations, self.direction)
+        if self.coefficient == 0:
+            return activations
+        return activations + (self.coefficient * self.direction).to(activations)
+
+
+@dataclass(frozen=True, eq=False)
+class Ablate:
+    """Remove the component along a direction.
+
+    ``h <- h - (h · u) u`` with ``u = v / |v|``, in float32. Doing it twice is doing it once, and the result's
+    projection is zero, both up to the rounding of the activations' dtype.
+
+    Attributes:
+        direction: Raw or unit vector; its length does not matter.
+
+    Raises:
+        InvalidArgumentError: ``direction`` is not one finite, nonzero vector.
+
+    Reference:
+        Persona Vectors (arXiv 2507.21509), appendix J: zero-ablation as in CAFT.
+
+    Example:
+        >>> Ablate(torch.tensor([5.0, 0.0]))(torch.tensor([[3.0, 4.0]]))
+        tensor([[0., 4.]])
+    """
+
+    direction: Float[Tensor, " d_model"]
+
+    def __post_init__(self) -> None:
+        """Check the field."""
+        _check_direction(self.direction)
+
+    @cached_property
+    def _unit(self) -> Float[Tensor, " d_model"]:
+        """The unit direction, made once: a hook runs at every token."""
+        return normalize(self.direction)
+
+    def __call__(self, activations: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+        """Return the activations without their component along the direction."""
+        _check_width(activations, self.direction)
+        wide = widen(activations)
+        unit = self._unit.to(wide)
+        coordinate = (wide * unit).sum(dim=-1, keepdim=True)
+        return (wide - coordinate * unit).to(activations.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class Cap:
+    """Keep the coordinate along a direction between bounds.
+
+    ``h <- h + (clamp(c, floor, ceiling) - c) u`` with ``u = v / |v|`` and ``c = h · u``, in float32. Rows
+    inside the bounds come back bit by bit as they were.
+
+    Attributes:
+        direction: Raw or unit vector; its length does not matter.
+        floor: Lowest coordinate allowed, in residual-stream units; None for no lower bound.
+        ceiling: Highest coordinate allowed, likewise.
+
+    Raises:
+        InvalidArgumentError: ``direction`` is not one finite, nonzero vector; both bounds are None; a bound
+            is not finite; or ``floor`` is above ``ceiling``.
+
+    Example:
+        >>> Cap(torch.tensor([5.0, 0.0]), ceiling=1.0)(torch.tensor([[3.0, 4.0], [-3.0, 4.0]]))
+        tensor([[ 1.,  4.],
+                [-3.,  4.]])
+    """
+
+    direction: Float[Tensor, " d_model"]
+    floor: float | None = None
+    ceiling: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        _check_direction(self.direction)
+        for name, bound in (("floor", self.floor), ("ceiling", self.ceiling)):
+            if bound is not None and not math.isfinite(bound):
+                hint = "Use None for no bound."
+                raise InvalidArgumentError(describe_violation(name, "be finite or None", bound, hint))
+        if self.floor is None and self.ceiling is None:
+            raise InvalidArgumentError(describe_violation("ceiling", "be given, or `floor`, or both", None))
+        if self.floor is not None and self.ceiling is not None and self.floor > self.ceiling:
+            rule = f"be at most `ceiling`, here {self.ceiling}"
+            raise InvalidArgumentError(describe_violation("floor", rule, self.floor))
+
+    @cached_property
+    def _unit(self) -> Float[Tensor, " d_model"]:
+        """The unit direction, made once: a hook runs at every token."""
+        return normalize(self.direction)
+
+    def __call__(self, activations: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+        """Return the activations with their coordinate inside the bounds."""
+        _check_width(activations, self.direction)
+        wide = widen(activations)
+        unit = self._unit.to(wide)
+        coordinate = (wide * unit).sum(dim=-1, keepdim=True)
+        step = coordinate.clamp(self.floor, self.ceiling) - coordinate
+        moved = (wide + step * unit).to(activations.dtype)
+        # Adding 0 to -0.0 would change its sign.
+        return torch.where(step == 0, activations, moved)
+
+
+Intervention: TypeAlias = Add | Ablate | Cap
+"""Everything that can be done to activations at a site."""
+
+
+def _check_direction(direction: Tensor) -> None:
+    """Refuse anything but one finite, nonzero floating-point vector."""
+    if direction.ndim != 1 or not direction.is_floating_point():
+        got = f"shape {tuple(direction.shape)}, {direction.dtype}"
+        hint = "Pick one layer's vector, e.g. `directions[layer]`."
+        rule = "be one floating-point vector of width d_model"
+        raise InvalidArgumentError(describe_violation("direction", rule, got, hint))
+    if not torch.isfinite(direction).all():
+        raise InvalidArgumentError(describe_violation("direction", "be finite", direction.tolist()))
+    if not direction.any():
+        rule = "have a length above zero"
+        raise InvalidArgumentError(describe_violation("direction", rule, direction.tolist()))
+
+
+def _check_width(activations: Tensor, direction: Tensor) -> None:
+    """Refuse activations of another width, before they broadcast."""
+    if activations.shape[-1:] != direction.shape:
+        rule = f"have the direction's width {len(direction)} as last axis"
+        hint = "Was the vector made on another model?"
+        raise InvalidArgumentError(describe_violation("activations", rule, tuple(activations.shape), hint))
