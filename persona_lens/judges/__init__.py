@@ -1,1 +1,1 @@
-"""See the modules."""
+"""Judges score how strongly a response shows a trait."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class Judgement:
     reason: str = ""
 
 
+@runtime_checkable
 class Judge(Protocol):
     """Scores responses for one trait."""
 

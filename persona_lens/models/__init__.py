@@ -1,1 +1,1 @@
-"""See the modules."""
+"""Everything that touches TransformerLens: loading, chat templates, hooks, sampling, activations."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +34,7 @@ _UNREACHED_HOOKS = (
 )  # fmt: skip
 
 
+@runtime_checkable
 class Decoder(Protocol):
     """What sampling and scoring ask of a model."""
 

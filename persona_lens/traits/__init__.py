@@ -1,1 +1,1 @@
-"""See the modules."""
+"""Traits: what a character trait is, and the bundled ones."""

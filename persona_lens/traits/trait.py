@@ -1,0 +1,273 @@
+"""Trait: a character trait as contrasting instructions, questions and a judging rubric."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from persona_lens.errors import TraitFormatError, describe_violation
+
+_FORMAT = "persona-lens-trait"
+_VERSION = 1
+_PLACEHOLDERS = ("{question}", "{answer}")
+
+
+@dataclass(frozen=True)
+class InstructionPair:
+    """Two system instructions that differ in the trait.
+
+    Args:
+        positive: Brings the trait out.
+        negative: Suppresses it.
+    """
+
+    positive: str
+    negative: str
+
+
+@dataclass(frozen=True)
+class Trait:
+    """A character trait, ready for extraction and evaluation.
+
+    Args:
+        name: Lower-case word, used in file names: letters, digits, ``-`` and ``_``.
+        description: One sentence.
+        instruction_pairs: Contrasting system instructions.
+        extraction_questions: Asked to find the direction.
+        evaluation_questions: Asked to judge steering; disjoint from the extraction questions.
+        rubric: Judging prompt with the places ``{question}`` and ``{answer}``.
+        positive_adjective: Fills "You are a(n) ... assistant." before a positive instruction; empty leaves it out.
+        negative_adjective: Likewise for negative instructions.
+
+    Raises:
+        TraitFormatError: Names the field that is empty, repeated, overlapping or malformed.
+
+    Reference:
+        Persona Vectors (arXiv 2507.21509), section 2.1 and appendix A.
+    """
+
+    name: str
+    description: str
+    instruction_pairs: tuple[InstructionPair, ...]
+    extraction_questions: tuple[str, ...]
+    evaluation_questions: tuple[str, ...]
+    rubric: str
+    positive_adjective: str = ""
+    negative_adjective: str = ""
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[a-z][a-z0-9_-]*", self.name):
+            raise TraitFormatError(
+                describe_violation("name", "be a lower-case word of letters, digits, '-' and '_'", self.name)
+            )
+        for key in ("description", "rubric"):
+            if not getattr(self, key).strip():
+                raise TraitFormatError(describe_violation(key, "not be empty", getattr(self, key)))
+        missing = [place for place in _PLACEHOLDERS if place not in self.rubric]
+        if missing:
+            raise TraitFormatError(
+                describe_violation("rubric", f"contain {' and '.join(_PLACEHOLDERS)}", f"a rubric without {missing}")
+            )
+        instructions = [text for pair in self.instruction_pairs for text in (pair.positive, pair.negative)]
+        _check_texts("instruction_pairs", instructions)
+        _check_texts("extraction_questions", self.extraction_questions)
+        _check_texts("evaluation_questions", self.evaluation_questions)
+        shared = {_normal(q) for q in self.extraction_questions} & {_normal(q) for q in self.evaluation_questions}
+        if shared:
+            raise TraitFormatError(
+                describe_violation(
+                    "evaluation_questions",
+                    "share no question with `extraction_questions`",
+                    sorted(shared),
+                    "Nothing may be judged on what it was found with; reword or remove them.",
+                )
+            )
+
+    @property
+    def positive_system_prompts(self) -> tuple[str, ...]:
+        """System prompts that bring the trait out."""
+        return tuple(_system_prompt(self.positive_adjective, pair.positive) for pair in self.instruction_pairs)
+
+    @property
+    def negative_system_prompts(self) -> tuple[str, ...]:
+        """System prompts that suppress the trait."""
+        return tuple(_system_prompt(self.negative_adjective, pair.negative) for pair in self.instruction_pairs)
+
+    def render_rubric(self, question: str, answer: str) -> str:
+        """Return the judging prompt for a response.
+
+        Both places are filled in one pass, so braces and placeholders inside question or answer stay as they are.
+
+        Example:
+            >>> trait = Trait("calm", "Calm.", (InstructionPair("Be calm.", "Fret."),), ("Q1?",), ("Q2?",),
+            ...               "Q: {question} A: {answer}")
+            >>> trait.render_rubric("why {answer}?", "{}")
+            'Q: why {answer}? A: {}'
+        """
+        values = {"{question}": question, "{answer}": answer}
+        return re.sub(r"\{question\}|\{answer\}", lambda match: values[match[0]], self.rubric)
+
+    @classmethod
+    def from_json(cls, path: str | Path) -> Trait:
+        """Read a trait file that :meth:`to_json` wrote, or one of the same form.
+
+        Raises:
+            FileNotFoundError: No such file.
+            TraitFormatError: Not JSON, not UTF-8, or a key is missing, unknown or of the wrong type.
+        """
+        content = _read_json(Path(path))
+        where = str(path)
+        known = {"format", "version", *cls.__dataclass_fields__}
+        optional = {"format", "version", "positive_adjective", "negative_adjective"}
+        missing, unknown = sorted(known - optional - content.keys()), sorted(content.keys() - known)
+        if missing or unknown:
+            if "questions" in content and "eval_prompt" in content:
+                raise TraitFormatError(f"{where} has the form of the paper's files. Read it with Trait.from_paper_json.")
+            raise TraitFormatError(f"{where}: missing keys {missing}, unknown keys {unknown}. See Trait.to_json.")
+        if content.get("version", _VERSION) != _VERSION:
+            raise TraitFormatError(f"{where}: `version` must be {_VERSION}. Got {content['version']!r}.")
+        pairs = content["instruction_pairs"]
+        if not isinstance(pairs, list):
+            raise TraitFormatError(f"{where}: `instruction_pairs` must be a list of objects. Got {pairs!r:.80}.")
+        return cls(
+            name=_text(content, "name", where),
+            description=_text(content, "description", where),
+            instruction_pairs=_read_pairs(pairs, "instruction_pairs", "positive", "negative", where),
+            extraction_questions=_texts(content, "extraction_questions", where),
+            evaluation_questions=_texts(content, "evaluation_questions", where),
+            rubric=_text(content, "rubric", where),
+            positive_adjective=_text(content, "positive_adjective", where, default=""),
+            negative_adjective=_text(content, "negative_adjective", where, default=""),
+        )
+
+    def to_json(self, path: str | Path) -> None:
+        """Write the trait as UTF-8 JSON."""
+        content = {"format": _FORMAT, "version": _VERSION, **asdict(self)}
+        Path(path).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    @classmethod
+    def from_paper_json(
+        cls,
+        extraction_path: str | Path,
+        evaluation_path: str | Path | None = None,
+        *,
+        name: str | None = None,
+        description: str | None = None,
+        positive_adjective: str = "",
+        negative_adjective: str = "",
+    ) -> Trait:
+        """Read a trait in the form of the paper's code: ``instruction``, ``questions``, ``eval_prompt``.
+
+        Args:
+            extraction_path: The file with instructions and extraction questions.
+            evaluation_path: The file with the evaluation questions; None splits the first file's questions in half.
+            name: None takes the file's name.
+            description: None makes a sentence of the name.
+            positive_adjective: Fills "You are a(n) ... assistant.".
+            negative_adjective: Likewise.
+
+        Raises:
+            TraitFormatError: A malformed file; the message names the key.
+        """
+        path = Path(extraction_path)
+        content = _read_json(path)
+        pairs = content.get("instruction")
+        if not isinstance(pairs, list):
+            raise TraitFormatError(f"{path}: `instruction` must be a list of objects with 'pos' and 'neg'. Got {pairs!r:.80}.")
+        questions = _texts(content, "questions", str(path))
+        if evaluation_path is None:
+            half = len(questions) // 2
+            extraction, evaluation = questions[:half], questions[half:]
+        else:
+            extraction = questions
+            evaluation = _texts(_read_json(Path(evaluation_path)), "questions", str(evaluation_path))
+        name = name or re.sub(r"[^a-z0-9_-]", "-", path.stem.lower())
+        return cls(
+            name=name,
+            description=description or f"The trait {name}.",
+            instruction_pairs=_read_pairs(pairs, "instruction", "pos", "neg", str(path)),
+            extraction_questions=extraction,
+            evaluation_questions=evaluation,
+            rubric=_text(content, "eval_prompt", str(path)),
+            positive_adjective=positive_adjective,
+            negative_adjective=negative_adjective,
+        )
+
+    def __repr__(self) -> str:
+        return (
+            f"Trait({self.name!r}: {self.description} {len(self.instruction_pairs)} instruction pairs, "
+            f"{len(self.extraction_questions)} + {len(self.evaluation_questions)} questions)"
+        )
+
+    def _repr_html_(self) -> str:
+        rows = {
+            "description": self.description,
+            "positive": self.positive_system_prompts[0],
+            "negative": self.negative_system_prompts[0],
+            "first question": self.extraction_questions[0],
+            "questions": f"{len(self.extraction_questions)} extraction + {len(self.evaluation_questions)} evaluation",
+        }
+        cells = "".join(f"<tr><th>{key}</th><td>{html.escape(value)}</td></tr>" for key, value in rows.items())
+        return f"<table><caption>Trait {html.escape(self.name)}</caption>{cells}</table>"
+
+
+def _system_prompt(adjective: str, instruction: str) -> str:
+    if not adjective:
+        return instruction
+    article = "an" if adjective[0].lower() in "aeiou" else "a"
+    return f"You are {article} {adjective} assistant. {instruction}"
+
+
+def _normal(text: str) -> str:
+    return " ".join(text.casefold().split())
+
+
+def _check_texts(key: str, texts: Sequence[str]) -> None:
+    if not texts:
+        raise TraitFormatError(describe_violation(key, "hold at least one entry", []))
+    empty = [index for index, text in enumerate(texts) if not text.strip()]
+    if empty:
+        raise TraitFormatError(describe_violation(key, "hold no empty text", f"empty at {empty}"))
+    if len({_normal(text) for text in texts}) != len(texts):
+        repeated = sorted({text for text in texts if [_normal(t) for t in texts].count(_normal(text)) > 1})
+        raise TraitFormatError(describe_violation(key, "hold no text twice", repeated))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes().decode("utf-8"))
+    except json.JSONDecodeError as error:
+        raise TraitFormatError(f"{path} must be JSON. Line {error.lineno}, column {error.colno}: {error.msg}.") from error
+    except UnicodeDecodeError as error:
+        raise TraitFormatError(f"{path} must be UTF-8. Byte {error.start} is not; save it again as UTF-8.") from error
+    if not isinstance(content, dict):
+        raise TraitFormatError(f"{path} must hold a JSON object. Got {type(content).__name__}.")
+    return content
+
+
+def _text(content: Mapping[str, Any], key: str, where: str, default: str | None = None) -> str:
+    value = content.get(key, default)
+    if not isinstance(value, str):
+        raise TraitFormatError(f"{where}: `{key}` must be a text. Got {value!r:.80}.")
+    return value
+
+
+def _texts(content: Mapping[str, Any], key: str, where: str) -> tuple[str, ...]:
+    value = content.get(key)
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise TraitFormatError(f"{where}: `{key}` must be a list of texts. Got {value!r:.80}.")
+    return tuple(value)
+
+
+def _read_pairs(pairs: list[Any], key: str, positive: str, negative: str, where: str) -> tuple[InstructionPair, ...]:
+    for index, pair in enumerate(pairs):
+        if not isinstance(pair, dict) or not all(isinstance(pair.get(side), str) for side in (positive, negative)):
+            raise TraitFormatError(
+                f"{where}: `{key}[{index}]` must have the texts {positive!r} and {negative!r}. Got {pair!r:.80}."
+            )
+    return tuple(InstructionPair(pair[positive], pair[negative]) for pair in pairs)
