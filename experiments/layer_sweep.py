@@ -75,7 +75,9 @@ class Arguments:
 def main(arguments: Annotated[Arguments, tyro.conf.arg(name="")]) -> None:
     """Run or redraw each trait's sweep."""
     if not arguments.trait:
-        raise SystemExit(f"--trait is missing: one of {', '.join(pl.list_traits())}, or the path of a trait's JSON file.")
+        raise SystemExit(
+            f"--trait is missing: one of {', '.join(pl.list_traits())}, or the path of a trait's JSON file."
+        )
     traits = [read_trait(name) for name in arguments.trait]  # before any model runs
     model = None if arguments.replot else pl.load_model(arguments.model, dtype=arguments.dtype)
     for trait in traits:
@@ -115,7 +117,8 @@ def run(model: Any, trait: pl.Trait, arguments: Arguments) -> dict[str, Any]:
         seed=arguments.seed, store=store, progress=pl.show_progress,
     )  # fmt: skip
     sweep = pl.sweep_layers(
-        model, trait, vector, coefficients=profile.coefficients, layers=range(0, model.cfg.n_layers, profile.layer_step),
+        model, trait, vector, coefficients=profile.coefficients,
+        layers=range(0, model.cfg.n_layers, profile.layer_step),
         questions=selection, judge=judge, rollouts=profile.sweep_rollouts, max_new_tokens=profile.sweep_tokens,
         random_directions=profile.random_directions, seed=arguments.seed, store=store, progress=pl.show_progress,
     )  # fmt: skip

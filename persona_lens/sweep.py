@@ -6,17 +6,18 @@ import html
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from persona_lens.errors import FileFormatError, InvalidArgumentError, describe_violation
 from persona_lens.judges.judgement import Judge
 from persona_lens.judges.likelihood import calibrate_likelihood_judge
 from persona_lens.models.hooks import SiteIntervention
 from persona_lens.models.loading import ModelInfo, describe_model
+from persona_lens.models.model_type import HookedModel
 from persona_lens.models.rollouts import RolloutRequest, sample_rollouts
 from persona_lens.models.sampling import SamplingSettings
 from persona_lens.models.sites import resolve_layers
@@ -27,6 +28,9 @@ from persona_lens.tensors.interventions import Add
 from persona_lens.tensors.statistics import Interval, bootstrap_mean, bootstrap_paired_difference
 from persona_lens.traits.trait import Trait
 from persona_lens.vectors import PersonaVector
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
 
 _SWEEP_STREAM = 104
 _CONFIRMATION_STREAM = 105
@@ -187,9 +191,9 @@ class SweepResult:
             provenance=content["provenance"],
         )
 
-    def plot(self):  # noqa: ANN201 - a plotly Figure; plotly is imported only when drawing
+    def plot(self) -> Figure:
         """Draw score and coherence over layers; returns a plotly Figure."""
-        from persona_lens.plots import plot_sweep
+        from persona_lens.plots import plot_sweep  # plotly is imported only when drawing
 
         return plot_sweep(self)
 
@@ -262,7 +266,7 @@ class Confirmation:
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Confirmation:
         """Read what :meth:`to_json` returned."""
-        values = {
+        values: dict[str, Any] = {
             key: Interval(**{k: _to_nan(v) for k, v in value.items()}) if isinstance(value, dict) else value
             for key, value in content.items()
         }
@@ -283,7 +287,7 @@ class _Configuration:
 
 
 def sweep_layers(
-    model: nn.Module,
+    model: HookedModel,
     trait: Trait,
     vector: PersonaVector,
     *,
@@ -398,7 +402,7 @@ def sweep_layers(
 
 
 def confirm_choice(
-    model: nn.Module,
+    model: HookedModel,
     vector: PersonaVector,
     choice: LayerChoice,
     *,
@@ -443,9 +447,7 @@ def confirm_choice(
         vector.norms, model.cfg.d_model, max(random_directions, 1), seed + _CONFIRMATION_STREAM
     )
     configurations = [_Configuration(), _steer(choice.layer, vector.direction(choice.layer), choice.coefficient)]
-    configurations += [
-        _steer(choice.layer, directions[choice.layer], choice.coefficient) for directions in randoms
-    ]
+    configurations += [_steer(choice.layer, directions[choice.layer], choice.coefficient) for directions in randoms]
     scores, coherences, texts, n_unscored = _run_configurations(
         model, configurations, questions, judge, settings, rollouts,
         (seed, _CONFIRMATION_STREAM), store, "confirmation", progress,
@@ -492,7 +494,7 @@ def _check_sweep(
 
 
 def _run_configurations(
-    model: nn.Module,
+    model: HookedModel,
     configurations: Sequence[_Configuration],
     questions: tuple[str, ...],
     judge: Judge,
@@ -526,7 +528,7 @@ def _run_configurations(
 
 
 def _run_chunk(
-    model: nn.Module,
+    model: HookedModel,
     configurations: Sequence[_Configuration],
     questions: tuple[str, ...],
     judge: Judge,

@@ -6,12 +6,13 @@ import html
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from persona_lens.errors import (
     FileFormatError,
@@ -22,6 +23,7 @@ from persona_lens.errors import (
 from persona_lens.judges.judgement import Judge
 from persona_lens.judges.likelihood import calibrate_likelihood_judge
 from persona_lens.models.loading import ModelInfo, describe_model
+from persona_lens.models.model_type import HookedModel
 from persona_lens.models.rollouts import Rollout, RolloutRequest, sample_recorded_rollouts
 from persona_lens.models.sampling import SamplingSettings
 from persona_lens.models.sites import check_layer
@@ -29,6 +31,9 @@ from persona_lens.progress import ProgressFactory, no_progress
 from persona_lens.storage import Shard, ShardStore, collect_versions, load_or_compute, load_shard, save_shard
 from persona_lens.tensors.directions import cosine, normalize
 from persona_lens.traits.trait import Trait
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
 
 TokenPosition = Literal["response_mean", "prompt_mean", "last_prompt"]
 TOKEN_POSITIONS: tuple[TokenPosition, ...] = ("response_mean", "prompt_mean", "last_prompt")
@@ -152,7 +157,7 @@ class PersonaVector:
         """Return the same vector, using the directions of another token position."""
         return replace(self, position=position)
 
-    def check_model(self, model: nn.Module) -> None:
+    def check_model(self, model: HookedModel) -> None:
         """Refuse a model that the vector was not extracted from.
 
         Raises:
@@ -200,7 +205,9 @@ class PersonaVector:
                 describe_violation("other", f"use the token position {self.position!r}", other.position, "See .at().")
             )
         shared = self.by_position.keys() & other.by_position.keys()
-        combined = {key: self.by_position[key] + sign * other.by_position[key] for key in self.by_position if key in shared}
+        combined = {
+            key: self.by_position[key] + sign * other.by_position[key] for key in self.by_position if key in shared
+        }
         return PersonaVector(name, self.model, combined, self.position, provenance={"combined": name})
 
     def save(self, path: str | Path) -> None:
@@ -250,9 +257,9 @@ class PersonaVector:
             provenance=records["provenance"],
         )
 
-    def plot(self):  # noqa: ANN201 - a plotly Figure; plotly is imported only when drawing
+    def plot(self) -> Figure:
         """Draw norm and split-half stability over layers; returns a plotly Figure."""
-        from persona_lens.plots import plot_vector
+        from persona_lens.plots import plot_vector  # plotly is imported only when drawing
 
         return plot_vector(self)
 
@@ -286,7 +293,7 @@ class _PairUnit:
 
 
 def extract_persona_vector(
-    model: nn.Module,
+    model: HookedModel,
     trait: Trait,
     *,
     judge: Judge | Literal["none"] | None = None,
@@ -349,18 +356,16 @@ def extract_persona_vector(
         for q in range(len(trait.extraction_questions))
         for r in range(rollouts)
     ]
-    sums: Tensor | None = None  # [half, class, position, layer, d_model]
-    n_kept = torch.zeros(2)  # pairs kept in each half of the questions
+    # [half of the questions, class, position, layer, d_model]; in float64, so that many shards add up exactly enough
+    sums = torch.zeros(2, 2, 3, model.cfg.n_layers, model.cfg.d_model, dtype=torch.float64)
+    n_kept = torch.zeros(2, dtype=torch.float64)  # pairs kept in each half
     counts = ExtractionCounts()
     with progress("extracting", len(units)) as advance:
         for at in range(0, len(units), _PAIRS_AT_ONCE):
             chunk = units[at : at + _PAIRS_AT_ONCE]
-            shard = load_or_compute(
-                store,
-                f"extraction-{at:06d}",
-                lambda chunk=chunk: _extract_chunk(model, trait, chunk, judge, settings, min_coherence, seed),
-            )
-            sums = shard.tensors["sums"] if sums is None else sums + shard.tensors["sums"]
+            compute = partial(_extract_chunk, model, trait, chunk, judge, settings, min_coherence, seed)
+            shard = load_or_compute(store, f"extraction-{at:06d}", compute)
+            sums = sums + shard.tensors["sums"]
             n_kept = n_kept + shard.tensors["n_kept"]
             counts = counts + ExtractionCounts(**shard.records["counts"])
             advance(len(chunk))
@@ -374,12 +379,12 @@ def extract_persona_vector(
                 'pass judge="none" to see the unfiltered direction.',
             )
         )
-    total = sums.sum(dim=0) / counts.kept
+    total = (sums.sum(dim=0) / counts.kept).float()
     difference = total[0] - total[1]  # [position, layer, d_model]
-    split_half = {}
+    split_half: dict[str, Tensor] = {}
     if bool((n_kept > 0).all()):
-        halves = (sums[:, 0] - sums[:, 1]) / n_kept[:, None, None, None]
-        split_half = dict(zip(TOKEN_POSITIONS, cosine(halves[0], halves[1]).unbind(), strict=True))
+        halves = ((sums[:, 0] - sums[:, 1]) / n_kept[:, None, None, None]).float()
+        split_half |= dict(zip(TOKEN_POSITIONS, cosine(halves[0], halves[1]).unbind(), strict=True))
     return PersonaVector(
         trait=trait.name,
         model=describe_model(model),
@@ -400,7 +405,7 @@ def extract_persona_vector(
 
 
 def _extract_chunk(
-    model: nn.Module,
+    model: HookedModel,
     trait: Trait,
     units: Sequence[_PairUnit],
     judge: Judge | Literal["none"],
@@ -431,6 +436,7 @@ def _extract_chunk(
             n_kept[half] += 1
             for side in (0, 1):
                 means = sampled[2 * i + side].residuals
+                assert means is not None  # a kept pair has two responses that are not empty
                 sums[half, side] += torch.stack([means.response_mean, means.prompt_mean, means.last_prompt]).cpu()
     counts = {"pairs": len(units)} | {reason: reasons.count(reason) for reason in sorted(set(reasons))}
     return Shard({"sums": sums, "n_kept": n_kept}, {"counts": counts})

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from scipy.optimize import minimize
-from torch import nn
 
 from persona_lens.errors import HooksPresentError, InvalidArgumentError, describe_violation
 from persona_lens.judges.judgement import Judgement
-from persona_lens.models.chat import build_messages, encode_conversation
+from persona_lens.models.chat import Message, build_messages, encode_conversation
 from persona_lens.models.likelihood import Continuation, mean_log_likelihoods
+from persona_lens.models.model_type import HookedModel
 from persona_lens.models.rollouts import Rollout, RolloutRequest, sample_rollouts
 from persona_lens.models.sampling import SamplingSettings
 from persona_lens.models.sites import hook_name
@@ -106,7 +106,7 @@ class LikelihoodJudge:
         calibration: How log-likelihoods become scores.
     """
 
-    model: nn.Module
+    model: HookedModel
     trait: Trait
     n_pairs: int
     calibration: LikelihoodCalibration
@@ -146,7 +146,7 @@ class _RawScore:
 
 
 def calibrate_likelihood_judge(
-    model: nn.Module,
+    model: HookedModel,
     trait: Trait,
     *,
     n_pairs: int = 2,
@@ -178,7 +178,9 @@ def calibrate_likelihood_judge(
     """
     if not 1 <= n_pairs <= len(trait.instruction_pairs):
         raise InvalidArgumentError(
-            describe_violation("n_pairs", f"be in [1, {len(trait.instruction_pairs)}]", n_pairs, "The trait has no more.")
+            describe_violation(
+                "n_pairs", f"be in [1, {len(trait.instruction_pairs)}]", n_pairs, "The trait has no more."
+            )
         )
     if rollouts < 1:
         raise InvalidArgumentError(describe_violation("rollouts", "be at least 1", rollouts))
@@ -255,7 +257,7 @@ def measure_separation(
 
 
 def sample_labelled_responses(
-    model: nn.Module,
+    model: HookedModel,
     trait: Trait,
     questions: Sequence[str],
     settings: SamplingSettings,
@@ -277,15 +279,13 @@ def sample_labelled_responses(
     return sides[0], sides[1]
 
 
-def check_unsteered(model: nn.Module) -> None:
+def check_unsteered(model: HookedModel) -> None:
     """Refuse a model whose residual stream carries hooks.
 
     Raises:
         HooksPresentError: Names the layers.
     """
-    hooked = [
-        name for name in map(hook_name, range(model.cfg.n_layers)) if model.hook_dict[name].fwd_hooks
-    ]
+    hooked = [name for name in map(hook_name, range(model.cfg.n_layers)) if model.hook_dict[name].fwd_hooks]
     if hooked:
         raise HooksPresentError(
             describe_violation(
@@ -297,14 +297,12 @@ def check_unsteered(model: nn.Module) -> None:
         )
 
 
-def _raw_of(model: nn.Module, trait: Trait, n_pairs: int, rollouts: Sequence[Rollout]) -> list[_RawScore | None]:
-    return _raw_scores(
-        model, trait, n_pairs, [r.request.question for r in rollouts], [r.response for r in rollouts]
-    )
+def _raw_of(model: HookedModel, trait: Trait, n_pairs: int, rollouts: Sequence[Rollout]) -> list[_RawScore | None]:
+    return _raw_scores(model, trait, n_pairs, [r.request.question for r in rollouts], [r.response for r in rollouts])
 
 
 def _raw_scores(
-    model: nn.Module, trait: Trait, n_pairs: int, questions: Sequence[str], responses: Sequence[str]
+    model: HookedModel, trait: Trait, n_pairs: int, questions: Sequence[str], responses: Sequence[str]
 ) -> list[_RawScore | None]:
     """Return log-likelihood differences and neutral log-likelihoods; None for an empty response."""
     if len(questions) != len(responses):
@@ -317,7 +315,7 @@ def _raw_scores(
     continuations = []
     for i in judged:
         for system in systems:
-            messages = [*build_messages(questions[i], system), {"role": "assistant", "content": responses[i]}]
+            messages = [*build_messages(questions[i], system), Message(role="assistant", content=responses[i])]
             encoded = encode_conversation(model.tokenizer, messages, n_ctx=model.cfg.n_ctx)
             continuations.append(Continuation(tuple(encoded.prompt_tokens), tuple(encoded.response_tokens)))
     likelihoods = np.array(mean_log_likelihoods(model, continuations)).reshape(len(judged), len(systems))
@@ -335,10 +333,12 @@ def _fit_logistic(positive: np.ndarray, negative: np.ndarray) -> tuple[float, fl
         Platt (1999), "Probabilistic outputs for support vector machines".
     """
     values = np.concatenate([positive, negative])
-    targets = np.concatenate([
-        np.full(len(positive), (len(positive) + 1) / (len(positive) + 2)),
-        np.full(len(negative), 1 / (len(negative) + 2)),
-    ])
+    targets = np.concatenate(
+        [
+            np.full(len(positive), (len(positive) + 1) / (len(positive) + 2)),
+            np.full(len(negative), 1 / (len(negative) + 2)),
+        ]
+    )
     # Standardised, so that one scale of steps fits whatever the spread of the log-likelihoods.
     center, spread = values.mean(), values.std() or 1.0
     scaled = (values - center) / spread

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from persona_lens.errors import ContextLengthError, InvalidArgumentError, describe_violation
 from persona_lens.models.attention import round_up
 from persona_lens.models.decoding import open_decoder
-from persona_lens.models.hooks import ResidualRecorder, attached
+from persona_lens.models.hooks import HookFn, ResidualRecorder, attached
+from persona_lens.models.model_type import HookedModel
 from persona_lens.models.sampling import ResidualMeans
 from persona_lens.models.sites import hook_name
 
@@ -21,7 +23,7 @@ _LENGTH_MULTIPLE = 16
 
 
 def cache_residual_stream(
-    model: nn.Module,
+    model: HookedModel,
     tokens: Int[Tensor, "batch pos"],
     *,
     is_padding: Bool[Tensor, "batch pos"] | None = None,
@@ -65,7 +67,7 @@ def cache_residual_stream(
         )
     stored: dict[int, Tensor] = {}
 
-    def store(layer: int):  # noqa: ANN202 - a TransformerLens hook
+    def store(layer: int) -> HookFn:
         def keep(residual: Tensor, hook: object) -> None:
             stored[layer] = residual.detach()
 
@@ -95,7 +97,7 @@ class TokenSpans:
 
 
 def pool_residual_stream(
-    model: nn.Module, conversations: Sequence[TokenSpans]
+    model: HookedModel, conversations: Sequence[TokenSpans]
 ) -> Iterator[tuple[int, ResidualMeans]]:
     """Pool given conversations' residual stream over prompt, last prompt token and response, at all layers.
 
@@ -138,7 +140,9 @@ def pool_residual_stream(
         while at < len(order):
             # Lengths rise along the order, so the batch's padded size is set by its last member.
             size = 1
-            while at + size < len(order) and (size + 1) * conversations[order[at + size]].response_end <= _TOKENS_AT_ONCE:
+            while (
+                at + size < len(order) and (size + 1) * conversations[order[at + size]].response_end <= _TOKENS_AT_ONCE
+            ):
                 size += 1
             batch = order[at : at + size]
             at += size
@@ -150,7 +154,7 @@ def pool_residual_stream(
             cache = decoder.new_cache(size, n_pos)
             device = cache.keys.device
             spans = torch.tensor([(item.response_start, item.response_end) for item in items], device=device)
-            recorder.expect(lambda residual, spans=spans: _pool_spans(residual, spans))
+            recorder.expect(partial(_pool_spans, spans=spans))
             decoder.extend(tokens.to(device), torch.zeros(size, dtype=torch.long, device=device), cache)
             pooled = recorder.read()
             for row, index in enumerate(batch):

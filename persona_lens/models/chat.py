@@ -147,7 +147,10 @@ def encode_conversation(
     if start < 0:
         raise ChatTemplateError(
             describe_violation(
-                "tokenizer", "have a chat template that renders a response as it is", text[-200:], "See its chat_template."
+                "tokenizer",
+                "have a chat template that renders a response as it is",
+                text[-200:],
+                "See its chat_template.",
             )
         )
     encoded = tokenizer(text, add_special_tokens=_adds_bos(tokenizer, text), return_offsets_mapping=True)
@@ -188,7 +191,9 @@ def _render(tokenizer: Any, messages: Sequence[Message], *, add_generation_promp
         )
     except jinja2.TemplateError as error:
         raise ChatTemplateError(
-            describe_violation("messages", "be a conversation that the chat template can render", list(messages), str(error))
+            describe_violation(
+                "messages", "be a conversation that the chat template can render", list(messages), str(error)
+            )
         ) from error
 
 

@@ -10,7 +10,7 @@ forward pass; only attention is computed leanly. Hooks inside attention would no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol, runtime_checkable
 
@@ -26,6 +26,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from persona_lens.errors import HooksPresentError, UnsupportedModelError, describe_violation
 from persona_lens.models.attention import SlotCache, Span, attend_grouped
+from persona_lens.models.model_type import HookedModel
 
 # Hook points whose value the lean attention never forms.
 _UNREACHED_HOOKS = (
@@ -54,7 +55,7 @@ class Decoder(Protocol):
 
 
 @contextmanager
-def open_decoder(model: nn.Module) -> Iterator[Decoder]:
+def open_decoder(model: HookedModel) -> Iterator[Decoder]:
     """Yield the decoder of a model, with gradients off.
 
     Args:
@@ -73,7 +74,7 @@ def open_decoder(model: nn.Module) -> Iterator[Decoder]:
             yield HookedDecoder(model)
 
 
-def check_no_hidden_hooks(model: nn.Module) -> None:
+def check_no_hidden_hooks(model: HookedModel) -> None:
     """Refuse a model with hooks that sampling and scoring would pass by in silence.
 
     Raises:
@@ -101,7 +102,7 @@ def check_no_hidden_hooks(model: nn.Module) -> None:
 class HookedDecoder:
     """Runs a HookedTransformer. See :class:`Decoder`."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: HookedModel) -> None:
         self.model = model
         self.cfg = cfg = model.cfg
         unsupported = [
@@ -171,7 +172,7 @@ class HookedDecoder:
             logits = cap * torch.tanh(logits / cap)
         return logits.reshape(*hidden.shape[:-1], -1)
 
-    def _rotation(self, attn: nn.Module, span: Span) -> tuple[Tensor, Tensor]:
+    def _rotation(self, attn: HookedModel, span: Span) -> tuple[Tensor, Tensor]:
         """Return cos and sin at the span's positions, ``[row, pos, 1, rotary_dim]``."""
         needed = span.key_length
         if attn.attn_type not in self._rotary or self._rotary[attn.attn_type][0].shape[0] < needed:
@@ -185,7 +186,7 @@ class HookedDecoder:
     def _run_block(
         self,
         layer: int,
-        block: nn.Module,
+        block: HookedModel,
         residual: Tensor,
         span: Span,
         cache: SlotCache,
@@ -206,7 +207,7 @@ class HookedDecoder:
     def _attend(
         self,
         layer: int,
-        attn: nn.Module,
+        attn: HookedModel,
         normalized: Tensor,
         span: Span,
         cache: SlotCache,
@@ -232,7 +233,7 @@ class HookedDecoder:
         weight = rearrange(attn.W_O, "head d_head d_model -> d_model (head d_head)")
         return F.linear(rearrange(z, "row head pos d_head -> row pos (head d_head)"), weight, attn.b_O)
 
-    def _rotate(self, attn: nn.Module, heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def _rotate(self, attn: HookedModel, heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         rotary_dim = cos.shape[-1]
         turned, passed = heads[..., :rotary_dim], heads[..., rotary_dim:]
         if self.cfg.rotary_adjacent_pairs:
@@ -281,7 +282,7 @@ ALL_MASK_ATTENTION_FUNCTIONS.register(_HF_ATTENTION, lambda *args, attention_mas
 class BridgeDecoder:
     """Runs the Hugging Face model under a TransformerBridge. See :class:`Decoder`."""
 
-    def __init__(self, model: TransformerBridge) -> None:
+    def __init__(self, model: HookedModel) -> None:
         self.model = model
         self.hf_model = model.original_model
         self.config = self.hf_model.config.get_text_config()
@@ -292,9 +293,7 @@ class BridgeDecoder:
         n_kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         d_head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         weight = self.hf_model.get_input_embeddings().weight
-        return SlotCache(
-            config.num_hidden_layers, n_slots, max_length, n_kv_heads, d_head, weight.dtype, weight.device
-        )
+        return SlotCache(config.num_hidden_layers, n_slots, max_length, n_kv_heads, d_head, weight.dtype, weight.device)
 
     def extend(
         self, tokens: Int[Tensor, "row pos"], starts: Int[Tensor, " row"], cache: SlotCache
@@ -325,16 +324,16 @@ class BridgeDecoder:
 
 
 @contextmanager
-def _unwrapped_blocks(model: TransformerBridge) -> Iterator[None]:
+def _unwrapped_blocks(model: HookedModel) -> Iterator[None]:
     """Let the modules inside the blocks run without their hook wrappers, and attention run on a slot cache."""
     config = model.original_model.config.get_text_config()
-    restore: list[Callable[[], None]] = []
+    restore: list[tuple[nn.Module, str, nn.Module]] = []
 
-    def unwrap(module: nn.Module) -> None:
+    def unwrap(module: HookedModel) -> None:
         for name, child in list(module._modules.items()):
             raw = getattr(child, "original_component", None)
             if raw is not None:
-                restore.append(lambda module=module, name=name, child=child: module._modules.update({name: child}))
+                restore.append((module, name, child))
                 module._modules[name] = raw
                 unwrap(raw)
             elif child is not None:
@@ -348,5 +347,5 @@ def _unwrapped_blocks(model: TransformerBridge) -> Iterator[None]:
         yield
     finally:
         config._attn_implementation = implementation
-        for undo in reversed(restore):
-            undo()
+        for module, name, child in reversed(restore):
+            module._modules[name] = child

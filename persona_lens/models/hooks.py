@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from persona_lens.errors import HookNeverFiredError, InvalidArgumentError, describe_violation
+from persona_lens.models.model_type import HookedModel
 from persona_lens.models.sites import check_layer, hook_name
 from persona_lens.tensors.interventions import Intervention
 
@@ -139,7 +140,7 @@ class ResidualRecorder:
 
 
 @contextmanager
-def attached(model: nn.Module, pairs: Sequence[HookPair]) -> Iterator[None]:
+def attached(model: HookedModel, pairs: Sequence[HookPair]) -> Iterator[None]:
     """Attach hook pairs to either model class for the length of a ``with`` block, by exception too."""
     with model.hooks(fwd_hooks=list(pairs)):
         yield

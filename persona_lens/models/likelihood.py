@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from persona_lens.errors import ContextLengthError, InvalidArgumentError, describe_violation
 from persona_lens.models.attention import round_up
 from persona_lens.models.decoding import Decoder, open_decoder
+from persona_lens.models.model_type import HookedModel
 from persona_lens.models.prefixes import Prefix, compute_prefixes
 
 # Rows of one forward pass hold about this many tokens: enough to fill the machine, and bounded memory.
@@ -35,7 +36,7 @@ class Continuation:
     response: tuple[int, ...]
 
 
-def mean_log_likelihoods(model: nn.Module, continuations: Sequence[Continuation]) -> list[float]:
+def mean_log_likelihoods(model: HookedModel, continuations: Sequence[Continuation]) -> list[float]:
     r"""Return each response's mean log-likelihood a token, in nats.
 
     .. math:: \frac{1}{T} \sum_{t=1}^{T} \log p(y_t \mid x, y_{<t})
@@ -57,7 +58,9 @@ def mean_log_likelihoods(model: nn.Module, continuations: Sequence[Continuation]
     for index, item in enumerate(continuations):
         if not item.prompt or not item.response:
             raise InvalidArgumentError(
-                describe_violation(f"continuations[{index}]", "have a prompt and a response of at least one token", item)
+                describe_violation(
+                    f"continuations[{index}]", "have a prompt and a response of at least one token", item
+                )
             )
         if len(item.prompt) + len(item.response) > model.cfg.n_ctx:
             raise ContextLengthError(

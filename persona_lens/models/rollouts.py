@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-
-from torch import nn
 
 from persona_lens.models.chat import build_messages, encode_prompt, stop_token_ids
 from persona_lens.models.hooks import SiteIntervention
+from persona_lens.models.model_type import HookedModel
 from persona_lens.models.sampling import (
     ResidualMeans,
     SampledResponse,
@@ -56,7 +55,7 @@ class Rollout:
 
 
 def sample_rollouts(
-    model: nn.Module, requests: Sequence[RolloutRequest], settings: SamplingSettings
+    model: HookedModel, requests: Sequence[RolloutRequest], settings: SamplingSettings
 ) -> list[Rollout]:
     """Sample a response to each question, in the order given.
 
@@ -79,13 +78,18 @@ def sample_rollouts(
 
 
 def sample_recorded_rollouts(
-    model: nn.Module, requests: Sequence[RolloutRequest], settings: SamplingSettings
+    model: HookedModel, requests: Sequence[RolloutRequest], settings: SamplingSettings
 ) -> list[Rollout]:
     """Do as :func:`sample_rollouts`, and give each rollout its pooled residual stream (``layer × d_model`` × 3)."""
     return _collect(model, requests, settings, sample_recorded_stream)
 
 
-def _collect(model: nn.Module, requests: Sequence[RolloutRequest], settings: SamplingSettings, stream) -> list[Rollout]:  # noqa: ANN001
+def _collect(
+    model: HookedModel,
+    requests: Sequence[RolloutRequest],
+    settings: SamplingSettings,
+    stream: Callable[..., Iterator[tuple[int, SampledResponse]]],
+) -> list[Rollout]:
     tokenizer = model.tokenizer
     if not settings.stop_tokens:
         settings = replace(settings, stop_tokens=stop_token_ids(tokenizer))
@@ -101,9 +105,7 @@ def _collect(model: nn.Module, requests: Sequence[RolloutRequest], settings: Sam
                 reserve=settings.max_new_tokens,
             ).tokens
         sample_requests.append(SampleRequest(prompts[key], request.seed, request.interventions))
-    sampled: list[SampledResponse | None] = [None] * len(requests)
-    for index, response in stream(model, sample_requests, settings):
-        sampled[index] = response
+    sampled = dict(stream(model, sample_requests, settings))
     return [
         Rollout(
             request,
@@ -112,5 +114,5 @@ def _collect(model: nn.Module, requests: Sequence[RolloutRequest], settings: Sam
             response.stop_reason,
             response.residuals,
         )
-        for request, response in zip(requests, sampled, strict=True)
+        for request, response in ((request, sampled[index]) for index, request in enumerate(requests))
     ]

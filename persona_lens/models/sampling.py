@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from persona_lens.errors import ContextLengthError, InvalidArgumentError, describe_violation
 from persona_lens.models.attention import round_up
@@ -26,6 +26,7 @@ from persona_lens.models.hooks import (
     attached,
     check_site_interventions,
 )
+from persona_lens.models.model_type import HookedModel
 from persona_lens.models.prefixes import Prefix, RecentlyUsed, compute_prefixes
 
 # Batches are filled up to a multiple of this with idle rows: matrix kernels round differently for odd heights.
@@ -116,7 +117,7 @@ class SamplingSettings:
 
 
 def sample_stream(
-    model: nn.Module,
+    model: HookedModel,
     requests: Sequence[SampleRequest],
     settings: SamplingSettings,
 ) -> Iterator[tuple[int, SampledResponse]]:
@@ -142,7 +143,7 @@ def sample_stream(
 
 
 def sample_recorded_stream(
-    model: nn.Module,
+    model: HookedModel,
     requests: Sequence[SampleRequest],
     settings: SamplingSettings,
 ) -> Iterator[tuple[int, SampledResponse]]:
@@ -155,7 +156,7 @@ def sample_recorded_stream(
 
 
 def _stream(
-    model: nn.Module,
+    model: HookedModel,
     requests: Sequence[SampleRequest],
     settings: SamplingSettings,
     recorder: ResidualRecorder | None,
@@ -169,7 +170,7 @@ def _stream(
         yield from _Sampler(decoder, requests, settings, interventions, recorder).run()
 
 
-def _check_requests(model: nn.Module, requests: Sequence[SampleRequest], settings: SamplingSettings) -> None:
+def _check_requests(model: HookedModel, requests: Sequence[SampleRequest], settings: SamplingSettings) -> None:
     limit = model.cfg.n_ctx - settings.max_new_tokens
     for index, request in enumerate(requests):
         if not request.prompt:
@@ -230,9 +231,11 @@ class _Sampler:
         self.rows: list[_Row] = []  # row i lies in slot i
         self.capacity = min(settings.batch_size, len(requests))
         self.waiting = 0  # index of the next request to admit
-        self.prefixes = RecentlyUsed(capacity=2 * self.capacity + _PROMPTS_AT_ONCE)
-        self.last_prompt: Tensor | None = None
-        self.response_sum: Tensor | None = None
+        self.prefixes: RecentlyUsed[tuple[object, ...], _StoredPrefix] = RecentlyUsed(
+            2 * self.capacity + _PROMPTS_AT_ONCE
+        )
+        self.last_prompt = torch.zeros(0)  # [layer, slot, d_model] once something is recorded
+        self.response_sum = torch.zeros(0)
 
     def run(self) -> Iterator[tuple[int, SampledResponse]]:
         while self.rows or self.waiting < len(self.requests):
@@ -307,7 +310,7 @@ class _Sampler:
         return logits[: len(self.rows)]
 
     def _record(self, residuals: Float[Tensor, "layer row d_model"]) -> None:
-        if self.response_sum is None:
+        if self.response_sum.numel() == 0:
             n_layers, _, d_model = residuals.shape
             shape = (n_layers, self.cache.n_slots, d_model)
             self.response_sum = torch.zeros(shape, dtype=torch.float32, device=self.device)
@@ -347,7 +350,7 @@ class _Sampler:
 
     def _means(self, slot: int) -> ResidualMeans | None:
         row = self.rows[slot]
-        if self.recorder is None or not row.tokens:
+        if row.stored.residual_sum is None or not row.tokens:
             return None
         last = self.last_prompt[:, slot].clone()
         return ResidualMeans(
@@ -412,9 +415,7 @@ def draw_tokens(
     return _invert_cumulative(probabilities, draws.to(probabilities))
 
 
-def _invert_cumulative(
-    probabilities: Float[Tensor, "row vocab"], draws: Float[Tensor, " row"]
-) -> Int[Tensor, " row"]:
+def _invert_cumulative(probabilities: Float[Tensor, "row vocab"], draws: Float[Tensor, " row"]) -> Int[Tensor, " row"]:
     """Find each row's first token whose cumulative mass exceeds ``draw * total``, in blocks of 256 tokens.
 
     Summing blocks first touches the vocabulary once, vectorised; a plain cumulative sum is several times slower.

@@ -343,9 +343,7 @@ def _bootstrap(
     return Interval(float(estimate), float(low), float(high), level)
 
 
-def _draw_counts(
-    sizes: tuple[int, ...], n_resamples: int, rng: np.random.Generator
-) -> Iterator[list[ndarray]]:
+def _draw_counts(sizes: tuple[int, ...], n_resamples: int, rng: np.random.Generator) -> Iterator[list[ndarray]]:
     """Draw how often each unit is in each resample, a block of resamples at a time."""
     block = max(1, _BLOCK_SIZE // sum(sizes))
     for start in range(0, n_resamples, block):

@@ -127,7 +127,9 @@ class Trait:
         missing, unknown = sorted(known - optional - content.keys()), sorted(content.keys() - known)
         if missing or unknown:
             if "questions" in content and "eval_prompt" in content:
-                raise TraitFormatError(f"{where} has the form of the paper's files. Read it with Trait.from_paper_json.")
+                raise TraitFormatError(
+                    f"{where} has the form of the paper's files. Read it with Trait.from_paper_json."
+                )
             raise TraitFormatError(f"{where}: missing keys {missing}, unknown keys {unknown}. See Trait.to_json.")
         if content.get("version", _VERSION) != _VERSION:
             raise TraitFormatError(f"{where}: `version` must be {_VERSION}. Got {content['version']!r}.")
@@ -178,7 +180,9 @@ class Trait:
         content = _read_json(path)
         pairs = content.get("instruction")
         if not isinstance(pairs, list):
-            raise TraitFormatError(f"{path}: `instruction` must be a list of objects with 'pos' and 'neg'. Got {pairs!r:.80}.")
+            raise TraitFormatError(
+                f"{path}: `instruction` must be a list of objects with 'pos' and 'neg'. Got {pairs!r:.80}."
+            )
         questions = _texts(content, "questions", str(path))
         if evaluation_path is None:
             half = len(questions) // 2
@@ -242,7 +246,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes().decode("utf-8"))
     except json.JSONDecodeError as error:
-        raise TraitFormatError(f"{path} must be JSON. Line {error.lineno}, column {error.colno}: {error.msg}.") from error
+        raise TraitFormatError(
+            f"{path} must be JSON. Line {error.lineno}, column {error.colno}: {error.msg}."
+        ) from error
     except UnicodeDecodeError as error:
         raise TraitFormatError(f"{path} must be UTF-8. Byte {error.start} is not; save it again as UTF-8.") from error
     if not isinstance(content, dict):

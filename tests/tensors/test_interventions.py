@@ -56,9 +56,7 @@ def test_adding_with_coefficient_zero_is_exact_identity(
 
 @PROPERTY
 @given(tensors(3, 4), directions(4), st.floats(-10, 10))
-def test_adding_moves_by_multiples_of_the_raw_vector(
-    h: Tensor, direction: Tensor, coefficient: float
-) -> None:
+def test_adding_moves_by_multiples_of_the_raw_vector(h: Tensor, direction: Tensor, coefficient: float) -> None:
     moved = Add(direction, coefficient)(h) - h
     assert_close(moved, (coefficient * direction).expand(3, 4), atol=1e-3, rtol=1e-4)
 
@@ -93,9 +91,7 @@ def test_ablation_changes_nothing_across_the_direction(h: Tensor, direction: Ten
 
 @PROPERTY
 @given(tensors(3, 4), directions(4), st.floats(0.01, 1000))
-def test_ablation_does_not_depend_on_the_length_of_the_direction(
-    h: Tensor, direction: Tensor, factor: float
-) -> None:
+def test_ablation_does_not_depend_on_the_length_of_the_direction(h: Tensor, direction: Tensor, factor: float) -> None:
     assert_close(Ablate(factor * direction)(h), Ablate(direction)(h), atol=1e-3, rtol=0)
 
 
@@ -198,9 +194,7 @@ def test_gradients_flow_through_addition_and_not_along_an_ablated_direction() ->
         assert torch.equal(h.grad, torch.tensor(expected))
 
 
-@pytest.mark.parametrize(
-    ("kind", "options"), [(Add, {"coefficient": 1.0}), (Ablate, {}), (Cap, {"floor": 0.0})]
-)
+@pytest.mark.parametrize(("kind", "options"), [(Add, {"coefficient": 1.0}), (Ablate, {}), (Cap, {"floor": 0.0})])
 @pytest.mark.parametrize(
     ("direction", "rule"),
     [

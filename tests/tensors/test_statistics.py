@@ -40,9 +40,7 @@ BOOTSTRAPS: list[Callable[..., Interval]] = [
 ]
 
 
-def vectors(
-    n: int | st.SearchStrategy[int], elements: st.SearchStrategy[float] = SCORES
-) -> st.SearchStrategy[Tensor]:
+def vectors(n: int | st.SearchStrategy[int], elements: st.SearchStrategy[float] = SCORES) -> st.SearchStrategy[Tensor]:
     """Draw float32 vectors."""
     return arrays("float32", n, elements=elements).map(torch.from_numpy)
 
@@ -160,9 +158,7 @@ def test_the_auroc_of_separate_equal_and_reversed_classes_is_exact() -> None:
 
 @PROPERTY
 @given(vectors(st.integers(2, 8), TIED_SCORES), vectors(st.integers(2, 8), TIED_SCORES), st.integers(0, 9))
-def test_the_auroc_interval_is_that_of_resampled_scores(
-    positive: Tensor, negative: Tensor, seed: int
-) -> None:
+def test_the_auroc_interval_is_that_of_resampled_scores(positive: Tensor, negative: Tensor, seed: int) -> None:
     interval = bootstrap_auroc(positive, negative, n_resamples=20, seed=seed)
     # The slow way: draw the same units and compute the AUROC of the drawn scores.
     rng = np.random.default_rng(seed)
