@@ -42,7 +42,7 @@ class Profile:
 
 
 PROFILES = {
-    "quick": Profile(1, 48, (1.0, 2.0, 3.0), 1, 1, 32, 2, 8),
+    "quick": Profile(1, 32, (1.0, 2.0, 3.0), 2, 1, 24, 2, 4),
     "paper": Profile(10, 1000, (0.5, 1.0, 1.5, 2.0, 2.5), 1, 10, 1000, 8, 10),
 }
 TINY = Profile(1, 8, (1.0, 2.0), 10, 1, 8, 1, 1, max_pairs=1, max_questions=4)

@@ -96,7 +96,10 @@ def plot_sweep(
         width=1050,
         height=820,
         font={"size": 14, "color": _INK},
-        title={"text": f"{_sweep_finding(sweep, confirmation, shown)}<br><sup>{subtitle}</sup>", "x": 0.02},
+        title={
+            "text": f"{_sweep_finding(sweep, confirmation, shown, min_coherence)}<br><sup>{subtitle}</sup>",
+            "x": 0.02,
+        },
         legend={"orientation": "h", "y": -0.1, "x": 0, "font": {"size": 13}},
         margin={"t": 110, "l": 70, "r": 30, "b": 60},
         hovermode="x unified",
@@ -143,7 +146,9 @@ def plot_vector(vector: PersonaVector) -> go.Figure:
     return figure
 
 
-def _sweep_finding(sweep: SweepResult, confirmation: Confirmation | None, shown: LayerChoice) -> str:
+def _sweep_finding(
+    sweep: SweepResult, confirmation: Confirmation | None, shown: LayerChoice, min_coherence: float
+) -> str:
     """Say in one line what the sweep found, plainly where it found little."""
     if confirmation is None:
         return (
@@ -156,9 +161,11 @@ def _sweep_finding(sweep: SweepResult, confirmation: Confirmation | None, shown:
         f"{confirmation.baseline_coherence.estimate:.0f} → {confirmation.coherence.estimate:.0f}"
     )
     where = f"layer {confirmation.layer} × {confirmation.coefficient:g}"
-    if confirmation.is_clear:
-        return f"{sweep.trait}: steering at {where} works<br>{numbers}"
-    return f"{sweep.trait}: no clear effect above random directions, not even at {where}<br>{numbers}"
+    if not confirmation.is_clear:
+        return f"{sweep.trait}: no clear effect above random directions, not even at {where}<br>{numbers}"
+    if confirmation.coherence.estimate < min_coherence:
+        return f"{sweep.trait}: {where} raises the score, but breaks coherence<br>{numbers}"
+    return f"{sweep.trait}: steering at {where} raises the score and stays coherent<br>{numbers}"
 
 
 def _mean_interval(values: Tensor) -> Interval:
@@ -182,6 +189,7 @@ def _add_band(
         go.Scatter(
             x=[*layers, *reversed(layers)],
             y=[*(i.high for i in intervals), *(i.low for i in reversed(intervals))],
+            mode="lines",
             fill="toself",
             fillcolor=f"rgba({red},{green},{blue},0.15)",
             line={"width": 0},

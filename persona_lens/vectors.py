@@ -177,12 +177,12 @@ class PersonaVector:
             )
 
     def __add__(self, other: PersonaVector) -> PersonaVector:
-        return self._combine(other, 1.0, f"{self.trait} + {other.trait}")
+        return self._combine(other, 1.0, "+")
 
     def __sub__(self, other: PersonaVector) -> PersonaVector:
-        return self._combine(other, -1.0, f"{self.trait} - {other.trait}")
+        return self._combine(other, -1.0, "-")
 
-    def __mul__(self, factor: float) -> PersonaVector:
+    def __mul__(self, factor: float | int) -> PersonaVector:
         if not math.isfinite(factor):
             raise InvalidArgumentError(describe_violation("factor", "be finite", factor))
         scaled = {name: directions * factor for name, directions in self.by_position.items()}
@@ -193,9 +193,10 @@ class PersonaVector:
     def __neg__(self) -> PersonaVector:
         return self * -1.0
 
-    def _combine(self, other: PersonaVector, sign: float, name: str) -> PersonaVector:
+    def _combine(self, other: object, sign: float, symbol: str) -> PersonaVector:
         if not isinstance(other, PersonaVector):
-            return NotImplemented
+            raise TypeError(f"`other` must be a PersonaVector. Got {type(other).__name__}.")
+        name = f"{self.trait} {symbol} {other.trait}"
         if self.model.fingerprint != other.model.fingerprint:
             raise ModelMismatchError(
                 describe_violation("other", f"come from the same model, {self.model.name}", other.model.name)

@@ -105,6 +105,8 @@ def load_model(
     name = str(model)
     with _quiet():
         hf_model, tokenizer = _load_hugging_face(name, resolved)
+        # A result must not carry a path of the machine that it was made on.
+        name = Path(name).name if Path(name).expanduser().exists() else name
         hf_model.to(device)
         architecture = hf_model.config.architectures[0]
         if backend == "hooked" and architecture not in _CONVERTERS:

@@ -1,0 +1,42 @@
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest
+import torch
+from hypothesis import settings
+
+import persona_lens as pl
+from tests.tiny import save_tiny
+
+torch.set_num_threads(2)
+settings.register_profile("repository", deadline=None)
+settings.load_profile("repository")
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory):
+    """Folder of a tiny model of an architecture, made once."""
+    made = {}
+
+    def folder(architecture):
+        if architecture not in made:
+            made[architecture] = save_tiny(tmp_path_factory.mktemp(architecture), architecture)
+        return made[architecture]
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_folder):
+    return pl.load_model(tiny_folder("llama"), dtype="float32", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def tiny_bridge(tiny_folder):
+    return pl.load_model(tiny_folder("llama"), backend="bridge", dtype="float32", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def embedded_model():
+    return pl.load_model(dtype="float32", device="cpu")

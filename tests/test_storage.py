@@ -1,0 +1,72 @@
+import json
+
+import pytest
+import torch
+
+import persona_lens as pl
+from persona_lens.errors import FileFormatError
+from persona_lens.storage import Shard, load_shard, save_shard, write_bytes_atomically, write_json
+
+
+def test_a_shard_survives_the_round_trip(tmp_path):
+    path = tmp_path / "a.safetensors"
+    save_shard(path, Shard({"x": torch.arange(6.0).view(2, 3)}, {"né": [1, None]}))
+    shard = load_shard(path)
+    assert torch.equal(shard.tensors["x"], torch.arange(6.0).view(2, 3))
+    assert shard.records == {"né": [1, None]}
+
+
+def test_every_truncation_of_a_shard_is_noticed(tmp_path):
+    path = tmp_path / "a.safetensors"
+    save_shard(path, Shard({"x": torch.ones(100)}, {"a": 1}))
+    whole = path.read_bytes()
+    for length in (0, 4, 8, 40, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(FileFormatError, match="cut off"):
+            load_shard(path)
+
+
+def test_a_foreign_safetensors_file_is_refused(tmp_path):
+    from safetensors.torch import save_file
+
+    save_file({"x": torch.ones(1)}, tmp_path / "a.safetensors")
+    with pytest.raises(FileFormatError, match="persona_lens wrote"):
+        load_shard(tmp_path / "a.safetensors")
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nothing\.safetensors"):
+        load_shard(tmp_path / "nothing.safetensors")
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(path, {"a": float("nan")})
+    with pytest.raises(TypeError):
+        write_bytes_atomically(path, "text")
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_store_computes_each_shard_once_and_again_if_it_is_damaged(tmp_path):
+    calls = []
+
+    def compute():
+        calls.append(1)
+        return Shard({"x": torch.ones(3)}, "r")
+
+    store = pl.ShardStore(tmp_path, {"seed": 0})
+    store.load_or_compute("a", compute)
+    store.load_or_compute("a", compute)
+    assert len(calls) == 1
+    file = store.folder / "a.safetensors"
+    file.write_bytes(file.read_bytes()[:20])
+    assert store.load_or_compute("a", compute).records == "r"
+    assert len(calls) == 2
+
+
+def test_runs_of_different_configs_never_share_a_folder(tmp_path):
+    folders = {pl.ShardStore(tmp_path, {"seed": seed}).folder for seed in range(3)}
+    assert len(folders) == 3

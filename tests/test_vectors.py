@@ -1,0 +1,144 @@
+import dataclasses
+
+import pytest
+import torch
+
+import persona_lens as pl
+from persona_lens.errors import FileFormatError, InvalidArgumentError, LayerOutOfRangeError, ModelMismatchError
+from tests.small_trait import FixedJudge, tiny_trait
+
+
+@pytest.fixture(scope="module")
+def vector(tiny_model):
+    return pl.extract_persona_vector(tiny_model, tiny_trait(), judge="none", max_new_tokens=6, rollouts=2)
+
+
+def test_a_vector_is_the_mean_difference_of_the_residual_stream(tiny_model, vector):
+    """Against an independent pass: sample the same rollouts, run each alone, subtract the means."""
+    trait = tiny_trait()
+    from persona_lens.vectors import _EXTRACTION_STREAM
+
+    means = []
+    for side, systems in enumerate((trait.positive_system_prompts, trait.negative_system_prompts)):
+        requests = [
+            pl.RolloutRequest(question, (0, _EXTRACTION_STREAM, side, p, q, r), system)
+            for p, system in enumerate(systems)
+            for q, question in enumerate(trait.extraction_questions)
+            for r in range(2)
+        ]
+        rows = []
+        for rollout in pl.sample_rollouts(tiny_model, requests, pl.SamplingSettings(max_new_tokens=6)):
+            prompt = pl.encode_prompt(
+                tiny_model.tokenizer,
+                [
+                    {"role": "system", "content": rollout.request.system},
+                    {"role": "user", "content": rollout.request.question},
+                ],
+            ).tokens
+            resid = pl.cache_residual_stream(tiny_model, torch.tensor([prompt + rollout.tokens]))[:, 0]
+            rows.append(
+                torch.stack(
+                    [resid[:, len(prompt) :].mean(1), resid[:, : len(prompt)].mean(1), resid[:, len(prompt) - 1]]
+                )
+            )
+        means.append(torch.stack(rows).mean(0))
+    expected = means[0] - means[1]
+    for i, position in enumerate(("response_mean", "prompt_mean", "last_prompt")):
+        torch.testing.assert_close(vector.by_position[position], expected[i], atol=2e-4, rtol=1e-3)
+
+
+def test_counts_add_up_and_every_reason_is_named(tiny_model):
+    cases = {
+        ((90.0, 90.0), (10.0, 90.0)): "kept",
+        ((50.0, 90.0), (10.0, 90.0)): "dropped_positive_score",
+        ((90.0, 90.0), (50.0, 90.0)): "dropped_negative_score",
+        ((None, None, "no"), (10.0, 90.0)): "dropped_unscored",
+        ((90.0, 20.0), (10.0, 90.0)): "dropped_incoherent",
+    }
+    for (positive, negative), reason in cases.items():
+        judge = FixedJudge(positive, negative)
+        kwargs = {"judge": judge, "max_new_tokens": 3, "min_coherence": 50.0}
+        if reason == "kept":
+            counts = pl.extract_persona_vector(tiny_model, tiny_trait(), **kwargs).counts
+            assert counts.kept == counts.pairs == 8
+        else:
+            with pytest.raises(InvalidArgumentError, match=f"'{reason}': 8"):
+                pl.extract_persona_vector(tiny_model, tiny_trait(), **kwargs)
+
+
+def test_extraction_gives_the_same_vector_twice_and_another_for_another_seed(tiny_model, vector):
+    again = pl.extract_persona_vector(tiny_model, tiny_trait(), judge="none", max_new_tokens=6, rollouts=2)
+    other = pl.extract_persona_vector(tiny_model, tiny_trait(), judge="none", max_new_tokens=6, rollouts=2, seed=1)
+    assert torch.equal(again.directions, vector.directions)
+    assert not torch.equal(other.directions, vector.directions)
+
+
+def test_a_store_changes_nothing_and_computes_nothing_twice(tiny_model, vector, tmp_path, monkeypatch):
+    kwargs = {"judge": "none", "max_new_tokens": 6, "rollouts": 2, "store": pl.ShardStore(tmp_path, {})}
+    first = pl.extract_persona_vector(tiny_model, tiny_trait(), **kwargs)
+    monkeypatch.setattr("persona_lens.vectors.sample_recorded_rollouts", None)
+    second = pl.extract_persona_vector(tiny_model, tiny_trait(), **kwargs)
+    assert torch.equal(first.directions, vector.directions)
+    assert torch.equal(second.directions, vector.directions)
+
+
+def test_a_vector_survives_the_round_trip_through_a_file(vector, tmp_path):
+    vector.at("last_prompt").save(tmp_path / "v.safetensors")
+    loaded = pl.PersonaVector.load(tmp_path / "v.safetensors")
+    assert loaded.position == "last_prompt"
+    for position, directions in vector.by_position.items():
+        assert torch.equal(loaded.by_position[position], directions)
+    assert loaded.counts == vector.counts
+    assert loaded.provenance == vector.provenance
+    assert loaded.model == vector.model
+
+
+def test_a_truncated_vector_file_is_refused(vector, tmp_path):
+    path = tmp_path / "v.safetensors"
+    vector.save(path)
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(FileFormatError, match="cut off"):
+        pl.PersonaVector.load(path)
+
+
+def test_nan_in_a_vector_is_refused_and_placed(vector):
+    broken = vector.directions.clone()
+    broken[1, 3] = float("nan")
+    with pytest.raises(InvalidArgumentError, match=r"NaN or infinity at layers \[1\]"):
+        dataclasses.replace(vector, by_position=vector.by_position | {"response_mean": broken})
+
+
+def test_a_layer_out_of_range_is_refused(vector):
+    for layer in (-1, 3):
+        with pytest.raises(LayerOutOfRangeError, match=r"\[0, 3\)"):
+            vector.unit(layer)
+
+
+def test_a_vector_refuses_another_model(vector, tiny_model):
+    other = dataclasses.replace(vector, model=dataclasses.replace(vector.model, fingerprint="0" * 16))
+    with pytest.raises(ModelMismatchError, match="Extract it from this model"):
+        other.check_model(tiny_model)
+    with pytest.raises(ModelMismatchError):
+        vector + other
+
+
+def test_arithmetic_is_that_of_the_directions(vector):
+    torch.testing.assert_close((vector + vector).directions, 2 * vector.directions)
+    torch.testing.assert_close((vector - 0.5 * vector).directions, 0.5 * vector.directions)
+    torch.testing.assert_close((-vector).directions, -vector.directions)
+    with pytest.raises(InvalidArgumentError, match="token position"):
+        vector + vector.at("last_prompt")
+    with pytest.raises(TypeError):
+        vector + 1
+
+
+def test_a_vector_shows_itself(vector):
+    assert "kept 16 of 16 pairs" in repr(vector)
+    assert "<table>" in vector._repr_html_()
+    assert len(vector.plot().data) > 0
+
+
+@pytest.mark.parametrize(("name", "value"), [("rollouts", 0), ("min_coherence", 101.0), ("max_new_tokens", 0)])
+def test_bad_arguments_are_refused_before_the_model_runs(name, value, monkeypatch):
+    with pytest.raises(InvalidArgumentError, match=f"`{name}`"):
+        pl.extract_persona_vector(torch.nn.Linear(1, 1), tiny_trait(), judge="none", **{name: value})
