@@ -83,7 +83,7 @@ def plot_sweep(
     )
     _mark(figure, sweep, best, "diamond-open", "choice by score alone (the paper's rule)")
     if coherent is not None:
-        _mark(figure, sweep, coherent, "star", f"choice with coherence ≥ {min_coherence:g}")
+        _mark(figure, sweep, coherent, "star", f"choice with coherence surely ≥ {min_coherence:g}")
     figure.update_yaxes(title_text="trait score (0–100)", range=[-3, 103], row=1, col=1)
     figure.update_yaxes(title_text="coherence (0–100)", range=[-3, 103], row=2, col=1)
     figure.update_xaxes(title_text="layer (zero-based block; the paper's layer is one higher)", dtick=2, row=2, col=1)

@@ -123,10 +123,13 @@ class SweepResult:
         return choice
 
     def choose_coherent(self, min_coherence: float = 50.0) -> LayerChoice | None:
-        """Choose the highest trait score among settings whose mean coherence reaches a floor; None if none does."""
-        return self._choose(
-            self.coherences.nanmean(dim=-1) >= min_coherence, f"highest score with coherence ≥ {min_coherence:g}"
-        )
+        """Choose the highest trait score among settings that are surely coherent; None if none is.
+
+        Surely: the whole 95 % interval of the mean coherence lies at or above the floor. With the mean alone, the
+        choice among many settings would favour one whose coherence was overestimated.
+        """
+        rows = [[_interval(cell).low >= min_coherence for cell in row] for row in self.coherences]
+        return self._choose(torch.tensor(rows), f"highest score with coherence surely ≥ {min_coherence:g}")
 
     def _choose(self, allowed: Tensor, rule: str) -> LayerChoice | None:
         means = self.scores.nanmean(dim=-1).nan_to_num(-1.0).masked_fill(~allowed, float("-inf"))
@@ -297,10 +300,11 @@ def sweep_layers(
     judge: Judge | None = None,
     rollouts: int = 1,
     max_new_tokens: int = 32,
+    temperature: float = 1.0,
     random_directions: int = 2,
     null_layers: int | Sequence[int] | str | None = None,
     seed: int = 0,
-    batch_size: int = 64,
+    batch_size: int = 128,
     store: ShardStore | None = None,
     progress: ProgressFactory = no_progress,
 ) -> SweepResult:
@@ -319,6 +323,7 @@ def sweep_layers(
         judge: Scores the responses; None calibrates a LikelihoodJudge here.
         rollouts: Responses per question and configuration.
         max_new_tokens: Length limit in tokens.
+        temperature: Of the sampling; the paper's is 1.
         random_directions: Random directions of the vector's norm, as the null.
         null_layers: Layers for the null; None takes every third of ``layers``.
         seed: Seed of the sampling and of the random directions.
@@ -349,10 +354,10 @@ def sweep_layers(
     questions = tuple(trait.evaluation_questions if questions is None else questions)
     coefficients = tuple(float(c) for c in coefficients)
     _check_sweep(questions, coefficients, rollouts, random_directions)
-    settings = SamplingSettings(max_new_tokens=max_new_tokens, batch_size=batch_size)
+    settings = SamplingSettings(max_new_tokens=max_new_tokens, temperature=temperature, batch_size=batch_size)
     if judge is None:
         judge = calibrate_likelihood_judge(
-            model, trait, max_new_tokens=max_new_tokens, seed=seed, batch_size=batch_size
+            model, trait, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, batch_size=batch_size
         )
     randoms = sample_random_directions(vector.norms, model.cfg.d_model, max(random_directions, 1), seed)
     configurations = [
@@ -408,11 +413,12 @@ def confirm_choice(
     *,
     questions: Sequence[str],
     judge: Judge,
-    rollouts: int = 8,
-    random_directions: int = 8,
+    rollouts: int = 4,
+    random_directions: int = 4,
     max_new_tokens: int = 32,
+    temperature: float = 1.0,
     seed: int = 0,
-    batch_size: int = 64,
+    batch_size: int = 128,
     store: ShardStore | None = None,
     progress: ProgressFactory = no_progress,
 ) -> Confirmation:
@@ -424,9 +430,10 @@ def confirm_choice(
         choice: From :meth:`SweepResult.choose_coherent` or :meth:`SweepResult.choose_by_score`.
         questions: Questions that were not in the sweep.
         judge: The sweep's judge.
-        rollouts: Responses per question, steered and unsteered each; random directions share as many.
+        rollouts: Responses per question: steered, unsteered, and under each random direction.
         random_directions: Random directions of the vector's norm at that layer.
         max_new_tokens: Length limit in tokens.
+        temperature: Of the sampling; the paper's is 1.
         seed: Seed of the sampling and of the random directions.
         batch_size: Rows sampled at once.
         store: Keeps finished shards.
@@ -442,7 +449,7 @@ def confirm_choice(
     vector.check_model(model)
     questions = tuple(questions)
     _check_sweep(questions, (choice.coefficient,), rollouts, random_directions)
-    settings = SamplingSettings(max_new_tokens=max_new_tokens, batch_size=batch_size)
+    settings = SamplingSettings(max_new_tokens=max_new_tokens, temperature=temperature, batch_size=batch_size)
     randoms = sample_random_directions(
         vector.norms, model.cfg.d_model, max(random_directions, 1), seed + _CONFIRMATION_STREAM
     )

@@ -300,8 +300,9 @@ def extract_persona_vector(
     judge: Judge | Literal["none"] | None = None,
     rollouts: int = 1,
     max_new_tokens: int = 48,
+    temperature: float = 1.0,
     seed: int = 0,
-    batch_size: int = 64,
+    batch_size: int = 128,
     min_coherence: float = 0.0,
     store: ShardStore | None = None,
     progress: ProgressFactory = no_progress,
@@ -320,6 +321,7 @@ def extract_persona_vector(
         judge: Scores the responses; None calibrates a LikelihoodJudge here; ``"none"`` keeps every response.
         rollouts: Responses per question and instruction; the paper's is 10.
         max_new_tokens: Length limit in tokens; the paper's is 1,000.
+        temperature: Of the sampling; the paper's is 1.
         seed: Seed of the sampling.
         batch_size: Rows sampled at once.
         min_coherence: Least coherence (0 to 100) of both responses. The paper's code asks 50 of its judge; the
@@ -346,15 +348,15 @@ def extract_persona_vector(
         raise InvalidArgumentError(describe_violation("rollouts", "be at least 1", rollouts))
     if not 0 <= min_coherence <= 100:
         raise InvalidArgumentError(describe_violation("min_coherence", "be in [0, 100]", min_coherence))
-    settings = SamplingSettings(max_new_tokens=max_new_tokens, batch_size=batch_size)
+    settings = SamplingSettings(max_new_tokens=max_new_tokens, temperature=temperature, batch_size=batch_size)
     if judge is None:
         judge = calibrate_likelihood_judge(
-            model, trait, max_new_tokens=max_new_tokens, seed=seed, batch_size=batch_size
+            model, trait, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, batch_size=batch_size
         )
     units = [
         _PairUnit(p, q, r)
+        for q in range(len(trait.extraction_questions))  # outermost: a judge's work on a question is then shared
         for p in range(len(trait.instruction_pairs))
-        for q in range(len(trait.extraction_questions))
         for r in range(rollouts)
     ]
     # [half of the questions, class, position, layer, d_model]; in float64, so that many shards add up exactly enough

@@ -19,7 +19,7 @@ from persona_lens.judges.judgement import Judgement
 from persona_lens.models.chat import Message, build_messages, encode_conversation
 from persona_lens.models.likelihood import Continuation, mean_log_likelihoods
 from persona_lens.models.model_type import HookedModel
-from persona_lens.models.rollouts import Rollout, RolloutRequest, sample_rollouts
+from persona_lens.models.rollouts import RolloutRequest, sample_rollouts
 from persona_lens.models.sampling import SamplingSettings
 from persona_lens.models.sites import hook_name
 from persona_lens.tensors.statistics import Interval, bootstrap_auroc
@@ -152,8 +152,9 @@ def calibrate_likelihood_judge(
     n_pairs: int = 2,
     rollouts: int = 1,
     max_new_tokens: int = 48,
+    temperature: float = 1.0,
     seed: int = 0,
-    batch_size: int = 64,
+    batch_size: int = 128,
 ) -> LikelihoodJudge:
     """Sample labelled responses to the extraction questions and fit a LikelihoodJudge on them.
 
@@ -166,6 +167,7 @@ def calibrate_likelihood_judge(
         n_pairs: Instruction pairs to use, from the first.
         rollouts: Responses per question and instruction.
         max_new_tokens: Length of the responses.
+        temperature: Of the sampling; take that of the responses that will be judged.
         seed: Seed of the sampling.
         batch_size: Rows sampled at once.
 
@@ -185,31 +187,34 @@ def calibrate_likelihood_judge(
     if rollouts < 1:
         raise InvalidArgumentError(describe_violation("rollouts", "be at least 1", rollouts))
     check_unsteered(model)
-    settings = SamplingSettings(max_new_tokens=max_new_tokens, batch_size=batch_size)
+    settings = SamplingSettings(max_new_tokens=max_new_tokens, temperature=temperature, batch_size=batch_size)
     stream = (seed, _CALIBRATION_STREAM)
-    positive, negative = sample_labelled_responses(
-        model, trait, trait.extraction_questions, settings, n_pairs=n_pairs, rollouts=rollouts, stream=stream
-    )
-    neutral = sample_rollouts(
-        model,
-        [
+    requests = request_labelled_responses(trait, trait.extraction_questions, n_pairs, rollouts, stream)
+    groups = {
+        "positive": requests[0],
+        "negative": requests[1],
+        "neutral": [
             RolloutRequest(question, (*stream, 2, q, r))
             for q, question in enumerate(trait.extraction_questions)
             for r in range(max(rollouts, 2))
         ],
-        settings,
-    )
-    differences = [
-        np.array([raw.difference for raw in _raw_of(model, trait, n_pairs, rollouts_) if raw is not None])
-        for rollouts_ in (positive, negative)
-    ]
-    likelihoods = np.array([raw.neutral for raw in _raw_of(model, trait, n_pairs, neutral) if raw is not None])
-    for label, values in (("positive", differences[0]), ("negative", differences[1]), ("neutral", likelihoods)):
+    }
+    # One stream and one judgement for all three, so that batches are full and each prompt is computed once.
+    labels = [label for label, group in groups.items() for _ in group]
+    sampled = sample_rollouts(model, [request for group in groups.values() for request in group], settings)
+    raw = _raw_scores(model, trait, n_pairs, [r.request.question for r in sampled], [r.response for r in sampled])
+    by_label = {
+        label: [one for one, its_label in zip(raw, labels, strict=True) if one is not None and its_label == label]
+        for label in groups
+    }
+    for label, values in by_label.items():
         if len(values) < 2:
             raise InvalidArgumentError(
                 f"`trait` must draw at least 2 non-empty {label} responses to calibrate on. Got {len(values)}. "
                 "Raise `rollouts`, or check the model's chat template."
             )
+    differences = [np.array([one.difference for one in by_label[label]]) for label in ("positive", "negative")]
+    likelihoods = np.array([one.neutral for one in by_label["neutral"]])
     slope, intercept = _fit_logistic(*differences)
     low, typical, high = np.quantile(likelihoods, [0.025, 0.5, 0.975])
     return LikelihoodJudge(
@@ -224,7 +229,13 @@ def calibrate_likelihood_judge(
 
 
 def measure_separation(
-    judge: LikelihoodJudge, *, rollouts: int = 1, max_new_tokens: int = 48, seed: int = 0, batch_size: int = 64
+    judge: LikelihoodJudge,
+    *,
+    rollouts: int = 1,
+    max_new_tokens: int = 48,
+    temperature: float = 1.0,
+    seed: int = 0,
+    batch_size: int = 128,
 ) -> JudgeSeparation:
     """Measure a judge on positive and negative responses to the evaluation questions, which it was not fitted on.
 
@@ -232,50 +243,41 @@ def measure_separation(
         judge: The judge.
         rollouts: Responses per question and instruction.
         max_new_tokens: Length of the responses.
+        temperature: Of the sampling; take that of the responses that will be judged.
         seed: Seed of the sampling and the bootstrap.
         batch_size: Rows sampled at once.
 
     Returns:
         The AUROC with its bootstrap interval, and counts.
     """
-    settings = SamplingSettings(max_new_tokens=max_new_tokens, batch_size=batch_size)
-    groups = sample_labelled_responses(
-        judge.model,
-        judge.trait,
-        judge.trait.evaluation_questions,
-        settings,
-        n_pairs=judge.n_pairs,
-        rollouts=rollouts,
-        stream=(seed, _SEPARATION_STREAM),
+    settings = SamplingSettings(max_new_tokens=max_new_tokens, temperature=temperature, batch_size=batch_size)
+    positive, negative = request_labelled_responses(
+        judge.trait, judge.trait.evaluation_questions, judge.n_pairs, rollouts, (seed, _SEPARATION_STREAM)
     )
-    scores = []
-    for group in groups:
-        judged = judge.score([r.request.question for r in group], [r.response for r in group])
-        scores.append(torch.tensor([j.score for j in judged if j.score is not None]))
-    n_unscored = sum(map(len, groups)) - sum(map(len, scores))
+    sampled = sample_rollouts(judge.model, positive + negative, settings)
+    judged = judge.score([r.request.question for r in sampled], [r.response for r in sampled])
+    scores = [
+        torch.tensor([j.score for j in side if j.score is not None])
+        for side in (judged[: len(positive)], judged[len(positive) :])
+    ]
+    n_unscored = len(judged) - sum(map(len, scores))
     return JudgeSeparation(bootstrap_auroc(*scores, seed=seed), len(scores[0]), len(scores[1]), n_unscored)
 
 
-def sample_labelled_responses(
-    model: HookedModel,
-    trait: Trait,
-    questions: Sequence[str],
-    settings: SamplingSettings,
-    *,
-    n_pairs: int,
-    rollouts: int,
-    stream: tuple[int, ...],
-) -> tuple[list[Rollout], list[Rollout]]:
-    """Sample responses under the trait's positive and under its negative system prompts."""
+def request_labelled_responses(
+    trait: Trait, questions: Sequence[str], n_pairs: int, rollouts: int, stream: tuple[int, ...]
+) -> tuple[list[RolloutRequest], list[RolloutRequest]]:
+    """Ask the questions under the trait's first positive and under its first negative system prompts."""
     sides = []
     for side, systems in enumerate((trait.positive_system_prompts, trait.negative_system_prompts)):
-        requests = [
-            RolloutRequest(question, (*stream, side, p, q, r), system)
-            for p, system in enumerate(systems[:n_pairs])
-            for q, question in enumerate(questions)
-            for r in range(rollouts)
-        ]
-        sides.append(sample_rollouts(model, requests, settings))
+        sides.append(
+            [
+                RolloutRequest(question, (*stream, side, p, q, r), system)
+                for p, system in enumerate(systems[:n_pairs])
+                for q, question in enumerate(questions)
+                for r in range(rollouts)
+            ]
+        )
     return sides[0], sides[1]
 
 
@@ -295,10 +297,6 @@ def check_unsteered(model: HookedModel) -> None:
                 "Judge outside the steering context, or call model.reset_hooks().",
             )
         )
-
-
-def _raw_of(model: HookedModel, trait: Trait, n_pairs: int, rollouts: Sequence[Rollout]) -> list[_RawScore | None]:
-    return _raw_scores(model, trait, n_pairs, [r.request.question for r in rollouts], [r.response for r in rollouts])
 
 
 def _raw_scores(

@@ -18,7 +18,7 @@ from persona_lens.models.prefixes import Prefix, compute_prefixes
 _TOKENS_AT_ONCE = 2048
 # Logits are formed for this many positions at a time: [256, vocab] in float32 is 50 MB for 49,152 tokens.
 _POSITIONS_AT_ONCE = 256
-_LENGTH_MULTIPLE = 16
+_LENGTH_MULTIPLE = 8
 # Prefixes held in memory at once.
 _PROMPTS_AT_ONCE = 32
 

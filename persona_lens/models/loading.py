@@ -204,7 +204,7 @@ def _load_hugging_face(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
     """Load model and tokenizer from wherever the name points."""
     path = Path(name).expanduser()
     if name == EMBEDDED_MODEL:
-        source, extra = str(_embedded_folder()), {}
+        source, extra = str(prepare_embedded_model()), {}
     elif path.is_file() and path.suffix.lower() == ".gguf":
         source, extra = str(path.parent), {"gguf_file": path.name}
     else:
@@ -245,7 +245,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "persona-lens"
 
 
-def _embedded_folder() -> Path:
+def prepare_embedded_model() -> Path:
     """Return the folder of the dequantised embedded model, making it if it is missing or damaged."""
     target = cache_folder() / f"{EMBEDDED_MODEL}-{_EMBEDDED_SHA256[:12]}"
     if _is_whole(target):

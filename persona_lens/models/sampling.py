@@ -100,7 +100,7 @@ class SamplingSettings:
     temperature: float = 1.0
     top_p: float = 1.0
     stop_tokens: frozenset[int] = field(default_factory=frozenset)
-    batch_size: int = 64
+    batch_size: int = 128
     positions: Positions = "response"
 
     def __post_init__(self) -> None:
