@@ -301,12 +301,12 @@ class BridgeDecoder:
         """See :class:`Decoder`."""
         span = Span(starts, tokens.shape[1])
         dtype = cache.keys.dtype
-        mask: Tensor | dict[str, Tensor] = span.mask(dtype)
-        if "sliding_attention" in (getattr(self.config, "layer_types", None) or ()):
-            mask = {
-                "full_attention": span.mask(dtype),
-                "sliding_attention": span.mask(dtype, self.config.sliding_window),
-            }
+        # Hugging Face either lists each layer's kind, or (Mistral) gives all layers one window.
+        kinds = getattr(self.config, "layer_types", None) or ()
+        window = getattr(self.config, "sliding_window", None)
+        mask: Tensor | dict[str, Tensor] = span.mask(dtype, None if kinds else window)
+        if "sliding_attention" in kinds:
+            mask = {"full_attention": span.mask(dtype), "sliding_attention": span.mask(dtype, window)}
         trunk = getattr(self.hf_model, self.hf_model.base_model_prefix)
         return trunk(
             input_ids=tokens,

@@ -1,0 +1,134 @@
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import persona_lens as pl
+from persona_lens.errors import HooksPresentError, InvalidArgumentError
+from persona_lens.judges import likelihood
+from persona_lens.judges.likelihood import LikelihoodCalibration
+from tests.small_trait import tiny_trait
+
+CALIBRATION = LikelihoodCalibration(
+    slope=2.0, intercept=0.5, typical=-2.0, low=-3.0, high=-1.5, n_positive=1, n_negative=1, n_neutral=1, seed=0
+)
+
+
+@pytest.fixture(scope="module")
+def judge(tiny_model):
+    return pl.calibrate_likelihood_judge(tiny_model, tiny_trait(), max_new_tokens=6)
+
+
+def log_likelihood(model, question, system, response):
+    """The oracle: one conversation, one ordinary forward pass."""
+    messages = [{"role": "system", "content": system}] if system else []
+    messages += [{"role": "user", "content": question}, {"role": "assistant", "content": response}]
+    encoded = pl.encode_conversation(model.tokenizer, messages)
+    with torch.no_grad():
+        log_probabilities = model(torch.tensor([encoded.tokens]))[0].log_softmax(-1)
+    targets = range(encoded.response_start, encoded.response_end)
+    return np.mean([float(log_probabilities[t - 1, encoded.tokens[t]]) for t in targets])
+
+
+def test_a_score_is_the_calibrated_likelihood_ratio_of_single_passes(tiny_model, judge):
+    trait, calibration = judge.trait, judge.calibration
+    questions, responses = ["Why?", "Why?", "When?"], ["LOUD!", "so so quiet", "x"]
+    for question, response, found in zip(questions, responses, judge.score(questions, responses), strict=True):
+        positive, negative = (
+            np.mean([log_likelihood(tiny_model, question, system, response) for system in systems[: judge.n_pairs]])
+            for systems in (trait.positive_system_prompts, trait.negative_system_prompts)
+        )
+        logit = calibration.slope * (positive - negative) + calibration.intercept
+        assert found.score == pytest.approx(100 / (1 + math.exp(-logit)), abs=0.05)
+        neutral = log_likelihood(tiny_model, question, None, response)
+        assert found.coherence == pytest.approx(calibration.coherence(neutral), abs=0.05)
+
+
+def test_coherence_is_90_for_a_typical_response_and_50_at_the_edges_of_the_models_own():
+    assert CALIBRATION.coherence(-2.0) == pytest.approx(90)
+    assert CALIBRATION.coherence(-3.0) == pytest.approx(50)
+    assert CALIBRATION.coherence(-1.5) == pytest.approx(50)
+    assert CALIBRATION.coherence(-8.0) < 1
+    assert CALIBRATION.coherence(-0.2) < 1
+
+
+def test_a_higher_likelihood_ratio_is_a_higher_score():
+    scores = [CALIBRATION.score(d) for d in (-500.0, -1.0, 0.0, 1.0, 500.0)]
+    assert scores == sorted(scores)
+    assert scores[0] >= 0
+    assert scores[-1] <= 100
+
+
+def test_the_fitted_slope_separates_and_stays_finite():
+    positive, negative = np.array([0.3, 0.2, 0.25]), np.array([-0.1, -0.3, -0.2])
+    slope, intercept = likelihood._fit_logistic(positive, negative)
+    assert 0 < slope < 1e3
+    assert slope * positive.min() + intercept > 0 > slope * negative.max() + intercept
+    flipped, _ = likelihood._fit_logistic(negative, positive)
+    assert flipped == pytest.approx(-slope, rel=1e-2)
+
+
+def test_the_fit_is_that_of_scikit_style_logistic_regression_on_overlapping_data():
+    """At the optimum, the mean predicted probability equals the mean target, and likewise weighted by the value."""
+    generator = np.random.default_rng(0)
+    positive, negative = generator.normal(0.2, 0.3, 60), generator.normal(-0.2, 0.3, 40)
+    slope, intercept = likelihood._fit_logistic(positive, negative)
+    values = np.concatenate([positive, negative])
+    targets = np.concatenate([np.full(60, 61 / 62), np.full(40, 1 / 42)])
+    residuals = 1 / (1 + np.exp(-(slope * values + intercept))) - targets
+    assert abs(residuals.mean()) < 1e-4
+    assert abs((residuals * values).mean()) < 1e-4
+
+
+def test_an_empty_response_gets_a_reason_and_the_others_their_scores(judge):
+    found = judge.score(["Why?", "Why?", "Why?"], ["loud", "  ", "LOUD"])
+    alone = judge.score(["Why?"], ["LOUD"])
+    assert found[1] == pl.Judgement(None, None, "empty response")
+    assert found[2].score == pytest.approx(alone[0].score, abs=1e-3)
+    assert judge.score([], []) == []
+
+
+def test_questions_and_responses_of_unequal_number_are_refused(judge):
+    with pytest.raises(InvalidArgumentError, match="as many as `questions`, 2"):
+        judge.score(["a", "b"], ["c"])
+
+
+def test_a_steered_model_may_not_judge(tiny_model, judge):
+    hook = ("blocks.1.hook_resid_post", lambda residual, hook: residual)
+    with tiny_model.hooks(fwd_hooks=[hook]):
+        with pytest.raises(HooksPresentError, match="steered judge"):
+            judge.score(["a"], ["b"])
+        with pytest.raises(HooksPresentError):
+            pl.calibrate_likelihood_judge(tiny_model, tiny_trait())
+
+
+@pytest.mark.parametrize(("name", "value"), [("n_pairs", 0), ("n_pairs", 3), ("rollouts", 0)])
+def test_bad_arguments_are_refused_before_the_model_runs(name, value):
+    with pytest.raises(InvalidArgumentError, match=f"`{name}`"):
+        pl.calibrate_likelihood_judge(torch.nn.Linear(1, 1), tiny_trait(), **{name: value})
+
+
+def test_calibration_never_sees_the_evaluation_questions(tiny_model, judge):
+    other = dataclasses.replace(tiny_trait(), evaluation_questions=("Something", "else"))
+    again = pl.calibrate_likelihood_judge(tiny_model, other, max_new_tokens=6)
+    assert again.calibration == judge.calibration
+
+
+def test_the_judge_is_a_judge(judge):
+    assert isinstance(judge, pl.Judge)
+    assert "proxy" in judge.name
+
+
+@pytest.mark.parametrize("name", ["evil", "sycophancy", "hallucination"])
+def test_held_out_positive_and_negative_responses_of_the_embedded_model_separate(embedded_model, name):
+    """A small run of what the experiment reports in full: 8 questions that the judge was not calibrated on."""
+    trait = pl.load_trait(name)
+    trait = dataclasses.replace(
+        trait, extraction_questions=trait.extraction_questions[:8], evaluation_questions=trait.evaluation_questions[:8]
+    )
+    judge = pl.calibrate_likelihood_judge(embedded_model, trait, n_pairs=1, max_new_tokens=24)
+    separation = pl.measure_separation(judge, max_new_tokens=24)
+    assert separation.auroc.estimate > 0.8
+    assert separation.n_positive + separation.n_negative + separation.n_unscored == 16

@@ -1,0 +1,103 @@
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from persona_lens.errors import (
+    ChatTemplateError,
+    ContextLengthError,
+    InvalidArgumentError,
+    SystemRoleMergedWarning,
+)
+from persona_lens.models import loading
+from persona_lens.models.chat import build_messages, encode_conversation, encode_prompt, stop_token_ids
+from tests.tiny import make_tokenizer, make_tokenizer_without_system_role
+
+TINY = make_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def embedded_tokenizer():
+    return AutoTokenizer.from_pretrained(loading.prepare_embedded_model())
+
+
+def answered(question, response, system=None):
+    return [*build_messages(question, system), {"role": "assistant", "content": response}]
+
+
+@settings(max_examples=200)
+@given(st.text(min_size=1).filter(str.strip), st.text(), st.none() | st.text(min_size=1))
+def test_a_responses_tokens_decode_to_the_response(response, question, system):
+    encoded = encode_conversation(TINY, answered(question, response, system))
+    # Bytes that are no character, such as lone surrogates, cannot come back; everything else must.
+    assert TINY.decode(encoded.response_tokens).strip() == response.strip()
+    assert encoded.tokens[encoded.response_end] == TINY.convert_tokens_to_ids("<|im_end|>")
+    assert encoded.is_response.sum() == len(encoded.response_tokens)
+
+
+def test_a_response_that_repeats_the_question_is_found_in_its_own_turn(embedded_tokenizer):
+    encoded = encode_conversation(embedded_tokenizer, answered("Yes", "Yes", "Yes"))
+    prompt = encode_prompt(embedded_tokenizer, build_messages("Yes", "Yes"))
+    assert encoded.prompt_tokens == prompt.tokens
+    assert embedded_tokenizer.decode(encoded.response_tokens) == "Yes"
+
+
+def test_the_embedded_models_prompt_is_that_of_its_template(embedded_tokenizer):
+    messages = build_messages("Hi", "Be kind.")
+    expected = embedded_tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
+    assert encode_prompt(embedded_tokenizer, messages).tokens == tuple(expected["input_ids"])
+
+
+def test_a_template_that_renders_the_bos_gets_no_second_one():
+    tokenizer = make_tokenizer(template="<|endoftext|>" + TINY.chat_template)
+    tokenizer.add_bos_token = True
+    tokens = encode_prompt(tokenizer, build_messages("Hi")).tokens
+    bos = tokenizer.bos_token_id
+    assert tokens[0] == bos
+    assert tokens.count(bos) == 1
+
+
+def test_a_template_without_a_system_role_puts_it_into_the_users_turn_and_says_so():
+    tokenizer = make_tokenizer_without_system_role()
+    with pytest.warns(SystemRoleMergedWarning, match="no system role"):
+        encoded = encode_prompt(tokenizer, build_messages("Hi", "Be kind."))
+    assert "<|im_start|>user\nBe kind.\n\nHi<|im_end|>" in encoded.text
+    encode_prompt(tokenizer, build_messages("Hi"))  # without a system prompt there is nothing to warn of
+
+
+def test_a_template_that_drops_the_system_prompt_is_found_out():
+    quiet = "{% for m in messages if m['role'] != 'system' %}" + TINY.chat_template.split("%}", 1)[1]
+    with pytest.warns(SystemRoleMergedWarning):
+        encoded = encode_prompt(make_tokenizer(template=quiet), build_messages("Hi", "Be kind."))
+    assert "Be kind." in encoded.text
+
+
+def test_a_tokenizer_without_a_template_is_refused():
+    with pytest.raises(ChatTemplateError, match="instruct"):
+        encode_prompt(make_tokenizer(template=None), build_messages("Hi"))
+
+
+def test_a_template_that_rewrites_the_response_is_refused():
+    shouting = TINY.chat_template.replace("m['content']", "m['content'] | upper")
+    with pytest.raises(ChatTemplateError, match="as it is"):
+        encode_conversation(make_tokenizer(template=shouting), answered("Hi", "hello"))
+
+
+@pytest.mark.parametrize("messages", [[], build_messages("Hi"), answered("Hi", "  ")])
+def test_a_conversation_without_a_response_is_refused(messages):
+    with pytest.raises(InvalidArgumentError, match="`messages`"):
+        encode_conversation(TINY, messages)
+
+
+def test_a_prompt_longer_than_the_context_is_refused():
+    length = len(encode_prompt(TINY, build_messages("Hi")).tokens)
+    encode_prompt(TINY, build_messages("Hi"), n_ctx=length + 8, reserve=8)
+    with pytest.raises(ContextLengthError, match="Shorten the prompt"):
+        encode_prompt(TINY, build_messages("Hi"), n_ctx=length + 7, reserve=8)
+
+
+def test_end_of_turn_tokens_stop_a_response(embedded_tokenizer):
+    assert stop_token_ids(TINY) == set(TINY.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"]))
+    names = set(embedded_tokenizer.convert_ids_to_tokens(sorted(stop_token_ids(embedded_tokenizer))))
+    assert "<|im_end|>" in names
+    assert "<|im_start|>" not in names

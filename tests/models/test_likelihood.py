@@ -1,0 +1,62 @@
+import pytest
+import torch
+
+import persona_lens as pl
+from persona_lens.errors import ContextLengthError, InvalidArgumentError
+from persona_lens.models.likelihood import Continuation, mean_log_likelihoods
+from tests.backends import BACKENDS
+
+
+@pytest.fixture(params=BACKENDS)
+def model(request, tiny_folder):
+    return pl.load_model(tiny_folder("qwen2"), backend=request.param, dtype="float32", device="cpu")
+
+
+def continuations():
+    generator = torch.Generator().manual_seed(0)
+
+    def tokens(n):
+        return tuple(torch.randint(0, 250, (n,), generator=generator).tolist())
+
+    shared = tokens(21)
+    pairs = [(shared, 9), (tokens(3), 40), (shared, 1), (tokens(1), 5), (shared, 33)]
+    return [Continuation(prompt, tokens(length)) for prompt, length in pairs]
+
+
+def test_likelihoods_are_those_of_the_ordinary_forward_pass(model):
+    items = continuations()
+    for item, found in zip(items, mean_log_likelihoods(model, items), strict=True):
+        whole = item.prompt + item.response
+        with torch.no_grad():
+            log_probabilities = model(torch.tensor([whole]))[0].log_softmax(-1)
+        n = len(item.prompt)
+        expected = sum(log_probabilities[n + t - 1, token] for t, token in enumerate(item.response)) / len(
+            item.response
+        )
+        assert found == pytest.approx(float(expected), abs=1e-4)
+
+
+def test_neither_order_nor_neighbours_matter(model):
+    items = continuations()
+    together = mean_log_likelihoods(model, items)
+    assert mean_log_likelihoods(model, items[::-1])[::-1] == pytest.approx(together, abs=1e-5)
+    for item, found in zip(items, together, strict=True):
+        assert mean_log_likelihoods(model, [item]) == pytest.approx([found], abs=1e-5)
+
+
+def test_nothing_to_score_gives_nothing(model):
+    assert mean_log_likelihoods(model, []) == []
+
+
+@pytest.mark.parametrize(
+    ("item", "error"),
+    [
+        (Continuation((), (1,)), InvalidArgumentError),
+        (Continuation((1,), ()), InvalidArgumentError),
+        (Continuation((1,) * 200, (1,) * 57), ContextLengthError),
+    ],
+)
+def test_what_cannot_be_scored_is_refused_before_the_model_runs(model, item, error, monkeypatch):
+    monkeypatch.setattr("persona_lens.models.likelihood.open_decoder", None)
+    with pytest.raises(error, match=r"continuations\[1\]"):
+        mean_log_likelihoods(model, [Continuation((1,), (1,)), item])

@@ -1,0 +1,183 @@
+import json
+import shutil
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import persona_lens as pl
+from persona_lens.errors import InvalidArgumentError, ModelNotFoundError, UnsupportedModelError
+from persona_lens.models import loading
+from persona_lens.models.loading import resolve_dtype
+from tests.backends import ARCHITECTURES, BACKENDS
+from tests.tiny import make_hf_model, make_tokenizer
+
+
+def hidden_states(hf_model, tokens):
+    """Hugging Face's own output of every block, and the logits."""
+    outputs = {}
+
+    def keep(layer):
+        def hook(module, args, output):
+            outputs[layer] = output[0] if isinstance(output, tuple) else output
+
+        return hook
+
+    handles = [block.register_forward_hook(keep(i)) for i, block in enumerate(hf_model.model.layers)]
+    with torch.no_grad():
+        logits = hf_model(tokens).logits
+    for handle in handles:
+        handle.remove()
+    return torch.stack([outputs[i] for i in range(len(handles))]), logits
+
+
+def random_tokens(vocab, shape):
+    return torch.randint(0, vocab, shape, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_layer_equals_hugging_faces(tiny_folder, architecture, backend):
+    folder = tiny_folder(architecture)
+    model = pl.load_model(folder, backend=backend, dtype="float32", device="cpu")
+    tokens = random_tokens(256, (3, 40))  # longer than the sliding windows of mistral and gemma2
+    expected, logits = hidden_states(AutoModelForCausalLM.from_pretrained(folder), tokens)
+    found = pl.cache_residual_stream(model, tokens)
+    assert expected.std() > 0.5
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(model(tokens), logits, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_layer_of_the_embedded_model_equals_hugging_faces(backend):
+    model = pl.load_model(backend=backend, dtype="float32", device="cpu")
+    reference = AutoModelForCausalLM.from_pretrained(loading.prepare_embedded_model(), dtype=torch.float32)
+    tokens = random_tokens(49_000, (2, 24))
+    expected, logits = hidden_states(reference, tokens)
+    found = pl.cache_residual_stream(model, tokens)
+    assert model.cfg.n_layers == 30
+    # Its residual stream reaches thousands at the first token, so errors are set against each vector's length.
+    error = (found - expected).norm(dim=-1) / expected.norm(dim=-1)
+    assert error.max() < 1e-4
+    torch.testing.assert_close(model(tokens), logits, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.skipif("hooked" not in BACKENDS, reason="TransformerLens 4 has no HookedTransformer")
+def test_the_memory_order_of_the_weights_changes_no_bit(tiny_folder):
+    model = pl.load_model(tiny_folder("qwen2"), dtype="float32", device="cpu")
+    tokens = random_tokens(256, (2, 20))
+    with torch.no_grad():
+        laid_out = model(tokens)
+        moved = 0
+        for parameter in model.parameters():
+            moved += not parameter.is_contiguous()
+            parameter.data = parameter.data.contiguous()
+        plain = model(tokens)
+    loading.optimize_memory_layout(model)
+    assert moved > 3 * 7  # seven weights of three layers, and the unembedding
+    assert torch.equal(laid_out, plain)
+
+
+@pytest.mark.skipif("hooked" not in BACKENDS, reason="TransformerLens 4 has no HookedTransformer")
+def test_a_loaded_model_is_taken_as_it_is(tiny_model, tiny_bridge):
+    assert pl.load_model(tiny_model) is tiny_model
+    assert pl.load_model(tiny_bridge) is tiny_bridge
+    with pytest.raises(InvalidArgumentError, match="`backend`"):
+        pl.load_model(tiny_model, backend="bridge")
+    with pytest.raises(InvalidArgumentError, match="save_pretrained"):
+        pl.load_model(torch.nn.Linear(1, 1))
+
+
+def test_the_fingerprint_tells_models_apart_and_nothing_else(tiny_folder, tmp_path):
+    folder = tiny_folder("llama")
+    prints = {
+        pl.describe_model(pl.load_model(folder, backend=backend, dtype=dtype, device="cpu")).fingerprint
+        for backend in BACKENDS
+        for dtype in ("float32", "bfloat16")
+    }
+    assert len(prints) == 1
+    tuned = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        tuned.model.layers[1].self_attn.o_proj.weight.mul_(1.05)
+    tuned.save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    assert pl.describe_model(pl.load_model(str(tmp_path), dtype="float32")).fingerprint not in prints
+
+
+def test_a_description_names_the_folder_without_its_path(tiny_folder):
+    info = pl.describe_model(pl.load_model(tiny_folder("llama"), dtype="bfloat16", device="cpu"))
+    assert "/" not in info.name
+    assert (info.n_layers, info.d_model, info.dtype) == (3, 48, "bfloat16")
+
+
+def test_auto_takes_bfloat16_only_where_the_hardware_has_it(monkeypatch):
+    cpu = torch.device("cpu")
+    for flag, expected in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda flag=flag: {"avx512_bf16": flag})
+        assert resolve_dtype("auto", cpu) == expected
+    assert resolve_dtype("float32", cpu) == resolve_dtype(torch.float32, cpu) == torch.float32
+    with pytest.raises(InvalidArgumentError, match="`dtype`"):
+        resolve_dtype("int8", cpu)
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "/no/such/folder", "missing.gguf", "nobody/has-this-model"])
+def test_a_missing_model_says_what_to_type(name):
+    with pytest.raises(ModelNotFoundError, match=r"load_model\('smollm2-135m-instruct'\)"):
+        pl.load_model(name)
+
+
+def test_a_folder_without_a_model_says_so(tmp_path):
+    with pytest.raises(ModelNotFoundError, match=r"no config\.json"):
+        pl.load_model(tmp_path)
+
+
+def test_an_unknown_backend_is_refused_before_anything_is_loaded():
+    with pytest.raises(InvalidArgumentError, match="`backend`"):
+        pl.load_model("nobody/has-this-model", backend="hugging")
+
+
+def test_code_that_comes_with_a_model_is_not_run(tmp_path):
+    make_hf_model("llama").save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["model_type"] = "homemade"
+    config["auto_map"] = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'it-ran')!r}, 'w')")
+    with pytest.raises((ValueError, ModelNotFoundError)):
+        pl.load_model(tmp_path)
+    assert not (tmp_path / "it-ran").exists()
+
+
+@pytest.mark.skipif("hooked" not in BACKENDS, reason="TransformerLens 4 has no HookedTransformer")
+def test_an_architecture_that_hooked_transformer_lacks_goes_through_the_bridge(tmp_path):
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+    config = GPTNeoXConfig(
+        vocab_size=259, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64
+    )
+    GPTNeoXForCausalLM(config).save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    assert pl.describe_model(pl.load_model(tmp_path, dtype="float32")).backend == "bridge"
+    with pytest.raises(UnsupportedModelError, match="bridge"):
+        pl.load_model(tmp_path, backend="hooked")
+
+
+def test_a_damaged_cache_of_the_embedded_model_is_made_again(tmp_path, monkeypatch):
+    whole = loading.prepare_embedded_model()
+    monkeypatch.setenv("PERSONA_LENS_CACHE", str(tmp_path))
+    copy = tmp_path / whole.name
+    shutil.copytree(whole, copy)
+    assert loading.prepare_embedded_model() == copy
+    weights = copy / "model.safetensors"
+    data = weights.read_bytes()
+    weights.write_bytes(data[:-1000] + bytes(1000))
+    assert not loading._is_whole(copy)
+    loading.prepare_embedded_model()
+    assert weights.read_bytes() == data
+    assert not list(tmp_path.glob(".making-*"))
+
+
+def test_the_gguf_file_itself_loads_to_the_same_model(embedded_model):
+    model = pl.load_model(loading._embedded_gguf(), dtype="float32", device="cpu")
+    assert pl.describe_model(model).fingerprint == pl.describe_model(embedded_model).fingerprint

@@ -1,0 +1,52 @@
+import plotly.graph_objects as go
+import pytest
+
+import persona_lens as pl
+from persona_lens.plots import plot_sweep, plot_vector
+from tests.small_trait import tiny_trait
+from tests.test_sweep import LengthJudge
+
+
+@pytest.fixture(scope="module")
+def vector(tiny_model):
+    return pl.extract_persona_vector(tiny_model, tiny_trait(), judge="none", max_new_tokens=6)
+
+
+@pytest.fixture(scope="module")
+def sweep(tiny_model, vector):
+    return pl.sweep_layers(
+        tiny_model, tiny_trait(), vector, coefficients=(1.0, 2.0), judge=LengthJudge(), max_new_tokens=4
+    )
+
+
+def titles(figure):
+    axes = [*figure.select_xaxes(), *figure.select_yaxes()]
+    return {axis.title.text for axis in axes if axis.title.text}
+
+
+def test_a_sweeps_figure_draws_its_numbers(sweep):
+    figure = plot_sweep(sweep)
+    drawn = [tuple(trace.y) for trace in figure.data if trace.y is not None and len(trace.y) == len(sweep.layers)]
+    for j in range(2):
+        assert tuple(sweep.scores[:, j].nanmean(-1).tolist()) in [pytest.approx(y) for y in drawn]
+        assert tuple(sweep.coherences[:, j].nanmean(-1).tolist()) in [pytest.approx(y) for y in drawn]
+
+
+def test_every_axis_of_a_figure_is_labelled_and_the_title_says_the_finding(sweep, vector):
+    for figure in (plot_sweep(sweep), plot_vector(vector)):
+        assert isinstance(figure, go.Figure)
+        assert any("layer" in title.lower() for title in titles(figure))
+        assert figure.layout.title.text
+    assert "loud" in plot_sweep(sweep).layout.title.text
+
+
+def test_text_from_a_trait_is_escaped_in_a_figure(sweep):
+    content = sweep.to_json() | {"trait": "<script>alert(1)</script>"}
+    page = plot_sweep(pl.SweepResult.from_json(content)).to_html(include_plotlyjs=False)
+    assert "<script>alert(1)" not in page
+
+
+def test_drawing_writes_nothing(sweep, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    plot_sweep(sweep)
+    assert not list(tmp_path.iterdir())
