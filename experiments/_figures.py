@@ -23,5 +23,8 @@ def write_figure(figure: go.Figure, content: dict[str, Any] | None, folder: Path
     write_bytes_atomically(folder / f"{name}.html", page.encode())
     try:
         write_bytes_atomically(folder / f"{name}.png", figure.to_image("png", scale=1.5))
-    except ChromeNotFoundError:
+    except RuntimeError as error:
+        # Plotly raises its own RuntimeError while it handles Kaleido's ChromeNotFoundError.
+        if not isinstance(error.__context__, ChromeNotFoundError):
+            raise
         print(f"{name}.png was not written: no Chrome or Chromium found (set BROWSER_PATH). {name}.html is there.")

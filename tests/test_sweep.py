@@ -128,3 +128,21 @@ def test_a_sweep_shows_itself(sweep):
     figure = sweep.plot()
     assert figure.layout.yaxis.title.text.startswith("trait score")
     assert figure.layout.xaxis2.title.text.startswith("layer")
+
+
+def test_a_judge_that_scores_nothing_leaves_a_result_that_says_so(tiny_model, vector):
+    class SilentJudge:
+        name = "silent"
+
+        def score(self, questions, responses):
+            return [pl.Judgement(None, None, "no opinion") for _ in questions]
+
+    silent = pl.sweep_layers(
+        tiny_model, tiny_trait(), vector, layers=1, coefficients=(1.0,), judge=SilentJudge(), max_new_tokens=2,
+        random_directions=1,
+    )  # fmt: skip
+    assert silent.n_unscored == 3 * 4
+    assert silent.choose_coherent() is None
+    again = pl.SweepResult.from_json(json.loads(json.dumps(silent.to_json(), allow_nan=False)))
+    assert "nan" in repr(again)
+    assert len(again.plot().data) > 0

@@ -51,7 +51,8 @@ class ModelInfo:
         backend: ``hooked`` or ``bridge``.
         fingerprint: Hash of a sample of the weights, rounded to bfloat16: the same for both backends and for
             float32 and bfloat16, another after fine-tuning.
-        weight_processing: Always ``none``: the residual stream is the Hugging Face model's.
+        weight_processing: ``none`` for all that :func:`load_model` loads: the residual stream is the Hugging Face
+            model's. ``layer norm folded`` for a HookedTransformer that was loaded elsewhere with folding.
     """
 
     name: str
@@ -61,7 +62,7 @@ class ModelInfo:
     dtype: str
     backend: str
     fingerprint: str
-    weight_processing: str = "none"
+    weight_processing: str
 
 
 def load_model(
@@ -110,10 +111,11 @@ def load_model(
         hf_model.to(device)
         architecture = hf_model.config.architectures[0]
         if backend == "hooked" and architecture not in _CONVERTERS:
+            held = ", ".join(_CONVERTERS) or "nothing: TransformerLens 4 has no HookedTransformer"
             raise UnsupportedModelError(
                 describe_violation(
                     "backend",
-                    f"be 'bridge' for this architecture; 'hooked' holds {', '.join(_CONVERTERS)}",
+                    f"be 'bridge' for this architecture; 'hooked' holds {held}",
                     f"{backend} with {architecture}",
                     'Pass backend="bridge" or leave it out.',
                 )
@@ -163,6 +165,8 @@ def describe_model(model: HookedModel) -> ModelInfo:
         dtype=str(_unembedding(model).dtype).removeprefix("torch."),
         backend="bridge" if bridge else "hooked",
         fingerprint=_fingerprint(model),
+        # TransformerLens renames the normalisation when it folds its weights into the next layer.
+        weight_processing="layer norm folded" if str(cfg.normalization_type).endswith("Pre") else "none",
     )
 
 

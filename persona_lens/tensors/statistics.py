@@ -6,6 +6,7 @@ weighted statistic of the original values, with no resampled copy and no sort fo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -23,7 +24,7 @@ _BLOCK_SIZE = 2**20
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with its confidence interval.
+    """An estimate with its confidence interval. NaN throughout says that there was nothing to estimate from.
 
     Attributes:
         estimate: The statistic of the whole data; of a skewed one it can lie outside the interval.
@@ -32,7 +33,7 @@ class Interval:
         level: Share of repetitions in which such an interval would hold the true value.
 
     Raises:
-        InvalidArgumentError: ``low`` is above ``high``, one of them is NaN, or ``level`` is not in (0, 1).
+        InvalidArgumentError: ``low`` is above ``high``, some but not all are NaN, or ``level`` is not in (0, 1).
 
     Example:
         >>> print(Interval(0.42, 0.31, 0.55))
@@ -46,7 +47,8 @@ class Interval:
 
     def __post_init__(self) -> None:
         """Check the fields."""
-        if not self.low <= self.high:
+        is_missing = all(math.isnan(value) for value in (self.estimate, self.low, self.high))
+        if not is_missing and not self.low <= self.high:
             rule = f"be at most `high`, here {self.high}"
             raise InvalidArgumentError(describe_violation("low", rule, self.low))
         _check_level(self.level)

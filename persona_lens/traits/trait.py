@@ -223,8 +223,16 @@ class Trait:
 def _system_prompt(adjective: str, instruction: str) -> str:
     if not adjective:
         return instruction
-    article = "an" if adjective[0].lower() in "aeiou" else "a"
-    return f"You are {article} {adjective} assistant. {instruction}"
+    return f"You are {_article(adjective)} {adjective} assistant. {instruction}"
+
+
+def _article(word: str) -> str:
+    """Return the article that a word takes by its sound: an honest, an evil, a useful, a kind."""
+    word = word.lower()
+    sounds_like_a_vowel = word.startswith(("hon", "hour", "heir")) or (
+        word[0] in "aeiou" and not word.startswith(("uni", "use", "eu"))
+    )
+    return "an" if sounds_like_a_vowel else "a"
 
 
 def _normal(text: str) -> str:

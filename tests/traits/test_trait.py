@@ -138,3 +138,11 @@ def test_question_and_answer_enter_the_rubric_as_they_are(question, answer):
 
 def test_html_in_a_trait_is_escaped():
     assert "<script>" not in make_trait(description="<script>alert(1)</script>")._repr_html_()
+
+
+@pytest.mark.parametrize(
+    ("adjective", "expected"), [("evil", "an"), ("kind", "a"), ("honest", "an"), ("useful", "a"), ("humorous", "a")]
+)
+def test_the_article_before_an_adjective_is_the_one_that_is_said(adjective, expected):
+    trait = dataclasses.replace(pl.load_trait("evil"), positive_adjective=adjective)
+    assert trait.positive_system_prompts[0].startswith(f"You are {expected} {adjective} assistant. ")
