@@ -38,6 +38,7 @@ class Profile:
     sweep_rollouts: int
     random_directions: int
     confirmation_rollouts: int
+    judge_pairs: int
     max_pairs: int = 5
     max_questions: int = 20
 
@@ -45,10 +46,10 @@ class Profile:
 PROFILES = {
     # At the paper's temperature of 1 a 135M model writes much word salad; 0.7 was taken because positive and negative
     # responses to the *extraction* questions separate better there (AUROC 0.92-0.95 against 0.74-0.93).
-    "quick": Profile(0.7, 24, 1, (1.0, 2.0, 3.0), 3, 1, 2, 3),
-    "paper": Profile(1.0, 1000, 10, (0.5, 1.0, 1.5, 2.0, 2.5), 1, 10, 8, 10),
+    "quick": Profile(0.7, 24, 1, (1.0, 2.0, 3.0), 3, 1, 2, 3, 1),
+    "paper": Profile(1.0, 1000, 10, (0.5, 1.0, 1.5, 2.0, 2.5), 1, 10, 8, 10, 5),
 }
-TINY = Profile(0.7, 8, 1, (1.0, 2.0), 10, 1, 1, 1, max_pairs=1, max_questions=4)
+TINY = Profile(0.7, 8, 1, (1.0, 2.0), 10, 1, 1, 1, 1, max_pairs=1, max_questions=4)
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def run(model: Any, trait: pl.Trait, arguments: Arguments) -> dict[str, Any]:
     )
     config = {
         "model": asdict(pl.describe_model(model)),
-        "trait": asdict(trait),
+        "trait": trait.to_dict(),
         "profile": asdict(profile),
         "seed": arguments.seed,
         "versions": collect_versions(),
@@ -122,7 +123,7 @@ def run(model: Any, trait: pl.Trait, arguments: Arguments) -> dict[str, Any]:
         "seed": arguments.seed,
     }
     keeping: Any = {"store": store, "progress": pl.show_progress}
-    judge, separation = prepare_judge(model, trait, min(2, profile.max_pairs), sampling, store)
+    judge, separation = prepare_judge(model, trait, profile.judge_pairs, sampling, store)
     vector = pl.extract_persona_vector(
         model, trait, judge=judge, rollouts=profile.extraction_rollouts, **sampling, **keeping
     )
@@ -154,7 +155,12 @@ def run(model: Any, trait: pl.Trait, arguments: Arguments) -> dict[str, Any]:
     vector.save(arguments.out / f"vector_{trait.name}.safetensors")
     return {
         "config": config,
-        "judge": {"name": judge.name, "calibration": asdict(judge.calibration), "separation": separation},
+        "judge": {
+            "name": judge.name,
+            "n_pairs": judge.n_pairs,
+            "calibration": asdict(judge.calibration),
+            "separation": separation,
+        },
         "vector": {
             "counts": asdict(vector.counts),
             "norms": vector.norms.tolist(),
@@ -182,7 +188,7 @@ def prepare_judge(
 
     def measure() -> Shard:
         print(f"{trait.name}: measuring the judge on held-out questions")
-        return Shard(records=asdict(pl.measure_separation(judge, **sampling)))
+        return Shard(records=asdict(pl.measure_separation(judge, rollouts=2, **sampling)))
 
     return judge, store.load_or_compute("separation", measure).records
 

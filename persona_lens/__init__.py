@@ -5,8 +5,18 @@ Method: "Persona Vectors" (arXiv 2507.21509).
 """
 
 from persona_lens import errors
+from persona_lens.judges.cache import CachedJudge, ScoreCache
+from persona_lens.judges.claude import ClaudeJudge
+from persona_lens.judges.expected_score import ExpectedScoreJudge
 from persona_lens.judges.judgement import Judge, Judgement
 from persona_lens.judges.likelihood import LikelihoodJudge, calibrate_likelihood_judge, measure_separation
+from persona_lens.judges.panel import (
+    Agreement,
+    PanelResult,
+    judge_with_panel,
+    read_spot_check,
+    write_spot_check,
+)
 from persona_lens.models.activations import TokenSpans, cache_residual_stream, pool_residual_stream
 from persona_lens.models.chat import encode_conversation, encode_prompt
 from persona_lens.models.hooks import SiteIntervention
@@ -25,6 +35,7 @@ from persona_lens.tensors.directions import (
     project_layers,
 )
 from persona_lens.tensors.interventions import Ablate, Add, Cap
+from persona_lens.traits.authoring import author_trait, read_authored_answer, write_authoring_prompt
 from persona_lens.traits.library import list_traits, load_trait
 from persona_lens.traits.trait import InstructionPair, Trait
 from persona_lens.vectors import ExtractionCounts, PersonaVector, extract_persona_vector
@@ -32,23 +43,30 @@ from persona_lens.vectors import ExtractionCounts, PersonaVector, extract_person
 __all__ = [
     "Ablate",
     "Add",
+    "Agreement",
+    "CachedJudge",
     "Cap",
+    "ClaudeJudge",
     "Confirmation",
+    "ExpectedScoreJudge",
     "ExtractionCounts",
     "InstructionPair",
     "Judge",
     "Judgement",
     "LayerChoice",
     "LikelihoodJudge",
+    "PanelResult",
     "PersonaVector",
     "Rollout",
     "RolloutRequest",
     "SamplingSettings",
+    "ScoreCache",
     "ShardStore",
     "SiteIntervention",
     "SweepResult",
     "TokenSpans",
     "Trait",
+    "author_trait",
     "cache_residual_stream",
     "calibrate_likelihood_judge",
     "confirm_choice",
@@ -58,6 +76,7 @@ __all__ = [
     "encode_prompt",
     "errors",
     "extract_persona_vector",
+    "judge_with_panel",
     "layer_increments",
     "list_traits",
     "load_model",
@@ -68,8 +87,12 @@ __all__ = [
     "pool_residual_stream",
     "project",
     "project_layers",
+    "read_authored_answer",
+    "read_spot_check",
     "sample_recorded_rollouts",
     "sample_rollouts",
     "show_progress",
     "sweep_layers",
+    "write_authoring_prompt",
+    "write_spot_check",
 ]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import html
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import plotly.graph_objects as go
 import torch
@@ -270,3 +272,147 @@ def _mark(figure: go.Figure, sweep: SweepResult, choice: LayerChoice, symbol: st
             row=row,
             col=1,
         )
+
+
+def plot_trait_survey(rows: Sequence[Mapping[str, Any]]) -> go.Figure:
+    """Draw a survey of traits: the judge's AUROC, and steering against random directions.
+
+    Args:
+        rows: One a trait, as experiments/trait_survey.py writes them: ``trait``, ``works``, ``failure``, ``auroc``,
+            and where a vector was found ``counts`` and ``confirmation``.
+
+    Returns:
+        A figure with two panels that share the traits; those that fail are marked with a cross and listed below.
+    """
+    ordered = sorted(rows, key=lambda row: (row["works"], row["auroc"]["estimate"]))
+    names = [html.escape(f"{row['trait']} {'✓' if row['works'] else '✗'}") for row in ordered]
+    figure = make_subplots(
+        rows=1, cols=2, shared_yaxes=True, horizontal_spacing=0.04, column_widths=[0.4, 0.6],
+        subplot_titles=("does the judge tell the two sides apart?", "does steering raise the score?"),
+    )  # fmt: skip
+    _add_intervals(
+        figure, 1, names, [row["auroc"] for row in ordered], _COLORS[2], "circle", "AUROC, held-out questions"
+    )
+    found = [(name, row["confirmation"]) for name, row in zip(names, ordered, strict=True) if "confirmation" in row]
+    for key, color, symbol, label in (
+        ("baseline", _GREY, "line-ns-open", "unsteered"),
+        ("random", _COLORS[1], "x", "random directions, same norm"),
+        ("steered", _COLORS[3], "diamond", "steered with the vector"),
+    ):
+        _add_intervals(figure, 2, [n for n, _ in found], [c[key] for _, c in found], color, symbol, label)
+    figure.add_vline(x=0.9, line={"color": _INK, "dash": "dot", "width": 1}, row=1, col=1)
+    figure.update_xaxes(title_text="AUROC", range=[0.45, 1.02], row=1, col=1)
+    figure.update_xaxes(title_text="trait score (0–100), fresh questions", range=[-3, 103], row=1, col=2)
+    # Fixes the order on the shared axis, whatever traces hold.
+    figure.update_yaxes(categoryorder="array", categoryarray=names)
+    failed = [f"{row['trait']}: {row['failure'][:90]}" for row in ordered if not row["works"]]
+    works = len(ordered) - len(failed)
+    figure.update_layout(
+        template="plotly_white",
+        width=1050,
+        height=260 + 36 * len(ordered) + 18 * len(failed),
+        font={"size": 14, "color": _INK},
+        title={
+            "text": f"{works} of {len(ordered)} traits can be told apart and steered above random directions"
+            "<br><sup>bars: 95 % bootstrap intervals over questions; scores by the likelihood judge (proxy)</sup>",
+            "x": 0.02,
+        },
+        legend={"orientation": "h", "y": -0.16, "x": 0},
+        margin={"t": 110, "l": 120, "r": 30, "b": 110 + 18 * len(failed)},
+    )
+    figure.add_annotation(
+        text="✗ " + "<br>✗ ".join(map(html.escape, failed)) if failed else "",
+        xref="paper", yref="paper", x=0, y=0, yshift=-95, xanchor="left", yanchor="top", showarrow=False, align="left",
+        font={"size": 12},
+    )  # fmt: skip
+    return figure
+
+
+def plot_agreement(content: Mapping[str, Any]) -> go.Figure:
+    """Draw how far judges agree: rank correlation and agreement on clear pairs, for every pair of judges.
+
+    Args:
+        content: What experiments/judge_agreement.py writes: ``trait``, ``judges``, ``counts``, ``agreement``,
+            ``config``.
+
+    Returns:
+        Two matrices. Row: the judge whose clear pairs are taken; column: the judge that is compared with it.
+    """
+    judges = [html.escape(name) for name in content["judges"]]
+    place = {name: index for index, name in enumerate(content["judges"])}
+    values = [[[None] * len(judges) for _ in judges] for _ in range(2)]
+    texts = [[["–"] * len(judges) for _ in judges] for _ in range(2)]
+    for one in content["agreement"]:
+        row, column = place[one["first"]], place[one["second"]]
+        interval = one["spearman"]
+        if interval["estimate"] is not None:
+            values[0][row][column] = interval["estimate"]
+            texts[0][row][column] = f"{interval['estimate']:.2f}<br>[{interval['low']:.2f}, {interval['high']:.2f}]"
+        if one["pairwise"] is not None:
+            values[1][row][column] = one["pairwise"]
+            texts[1][row][column] = f"{one['pairwise']:.0%}<br>of {one['n_clear_pairs']} pairs"
+    figure = make_subplots(
+        rows=1, cols=2, shared_yaxes=True, horizontal_spacing=0.05,
+        subplot_titles=("rank correlation (Spearman)", "clear pairs (> 80 against < 20) ordered alike"),
+    )  # fmt: skip
+    short = [name.replace(", ", ",<br>").replace(" (", "<br>(").replace(" of ", " of<br>") for name in judges]
+    for panel, (low, high) in enumerate(((-1, 1), (0, 1))):
+        figure.add_trace(
+            go.Heatmap(
+                x=short, y=short, z=values[panel], text=texts[panel], texttemplate="%{text}", zmin=low, zmax=high,
+                colorscale="Cividis", showscale=False, hovertemplate="%{y} / %{x}: %{text}<extra></extra>",
+            ),
+            row=1,
+            col=panel + 1,
+        )  # fmt: skip
+    figure.update_yaxes(autorange="reversed", title_text="judge", row=1, col=1)
+    figure.update_xaxes(title_text="compared with")
+    scored = "; ".join(
+        f"{name}: {content['counts'][name].get('scored', 0)} of {content['config']['n']} scored"
+        for name in content["judges"]
+    )
+    spearmans = [one["spearman"]["estimate"] for one in content["agreement"] if one["spearman"]["estimate"] is not None]
+    span = f"{min(spearmans):.2f} to {max(spearmans):.2f}" if spearmans else "none could be computed"
+    figure.update_layout(
+        template="plotly_white",
+        width=1150,
+        height=340 + 90 * len(judges),
+        font={"size": 13, "color": _INK},
+        title={
+            "text": f"{html.escape(content['trait'])}: {len(judges)} judges agree with rank correlations {span}"
+            f"<br><sup>{html.escape(scored)}; intervals: 95 % bootstrap over responses</sup>",
+            "x": 0.02,
+        },
+        margin={"t": 130, "l": 150},
+    )
+    return figure
+
+
+def _add_intervals(
+    figure: go.Figure,
+    column: int,
+    names: Sequence[str],
+    intervals: Sequence[Mapping[str, float]],
+    color: str,
+    symbol: str,
+    label: str,
+) -> None:
+    figure.add_trace(
+        go.Scatter(
+            x=[i["estimate"] for i in intervals],
+            y=list(names),
+            error_x={
+                "type": "data",
+                "symmetric": False,
+                "array": [i["high"] - i["estimate"] for i in intervals],
+                "arrayminus": [i["estimate"] - i["low"] for i in intervals],
+                "thickness": 1.5,
+                "width": 3,
+            },
+            mode="markers",
+            marker={"color": color, "symbol": symbol, "size": 11, "line": {"width": 2, "color": color}},
+            name=label,
+        ),
+        row=1,
+        col=column,
+    )

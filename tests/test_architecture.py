@@ -25,7 +25,7 @@ ALLOWED = {
     "tensors": {"errors"},
     "traits": {"errors"},
     "models": {"errors", "tensors"},
-    "judges": {"errors", "tensors", "traits", "models"},
+    "judges": {"errors", "storage", "tensors", "traits", "models"},
     "vectors": FLOOR,
     # The capability modules stand side by side: never one on another.
     "sweep": FLOOR | {"vectors"},

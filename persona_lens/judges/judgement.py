@@ -15,11 +15,14 @@ class Judgement:
         score: How strongly the trait shows, 0 to 100; None if the judge gives none.
         coherence: How coherent the response is, 0 to 100; None if the judge gives none.
         reason: Why there is no score; empty where there is one.
+        retryable: Whether asking again may give a score: after a failed connection, not after a refusal. Caches do
+            not keep such a judgement.
     """
 
     score: float | None
     coherence: float | None
     reason: str = ""
+    retryable: bool = False
 
 
 @runtime_checkable
@@ -33,4 +36,14 @@ class Judge(Protocol):
 
     def score(self, questions: Sequence[str], responses: Sequence[str]) -> list[Judgement]:
         """Judge each response to its question, in the order given; each gets a score or a reason for none."""
+        ...
+
+
+@runtime_checkable
+class IdentifiedJudge(Judge, Protocol):
+    """A judge that can say when its answers may differ, so that they can be kept."""
+
+    @property
+    def identity(self) -> str:
+        """A text that changes whenever the same response could get another score: kind, model, rubric, calibration."""
         ...

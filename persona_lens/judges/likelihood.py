@@ -7,8 +7,9 @@ instructions made the responses; results that rest on it say so.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from persona_lens.errors import HooksPresentError, InvalidArgumentError, describ
 from persona_lens.judges.judgement import Judgement
 from persona_lens.models.chat import Message, build_messages, encode_conversation
 from persona_lens.models.likelihood import Continuation, mean_log_likelihoods
+from persona_lens.models.loading import describe_model
 from persona_lens.models.model_type import HookedModel
 from persona_lens.models.rollouts import RolloutRequest, sample_rollouts
 from persona_lens.models.sampling import SamplingSettings
@@ -115,6 +117,16 @@ class LikelihoodJudge:
     def name(self) -> str:
         """What the judge is."""
         return "likelihood judge (proxy)"
+
+    @property
+    def identity(self) -> str:
+        """Changes whenever a score could."""
+        info = describe_model(self.model)
+        prompts = (
+            *self.trait.positive_system_prompts[: self.n_pairs],
+            *self.trait.negative_system_prompts[: self.n_pairs],
+        )
+        return json.dumps(["likelihood", info.fingerprint, info.dtype, prompts, asdict(self.calibration)])
 
     def score(self, questions: Sequence[str], responses: Sequence[str]) -> list[Judgement]:
         """Judge each response to its question.

@@ -109,8 +109,7 @@ class Trait:
             >>> trait.render_rubric("why {answer}?", "{}")
             'Q: why {answer}? A: {}'
         """
-        values = {"{question}": question, "{answer}": answer}
-        return re.sub(r"\{question\}|\{answer\}", lambda match: values[match[0]], self.rubric)
+        return fill_rubric(self.rubric, question, answer)
 
     @classmethod
     def from_json(cls, path: str | Path) -> Trait:
@@ -120,8 +119,19 @@ class Trait:
             FileNotFoundError: No such file.
             TraitFormatError: Not JSON, not UTF-8, or a key is missing, unknown or of the wrong type.
         """
-        content = _read_json(Path(path))
-        where = str(path)
+        return cls.from_dict(_read_json(Path(path)), where=str(path))
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any], *, where: str = "`content`") -> Trait:
+        """Read what :meth:`to_dict` returned, e.g. out of a results file.
+
+        Args:
+            content: Names to values, as in a trait file.
+            where: What to call it in an error.
+
+        Raises:
+            TraitFormatError: A key is missing, unknown or of the wrong type.
+        """
         known = {"format", "version", *cls.__dataclass_fields__}
         optional = {"format", "version", "positive_adjective", "negative_adjective"}
         missing, unknown = sorted(known - optional - content.keys()), sorted(content.keys() - known)
@@ -149,8 +159,13 @@ class Trait:
 
     def to_json(self, path: str | Path) -> None:
         """Write the trait as UTF-8 JSON."""
-        content = {"format": _FORMAT, "version": _VERSION, **asdict(self)}
-        Path(path).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        Path(path).write_text(json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the trait as JSON-able values."""
+        values = asdict(self)
+        lists = {key: list(value) for key, value in values.items() if isinstance(value, tuple)}
+        return {"format": _FORMAT, "version": _VERSION, **values, **lists}
 
     @classmethod
     def from_paper_json(
@@ -178,6 +193,7 @@ class Trait:
         """
         path = Path(extraction_path)
         content = _read_json(path)
+        _refuse_other_keys(content, str(path))
         pairs = content.get("instruction")
         if not isinstance(pairs, list):
             raise TraitFormatError(
@@ -189,7 +205,9 @@ class Trait:
             extraction, evaluation = questions[:half], questions[half:]
         else:
             extraction = questions
-            evaluation = _texts(_read_json(Path(evaluation_path)), "questions", str(evaluation_path))
+            other = _read_json(Path(evaluation_path))
+            _refuse_other_keys(other, str(evaluation_path))
+            evaluation = _texts(other, "questions", str(evaluation_path))
         name = name or re.sub(r"[^a-z0-9_-]", "-", path.stem.lower())
         return cls(
             name=name,
@@ -201,6 +219,21 @@ class Trait:
             positive_adjective=positive_adjective,
             negative_adjective=negative_adjective,
         )
+
+    def to_paper_json(self, extraction_path: str | Path, evaluation_path: str | Path) -> None:
+        """Write the two files that the paper's code reads; name, description and adjectives have no place there.
+
+        Args:
+            extraction_path: Gets the instructions and the extraction questions.
+            evaluation_path: Gets the instructions and the evaluation questions.
+        """
+        instruction = [{"pos": pair.positive, "neg": pair.negative} for pair in self.instruction_pairs]
+        for path, questions in (
+            (extraction_path, self.extraction_questions),
+            (evaluation_path, self.evaluation_questions),
+        ):
+            content = {"instruction": instruction, "questions": list(questions), "eval_prompt": self.rubric}
+            Path(path).write_text(json.dumps(content, indent=4, ensure_ascii=False) + "\n", encoding="utf-8")
 
     def __repr__(self) -> str:
         return (
@@ -218,6 +251,12 @@ class Trait:
         }
         cells = "".join(f"<tr><th>{key}</th><td>{html.escape(value)}</td></tr>" for key, value in rows.items())
         return f"<table><caption>Trait {html.escape(self.name)}</caption>{cells}</table>"
+
+
+def fill_rubric(rubric: str, question: str, answer: str) -> str:
+    """Put question and answer in their places, in one pass, so that what they contain is never filled in again."""
+    values = {"{question}": question, "{answer}": answer}
+    return re.sub(r"\{question\}|\{answer\}", lambda match: values[match[0]], rubric)
 
 
 def _system_prompt(adjective: str, instruction: str) -> str:
@@ -262,6 +301,13 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise TraitFormatError(f"{path} must hold a JSON object. Got {type(content).__name__}.")
     return content
+
+
+def _refuse_other_keys(content: Mapping[str, Any], where: str) -> None:
+    """Refuse keys that a paper's file does not have: what is not read would be lost on the way out."""
+    unknown = sorted(content.keys() - {"instruction", "questions", "eval_prompt"})
+    if unknown:
+        raise TraitFormatError(f"{where}: unknown keys {unknown}. A file of the paper's form has none; remove them.")
 
 
 def _text(content: Mapping[str, Any], key: str, where: str, default: str | None = None) -> str:

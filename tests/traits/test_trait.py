@@ -147,3 +147,38 @@ def test_html_in_a_trait_is_escaped():
 def test_the_article_before_an_adjective_is_the_one_that_is_said(adjective, expected):
     trait = dataclasses.replace(pl.load_trait("evil"), positive_adjective=adjective)
     assert trait.positive_system_prompts[0].startswith(f"You are {expected} {adjective} assistant. ")
+
+
+def test_the_papers_files_read_in_and_write_out_the_same(tmp_path):
+    instruction = [{"pos": "Be \u201cbold\u201d.", "neg": "Be {shy}."}, {"pos": "Roar.", "neg": "Hush."}]
+    rubric = "Rate.\n[Question]\n{question}\n[Answer]\n{answer}\nREFUSAL or 0\u2013100"
+    sides = {
+        "extract.json": {"instruction": instruction, "questions": ["A?", "B?"], "eval_prompt": rubric},
+        "eval.json": {"instruction": instruction, "questions": ["C?", "\u00c4?"], "eval_prompt": rubric},
+    }
+    for name, content in sides.items():
+        text = json.dumps(content, indent=4, ensure_ascii=False) + "\n"
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    before = [(tmp_path / name).read_bytes() for name in sides]
+    trait = pl.Trait.from_paper_json(tmp_path / "extract.json", tmp_path / "eval.json", name="bold")
+    trait.to_paper_json(tmp_path / "extract.json", tmp_path / "eval.json")
+    assert [(tmp_path / name).read_bytes() for name in sides] == before
+
+
+def test_a_key_that_would_be_lost_is_refused(tmp_path):
+    content = {
+        "instruction": [{"pos": "a", "neg": "b"}],
+        "questions": ["A?", "B?"],
+        "eval_prompt": "{question}{answer}",
+    }
+    path = tmp_path / "t.json"
+    path.write_text(json.dumps(content | {"notes": "mine"}))
+    with pytest.raises(TraitFormatError, match="notes"):
+        pl.Trait.from_paper_json(path)
+
+
+@pytest.mark.parametrize("name", pl.list_traits())
+def test_every_bundled_trait_is_complete_and_asks_nothing_twice(name):
+    from persona_lens.traits.authoring import check_authored
+
+    check_authored(pl.load_trait(name))

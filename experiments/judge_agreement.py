@@ -1,0 +1,167 @@
+"""Do different judges agree on the responses of a layer sweep?
+
+    python experiments/judge_agreement.py --trait evil      # needs figures/layer_sweep_evil.json
+    python experiments/judge_agreement.py --trait evil --person scored.csv
+    python experiments/judge_agreement.py --replot
+
+Judges: the sweep's own likelihood judge; the same with other instructions of the trait; the model itself reading the
+rubric (expected score); Claude, when ANTHROPIC_API_KEY is set; a person, whose spreadsheet `--write-check` makes.
+Judgements are cached, so a rerun costs no calls. Reproduces appendix B.2 of "Persona Vectors" (arXiv 2507.21509).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import tyro
+from _figures import write_figure
+
+import persona_lens as pl
+from persona_lens.judges.likelihood import LikelihoodCalibration
+from persona_lens.plots import plot_agreement
+from persona_lens.storage import collect_versions
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Compare judges."""
+
+    trait: str = "evil"
+    """A trait whose layer sweep is in the results folder."""
+    model: str = ""
+    """The sweep's model; needed where it was loaded from a folder."""
+    n: int = 120
+    """Responses to judge, drawn evenly from the sweep's scores."""
+    person: Path | None = None
+    """A spreadsheet that a person has scored."""
+    write_check: Path | None = None
+    """Write such a spreadsheet here and stop."""
+    replot: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Redraw from the results already written; no model runs."""
+    seed: int = 0
+    """Seed of the draw."""
+    dtype: str = "auto"
+    """`auto`, `float32` or `bfloat16`."""
+    out: Path = Path("figures")
+    """Where results and figures are."""
+    cache: Path = Path(".persona-lens-runs/judgements.sqlite")
+    """Where judgements are kept."""
+
+
+class PersonJudge:
+    """A person's scores, read back from a spreadsheet."""
+
+    name = "a person"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def score(self, questions: Any, responses: Any) -> list[pl.Judgement]:
+        """Look the scores up."""
+        return pl.read_spot_check(self.path, questions, responses)
+
+
+def main(arguments: Annotated[Arguments, tyro.conf.arg(name="")]) -> None:
+    """Judge, or redraw."""
+    name = f"judge_agreement_{arguments.trait}"
+    if arguments.replot:
+        content = json.loads((arguments.out / f"{name}.json").read_text())
+    else:
+        source = json.loads((arguments.out / f"layer_sweep_{arguments.trait}.json").read_text())
+        questions, responses = draw_responses(source, arguments.n, arguments.seed)
+        if arguments.write_check:
+            n = pl.write_spot_check(arguments.write_check, questions, responses)
+            print(f"{arguments.write_check}: {n} responses to score from 0 to 100")
+            return
+        content = run(source, questions, responses, arguments)
+    write_figure(plot_agreement(content), content, arguments.out, name)
+    print(arguments.out / f"{name}.html")
+
+
+def draw_responses(source: dict[str, Any], n: int, seed: int) -> tuple[list[str], list[str]]:
+    """Draw responses of the sweep, evenly over its scores, so that high ones are not rare."""
+    sweep = pl.SweepResult.from_json(source["sweep"])
+    flat = [
+        (float(sweep.scores[i, j, q]), sweep.questions[q], sweep.responses[i][j][q])
+        for i in range(len(sweep.layers))
+        for j in range(len(sweep.coefficients))
+        for q in range(len(sweep.questions))
+        if sweep.responses[i][j][q].strip()
+    ]
+    rng = np.random.default_rng(seed)
+    fifths: list[list[Any]] = [
+        [row for row in flat if low <= row[0] < low + 20 + (low == 80)] for low in range(0, 100, 20)
+    ]
+    chosen = [fifth[i] for fifth in fifths for i in rng.permutation(len(fifth))[: n // 5]]
+    return [row[1] for row in chosen], [row[2] for row in chosen]
+
+
+def run(source: dict[str, Any], questions: list[str], responses: list[str], arguments: Arguments) -> dict[str, Any]:
+    """Ask all judges that can be had."""
+    model = pl.load_model(arguments.model or source["config"]["model"]["name"], dtype=arguments.dtype)
+    trait = pl.Trait.from_dict(source["config"]["trait"])
+    calibration = LikelihoodCalibration(**source["judge"]["calibration"])
+    n_pairs = source["judge"]["n_pairs"]
+    cache = pl.ScoreCache(arguments.cache)
+    others = replace(trait, instruction_pairs=trait.instruction_pairs[n_pairs:] or trait.instruction_pairs)
+    profile = source["config"]["profile"]
+    sampling: Any = {"max_new_tokens": profile["max_new_tokens"], "temperature": profile["temperature"]}
+    judges: list[Any] = [
+        pl.LikelihoodJudge(model, trait, n_pairs, calibration),
+        Renamed(pl.calibrate_likelihood_judge(model, others, **sampling), "likelihood judge, other instructions"),
+        pl.ExpectedScoreJudge(model, trait),
+    ]
+    if os.environ.get("ANTHROPIC_API_KEY"):
+        judges.append(pl.ClaudeJudge(trait))
+    cached: list[pl.Judge] = [pl.CachedJudge(judge, cache) for judge in judges]
+    if arguments.person:
+        cached.append(PersonJudge(arguments.person))
+    panel = pl.judge_with_panel(cached, questions, responses)
+    return {
+        "trait": trait.name,
+        "config": {
+            "model": asdict(pl.describe_model(model)),
+            "n": len(responses),
+            "seed": arguments.seed,
+            "versions": collect_versions(),
+        },
+        "judges": list(panel.judges),
+        "counts": panel.count_reasons(),
+        "scores": [[j.score for j in row] for row in panel.judgements],
+        "agreement": [to_plain(asdict(agreement)) for agreement in panel.measure_agreement()],
+        "questions": questions,
+        "responses": responses,
+    }
+
+
+@dataclass(frozen=True)
+class Renamed:
+    """A judge under another name, so that two of a kind can sit on one panel."""
+
+    judge: pl.LikelihoodJudge
+    name: str
+
+    @property
+    def identity(self) -> str:
+        """The judge's own identity."""
+        return self.judge.identity
+
+    def score(self, questions: Any, responses: Any) -> list[pl.Judgement]:
+        """Ask the judge."""
+        return self.judge.score(questions, responses)
+
+
+def to_plain(value: Any) -> Any:
+    """Turn NaN into None, which JSON can hold."""
+    if isinstance(value, dict):
+        return {key: to_plain(item) for key, item in value.items()}
+    return None if isinstance(value, float) and value != value else value
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments, description=__doc__))

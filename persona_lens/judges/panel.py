@@ -1,0 +1,272 @@
+"""Several judges on the same responses: how far they agree, and a spreadsheet for a person to check them."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import html
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from scipy.stats import spearmanr
+from torch import Tensor
+
+from persona_lens.errors import FileFormatError, InvalidArgumentError, describe_violation
+from persona_lens.judges.judgement import Judge, Judgement
+from persona_lens.tensors.statistics import Interval
+
+_COLUMNS = ("id", "question", "response", "score")
+# Characters with which a spreadsheet program takes a cell for a formula; the apostrophe makes it text again.
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far two judges agree.
+
+    Args:
+        first: One judge's name.
+        second: The other's.
+        spearman: Rank correlation of the scores; the interval is bootstrapped over responses.
+        pairwise: Share of the first judge's clear pairs (one response above ``high``, one below ``low``) that the
+            second orders alike, ties counting half; NaN without such pairs.
+        n_responses: Responses that both scored.
+        n_clear_pairs: The first judge's clear pairs.
+    """
+
+    first: str
+    second: str
+    spearman: Interval
+    pairwise: float
+    n_responses: int
+    n_clear_pairs: int
+
+
+@dataclass(frozen=True, eq=False)
+class PanelResult:
+    """What several judges said of the same responses.
+
+    Args:
+        judges: Names, in order.
+        questions: The questions.
+        responses: The responses.
+        judgements: One tuple a judge, one judgement a response.
+    """
+
+    judges: tuple[str, ...]
+    questions: tuple[str, ...]
+    responses: tuple[str, ...]
+    judgements: tuple[tuple[Judgement, ...], ...]
+
+    @property
+    def scores(self) -> Float[Tensor, "judge response"]:
+        """Scores 0 to 100; NaN where a judge gave none."""
+        rows = [[float("nan") if j.score is None else j.score for j in row] for row in self.judgements]
+        return torch.tensor(rows).reshape(len(self.judges), len(self.responses))
+
+    def count_reasons(self) -> dict[str, dict[str, int]]:
+        """Return for each judge how many responses were scored, and how many were not for which reason."""
+        counts: dict[str, dict[str, int]] = {}
+        for judge, row in zip(self.judges, self.judgements, strict=True):
+            counts[judge] = {}
+            for judgement in row:
+                key = judgement.reason or "scored"
+                counts[judge][key] = counts[judge].get(key, 0) + 1
+        return counts
+
+    def measure_agreement(self, *, low: float = 20.0, high: float = 80.0, seed: int = 0) -> list[Agreement]:
+        """Compare every judge with every other.
+
+        Args:
+            low: A clear pair has one score below this...
+            high: ... and one above this.
+            seed: Seed of the bootstrap.
+
+        Reference:
+            Persona Vectors (arXiv 2507.21509), appendix B.2: pairs with scores above 80 and below 20.
+        """
+        return [
+            compare_scores(
+                self.judges[a], self.scores[a], self.judges[b], self.scores[b], low=low, high=high, seed=seed
+            )
+            for a, b in itertools.permutations(range(len(self.judges)), 2)
+        ]
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><td>{html.escape(a.first)}</td><td>{html.escape(a.second)}</td><td>{a.spearman}</td>"
+            f"<td>{a.pairwise:.0%} of {a.n_clear_pairs}</td></tr>"
+            for a in self.measure_agreement()
+        )
+        return (
+            "<table><tr><th>judge</th><th>against</th><th>Spearman</th><th>clear pairs ordered alike</th></tr>"
+            f"{rows}</table>"
+        )
+
+
+def judge_with_panel(judges: Sequence[Judge], questions: Sequence[str], responses: Sequence[str]) -> PanelResult:
+    """Ask several judges about the same responses.
+
+    Args:
+        judges: At least one, with different names.
+        questions: The users' turns.
+        responses: One a question.
+
+    Raises:
+        InvalidArgumentError: No judges, equal names, or lists of unequal length.
+    """
+    names = tuple(judge.name for judge in judges)
+    if not names or len(set(names)) != len(names):
+        raise InvalidArgumentError(describe_violation("judges", "be at least one, with different names", names))
+    if len(questions) != len(responses):
+        raise InvalidArgumentError(
+            describe_violation("responses", f"be as many as `questions`, {len(questions)}", len(responses))
+        )
+    judgements = tuple(tuple(judge.score(questions, responses)) for judge in judges)
+    return PanelResult(names, tuple(questions), tuple(responses), judgements)
+
+
+def compare_scores(
+    first: str,
+    first_scores: Float[Tensor, " response"],
+    second: str,
+    second_scores: Float[Tensor, " response"],
+    *,
+    low: float = 20.0,
+    high: float = 80.0,
+    n_resamples: int = 1000,
+    seed: int = 0,
+) -> Agreement:
+    """Compare two judges' scores of the same responses; NaN is no score.
+
+    Returns:
+        Rank correlation with its bootstrap interval, and the agreement on the first judge's clear pairs. Fewer than
+        three common responses, or scores that are all the same, give NaN.
+    """
+    both = ~(first_scores.isnan() | second_scores.isnan())
+    a, b = first_scores[both].double().numpy(), second_scores[both].double().numpy()
+    clear = [b[i] - b[j] for i in np.flatnonzero(a > high) for j in np.flatnonzero(a < low)]
+    pairwise = float(np.mean(np.heaviside(clear, 0.5))) if clear else float("nan")
+    return Agreement(first, second, _bootstrap_spearman(a, b, n_resamples, seed), pairwise, len(a), len(clear))
+
+
+def _bootstrap_spearman(a: np.ndarray, b: np.ndarray, n_resamples: int, seed: int) -> Interval:
+    nothing = Interval(float("nan"), float("nan"), float("nan"))
+    if len(a) < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
+        return nothing
+    rng = np.random.default_rng(seed)
+    found = []
+    for _ in range(n_resamples):
+        drawn = rng.integers(len(a), size=len(a))
+        if np.ptp(a[drawn]) > 0 and np.ptp(b[drawn]) > 0:
+            found.append(float(spearmanr(a[drawn], b[drawn]).statistic))
+    if not found:
+        return nothing
+    low, high = np.quantile(found, [0.025, 0.975])
+    return Interval(float(spearmanr(a, b).statistic), float(low), float(high))
+
+
+# A person's check ------------------------------------------------------------------------------------------------
+
+
+def write_spot_check(
+    path: str | Path, questions: Sequence[str], responses: Sequence[str], *, n: int = 30, seed: int = 0
+) -> int:
+    """Write a spreadsheet (CSV) in which a person scores some responses without seeing any judge's score.
+
+    Text from a model is kept from acting as a formula: a cell that would start one gets an apostrophe before it.
+
+    Args:
+        path: The file; it must not exist, so that nobody's answers are overwritten.
+        questions: The users' turns.
+        responses: One a question.
+        n: How many to draw; all if there are fewer.
+        seed: Seed of the draw and the order.
+
+    Returns:
+        The number of rows.
+
+    Raises:
+        FileExistsError: The file is there already.
+        InvalidArgumentError: Lists of unequal length, or ``n`` below 1.
+    """
+    if len(questions) != len(responses):
+        raise InvalidArgumentError(
+            describe_violation("responses", f"be as many as `questions`, {len(questions)}", len(responses))
+        )
+    if n < 1:
+        raise InvalidArgumentError(describe_violation("n", "be at least 1", n))
+    distinct = list(dict.fromkeys(zip(questions, responses, strict=True)))
+    drawn = np.random.default_rng(seed).permutation(len(distinct))[:n]
+    # The mark at the start tells spreadsheet programs that this is UTF-8.
+    with Path(path).open("x", encoding="utf-8-sig", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(_COLUMNS)
+        for i in drawn:
+            question, response = distinct[i]
+            writer.writerow((_row_id(question, response), _as_text(question), _as_text(response), ""))
+    return len(drawn)
+
+
+def read_spot_check(path: str | Path, questions: Sequence[str], responses: Sequence[str]) -> list[Judgement]:
+    """Read a person's scores back, in the order of the responses.
+
+    Args:
+        path: A file of :func:`write_spot_check` with numbers from 0 to 100 in the column ``score``; rows may be left
+            empty or moved.
+        questions: The users' turns.
+        responses: One a question.
+
+    Returns:
+        One judgement a response; those that were not in the file, or left empty, say so.
+
+    Raises:
+        FileFormatError: Another table, a score that is no number from 0 to 100 (the row is named), or a row of
+            another set of responses.
+    """
+    known = {_row_id(q, r) for q, r in zip(questions, responses, strict=True)}
+    scores: dict[str, float | None] = {}
+    with Path(path).open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file)
+        if reader.fieldnames is None or not {"id", "score"} <= set(reader.fieldnames):
+            raise FileFormatError(
+                describe_violation("path", f"have the columns {_COLUMNS}", reader.fieldnames, "Save it as CSV.")
+            )
+        for row in reader:
+            where = f"line {reader.line_num}"
+            if row["id"] not in known:
+                raise FileFormatError(
+                    describe_violation("path", "hold only these responses", f"{where}: id {row['id']!r}")
+                )
+            scores[row["id"]] = _read_score((row["score"] or "").strip(), where)
+    judgements = []
+    for question, response in zip(questions, responses, strict=True):
+        score = scores.get(_row_id(question, response))
+        reason = "" if score is not None else "not scored by the person"
+        judgements.append(Judgement(score, None, reason))
+    return judgements
+
+
+def _read_score(text: str, where: str) -> float | None:
+    if not text:
+        return None
+    try:
+        score = float(text.replace(",", "."))
+    except ValueError:
+        score = float("nan")
+    if not 0 <= score <= 100:
+        raise FileFormatError(describe_violation("path", "hold scores from 0 to 100", f"{where}: {text!r}"))
+    return score
+
+
+def _row_id(question: str, response: str) -> str:
+    return hashlib.sha256(f"{question}\0{response}".encode()).hexdigest()[:12]
+
+
+def _as_text(cell: str) -> str:
+    return f"'{cell}" if cell.startswith(_FORMULA_STARTS) else cell

@@ -1,0 +1,131 @@
+import csv
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import spearmanr
+
+import persona_lens as pl
+from persona_lens.errors import FileFormatError, InvalidArgumentError
+from persona_lens.judges.panel import compare_scores, judge_with_panel, read_spot_check, write_spot_check
+
+
+class ListJudge:
+    def __init__(self, name, scores):
+        self.name = name
+        self.scores = scores
+
+    def score(self, questions, responses):
+        return [pl.Judgement(s, None) if s is not None else pl.Judgement(None, None, "refusal") for s in self.scores]
+
+
+QUESTIONS, RESPONSES = ["q"] * 5, ["a", "b", "c", "d", "e"]
+
+
+def test_agreement_is_that_of_scipy_over_what_both_scored():
+    panel = judge_with_panel(
+        [ListJudge("one", [90, 10, 50, 85, None]), ListJudge("two", [70, 30, 20, 10, 99])], QUESTIONS, RESPONSES
+    )
+    there, back = panel.measure_agreement()
+    assert there.spearman.estimate == pytest.approx(spearmanr([90, 10, 50, 85], [70, 30, 20, 10]).statistic)
+    assert there.n_responses == 4
+    # One's clear pairs are 90 over 10 and 85 over 10; two orders the first alike and the second not.
+    assert (there.n_clear_pairs, there.pairwise) == (2, 0.5)
+    # Two scored the last response too, but one did not: a pair needs both.
+    assert back.n_clear_pairs == 0
+    assert math.isnan(back.pairwise)
+
+
+def test_every_response_ends_with_a_score_or_a_reason_and_counts_add_up():
+    panel = judge_with_panel([ListJudge("one", [90, None, None, 85, 3])], QUESTIONS, RESPONSES)
+    assert panel.count_reasons() == {"one": {"scored": 3, "refusal": 2}}
+    assert panel.scores.isnan().sum() == 2
+
+
+@given(st.lists(st.floats(0, 100), min_size=3, max_size=20))
+def test_a_judge_agrees_with_itself_and_disagrees_with_its_opposite(values):
+    scores = torch.tensor(values, dtype=torch.float64).float()
+    same = compare_scores("a", scores, "b", scores, n_resamples=20)
+    opposite = compare_scores("a", scores, "b", 100 - scores, n_resamples=20)
+    if same.n_clear_pairs:
+        assert same.pairwise == 1.0
+        assert opposite.pairwise == 0.0
+    if len(set(scores.tolist())) > 1 and len(set((100 - scores).tolist())) == len(set(scores.tolist())):
+        assert same.spearman.estimate == pytest.approx(1.0)
+        assert opposite.spearman.estimate == pytest.approx(-1.0)
+
+
+def test_constant_scores_have_no_rank_correlation():
+    constant = compare_scores("a", torch.full((5,), 50.0), "b", torch.arange(5.0))
+    assert math.isnan(constant.spearman.estimate)
+
+
+def test_ties_on_clear_pairs_count_half():
+    found = compare_scores("a", torch.tensor([90.0, 10.0, 50.0]), "b", torch.tensor([5.0, 5.0, 6.0]))
+    assert found.pairwise == 0.5
+
+
+def test_bad_panels_are_refused():
+    with pytest.raises(InvalidArgumentError, match="`judges`"):
+        judge_with_panel([], QUESTIONS, RESPONSES)
+    with pytest.raises(InvalidArgumentError, match="different names"):
+        judge_with_panel([ListJudge("a", []), ListJudge("a", [])], QUESTIONS, RESPONSES)
+    with pytest.raises(InvalidArgumentError, match="as many"):
+        judge_with_panel([ListJudge("a", [])], QUESTIONS, RESPONSES[:2])
+
+
+HOSTILE = ['=HYPERLINK("http://x")', "+1", "-1", "@x", "<script>alert(1)</script>", 'a "quoted", {answer}\nline']
+
+
+def test_a_persons_scores_read_back_in_the_order_of_the_responses(tmp_path):
+    questions = [f"q{i}" for i in range(len(HOSTILE))]
+    path = tmp_path / "check.csv"
+    assert write_spot_check(path, questions, HOSTILE, n=100) == len(HOSTILE)
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert not any(row["response"].startswith(("=", "+", "-", "@")) for row in rows)
+    for row in rows:
+        row["score"] = {"q0": "10", "q3": "99,5"}.get(row["question"], "")
+    with path.open("w", encoding="utf-8-sig", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=["question", "score", "id", "response"])  # columns moved about
+        writer.writeheader()
+        writer.writerows(reversed(rows))
+    found = read_spot_check(path, questions, HOSTILE)
+    assert [j.score for j in found] == [10.0, None, None, 99.5, None, None]
+    assert found[1].reason == "not scored by the person"
+
+
+def test_the_sheet_shows_no_judges_score_and_draws_the_same_rows_again(tmp_path):
+    responses = [f"r{i}" for i in range(50)]
+    for name in ("a.csv", "b.csv"):
+        assert write_spot_check(tmp_path / name, ["q"] * 50, responses, n=10, seed=3) == 10
+    assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
+    assert (tmp_path / "a.csv").read_text(encoding="utf-8-sig").splitlines()[0] == "id,question,response,score"
+
+
+def test_nobodys_answers_are_overwritten(tmp_path):
+    path = tmp_path / "check.csv"
+    write_spot_check(path, ["q"], ["r"])
+    with pytest.raises(FileExistsError):
+        write_spot_check(path, ["q"], ["r"])
+
+
+@pytest.mark.parametrize(("cell", "words"), [("101", "line 2: '101'"), ("good", "'good'"), ("nan", "'nan'")])
+def test_a_score_that_is_none_is_refused_with_its_line(tmp_path, cell, words):
+    path = tmp_path / "check.csv"
+    write_spot_check(path, ["q"], ["r"])
+    path.write_text(path.read_text(encoding="utf-8-sig").rstrip("\n") + cell + "\n", encoding="utf-8")
+    with pytest.raises(FileFormatError, match=words):
+        read_spot_check(path, ["q"], ["r"])
+
+
+def test_a_sheet_of_other_responses_is_refused(tmp_path):
+    path = tmp_path / "check.csv"
+    write_spot_check(path, ["q"], ["r"])
+    with pytest.raises(FileFormatError, match="only these responses"):
+        read_spot_check(path, ["q"], ["another"])
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(FileFormatError, match="columns"):
+        read_spot_check(path, ["q"], ["r"])

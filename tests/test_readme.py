@@ -1,0 +1,54 @@
+"""Every number that the README reports comes from a file that the committed code wrote."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def benchmark_line(row):
+    ratio = row["ratio"]
+    return f"| {row['what']} | {ratio['median']:.2f} ({ratio['low']:.2f}–{ratio['high']:.2f}) | {row['target']} |"
+
+
+def sweep_line(content):
+    separation, found = content["judge"]["separation"]["auroc"], content["confirmation"]
+    counts = content["vector"]["counts"]
+
+    def show(interval, digits=0):
+        return f"{interval['estimate']:.{digits}f} [{interval['low']:.{digits}f}, {interval['high']:.{digits}f}]"
+
+    return (
+        f"| {content['sweep']['trait']} | {show(separation, 2)} | {counts['kept']} of {counts['pairs']} | "
+        f"{found['layer']} × {found['coefficient']:g} | {show(found['baseline'])} | {show(found['random'])} | "
+        f"{show(found['steered'])} | {show(found['baseline_coherence'])} → {show(found['coherence'])} |"
+    )
+
+
+BENCHMARKS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
+SWEEPS = sorted((ROOT / "figures").glob("layer_sweep_*.json"))
+
+
+@pytest.mark.parametrize("path", BENCHMARKS, ids=lambda path: path.stem)
+def test_the_readme_shows_the_benchmarks_that_were_measured(path):
+    for row in json.loads(path.read_text())["rows"]:
+        assert benchmark_line(row) in README
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_the_readme_shows_the_sweeps_that_were_run(path):
+    assert sweep_line(json.loads(path.read_text())) in README
+
+
+def test_there_is_something_to_show():
+    assert len(SWEEPS) >= 3
+    assert len(BENCHMARKS) >= 4
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "figures").glob("*.json")), ids=lambda path: path.stem)
+def test_every_figure_has_its_page_and_its_picture(path):
+    assert path.with_suffix(".html").stat().st_size > 10_000
+    assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
