@@ -28,6 +28,12 @@ def tiny_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def roomy_folder(tmp_path_factory):
+    """A tiny model whose context holds a whole rubric, byte by byte."""
+    return save_tiny(tmp_path_factory.mktemp("roomy"), "llama", n_ctx=1024)
+
+
+@pytest.fixture(scope="session")
 def tiny_model(tiny_folder):
     return pl.load_model(tiny_folder("llama"), dtype="float32", device="cpu")
 

@@ -58,13 +58,13 @@ def make_tokenizer_without_system_role() -> PreTrainedTokenizerFast:
     return make_tokenizer(template=_NO_SYSTEM + _CHATML)
 
 
-def make_hf_model(architecture: str, seed: int = 0):
+def make_hf_model(architecture: str, seed: int = 0, n_ctx: int = 256):
     """Three layers, d_model 48, six heads over two key/value heads; weights scaled up so that logits are not flat."""
     config_class, model_class = _CLASSES[architecture]
     extra = {"sliding_window": 12} if architecture in ("gemma2", "mistral") else {}
     config = config_class(
         vocab_size=259, hidden_size=48, intermediate_size=80, num_hidden_layers=3, num_attention_heads=6,
-        num_key_value_heads=2, head_dim=8, max_position_embeddings=256, bos_token_id=256, eos_token_id=258,
+        num_key_value_heads=2, head_dim=8, max_position_embeddings=n_ctx, bos_token_id=256, eos_token_id=258,
         pad_token_id=256, tie_word_embeddings=architecture.startswith("gemma"), **extra,
     )  # fmt: skip
     torch.manual_seed(seed)
@@ -80,8 +80,8 @@ def make_hf_model(architecture: str, seed: int = 0):
     return model
 
 
-def save_tiny(folder, architecture: str, seed: int = 0) -> str:
+def save_tiny(folder, architecture: str, seed: int = 0, n_ctx: int = 256) -> str:
     """Write model and tokenizer as a Hugging Face folder."""
-    make_hf_model(architecture, seed).save_pretrained(folder)
+    make_hf_model(architecture, seed, n_ctx).save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
     return str(folder)

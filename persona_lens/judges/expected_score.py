@@ -76,6 +76,9 @@ class ExpectedScoreJudge:
             ("expected score", info.fingerprint, info.dtype, str(self.min_mass), self.trait.rubric, COHERENCE_RUBRIC)
         )
 
+    def __repr__(self) -> str:
+        return f"ExpectedScoreJudge({self.trait.name!r} read by {self.model.cfg.model_name!r})"
+
     def score(self, questions: Sequence[str], responses: Sequence[str]) -> list[Judgement]:
         """Judge each response to its question.
 

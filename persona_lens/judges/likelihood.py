@@ -128,6 +128,13 @@ class LikelihoodJudge:
         )
         return json.dumps(["likelihood", info.fingerprint, info.dtype, prompts, asdict(self.calibration)])
 
+    def __repr__(self) -> str:
+        n = self.calibration.n_positive + self.calibration.n_negative
+        return (
+            f"LikelihoodJudge({self.trait.name!r} on {self.model.cfg.model_name!r}, {self.n_pairs} instruction pairs, "
+            f"calibrated on {n} responses)"
+        )
+
     def score(self, questions: Sequence[str], responses: Sequence[str]) -> list[Judgement]:
         """Judge each response to its question.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from persona_lens.models.chat import build_messages, encode_prompt, stop_token_ids
 from persona_lens.models.hooks import SiteIntervention
@@ -51,7 +51,7 @@ class Rollout:
     response: str
     tokens: tuple[int, ...]
     stop_reason: str
-    residuals: ResidualMeans | None = None
+    residuals: ResidualMeans | None = field(default=None, repr=False)
 
 
 def sample_rollouts(

@@ -77,7 +77,7 @@ class SampledResponse:
 
     tokens: tuple[int, ...]
     stop_reason: Literal["stop", "length"]
-    residuals: ResidualMeans | None = None
+    residuals: ResidualMeans | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,12 @@ SECRET = "sk-ant-secret-for-tests"
 
 
 @pytest.fixture(scope="module")
-def setting(tmp_path_factory, tiny_folder):
+def setting(tmp_path_factory, roomy_folder):
     from tests.small_trait import tiny_trait
 
     folder = tmp_path_factory.mktemp("judges")
     tiny_trait().to_json(folder / "loud.json")
-    return folder, tiny_folder("llama")
+    return folder, roomy_folder
 
 
 def run(setting, script, *arguments, **variables):

@@ -116,9 +116,18 @@ def test_calibration_never_sees_the_evaluation_questions(tiny_model, judge):
     assert again.calibration == judge.calibration
 
 
-def test_the_judge_is_a_judge(judge):
+def test_the_judge_is_a_judge_and_shows_itself_in_a_line(judge):
     assert isinstance(judge, pl.Judge)
     assert "proxy" in judge.name
+    assert repr(judge).startswith("LikelihoodJudge('loud' on ")
+    assert len(repr(judge)) < 200
+
+
+def test_the_identity_changes_with_the_instructions_and_the_calibration(judge):
+    recalibrated = dataclasses.replace(judge, calibration=dataclasses.replace(judge.calibration, slope=9.0))
+    fewer = dataclasses.replace(judge, n_pairs=1)
+    assert len({judge.identity, recalibrated.identity, fewer.identity}) == 3
+    assert dataclasses.replace(judge).identity == judge.identity
 
 
 @pytest.mark.parametrize("name", ["evil", "sycophancy", "hallucination"])
@@ -126,9 +135,9 @@ def test_held_out_positive_and_negative_responses_of_the_embedded_model_separate
     """A small run of what the experiment reports in full: 8 questions that the judge was not calibrated on."""
     trait = pl.load_trait(name)
     trait = dataclasses.replace(
-        trait, extraction_questions=trait.extraction_questions[:8], evaluation_questions=trait.evaluation_questions[:8]
+        trait, extraction_questions=trait.extraction_questions[:8], evaluation_questions=trait.evaluation_questions[:12]
     )
-    judge = pl.calibrate_likelihood_judge(embedded_model, trait, n_pairs=1, max_new_tokens=24)
-    separation = pl.measure_separation(judge, max_new_tokens=24)
-    assert separation.auroc.estimate > 0.8
-    assert separation.n_positive + separation.n_negative + separation.n_unscored == 16
+    judge = pl.calibrate_likelihood_judge(embedded_model, trait, n_pairs=1, max_new_tokens=24, temperature=0.7)
+    separation = pl.measure_separation(judge, max_new_tokens=24, temperature=0.7)
+    assert separation.auroc.estimate > 0.75
+    assert separation.n_positive + separation.n_negative + separation.n_unscored == 24

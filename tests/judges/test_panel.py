@@ -18,7 +18,7 @@ class ListJudge:
         self.scores = scores
 
     def score(self, questions, responses):
-        return [pl.Judgement(s, None) if s is not None else pl.Judgement(None, None, "refusal") for s in self.scores]
+        return [pl.Judgement(float(s), None) if s is not None else pl.Judgement(None, None, "refusal") for s in self.scores]
 
 
 QUESTIONS, RESPONSES = ["q"] * 5, ["a", "b", "c", "d", "e"]
