@@ -17,13 +17,13 @@ from _compare import HuggingFaceWay, summarize_ratio, time_in_turn, write_benchm
 import persona_lens as pl
 from persona_lens.models.loading import resolve_dtype
 
-LAYERS, COEFFICIENTS, TOKENS, REPEATS = (9, 15, 21), (1.0, 2.0), 24, 3
+LAYERS, COEFFICIENTS, TOKENS, REPEATS = (9, 15, 21), (1.0, 2.0), 24, 2
 
 
 def main() -> None:
     """Time both and write the ratio."""
     dtype = resolve_dtype("auto", torch.device("cpu"))
-    model = pl.load_model(backend="hooked", dtype=dtype, device="cpu")
+    model: Any = pl.load_model(backend="hooked", dtype=dtype, device="cpu")
     hugging_face = HuggingFaceWay(dtype)
     trait = pl.load_trait("evil")
     questions = trait.evaluation_questions
@@ -69,7 +69,7 @@ def main() -> None:
                 for question, response in list(zip(questions, responses, strict=True))[
                     at : at + HuggingFaceWay.BATCH_SIZE
                 ]:
-                    messages = [{"role": "system", "content": system}] if system else []
+                    messages: list[Any] = [{"role": "system", "content": system}] if system else []
                     prompt = pl.encode_prompt(model.tokenizer, [*messages, {"role": "user", "content": question}])
                     rows.append([*prompt.tokens, *response])
                 batch = hugging_face.tokenizer.pad({"input_ids": rows}, return_tensors="pt")
