@@ -79,7 +79,8 @@ def main(arguments: Annotated[Arguments, tyro.conf.arg(name="")]) -> None:
             print(f"{arguments.write_check}: {n} responses to score from 0 to 100")
             return
         content = run(source, questions, responses, arguments)
-    write_figure(plot_agreement(content), content, arguments.out, name)
+    figure = plot_agreement(pl.PanelResult.from_json(content["panel"]), content["trait"])
+    write_figure(figure, content, arguments.out, name)
     print(arguments.out / f"{name}.html")
 
 
@@ -130,12 +131,9 @@ def run(source: dict[str, Any], questions: list[str], responses: list[str], argu
             "seed": arguments.seed,
             "versions": collect_versions(),
         },
-        "judges": list(panel.judges),
         "counts": panel.count_reasons(),
-        "scores": [[j.score for j in row] for row in panel.judgements],
         "agreement": [to_plain(asdict(agreement)) for agreement in panel.measure_agreement()],
-        "questions": questions,
-        "responses": responses,
+        "panel": panel.to_json(),
     }
 
 

@@ -6,9 +6,10 @@ import csv
 import hashlib
 import html
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,6 +20,9 @@ from torch import Tensor
 from persona_lens.errors import FileFormatError, InvalidArgumentError, describe_violation
 from persona_lens.judges.judgement import Judge, Judgement
 from persona_lens.tensors.statistics import Interval
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
 
 _COLUMNS = ("id", "question", "response", "score")
 # Characters with which a spreadsheet program takes a cell for a formula; the apostrophe makes it text again.
@@ -96,6 +100,37 @@ class PanelResult:
             )
             for a, b in itertools.permutations(range(len(self.judges)), 2)
         ]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the whole result as JSON-able values."""
+        return {
+            "judges": list(self.judges),
+            "questions": list(self.questions),
+            "responses": list(self.responses),
+            "judgements": [[asdict(judgement) for judgement in row] for row in self.judgements],
+        }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> PanelResult:
+        """Read what :meth:`to_json` returned."""
+        return cls(
+            judges=tuple(content["judges"]),
+            questions=tuple(content["questions"]),
+            responses=tuple(content["responses"]),
+            judgements=tuple(tuple(Judgement(**one) for one in row) for row in content["judgements"]),
+        )
+
+    def plot(self) -> Figure:
+        """Draw the agreement of every judge with every other; returns a plotly Figure."""
+        from persona_lens.plots import plot_agreement  # plotly is imported only when drawing
+
+        return plot_agreement(self)
+
+    def __repr__(self) -> str:
+        scored = ", ".join(
+            f"{judge}: {counts.get('scored', 0)} scored" for judge, counts in self.count_reasons().items()
+        )
+        return f"PanelResult({len(self.responses)} responses; {scored})"
 
     def _repr_html_(self) -> str:
         rows = "".join(

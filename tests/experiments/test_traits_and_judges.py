@@ -63,10 +63,10 @@ def agree(setting, *more, **variables):
 
 def test_the_embedded_judges_take_part_without_a_key(setting, sweep):
     content = agree(setting, ANTHROPIC_API_KEY="")
-    assert len(content["judges"]) == 3
-    assert not any("Claude" in name for name in content["judges"])
+    assert len(content["panel"]["judges"]) == 3
+    assert not any("Claude" in name for name in content["panel"]["judges"])
     for counts in content["counts"].values():
-        assert sum(counts.values()) == content["config"]["n"] == len(content["responses"])
+        assert sum(counts.values()) == content["config"]["n"] == len(content["panel"]["responses"])
 
 
 def test_claude_takes_part_with_a_key_a_rerun_costs_no_call_and_the_key_is_nowhere(setting, sweep):
@@ -77,8 +77,8 @@ def test_claude_takes_part_with_a_key_a_rerun_costs_no_call_and_the_key_is_nowhe
         content = agree(setting, **variables)
         asked = len(server.requests)
         again = agree(setting, **variables)
-    assert any("Claude" in name for name in content["judges"])
-    assert asked == len(set(zip(content["questions"], content["responses"], strict=True)))
+    assert any("Claude" in name for name in content["panel"]["judges"])
+    assert asked == len(set(zip(content["panel"]["questions"], content["panel"]["responses"], strict=True)))
     assert len(server.requests) == asked
     assert again == content
     for path in folder.rglob("*"):
@@ -95,5 +95,5 @@ def test_a_persons_spreadsheet_joins_the_panel(setting, sweep):
     lines = sheet.read_text(encoding="utf-8-sig")
     assert lines.startswith("id,question,response,score")
     content = agree(setting, "--person", str(sheet), ANTHROPIC_API_KEY="")
-    assert content["judges"][-1] == "a person"
+    assert content["panel"]["judges"][-1] == "a person"
     assert content["counts"]["a person"] == {"not scored by the person": content["config"]["n"]}

@@ -1,4 +1,5 @@
 import csv
+import json
 import math
 
 import pytest
@@ -9,7 +10,7 @@ from scipy.stats import spearmanr
 
 import persona_lens as pl
 from persona_lens.errors import FileFormatError, InvalidArgumentError
-from persona_lens.judges.panel import compare_scores, judge_with_panel, read_spot_check, write_spot_check
+from persona_lens.judges.panel import PanelResult, compare_scores, judge_with_panel, read_spot_check, write_spot_check
 
 
 class ListJudge:
@@ -18,7 +19,8 @@ class ListJudge:
         self.scores = scores
 
     def score(self, questions, responses):
-        return [pl.Judgement(float(s), None) if s is not None else pl.Judgement(None, None, "refusal") for s in self.scores]
+        refused = pl.Judgement(None, None, "refusal")
+        return [refused if score is None else pl.Judgement(float(score), None) for score in self.scores]
 
 
 QUESTIONS, RESPONSES = ["q"] * 5, ["a", "b", "c", "d", "e"]
@@ -129,3 +131,16 @@ def test_a_sheet_of_other_responses_is_refused(tmp_path):
     path.write_text("a,b\n1,2\n")
     with pytest.raises(FileFormatError, match="columns"):
         read_spot_check(path, ["q"], ["r"])
+
+
+def test_a_panel_survives_the_round_trip_through_json_and_draws_itself():
+    panel = judge_with_panel(
+        [ListJudge("<b>one</b>", [90, 10, 50, 85, None]), ListJudge("two", [70, 30, 20, 10, 99])], QUESTIONS, RESPONSES
+    )
+    again = PanelResult.from_json(json.loads(json.dumps(panel.to_json(), allow_nan=False)))
+    assert again.judgements == panel.judgements
+    assert repr(again) == "PanelResult(5 responses; <b>one</b>: 4 scored, two: 5 scored)"
+    assert "&lt;b&gt;one" in again._repr_html_()
+    figure = again.plot()
+    assert "<b>" not in "".join(figure.data[0].x)
+    assert figure.data[0].z[0][1] == pytest.approx(panel.measure_agreement()[0].spearman.estimate)
