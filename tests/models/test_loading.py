@@ -1,5 +1,8 @@
 import json
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +14,9 @@ from persona_lens.models import loading
 from persona_lens.models.loading import resolve_dtype
 from tests.backends import ARCHITECTURES, BACKENDS
 from tests.tiny import make_hf_model, make_tokenizer
+
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def hidden_states(hf_model, tokens):
@@ -132,8 +138,15 @@ def test_a_folder_without_a_model_says_so(tmp_path):
 
 
 def test_an_unknown_backend_is_refused_before_anything_is_loaded():
-    with pytest.raises(InvalidArgumentError, match="`backend`"):
-        pl.load_model("nobody/has-this-model", backend="hugging")
+    code = """
+import persona_lens as pl
+try:
+    pl.load_model("nobody/has-this-model", backend="hugging")
+except pl.errors.InvalidArgumentError as error:
+    print(error)
+"""  # in a process without the tests' run-time type checks, which would come first
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert "`backend` must be 'hooked', 'bridge' or None. Got 'hugging'." in done.stdout
 
 
 def test_code_that_comes_with_a_model_is_not_run(tmp_path):
