@@ -225,6 +225,7 @@ def _load_hugging_face(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
         raise _not_found(
             name, "No such folder here, and the Hugging Face hub does not have it or is out of reach."
         ) from error
+    hf_model.config.architectures = [type(hf_model).__name__]  # a model read from GGUF names none
     return hf_model.eval(), tokenizer
 
 

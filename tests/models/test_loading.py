@@ -15,7 +15,6 @@ from persona_lens.models.loading import resolve_dtype
 from tests.backends import ARCHITECTURES, BACKENDS
 from tests.tiny import make_hf_model, make_tokenizer
 
-
 ROOT = Path(__file__).resolve().parents[2]
 
 
