@@ -5,7 +5,8 @@ from __future__ import annotations
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -96,3 +97,22 @@ class HuggingFaceWay:
             sampled = tokens[:, batch["input_ids"].shape[1] :].tolist()
             responses += [row[: row.index(stop)] if stop in row else row for row in sampled]
         return responses
+
+    @contextmanager
+    def steered(self, configuration: tuple[int, torch.Tensor] | None) -> Iterator[None]:
+        """Add a direction to a layer's output at the last position of every forward pass, as the paper's code does."""
+        if configuration is None:
+            yield
+            return
+        layer, direction = configuration
+
+        def add(module: Any, inputs: Any, output: Any) -> Any:
+            hidden = output[0] if isinstance(output, tuple) else output
+            hidden[:, -1:] += direction.to(hidden.dtype)
+            return output
+
+        handle = self.model.model.layers[layer].register_forward_hook(add)
+        try:
+            yield
+        finally:
+            handle.remove()

@@ -8,7 +8,6 @@ prompts with Hugging Face, in batches of 20.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -36,14 +35,6 @@ def main() -> None:
     ]
     prompts = [pl.encode_prompt(model.tokenizer, [{"role": "user", "content": q}]).tokens for q in questions]
 
-    def add(direction: torch.Tensor) -> Callable[..., Any]:
-        def hook(module: Any, inputs: Any, output: Any) -> Any:
-            hidden = output[0] if isinstance(output, tuple) else output
-            hidden[:, -1:] += direction.to(hidden.dtype)
-            return output
-
-        return hook
-
     def steer_one_after_the_other() -> list[torch.Tensor]:
         found = []
         configurations: list[tuple[int, torch.Tensor] | None] = [None]
@@ -51,13 +42,8 @@ def main() -> None:
         # As many random directions as sweep_layers tries below.
         configurations += [(LAYERS[1], c * vector.direction(LAYERS[1]).roll(1)) for c in COEFFICIENTS]
         for configuration in configurations:
-            handle = None
-            if configuration is not None:
-                layer, direction = configuration
-                handle = hugging_face.model.model.layers[layer].register_forward_hook(add(direction))
-            responses = hugging_face.generate(prompts, TOKENS)
-            if handle is not None:
-                handle.remove()
+            with hugging_face.steered(configuration):
+                responses = hugging_face.generate(prompts, TOKENS)
             found.append(score_one_after_the_other(responses))
         return found
 
