@@ -114,7 +114,10 @@ def run(source: dict[str, Any], questions: list[str], responses: list[str], argu
     sampling: Any = {"max_new_tokens": profile["max_new_tokens"], "temperature": profile["temperature"]}
     judges: list[Any] = [
         pl.LikelihoodJudge(model, trait, n_pairs, calibration),
-        Renamed(pl.calibrate_likelihood_judge(model, others, **sampling), "likelihood judge, other instructions"),
+        Renamed(
+            pl.calibrate_likelihood_judge(model, others, n_pairs=min(2, len(others.instruction_pairs)), **sampling),
+            "likelihood judge, other instructions",
+        ),
         pl.ExpectedScoreJudge(model, trait),
     ]
     if os.environ.get("ANTHROPIC_API_KEY"):

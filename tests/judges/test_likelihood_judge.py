@@ -130,10 +130,9 @@ def test_the_identity_changes_with_the_instructions_and_the_calibration(judge):
     assert dataclasses.replace(judge).identity == judge.identity
 
 
-@pytest.mark.parametrize("name", ["evil", "sycophancy", "hallucination"])
-def test_held_out_positive_and_negative_responses_of_the_embedded_model_separate(embedded_model, name):
-    """A small run of what the experiment reports in full: 8 questions that the judge was not calibrated on."""
-    trait = pl.load_trait(name)
+def test_held_out_positive_and_negative_responses_of_the_embedded_model_separate(embedded_model):
+    """A small run of what the experiment reports in full: 12 questions that the judge was not calibrated on."""
+    trait = pl.load_trait("evil")
     trait = dataclasses.replace(
         trait, extraction_questions=trait.extraction_questions[:8], evaluation_questions=trait.evaluation_questions[:12]
     )
