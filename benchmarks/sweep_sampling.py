@@ -17,7 +17,7 @@ from _compare import HuggingFaceWay, summarize_ratio, time_in_turn, write_benchm
 import persona_lens as pl
 from persona_lens.models.loading import resolve_dtype
 
-LAYERS, COEFFICIENTS, TOKENS, REPEATS = (9, 15, 21), (1.0, 2.0, 3.0), 24, 3
+LAYERS, COEFFICIENTS, TOKENS, REPEATS = (9, 15, 21), (1.0, 2.0, 3.0), 24, 2
 
 
 class RemoteJudge:
