@@ -1,11 +1,14 @@
-"""The likelihood judge against the naive way: two full forward passes a response, one by one.
+"""The likelihood judge against the naive way: full forward passes, one by one.
 
-Both sides score the same responses with one instruction pair; ours also runs the neutral prompt, for coherence.
+Both sides score the same responses with one instruction pair: two passes a response for the trait alone, three with
+coherence. And, unlike for like, ours with coherence against theirs without.
 """
 
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from _compare import HuggingFaceWay, summarize_ratio, time_in_turn, write_benchmark
@@ -14,7 +17,7 @@ import persona_lens as pl
 from persona_lens.judges.likelihood import LikelihoodCalibration
 from persona_lens.models.loading import resolve_dtype
 
-TOKENS, ROLLOUTS, REPEATS = 32, 4, 5
+TOKENS, ROLLOUTS, REPEATS = 32, 4, 3
 
 
 def main() -> None:
@@ -34,34 +37,47 @@ def main() -> None:
     judge = pl.LikelihoodJudge(model, trait, 1, LikelihoodCalibration(1.0, 0.0, -2.0, -3.0, -1.0, 1, 1, 1, 0))
     systems = (trait.positive_system_prompts[0], trait.negative_system_prompts[0])
 
-    def score_one_by_one() -> list[float]:
+    def score_one_by_one(systems: Sequence[str | None]) -> list[list[float]]:
         scores = []
         for question, response in zip(questions, responses, strict=True):
             likelihoods = []
             for system in systems:
-                messages: list = [
-                    {"role": "system", "content": system},
-                    {"role": "user", "content": question},
-                    {"role": "assistant", "content": response},
-                ]
+                messages: list[Any] = [{"role": "system", "content": system}] if system else []
+                messages += [{"role": "user", "content": question}, {"role": "assistant", "content": response}]
                 encoded = pl.encode_conversation(hugging_face.tokenizer, messages)
                 tokens = torch.tensor([encoded.tokens])
                 with torch.no_grad():
                     logits = hugging_face.model(tokens).logits[0, encoded.response_start - 1 : encoded.response_end - 1]
                 targets = tokens[0, encoded.response_start : encoded.response_end, None]
                 likelihoods.append(float(logits.float().log_softmax(-1).gather(-1, targets).mean()))
-            scores.append(likelihoods[0] - likelihoods[1])
+            scores.append(likelihoods)
         return scores
 
     seconds = time_in_turn(
-        {"persona_lens": lambda: judge.score(questions, responses), "one by one": score_one_by_one}, REPEATS
+        {
+            "trait": lambda: judge.score_trait(questions, responses),
+            "trait, two passes one by one": lambda: score_one_by_one(systems),
+            "trait and coherence": lambda: judge.score(questions, responses),
+            "trait and coherence, three passes one by one": lambda: score_one_by_one([*systems, None]),
+        },
+        REPEATS,
     )
     rows = [
         {
-            "what": "likelihood judge, against two forward passes a response, one by one",
-            "ratio": summarize_ratio(seconds, "one by one", "persona_lens"),
+            "what": "likelihood judge, trait alone, against two forward passes a response, one by one",
+            "ratio": summarize_ratio(seconds, "trait, two passes one by one", "trait"),
             "target": "≥ 2",
-        }
+        },
+        {
+            "what": "likelihood judge with coherence, against three forward passes a response, one by one",
+            "ratio": summarize_ratio(seconds, "trait and coherence, three passes one by one", "trait and coherence"),
+            "target": "≥ 2",
+        },
+        {
+            "what": "likelihood judge with coherence, against two forward passes a response (less than it does)",
+            "ratio": summarize_ratio(seconds, "trait, two passes one by one", "trait and coherence"),
+            "target": "none",
+        },
     ]
     details = {
         "responses": len(responses),

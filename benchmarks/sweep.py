@@ -1,13 +1,15 @@
 """A layer sweep against one configuration after the other.
 
 Ours: ``sweep_layers``. The other side, the paper's code: for each layer and coefficient a forward hook, Hugging Face
-``generate`` (batch 20) for the questions, then the same judgement, each response under each of the judge's system
-prompts with Hugging Face, in batches of 20.
+``generate`` (batch 20) for the questions, then the judge. Twice: with a judge that costs nothing here (in the paper it
+is a remote model, so sampling is all that its own code computes), and with the likelihood judge computed on both
+sides, the other side with Hugging Face in batches of 20, each response under each of the judge's system prompts.
 """
 
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,11 +18,21 @@ from _compare import HuggingFaceWay, summarize_ratio, time_in_turn, write_benchm
 import persona_lens as pl
 from persona_lens.models.loading import resolve_dtype
 
-LAYERS, COEFFICIENTS, TOKENS, REPEATS = (9, 15, 21), (1.0, 2.0, 3.0), 24, 2
+LAYERS, COEFFICIENTS, TOKENS, REPEATS = (9, 15, 21), (1.0, 2.0, 3.0), 24, 3
+
+
+class RemoteJudge:
+    """Stands for a judge elsewhere: costs no time here."""
+
+    name = "elsewhere"
+
+    def score(self, questions: Sequence[str], responses: Sequence[str]) -> list[pl.Judgement]:
+        """Say nothing of interest."""
+        return [pl.Judgement(50.0, 50.0) for _ in responses]
 
 
 def main() -> None:
-    """Time both and write the ratio."""
+    """Time all four and write the ratios."""
     dtype = resolve_dtype("auto", torch.device("cpu"))
     model: Any = pl.load_model(backend="hooked", dtype=dtype, device="cpu")
     hugging_face = HuggingFaceWay(dtype)
@@ -34,27 +46,31 @@ def main() -> None:
         None,
     ]
     prompts = [pl.encode_prompt(model.tokenizer, [{"role": "user", "content": q}]).tokens for q in questions]
+    configurations: list[tuple[int, torch.Tensor] | None] = [None]
+    configurations += [(layer, c * vector.direction(layer)) for layer in LAYERS for c in COEFFICIENTS]
+    # As many random directions as sweep_layers tries below.
+    configurations += [(LAYERS[1], c * vector.direction(LAYERS[1]).roll(1)) for c in COEFFICIENTS]
 
-    def steer_one_after_the_other() -> list[torch.Tensor]:
-        found = []
-        configurations: list[tuple[int, torch.Tensor] | None] = [None]
-        configurations += [(layer, c * vector.direction(layer)) for layer in LAYERS for c in COEFFICIENTS]
-        # As many random directions as sweep_layers tries below.
-        configurations += [(LAYERS[1], c * vector.direction(LAYERS[1]).roll(1)) for c in COEFFICIENTS]
+    def sweep(its_judge: pl.Judge) -> None:
+        pl.sweep_layers(
+            model, trait, vector, layers=LAYERS, coefficients=COEFFICIENTS, judge=its_judge, max_new_tokens=TOKENS,
+            random_directions=1, null_layers=LAYERS[1],
+        )  # fmt: skip
+
+    def sample_one_after_the_other() -> list[list[list[int]]]:
+        sampled = []
         for configuration in configurations:
             with hugging_face.steered(configuration):
-                responses = hugging_face.generate(prompts, TOKENS)
-            found.append(score_one_after_the_other(responses))
-        return found
+                sampled.append(hugging_face.generate(prompts, TOKENS))
+        return sampled
 
     def score_one_after_the_other(responses: list[list[int]]) -> torch.Tensor:
         scores = []
+        asked = list(zip(questions, responses, strict=True))
         for system in systems:
-            for at in range(0, len(responses), HuggingFaceWay.BATCH_SIZE):
+            for at in range(0, len(asked), HuggingFaceWay.BATCH_SIZE):
                 rows = []
-                for question, response in list(zip(questions, responses, strict=True))[
-                    at : at + HuggingFaceWay.BATCH_SIZE
-                ]:
+                for question, response in asked[at : at + HuggingFaceWay.BATCH_SIZE]:
                     messages: list[Any] = [{"role": "system", "content": system}] if system else []
                     prompt = pl.encode_prompt(model.tokenizer, [*messages, {"role": "user", "content": question}])
                     rows.append([*prompt.tokens, *response])
@@ -70,25 +86,30 @@ def main() -> None:
                 scores.append((likelihoods * inside).sum(-1) / lengths)
         return torch.cat(scores)
 
-    ways = {
-        "persona_lens": lambda: pl.sweep_layers(
-            model, trait, vector, layers=LAYERS, coefficients=COEFFICIENTS, judge=judge, max_new_tokens=TOKENS,
-            random_directions=1, null_layers=LAYERS[1],
-        ),
-        "one configuration after the other": steer_one_after_the_other,
-    }  # fmt: skip
-    seconds = time_in_turn(ways, REPEATS)
+    seconds = time_in_turn(
+        {
+            "sweep, remote judge": lambda: sweep(RemoteJudge()),
+            "one after the other, remote judge": sample_one_after_the_other,
+            "sweep, likelihood judge": lambda: sweep(judge),
+            "one after the other, likelihood judge": lambda: [
+                score_one_after_the_other(responses) for responses in sample_one_after_the_other()
+            ],
+        },
+        REPEATS,
+    )
     rows = [
         {
-            "what": "layer sweep with its judgements, against one configuration after the other",
-            "ratio": summarize_ratio(seconds, "one configuration after the other", "persona_lens"),
+            "what": f"layer sweep with a {judged} judge, against one configuration after the other",
+            "ratio": summarize_ratio(seconds, f"one after the other, {judged} judge", f"sweep, {judged} judge"),
             "target": "≥ 3",
         }
+        for judged in ("remote", "likelihood")
     ]
     details = {
-        "configurations": 1 + (len(LAYERS) + 1) * len(COEFFICIENTS),
+        "configurations": len(configurations),
         "questions": len(questions),
         "tokens": TOKENS,
+        "judge's instruction pairs": judge.n_pairs,
         "rounds": REPEATS,
         "seconds": {name: statistics.median(values) for name, values in seconds.items()},
     }

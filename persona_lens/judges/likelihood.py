@@ -31,6 +31,8 @@ from persona_lens.traits.trait import Trait
 _CALIBRATION_STREAM = 101
 _SEPARATION_STREAM = 102
 
+_EMPTY = "empty response"
+
 
 @dataclass(frozen=True)
 class LikelihoodCalibration:
@@ -149,19 +151,29 @@ class LikelihoodJudge:
             InvalidArgumentError: Lists of unequal length.
             HooksPresentError: The model carries residual-stream hooks, which would change the scores.
         """
-        raw = _raw_scores(self.model, self.trait, self.n_pairs, questions, responses)
+        systems = [*_trait_prompts(self.trait, self.n_pairs), None]
         return [
-            Judgement(None, None, "empty response")
-            if item is None
-            else Judgement(self.calibration.score(item.difference), self.calibration.coherence(item.neutral))
-            for item in raw
+            Judgement(None, None, _EMPTY)
+            if row is None
+            else Judgement(self.calibration.score(_difference(row[:-1])), self.calibration.coherence(row[-1]))
+            for row in _log_likelihoods(self.model, systems, questions, responses)
         ]
 
+    def score_trait(self, questions: Sequence[str], responses: Sequence[str]) -> list[Judgement]:
+        """Do as :meth:`score` without the coherence, which costs a forward pass of its own.
 
-@dataclass(frozen=True)
-class _RawScore:
-    difference: float  # nats a token
-    neutral: float  # nats a token
+        Returns:
+            A score each, the same as :meth:`score` gives; coherence is None.
+
+        Raises:
+            InvalidArgumentError: Lists of unequal length.
+            HooksPresentError: The model carries residual-stream hooks, which would change the scores.
+        """
+        rows = _log_likelihoods(self.model, _trait_prompts(self.trait, self.n_pairs), questions, responses)
+        return [
+            Judgement(None, None, _EMPTY) if row is None else Judgement(self.calibration.score(_difference(row)), None)
+            for row in rows
+        ]
 
 
 def calibrate_likelihood_judge(
@@ -221,9 +233,14 @@ def calibrate_likelihood_judge(
     # One stream and one judgement for all three, so that batches are full and each prompt is computed once.
     labels = [label for label, group in groups.items() for _ in group]
     sampled = sample_rollouts(model, [request for group in groups.values() for request in group], settings)
-    raw = _raw_scores(model, trait, n_pairs, [r.request.question for r in sampled], [r.response for r in sampled])
+    rows = _log_likelihoods(
+        model,
+        [*_trait_prompts(trait, n_pairs), None],
+        [r.request.question for r in sampled],
+        [r.response for r in sampled],
+    )
     by_label = {
-        label: [one for one, its_label in zip(raw, labels, strict=True) if one is not None and its_label == label]
+        label: [row for row, its_label in zip(rows, labels, strict=True) if row is not None and its_label == label]
         for label in groups
     }
     for label, values in by_label.items():
@@ -232,8 +249,8 @@ def calibrate_likelihood_judge(
                 f"`trait` must draw at least 2 non-empty {label} responses to calibrate on. Got {len(values)}. "
                 "Raise `rollouts`, or check the model's chat template."
             )
-    differences = [np.array([one.difference for one in by_label[label]]) for label in ("positive", "negative")]
-    likelihoods = np.array([one.neutral for one in by_label["neutral"]])
+    differences = [np.array([_difference(row[:-1]) for row in by_label[label]]) for label in ("positive", "negative")]
+    likelihoods = np.array([row[-1] for row in by_label["neutral"]])
     slope, intercept = _fit_logistic(*differences)
     low, typical, high = np.quantile(likelihoods, [0.025, 0.5, 0.975])
     return LikelihoodJudge(
@@ -274,7 +291,7 @@ def measure_separation(
         judge.trait, judge.trait.evaluation_questions, judge.n_pairs, rollouts, (seed, _SEPARATION_STREAM)
     )
     sampled = sample_rollouts(judge.model, positive + negative, settings)
-    judged = judge.score([r.request.question for r in sampled], [r.response for r in sampled])
+    judged = judge.score_trait([r.request.question for r in sampled], [r.response for r in sampled])
     scores = [
         torch.tensor([j.score for j in side if j.score is not None])
         for side in (judged[: len(positive)], judged[len(positive) :])
@@ -318,16 +335,26 @@ def check_unsteered(model: HookedModel) -> None:
         )
 
 
-def _raw_scores(
-    model: HookedModel, trait: Trait, n_pairs: int, questions: Sequence[str], responses: Sequence[str]
-) -> list[_RawScore | None]:
-    """Return log-likelihood differences and neutral log-likelihoods; None for an empty response."""
+def _trait_prompts(trait: Trait, n_pairs: int) -> list[str]:
+    """Return the first positive and then the first negative system prompts."""
+    return [*trait.positive_system_prompts[:n_pairs], *trait.negative_system_prompts[:n_pairs]]
+
+
+def _difference(row: Sequence[float]) -> float:
+    """Return the mean of the first half (positive prompts) less that of the second, in nats a token."""
+    half = len(row) // 2
+    return float(np.mean(row[:half]) - np.mean(row[half:]))
+
+
+def _log_likelihoods(
+    model: HookedModel, systems: Sequence[str | None], questions: Sequence[str], responses: Sequence[str]
+) -> list[list[float] | None]:
+    """Return each response's mean log-likelihood a token under each system prompt; None for an empty response."""
     if len(questions) != len(responses):
         raise InvalidArgumentError(
             describe_violation("responses", f"be as many as `questions`, {len(questions)}", len(responses))
         )
     check_unsteered(model)
-    systems = [*trait.positive_system_prompts[:n_pairs], *trait.negative_system_prompts[:n_pairs], None]
     judged = [i for i, response in enumerate(responses) if response.strip()]
     continuations = []
     for i in judged:
@@ -335,12 +362,11 @@ def _raw_scores(
             messages = [*build_messages(questions[i], system), Message(role="assistant", content=responses[i])]
             encoded = encode_conversation(model.tokenizer, messages, n_ctx=model.cfg.n_ctx)
             continuations.append(Continuation(tuple(encoded.prompt_tokens), tuple(encoded.response_tokens)))
-    likelihoods = np.array(mean_log_likelihoods(model, continuations)).reshape(len(judged), len(systems))
-    raw: list[_RawScore | None] = [None] * len(responses)
-    for i, row in zip(judged, likelihoods, strict=True):
-        difference = row[:n_pairs].mean() - row[n_pairs : 2 * n_pairs].mean()
-        raw[i] = _RawScore(float(difference), float(row[-1]))
-    return raw
+    likelihoods = iter(mean_log_likelihoods(model, continuations))
+    rows: list[list[float] | None] = [None] * len(responses)
+    for i in judged:
+        rows[i] = [next(likelihoods) for _ in systems]
+    return rows
 
 
 def _fit_logistic(positive: np.ndarray, negative: np.ndarray) -> tuple[float, float]:

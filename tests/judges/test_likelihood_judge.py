@@ -46,6 +46,16 @@ def test_a_score_is_the_calibrated_likelihood_ratio_of_single_passes(tiny_model,
         assert found.coherence == pytest.approx(calibration.coherence(neutral), abs=0.05)
 
 
+def test_the_trait_alone_scores_the_same_without_coherence(judge):
+    questions, responses = ["Why?", "Why?", "When?"], ["LOUD!", "  ", "so so quiet"]
+    whole, trait_alone = judge.score(questions, responses), judge.score_trait(questions, responses)
+    assert [j.score for j in trait_alone] == pytest.approx([j.score for j in whole], abs=1e-3)
+    assert [j.coherence for j in trait_alone] == [None] * 3
+    assert trait_alone[1].reason == whole[1].reason != ""
+    with pytest.raises(InvalidArgumentError, match="questions"):
+        judge.score_trait(questions, responses[:2])
+
+
 def test_coherence_is_90_for_a_typical_response_and_50_at_the_edges_of_the_models_own():
     assert CALIBRATION.coherence(-2.0) == pytest.approx(90)
     assert CALIBRATION.coherence(-3.0) == pytest.approx(50)

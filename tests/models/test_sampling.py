@@ -287,7 +287,8 @@ def test_top_p_draws_no_token_beyond_the_mass(logits, draw, top_p):
     for row, token in zip(logits.astype(np.float64), found.tolist(), strict=True):
         p = np.exp(row - row.max())
         p /= p.sum()
-        assert p[row > row[token]].sum() < top_p + 1e-5
+        # By probability: logits that differ in the last bit alone may be equally likely.
+        assert p[p > p[token] * (1 + 1e-6)].sum() < top_p + 1e-5
 
 
 def test_top_p_keeps_the_fewest_tokens_that_reach_the_mass():
