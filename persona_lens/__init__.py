@@ -23,7 +23,17 @@ from persona_lens.models.hooks import SiteIntervention
 from persona_lens.models.loading import describe_model, load_model
 from persona_lens.models.rollouts import Rollout, RolloutRequest, sample_recorded_rollouts, sample_rollouts
 from persona_lens.models.sampling import SamplingSettings
+from persona_lens.ordinary import OrdinaryProjections, measure_ordinary_projections
 from persona_lens.progress import show_progress
+from persona_lens.steering import (
+    SteeringStrength,
+    ablation_hooks,
+    calibrate,
+    capping_hooks,
+    hooked,
+    steering,
+    steering_hooks,
+)
 from persona_lens.storage import ShardStore
 from persona_lens.sweep import Confirmation, LayerChoice, SweepResult, confirm_choice, sweep_layers
 from persona_lens.tensors.directions import (
@@ -35,6 +45,7 @@ from persona_lens.tensors.directions import (
     project_layers,
 )
 from persona_lens.tensors.interventions import Ablate, Add, Cap
+from persona_lens.tracing import Trace, trace
 from persona_lens.traits.authoring import author_trait, read_authored_answer, write_authoring_prompt
 from persona_lens.traits.library import list_traits, load_trait
 from persona_lens.traits.trait import InstructionPair, Trait
@@ -55,6 +66,7 @@ __all__ = [
     "Judgement",
     "LayerChoice",
     "LikelihoodJudge",
+    "OrdinaryProjections",
     "PanelResult",
     "PersonaVector",
     "Rollout",
@@ -63,12 +75,17 @@ __all__ = [
     "ScoreCache",
     "ShardStore",
     "SiteIntervention",
+    "SteeringStrength",
     "SweepResult",
     "TokenSpans",
+    "Trace",
     "Trait",
+    "ablation_hooks",
     "author_trait",
     "cache_residual_stream",
+    "calibrate",
     "calibrate_likelihood_judge",
+    "capping_hooks",
     "confirm_choice",
     "cosine",
     "describe_model",
@@ -76,12 +93,14 @@ __all__ = [
     "encode_prompt",
     "errors",
     "extract_persona_vector",
+    "hooked",
     "judge_with_panel",
     "layer_increments",
     "list_traits",
     "load_model",
     "load_trait",
     "mean_difference",
+    "measure_ordinary_projections",
     "measure_separation",
     "normalize",
     "pool_residual_stream",
@@ -92,7 +111,10 @@ __all__ = [
     "sample_recorded_rollouts",
     "sample_rollouts",
     "show_progress",
+    "steering",
+    "steering_hooks",
     "sweep_layers",
+    "trace",
     "write_authoring_prompt",
     "write_spot_check",
 ]

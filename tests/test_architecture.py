@@ -27,14 +27,17 @@ ALLOWED = {
     "models": {"errors", "tensors"},
     "judges": {"errors", "storage", "tensors", "traits", "models"},
     "vectors": FLOOR,
+    "ordinary": FLOOR | {"vectors"},
     # The capability modules stand side by side: never one on another.
     "sweep": FLOOR | {"vectors"},
+    "steering": FLOOR | {"vectors", "ordinary"},
+    "tracing": FLOOR | {"vectors"},
     "monitoring": FLOOR | {"vectors"},
     "finetuning": FLOOR | {"vectors"},
     "screening": FLOOR | {"vectors"},
     "capability": FLOOR | {"vectors"},
     # Results know their figures only inside `.plot()`; see test_only_plot_methods_import_plots.
-    "plots": FLOOR | {"vectors", "sweep", "monitoring", "finetuning", "screening", "capability"},
+    "plots": FLOOR | {"vectors", "sweep", "tracing", "monitoring", "finetuning", "screening", "capability"},
 }
 PICKLERS = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from persona_lens.errors import ContextLengthError, InvalidArgumentError, describe_violation
 from persona_lens.models.attention import round_up
 from persona_lens.models.decoding import open_decoder
-from persona_lens.models.hooks import HookFn, ResidualRecorder, attached
+from persona_lens.models.hooks import HookFn, HookPair, ResidualRecorder, attached
 from persona_lens.models.model_type import HookedModel
 from persona_lens.models.sampling import ResidualMeans
 from persona_lens.models.sites import hook_name
@@ -55,6 +55,69 @@ def cache_residual_stream(
         >>> resid = pl.cache_residual_stream(model, model.to_tokens("Hello"))  # doctest: +SKIP
     """
     n_layers = model.cfg.n_layers
+    stored: dict[int, Tensor] = {}
+
+    def store(layer: int) -> HookFn:
+        def keep(residual: Tensor, hook: object) -> None:
+            stored[layer] = residual.detach()
+
+        return keep
+
+    pairs = [(hook_name(layer), store(layer)) for layer in range(n_layers)]
+    _run_hooked(model, tokens, pairs, is_padding)
+    return torch.stack([stored[layer] for layer in range(n_layers)])
+
+
+def project_residual_stream(
+    model: HookedModel,
+    tokens: Int[Tensor, "batch pos"],
+    units: Float[Tensor, "layer direction d_model"],
+    *,
+    is_padding: Bool[Tensor, "batch pos"] | None = None,
+) -> Float[Tensor, "layer direction batch pos"]:
+    """Return each token's coordinate along one or more directions, at every layer, without keeping the activations.
+
+    As :func:`cache_residual_stream` followed by :func:`persona_lens.project`, in float32; hooks already on the model
+    take effect before the residual stream is read.
+
+    Args:
+        model: HookedTransformer or TransformerBridge.
+        tokens: Token ids.
+        units: Unit vectors, the same number at each layer.
+        is_padding: True at padding, left or right.
+
+    Returns:
+        Coordinates in residual-stream units.
+
+    Raises:
+        InvalidArgumentError: ``units`` of other layers than the model's, or what :func:`cache_residual_stream` refuses.
+        ContextLengthError: More positions than the model's context.
+    """
+    if units.shape[0] != model.cfg.n_layers or units.shape[2] != model.cfg.d_model:
+        rule = f"have shape (layer={model.cfg.n_layers}, direction, d_model={model.cfg.d_model})"
+        raise InvalidArgumentError(describe_violation("units", rule, tuple(units.shape)))
+    found: dict[int, Tensor] = {}
+
+    def store(layer: int) -> HookFn:
+        def keep(residual: Tensor, hook: object) -> None:
+            along = units[layer].to(residual.device, torch.float32)
+            # Not a matrix product: its rounding would depend on the rest of the batch.
+            found[layer] = torch.stack([(residual.detach().float() * unit).sum(dim=-1) for unit in along])
+
+        return keep
+
+    pairs = [(hook_name(layer), store(layer)) for layer in range(model.cfg.n_layers)]
+    _run_hooked(model, tokens, pairs, is_padding)
+    return torch.stack([found[layer] for layer in range(model.cfg.n_layers)])
+
+
+def _run_hooked(
+    model: HookedModel,
+    tokens: Int[Tensor, "batch pos"],
+    pairs: list[HookPair],
+    is_padding: Bool[Tensor, "batch pos"] | None,
+) -> None:
+    """Run all blocks once with hooks attached, without logits or gradients."""
     if tokens.shape[1] > model.cfg.n_ctx:
         raise ContextLengthError(
             describe_violation("tokens", f"have at most {model.cfg.n_ctx} positions", tokens.shape[1], "Cut them.")
@@ -65,20 +128,10 @@ def cache_residual_stream(
         raise InvalidArgumentError(
             describe_violation("is_padding", "have the shape of `tokens` and leave a token in each row", is_padding)
         )
-    stored: dict[int, Tensor] = {}
-
-    def store(layer: int) -> HookFn:
-        def keep(residual: Tensor, hook: object) -> None:
-            stored[layer] = residual.detach()
-
-        return keep
-
-    pairs = [(hook_name(layer), store(layer)) for layer in range(n_layers)]
     # An explicit mask, always: without one TransformerLens guesses padding from token ids.
     attention_mask = (~is_padding).long().to(model.cfg.device)
     with torch.no_grad(), attached(model, pairs):
-        model(tokens.to(model.cfg.device), attention_mask=attention_mask, stop_at_layer=n_layers)
-    return torch.stack([stored[layer] for layer in range(n_layers)])
+        model(tokens.to(model.cfg.device), attention_mask=attention_mask, stop_at_layer=model.cfg.n_layers)
 
 
 @dataclass(frozen=True)

@@ -160,6 +160,38 @@ Intervention: TypeAlias = Add | Ablate | Cap
 """Everything that can be done to activations at a site."""
 
 
+def restore_norm(
+    changed: Float[Tensor, "*batch d_model"], original: Float[Tensor, "*batch d_model"]
+) -> Float[Tensor, "*batch d_model"]:
+    """Scale activations to the norm that they had before an intervention.
+
+    ``h <- h' * |h| / |h'|``, in float32. What the intervention left as it was comes back bit by bit, and so does an
+    activation of zero.
+
+    Args:
+        changed: Activations after the intervention.
+        original: The same ones before it.
+
+    Returns:
+        The changed directions with the original norms.
+
+    Raises:
+        InvalidArgumentError: The shapes differ.
+
+    Example:
+        >>> restore_norm(torch.tensor([[6.0, 8.0]]), torch.tensor([[0.0, 5.0]]))
+        tensor([[3., 4.]])
+    """
+    if changed.shape != original.shape:
+        rule = f"have the shape of `original`, {tuple(original.shape)}"
+        raise InvalidArgumentError(describe_violation("changed", rule, tuple(changed.shape)))
+    wide, norm = widen(changed), widen(original).norm(dim=-1, keepdim=True)
+    now = wide.norm(dim=-1, keepdim=True)
+    scaled = (wide * (norm / now.where(now > 0, 1.0))).to(changed.dtype)
+    untouched = (changed == original).all(dim=-1, keepdim=True)
+    return torch.where(untouched | (now == 0), changed, scaled)
+
+
 def _check_direction(direction: Tensor) -> None:
     """Refuse anything but one finite, nonzero floating-point vector."""
     if direction.ndim != 1 or not direction.is_floating_point():

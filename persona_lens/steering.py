@@ -1,0 +1,435 @@
+"""Steering, ablation and capping as TransformerLens hooks, and a context that holds them on a model.
+
+The functions return plain ``(name, fn)`` lists: they concatenate with one another and with a user's own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from persona_lens.errors import HookNeverFiredError, InvalidArgumentError, ModelMismatchError, describe_violation
+from persona_lens.models.hooks import HookPair, Positions, attached
+from persona_lens.models.model_type import HookedModel
+from persona_lens.models.positions import PositionedHook, TokenPositions, following_generate
+from persona_lens.models.sites import check_layer, hook_name, resolve_layers
+from persona_lens.ordinary import OrdinaryProjections, OrdinaryText, measure_kl, sample_ordinary_texts
+from persona_lens.tensors.directions import layer_increments
+from persona_lens.tensors.interventions import Ablate, Add, Cap, Intervention
+from persona_lens.tensors.statistics import Interval, bootstrap_mean
+from persona_lens.vectors import PersonaVector
+
+Layers = int | Sequence[int] | str
+Where = Positions | Bool[Tensor, "batch pos"]
+
+
+@dataclass(frozen=True)
+class SteeringStrength:
+    """A coefficient chosen for how far it moves the model's next-token distributions.
+
+    Args:
+        coefficient: Multiplies what was steered with.
+        target_kl: What was asked for, in nats a token.
+        kl: KL divergence from the unsteered to the steered model at that coefficient, in nats a token, on responses
+            that the coefficient was not chosen on, with its bootstrap interval over them.
+        n_responses: Responses that it was chosen on.
+        n_held_out: Responses that ``kl`` was measured on.
+    """
+
+    coefficient: float
+    target_kl: float
+    kl: Interval
+    n_responses: int
+    n_held_out: int
+
+
+def steering_hooks(
+    vector: PersonaVector | Sequence[PersonaVector],
+    *,
+    layer: int | None = None,
+    layers: Layers | None = None,
+    coefficient: float | Sequence[float] = 1.0,
+    unit: Literal["raw", "sigma"] = "raw",
+    ordinary: OrdinaryProjections | Sequence[OrdinaryProjections] | None = None,
+    positions: Where = "all",
+    prompt_length: int | Sequence[int] | None = None,
+    preserve_norm: bool = False,
+) -> list[HookPair]:
+    """Make hooks that add multiples of persona vectors to the residual stream.
+
+    At one layer ``h <- h + coefficient * v``. At several, the increments of the vector from each of them to the next
+    are added, so that the additions sum up to ``coefficient * v`` at the last instead of piling up.
+
+    Args:
+        vector: One vector, or several to add at once.
+        layer: One zero-based block index.
+        layers: Instead of ``layer``: several, or ``"all"``.
+        coefficient: Multiplies the raw vector; one for all vectors, or one each. Negative steers away. 0 changes
+            nothing at all.
+        unit: ``raw``; or ``sigma``, where coefficient 1 moves each layer's projection by one standard deviation of
+            the unsteered model's, as ``ordinary`` measured it.
+        ordinary: From :func:`persona_lens.measure_ordinary_projections`, one for each vector; for ``unit="sigma"``.
+        positions: ``all``; ``response``, the last prompt token and everything after it, as in the paper's inference
+            time steering; ``prompt``; or a boolean mask ``[batch, pos]`` over the text's positions.
+        prompt_length: For ``response`` and ``prompt``: number of prompt tokens, left padding included, one for all
+            rows or one each. Around ``generate`` (see :func:`hooked`) it is known and left out.
+        preserve_norm: Whether each steered activation keeps the norm it had.
+
+    Returns:
+        ``(name, fn)`` pairs for ``run_with_hooks``, ``hooks`` or :func:`hooked`.
+
+    Raises:
+        LayerOutOfRangeError: A layer that the vectors do not have.
+        InvalidArgumentError: Both or neither of ``layer`` and ``layers``; lists of unequal length; ``sigma`` without
+            ``ordinary``; a coefficient that is not finite.
+        ModelMismatchError: Vectors, or ``ordinary``, of different models.
+
+    Reference:
+        Persona Vectors (arXiv 2507.21509), section 3.2; all layers: appendix J.
+
+    Example:
+        >>> import persona_lens as pl
+        >>> model.run_with_hooks(  # doctest: +SKIP
+        ...     tokens, fwd_hooks=pl.steering_hooks(vector, layer=14, coefficient=2.0) + my_own_hooks
+        ... )
+    """
+    vectors = _list_vectors(vector)
+    chosen = _choose_layers(layer, layers, vectors[0].model.n_layers)
+    coefficients = [float(coefficient)] * len(vectors) if isinstance(coefficient, (int, float)) else list(coefficient)
+    if len(coefficients) != len(vectors):
+        raise InvalidArgumentError(
+            describe_violation("coefficient", f"be one number or {len(vectors)}, one a vector", coefficient)
+        )
+    if not all(math.isfinite(value) for value in coefficients):
+        raise InvalidArgumentError(describe_violation("coefficient", "be finite", coefficient))
+    scales = _list_scales(vectors, unit, ordinary)
+    rows = torch.tensor(chosen)
+    by_layer: dict[int, list[Intervention]] = {index: [] for index in chosen}
+    for one, its_coefficient, scale in zip(vectors, coefficients, scales, strict=True):
+        steps = layer_increments(one.directions[rows] * scale[rows, None])
+        for index, step in zip(chosen, steps, strict=True):
+            if bool(step.any()):
+                by_layer[index].append(Add(step, its_coefficient))
+    return _place(by_layer, TokenPositions(positions, prompt_length), preserve_norm)
+
+
+def ablation_hooks(
+    vector: PersonaVector | Sequence[PersonaVector],
+    *,
+    layer: int | None = None,
+    layers: Layers | None = None,
+    positions: Where = "all",
+    prompt_length: int | Sequence[int] | None = None,
+    preserve_norm: bool = False,
+) -> list[HookPair]:
+    """Make hooks that remove the component along persona vectors: ``h <- h - (h · u) u``.
+
+    Args:
+        vector: One vector, or several, removed one after the other.
+        layer: One zero-based block index.
+        layers: Instead of ``layer``: several; ``"all"`` if neither is given. Each layer loses its own direction.
+        positions: As for :func:`steering_hooks`.
+        prompt_length: As for :func:`steering_hooks`.
+        preserve_norm: Whether each activation keeps the norm it had.
+
+    Returns:
+        ``(name, fn)`` pairs.
+
+    Raises:
+        LayerOutOfRangeError: A layer that the vectors do not have.
+        InvalidArgumentError: Both ``layer`` and ``layers``.
+        ModelMismatchError: Vectors of different models.
+
+    Reference:
+        Persona Vectors (arXiv 2507.21509), appendix J.
+
+    Example:
+        >>> import persona_lens as pl
+        >>> model.run_with_hooks(tokens, fwd_hooks=pl.ablation_hooks(vector, layers="all"))  # doctest: +SKIP
+    """
+    vectors = _list_vectors(vector)
+    chosen = _choose_layers(layer, "all" if layer is None and layers is None else layers, vectors[0].model.n_layers)
+    by_layer: dict[int, list[Intervention]] = {
+        index: [Ablate(one.direction(index)) for one in vectors] for index in chosen
+    }
+    return _place(by_layer, TokenPositions(positions, prompt_length), preserve_norm)
+
+
+def capping_hooks(
+    vector: PersonaVector,
+    *,
+    layer: int | None = None,
+    layers: Layers | None = None,
+    ceiling: float | Float[Tensor, " layer"] | None = None,
+    floor: float | Float[Tensor, " layer"] | None = None,
+    positions: Where = "all",
+    prompt_length: int | Sequence[int] | None = None,
+    preserve_norm: bool = False,
+) -> list[HookPair]:
+    """Make hooks that keep the projection on a persona vector between bounds.
+
+    Bounds that leave an ordinary response alone are quantiles of ordinary projections:
+    ``ceiling=pl.measure_ordinary_projections(model, vector).quantile(0.99)``.
+
+    Args:
+        vector: The vector.
+        layer: One zero-based block index.
+        layers: Instead of ``layer``: several; ``"all"`` if neither is given.
+        ceiling: Highest projection allowed, in residual-stream units: one number, or one for each of the model's
+            layers.
+        floor: Lowest projection allowed, likewise.
+        positions: As for :func:`steering_hooks`.
+        prompt_length: As for :func:`steering_hooks`.
+        preserve_norm: Whether each activation keeps the norm it had.
+
+    Returns:
+        ``(name, fn)`` pairs.
+
+    Raises:
+        LayerOutOfRangeError: A layer that the vector does not have.
+        InvalidArgumentError: No bound, a floor above the ceiling, or bounds of another number of layers.
+
+    Example:
+        >>> import persona_lens as pl
+        >>> ordinary = pl.measure_ordinary_projections(model, vector)  # doctest: +SKIP
+        >>> hooks = pl.capping_hooks(vector, layer=14, ceiling=ordinary.quantile(0.99))  # doctest: +SKIP
+    """
+    n_layers = vector.model.n_layers
+    chosen = _choose_layers(layer, "all" if layer is None and layers is None else layers, n_layers)
+    ceilings, floors = _list_bounds("ceiling", ceiling, n_layers), _list_bounds("floor", floor, n_layers)
+    by_layer: dict[int, list[Intervention]] = {
+        index: [Cap(vector.direction(index), floor=floors[index], ceiling=ceilings[index])] for index in chosen
+    }
+    return _place(by_layer, TokenPositions(positions, prompt_length), preserve_norm)
+
+
+@contextmanager
+def hooked(model: HookedModel, hooks: Sequence[HookPair]) -> Iterator[HookedModel]:
+    """Hold hooks on a model for the length of a ``with`` block.
+
+    Works around ``generate``, ``run_with_cache`` and plain calls, and inside other such blocks. Afterwards, and by
+    exception too, none of these hooks remains.
+
+    Args:
+        model: HookedTransformer or TransformerBridge.
+        hooks: ``(name, fn)`` pairs, this package's and a user's own.
+
+    Yields:
+        The model.
+
+    Raises:
+        HookNeverFiredError: At the end, if one of this package's hooks was never reached.
+
+    Example:
+        >>> import persona_lens as pl
+        >>> with pl.hooked(model, pl.ablation_hooks(evil) + pl.steering_hooks(kind, layer=9)):  # doctest: +SKIP
+        ...     model.generate("Hello", max_new_tokens=20)
+    """
+    ours = [fn for _, fn in hooks if isinstance(fn, PositionedHook)]
+    before = [fn.n_fired for fn in ours]
+    distinct = list({id(fn.positions): fn.positions for fn in ours}.values())
+    with attached(model, hooks), following_generate(model, distinct):
+        yield model
+    idle = [fn for fn, count in zip(ours, before, strict=True) if fn.n_fired == count]
+    if idle:
+        raise HookNeverFiredError(
+            f"Hooks must be reached by a forward pass inside the block. Never reached: {idle}. Run the model inside "
+            "the `with` block, through all of the hooks' layers."
+        )
+
+
+@contextmanager
+def steering(
+    model: HookedModel,
+    vector: PersonaVector | Sequence[PersonaVector],
+    *,
+    layer: int | None = None,
+    layers: Layers | None = None,
+    coefficient: float | Sequence[float] = 1.0,
+    unit: Literal["raw", "sigma"] = "raw",
+    ordinary: OrdinaryProjections | Sequence[OrdinaryProjections] | None = None,
+    positions: Where = "all",
+    prompt_length: int | Sequence[int] | None = None,
+    preserve_norm: bool = False,
+) -> Iterator[HookedModel]:
+    """Steer whatever the model does inside a ``with`` block: :func:`hooked` with :func:`steering_hooks`.
+
+    Args:
+        model: The model that the vectors were extracted from.
+        vector: As for :func:`steering_hooks`, as is the rest.
+        layer: One zero-based block index.
+        layers: Instead of ``layer``: several, or ``"all"``.
+        coefficient: Multiplies the vector.
+        unit: ``raw`` or ``sigma``.
+        ordinary: For ``unit="sigma"``.
+        positions: Where to steer; around ``generate``, ``"response"`` needs no ``prompt_length``.
+        prompt_length: Number of prompt tokens, for plain calls.
+        preserve_norm: Whether each steered activation keeps the norm it had.
+
+    Yields:
+        The model.
+
+    Raises:
+        ModelMismatchError: A vector of another model.
+        HookNeverFiredError: Nothing ran inside the block.
+
+    Example:
+        >>> import persona_lens as pl
+        >>> with pl.steering(model, vector, layer=14, coefficient=-2.0, positions="response"):  # doctest: +SKIP
+        ...     model.generate("Hello", max_new_tokens=20)
+    """
+    for one in _list_vectors(vector):
+        one.check_model(model)
+    hooks = steering_hooks(
+        vector, layer=layer, layers=layers, coefficient=coefficient, unit=unit, ordinary=ordinary,
+        positions=positions, prompt_length=prompt_length, preserve_norm=preserve_norm,
+    )  # fmt: skip
+    with hooked(model, hooks):
+        yield model
+
+
+def calibrate(
+    model: HookedModel,
+    vector: PersonaVector,
+    *,
+    target_kl: float,
+    layer: int | None = None,
+    layers: Layers | None = None,
+    questions: Sequence[str] | None = None,
+    max_new_tokens: int = 32,
+    seed: int = 0,
+    tolerance: float = 0.05,
+) -> SteeringStrength:
+    """Choose the coefficient that costs a given KL divergence a token, so that vectors and layers can be compared.
+
+    The divergence is that of the steered from the unsteered next-token distributions, averaged over the tokens of
+    ordinary responses, steered from the last prompt token on. The coefficient is found by bisection on every other
+    response, and what it costs is measured on the rest.
+
+    Args:
+        model: HookedTransformer or TransformerBridge, without hooks.
+        vector: The vector; ``-vector`` calibrates steering away.
+        target_kl: In nats a token, above 0.
+        layer: One zero-based block index.
+        layers: Instead of ``layer``: several, or ``"all"``.
+        questions: What to ask, at least two; the bundled everyday questions if left out.
+        max_new_tokens: Length limit of a response, in tokens.
+        seed: Of the sampling.
+        tolerance: Accepted distance from the target, as a fraction of it.
+
+    Returns:
+        The coefficient, positive, and what it costs on held-out responses.
+
+    Raises:
+        ModelMismatchError: A vector of another model.
+        LayerOutOfRangeError: A layer that the model does not have.
+        InvalidArgumentError: A target that is not positive and finite, or that no coefficient up to 1,000 reaches.
+        HooksPresentError: The model carries residual-stream hooks.
+
+    Example:
+        >>> import persona_lens as pl
+        >>> strength = pl.calibrate(model, vector, layer=14, target_kl=0.1)  # doctest: +SKIP
+        >>> hooks = pl.steering_hooks(vector, layer=14, coefficient=strength.coefficient)  # doctest: +SKIP
+    """
+    if not 0 < target_kl < float("inf"):
+        raise InvalidArgumentError(describe_violation("target_kl", "be positive and finite", target_kl))
+    vector.check_model(model)
+    _choose_layers(layer, layers, vector.model.n_layers)
+    texts = sample_ordinary_texts(model, questions, max_new_tokens, 1.0, seed)
+    if len(texts) < 2:
+        rule = "draw at least 2 responses, one to choose on and one to measure"
+        raise InvalidArgumentError(describe_violation("questions", rule, len(texts)))
+    chosen_on, held_out = texts[::2], texts[1::2]
+
+    def measure(coefficient: float, some: Sequence[OrdinaryText]) -> Float[Tensor, " response"]:
+        def make_hooks(positions: Tensor) -> list[HookPair]:
+            return steering_hooks(vector, layer=layer, layers=layers, coefficient=coefficient, positions=positions)
+
+        return measure_kl(model, some, make_hooks)
+
+    low, high = 0.0, 1.0
+    while float(measure(high, chosen_on).mean()) < target_kl:
+        low, high = high, 2 * high
+        if high > 1000:
+            rule = "be reached by a coefficient of at most 1,000"
+            raise InvalidArgumentError(describe_violation("target_kl", rule, target_kl, "Lower it."))
+    coefficient = high
+    for _ in range(20):
+        coefficient = (low + high) / 2
+        reached = float(measure(coefficient, chosen_on).mean())
+        if abs(reached - target_kl) <= tolerance * target_kl:
+            break
+        low, high = (coefficient, high) if reached < target_kl else (low, coefficient)
+    kl = bootstrap_mean(measure(coefficient, held_out), seed=seed)
+    return SteeringStrength(coefficient, target_kl, kl, len(chosen_on), len(held_out))
+
+
+def _list_vectors(vector: PersonaVector | Sequence[PersonaVector]) -> list[PersonaVector]:
+    vectors = [vector] if isinstance(vector, PersonaVector) else list(vector)
+    if not vectors:
+        raise InvalidArgumentError(describe_violation("vector", "be a PersonaVector, or several", vector))
+    fingerprints = {one.model.fingerprint for one in vectors}
+    if len(fingerprints) > 1:
+        raise ModelMismatchError(
+            describe_violation("vector", "come from one model", sorted({one.model.name for one in vectors}))
+        )
+    return vectors
+
+
+def _choose_layers(layer: int | None, layers: Layers | None, n_layers: int) -> tuple[int, ...]:
+    if (layer is None) == (layers is None):
+        rule = 'be given, or `layers` (several, or "all"), but not both'
+        raise InvalidArgumentError(describe_violation("layer", rule, layer))
+    if layer is not None:
+        return (check_layer(layer, n_layers),)
+    assert layers is not None
+    return tuple(sorted(resolve_layers(layers, n_layers)))
+
+
+def _list_scales(
+    vectors: Sequence[PersonaVector],
+    unit: str,
+    ordinary: OrdinaryProjections | Sequence[OrdinaryProjections] | None,
+) -> list[Float[Tensor, " layer"]]:
+    """Return what multiplies each vector's layers: 1, or standard deviations over norm."""
+    if unit == "raw":
+        return [torch.ones(one.model.n_layers) for one in vectors]
+    if unit != "sigma":
+        raise InvalidArgumentError(describe_violation("unit", "be 'raw' or 'sigma'", unit))
+    measured = [ordinary] if isinstance(ordinary, OrdinaryProjections) else list(ordinary or ())
+    if len(measured) != len(vectors):
+        raise InvalidArgumentError(
+            describe_violation(
+                "ordinary",
+                f"hold {len(vectors)} OrdinaryProjections, one for each vector, for unit='sigma'",
+                len(measured),
+                "Measure them with measure_ordinary_projections(model, vector).",
+            )
+        )
+    for one, its_ordinary in zip(vectors, measured, strict=True):
+        its_ordinary.check_vector(one)
+    return [m.std / one.norms for m, one in zip(measured, vectors, strict=True)]
+
+
+def _list_bounds(name: str, bound: float | Tensor | None, n_layers: int) -> list[float | None]:
+    if bound is None or isinstance(bound, (int, float)):
+        return [bound] * n_layers
+    if bound.shape != (n_layers,):
+        rule = f"be one number, or {n_layers}, one for each of the model's layers"
+        raise InvalidArgumentError(describe_violation(name, rule, tuple(bound.shape)))
+    return [float(value) for value in bound]
+
+
+def _place(by_layer: dict[int, list[Intervention]], positions: TokenPositions, preserve_norm: bool) -> list[HookPair]:
+    hooks: list[HookPair] = positions.hook_pairs()
+    for layer, interventions in by_layer.items():
+        if interventions:
+            hooks.append((hook_name(layer), PositionedHook(layer, interventions, positions, preserve_norm)))
+    return hooks
