@@ -1,9 +1,14 @@
 """Every number that the README reports comes from a file that the committed code wrote."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
+import torch
+
+import persona_lens as pl
+from tests.test_steering import make_vector
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -52,3 +57,24 @@ def test_there_is_something_to_show():
 def test_every_figure_has_its_page_and_its_picture(path):
     assert path.with_suffix(".html").stat().st_size > 10_000
     assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_analysis_of_the_readme_runs(tiny_model, capsys):
+    """It mixes this package's hooks with ordinary TransformerLens ones."""
+    code = re.search(r"<!-- analysis -->\n```python\n(.*?)```\n<!-- /analysis -->", README, re.DOTALL).group(1)
+    assert len([line for line in code.splitlines() if line.strip()]) <= 20
+    names = {"model": tiny_model, "vector": make_vector(tiny_model)}
+    exec(code, names)
+    assert "carries most of it" in capsys.readouterr().out
+    assert set(names["left"]) == {"blocks.2.hook_attn_out", "blocks.2.hook_mlp_out"}
+    assert all(share > 0 for share in names["left"].values())
+    assert not any(point.fwd_hooks for point in tiny_model.hook_dict.values())
+
+
+def test_the_hooks_of_the_readme_exist_as_it_calls_them(tiny_model):
+    vector, tokens = make_vector(tiny_model), torch.tensor([[40, 41, 42]])
+    ordinary = pl.measure_ordinary_projections(tiny_model, vector, questions=["Why?", "When?"], max_new_tokens=4)
+    hooks = pl.capping_hooks(vector, layer=1, ceiling=ordinary.quantile(0.99))
+    hooks += pl.steering_hooks(vector, layer=1, coefficient=3.0, unit="sigma", ordinary=ordinary)
+    hooks += pl.ablation_hooks(vector)
+    assert tiny_model.run_with_hooks(tokens, fwd_hooks=hooks).isfinite().all()

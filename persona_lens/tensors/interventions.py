@@ -175,16 +175,10 @@ def restore_norm(
     Returns:
         The changed directions with the original norms.
 
-    Raises:
-        InvalidArgumentError: The shapes differ.
-
     Example:
         >>> restore_norm(torch.tensor([[6.0, 8.0]]), torch.tensor([[0.0, 5.0]]))
         tensor([[3., 4.]])
     """
-    if changed.shape != original.shape:
-        rule = f"have the shape of `original`, {tuple(original.shape)}"
-        raise InvalidArgumentError(describe_violation("changed", rule, tuple(changed.shape)))
     wide, norm = widen(changed), widen(original).norm(dim=-1, keepdim=True)
     now = wide.norm(dim=-1, keepdim=True)
     scaled = (wide * (norm / now.where(now > 0, 1.0))).to(changed.dtype)

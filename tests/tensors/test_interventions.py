@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from persona_lens.errors import InvalidArgumentError
-from persona_lens.tensors.directions import project
-from persona_lens.tensors.interventions import Ablate, Add, Cap, Intervention
+from persona_lens.tensors.directions import cosine, project
+from persona_lens.tensors.interventions import Ablate, Add, Cap, Intervention, restore_norm
 
 PROPERTY = settings(deadline=None, max_examples=60)
 ENTRIES = st.floats(-100, 100, width=32)
@@ -253,3 +253,20 @@ def test_interventions_are_frozen_and_hashable_by_identity() -> None:
         intervention.coefficient = 2.0  # type: ignore[misc]
     assert len({intervention, Add(torch.ones(2), 1.0)}) == 2
     assert set(get_args(Intervention)) == {Add, Ablate, Cap}
+
+
+@given(st.floats(-5, 5), st.integers(0, 5))
+def test_restored_norms_are_those_before_and_untouched_rows_come_back_bit_by_bit(coefficient: float, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    original = torch.randn(4, 6, generator=generator)
+    changed = original.clone()
+    changed[:2] = Add(torch.randn(6, generator=generator), coefficient)(original[:2])
+    restored = restore_norm(changed, original)
+    torch.testing.assert_close(restored.norm(dim=-1), original.norm(dim=-1), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(cosine(restored, changed), torch.ones(4), atol=1e-5, rtol=1e-5)
+    assert torch.equal(restored[2:], original[2:])
+
+
+def test_an_activation_of_zero_stays_zero_when_its_norm_is_restored() -> None:
+    assert restore_norm(torch.tensor([[3.0, 4.0]]), torch.zeros(1, 2)).tolist() == [[0.0, 0.0]]
+    assert restore_norm(torch.zeros(1, 2), torch.tensor([[3.0, 4.0]])).tolist() == [[0.0, 0.0]]
