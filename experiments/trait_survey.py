@@ -133,9 +133,8 @@ def survey(model: Any, trait: pl.Trait, profile: Profile, seed: int) -> dict[str
         null_layers=profile.layers[-1],
         **sampling,
     )
-    choice = sweep.choose_coherent()
-    if choice is None:
-        return row | {"failure": "no setting that was tried is surely coherent"}
+    coherent = sweep.choose_coherent()
+    choice = coherent or sweep.choose_by_score()
     confirmation = pl.confirm_choice(
         model,
         vector,
@@ -150,6 +149,7 @@ def survey(model: Any, trait: pl.Trait, profile: Profile, seed: int) -> dict[str
         text
         for text, is_so in (
             (f"AUROC below {MIN_AUROC}", row["auroc"]["estimate"] < MIN_AUROC),
+            ("no setting that was tried is surely coherent; the highest score was taken", coherent is None),
             ("steering is not surely above random directions", not confirmation.is_clear),
             ("steered text falls below the coherence floor", confirmation.coherence.estimate < 50),
         )

@@ -19,13 +19,13 @@ def benchmark_line(row):
     return f"| {row['what']} | {ratio['median']:.2f} ({ratio['low']:.2f}–{ratio['high']:.2f}) | {row['target']} |"
 
 
+def show(interval, digits=0):
+    return f"{interval['estimate']:.{digits}f} [{interval['low']:.{digits}f}, {interval['high']:.{digits}f}]"
+
+
 def sweep_line(content):
     separation, found = content["judge"]["separation"]["auroc"], content["confirmation"]
     counts = content["vector"]["counts"]
-
-    def show(interval, digits=0):
-        return f"{interval['estimate']:.{digits}f} [{interval['low']:.{digits}f}, {interval['high']:.{digits}f}]"
-
     return (
         f"| {content['sweep']['trait']} | {show(separation, 2)} | {counts['kept']} of {counts['pairs']} | "
         f"{found['layer']} × {found['coefficient']:g} | {show(found['baseline'])} | {show(found['random'])} | "
@@ -33,8 +33,31 @@ def sweep_line(content):
     )
 
 
+def survey_line(row):
+    found, counts = row["confirmation"], row["counts"]
+    return (
+        f"| {row['trait']} | {show(row['auroc'], 2)} | {counts['kept']} of {counts['pairs']} | "
+        f"{found['layer']} × {found['coefficient']:g} | {show(found['random'])} | {show(found['steered'])} | "
+        f"{show(found['coherence'])} | {row['failure'] or 'works'} |"
+    )
+
+
+def agreement_line(content):
+    own, others, reader = content["panel"]["judges"][:3]
+    by_pair = {(row["first"], row["second"]): row for row in content["agreement"]}
+    cells = []
+    for other in (others, reader):
+        row = by_pair[own, other]
+        cells.append("–" if row["spearman"]["estimate"] is None else show(row["spearman"], 2))
+        cells.append("–" if row["pairwise"] is None else f"{100 * row['pairwise']:.0f} % of {row['n_clear_pairs']}")
+    scored = content["counts"][reader].get("scored", 0)
+    return f"| {content['trait']} | {' | '.join(cells)} | {scored} of {content['config']['n']} |"
+
+
 BENCHMARKS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
 SWEEPS = sorted((ROOT / "figures").glob("layer_sweep_*.json"))
+REPLICATIONS = sorted((ROOT / "figures" / "replication").glob("layer_sweep_*.json"))
+AGREEMENTS = sorted((ROOT / "figures").glob("judge_agreement_*.json"))
 
 
 @pytest.mark.parametrize("path", BENCHMARKS, ids=lambda path: path.stem)
@@ -45,6 +68,23 @@ def test_the_readme_shows_the_benchmarks_that_were_measured(path):
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
 def test_the_readme_shows_the_sweeps_that_were_run(path):
+    assert sweep_line(json.loads(path.read_text())) in README
+
+
+def test_the_readme_shows_the_survey_of_all_traits():
+    rows = json.loads((ROOT / "figures" / "trait_survey.json").read_text())["traits"]
+    assert sorted(row["trait"] for row in rows) == sorted(pl.list_traits())
+    for row in rows:
+        assert survey_line(row) in README
+
+
+@pytest.mark.parametrize("path", AGREEMENTS, ids=lambda path: path.stem)
+def test_the_readme_shows_how_far_the_judges_agree(path):
+    assert agreement_line(json.loads(path.read_text())) in README
+
+
+@pytest.mark.parametrize("path", REPLICATIONS, ids=lambda path: path.stem)
+def test_the_readme_shows_the_replication(path):
     assert sweep_line(json.loads(path.read_text())) in README
 
 
