@@ -5,6 +5,7 @@ Method: "Persona Vectors" (arXiv 2507.21509).
 """
 
 from persona_lens import errors
+from persona_lens.capability import Capability, MultipleChoiceItem, load_multiple_choice, measure_capability
 from persona_lens.judges.cache import CachedJudge, ScoreCache
 from persona_lens.judges.claude import ClaudeJudge
 from persona_lens.judges.expected_score import ExpectedScoreJudge
@@ -23,6 +24,14 @@ from persona_lens.models.hooks import SiteIntervention
 from persona_lens.models.loading import describe_model, load_model
 from persona_lens.models.rollouts import Rollout, RolloutRequest, sample_recorded_rollouts, sample_rollouts
 from persona_lens.models.sampling import SamplingSettings
+from persona_lens.monitoring import (
+    GradedProjections,
+    MonitoringCorrelation,
+    PersonaMonitor,
+    WatchedConversation,
+    measure_monitoring,
+    project_last_prompt_token,
+)
 from persona_lens.ordinary import OrdinaryProjections, measure_ordinary_projections
 from persona_lens.progress import show_progress
 from persona_lens.steering import (
@@ -57,17 +66,22 @@ __all__ = [
     "Agreement",
     "CachedJudge",
     "Cap",
+    "Capability",
     "ClaudeJudge",
     "Confirmation",
     "ExpectedScoreJudge",
     "ExtractionCounts",
+    "GradedProjections",
     "InstructionPair",
     "Judge",
     "Judgement",
     "LayerChoice",
     "LikelihoodJudge",
+    "MonitoringCorrelation",
+    "MultipleChoiceItem",
     "OrdinaryProjections",
     "PanelResult",
+    "PersonaMonitor",
     "PersonaVector",
     "Rollout",
     "RolloutRequest",
@@ -80,6 +94,7 @@ __all__ = [
     "TokenSpans",
     "Trace",
     "Trait",
+    "WatchedConversation",
     "ablation_hooks",
     "author_trait",
     "cache_residual_stream",
@@ -98,13 +113,17 @@ __all__ = [
     "layer_increments",
     "list_traits",
     "load_model",
+    "load_multiple_choice",
     "load_trait",
     "mean_difference",
+    "measure_capability",
+    "measure_monitoring",
     "measure_ordinary_projections",
     "measure_separation",
     "normalize",
     "pool_residual_stream",
     "project",
+    "project_last_prompt_token",
     "project_layers",
     "read_authored_answer",
     "read_spot_check",

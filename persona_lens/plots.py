@@ -500,18 +500,6 @@ def plot_monitor(watched: WatchedConversation) -> go.Figure:
             hovers.append(
                 f"turn {reading.turn}: {reading.projection:.2f}, {watched.describe_alert(reading)}{expected}<br>{shown}"
             )
-        figure.add_hrect(
-            y0=trait.ordinary[0], y1=trait.ordinary[-1], fillcolor=_GREY, opacity=0.12, line_width=0, row=row, col=1
-        )
-        for index, (quantile, threshold) in enumerate(zip(trait.quantiles, trait.thresholds, strict=True)):
-            figure.add_hline(
-                y=threshold,
-                line={"color": _COLORS[(1, 3)[min(index, 1)]], "dash": "dash", "width": 1.5},
-                annotation_text=f"{quantile:.0%} of ordinary",
-                annotation_position="top right" if index else "bottom right",
-                row=row,
-                col=1,
-            )
         figure.add_trace(
             go.Scatter(
                 x=turns,
@@ -530,6 +518,19 @@ def plot_monitor(watched: WatchedConversation) -> go.Figure:
             row=row,
             col=1,
         )
+        # After the trace: plotly leaves shapes out of a panel that is still empty.
+        figure.add_hrect(
+            y0=trait.ordinary[0], y1=trait.ordinary[-1], fillcolor=_GREY, opacity=0.12, line_width=0, row=row, col=1
+        )
+        for index, (quantile, threshold) in enumerate(zip(trait.quantiles, trait.thresholds, strict=True)):
+            figure.add_hline(
+                y=threshold,
+                line={"color": _COLORS[(1, 3)[min(index, 1)]], "dash": "dash", "width": 1.5},
+                annotation_text=f"{quantile:.0%} of ordinary",
+                annotation_position="top right" if index else "bottom right",
+                row=row,
+                col=1,
+            )
         figure.update_yaxes(title_text="projection", row=row, col=1)
     figure.update_xaxes(
         title_text="turn of the assistant, read before it is generated",
@@ -585,7 +586,8 @@ def plot_monitoring(
         across, within = (f" (paper {value:.3f})" for value in theirs) if theirs else ("", "")
         titles.append(
             f"<b>{html.escape(name)}</b>, n = {found.n}<br>r {_show(found.overall)}{across}<br>"
-            f"within {_show(found.within)}{within}<br>left out: {html.escape(', '.join(found.left_out) or 'none')}"
+            f"within {_show(found.within)}{within}<br>left out, scores hardly vary: "
+            f"{html.escape(', '.join(found.left_out) or 'none')}"
         )
     figure = make_subplots(
         rows=1, cols=len(settings), shared_yaxes=True, horizontal_spacing=0.04, subplot_titles=titles
@@ -632,28 +634,28 @@ def plot_monitoring(
         height=700 + 20 * most,
         font={"size": 14, "color": _INK},
         title={
-            "text": f"{html.escape(_monitoring_finding(first.trait, correlations))}<br>"
-            f"<sup>{html.escape(subtitle)}</sup>",
+            "text": "<br>".join(map(html.escape, _monitoring_finding(first.trait, correlations)))
+            + f"<br><sup>{html.escape(subtitle)}</sup>",
             "x": 0.02,
             "y": 0.97,
             "yanchor": "top",
         },
-        margin={"t": 190, "l": 70, "r": 30, "b": 110 + 20 * most},
+        margin={"t": 200, "l": 70, "r": 30, "b": 110 + 20 * most},
     )
     return figure
 
 
-def _monitoring_finding(trait: str, correlations: Mapping[str, MonitoringCorrelation]) -> str:
+def _monitoring_finding(trait: str, correlations: Mapping[str, MonitoringCorrelation]) -> list[str]:
     """Say for each setting whether the projection tells conditions, and prompts inside them, apart."""
     findings = []
     for name, found in correlations.items():
         if found.is_reliable:
-            findings.append(f"with {name} it predicts the score also inside conditions")
+            findings.append(f"{name}: the score, inside conditions too")
         elif found.overall.low > 0:
-            findings.append(f"with {name} only across conditions")
+            findings.append(f"{name}: the score across conditions, not surely inside them")
         else:
-            findings.append(f"with {name} it predicts nothing surely")
-    return f"{trait}, projection before the first token: {'; '.join(findings)}"
+            findings.append(f"{name}: nothing surely")
+    return [f"{trait}: what the projection predicts before the first token", "; ".join(findings)]
 
 
 def _show(interval: Interval) -> str:
@@ -689,8 +691,8 @@ def plot_token_positions(content: Mapping[str, Any]) -> go.Figure:
     layers = content["layers"]
     cosines = content["cosine_with_response_mean"]
     heads = [
-        f"layer {layer}<br><sup>cosine with response mean: prompt mean {cosines['prompt_mean'][i]:.2f}, "
-        f"last prompt {cosines['last_prompt'][i]:.2f}</sup>"
+        f"layer {layer}<br><sup>cosine with response mean: prompt {cosines['prompt_mean'][i]:.2f}, "
+        f"last {cosines['last_prompt'][i]:.2f}</sup>"
         for i, layer in enumerate(layers)
     ]
     figure = make_subplots(
@@ -698,13 +700,14 @@ def plot_token_positions(content: Mapping[str, Any]) -> go.Figure:
         horizontal_spacing=0.03, subplot_titles=heads,
     )  # fmt: skip
     for column, layer in enumerate(layers, start=1):
-        for direction, (label, color, symbol) in _TOKEN_POSITION_STYLES.items():
+        for index, (direction, (label, color, symbol)) in enumerate(_TOKEN_POSITION_STYLES.items()):
+            aside = 0.03 * (index - 1.5)  # so that the bars do not hide each other
             rows = [r for r in content["settings"] if r["direction"] == direction and r["layer"] == layer]
             for row, key in ((1, "score"), (2, "coherence")):
                 intervals = [content["unsteered"][key], *(r[key] for r in rows)]
                 figure.add_trace(
                     go.Scatter(
-                        x=[0.0, *(r["coefficient"] for r in rows)],
+                        x=[0.0, *(r["coefficient"] + aside for r in rows)],
                         y=[i["estimate"] for i in intervals],
                         error_y=_error_bars(intervals),
                         mode="lines+markers",
@@ -720,7 +723,7 @@ def plot_token_positions(content: Mapping[str, Any]) -> go.Figure:
     figure.update_yaxes(range=[-3, 103])
     figure.update_yaxes(title_text="trait score (0–100)", row=1, col=1)
     figure.update_yaxes(title_text="coherence (0–100)", row=2, col=1)
-    figure.update_xaxes(title_text="coefficient (× norm of the response mean)", row=2)
+    figure.update_xaxes(title_text="coefficient (× response-mean norm)", row=2)
     subtitle = (
         f"{_name_model(content)}, {content['n_questions']} questions, scored by the "
         f"{content['judge']['name']}; bars: 95 % bootstrap over questions"
@@ -742,11 +745,12 @@ def _token_position_finding(content: Mapping[str, Any]) -> str:
         verdict = f"at equal norm the {' and the '.join(better)} steers further than the response mean"
     else:
         verdict = "at equal norm the response mean is not surely best"
-    numbers = "; ".join(
-        f"less {_TOKEN_POSITION_STYLES[name][0]}: score {_say(one['score'])}, coherence {_say(one['coherence'])}"
+    lines = [
+        f"response mean less {_TOKEN_POSITION_STYLES[name][0]}, over all layers and coefficients: score "
+        f"{_say(one['score'])}, coherence {_say(one['coherence'])}"
         for name, one in others.items()
-    )
-    return f"{html.escape(content['trait'])}: {verdict}<br><sup>response mean, over all layers and coefficients, {numbers}</sup>"
+    ]
+    return f"{html.escape(content['trait'])}: {verdict}<br><sup>{'<br>'.join(lines)}</sup>"
 
 
 def plot_steering_modes(content: Mapping[str, Any]) -> go.Figure:
@@ -781,9 +785,14 @@ def plot_steering_modes(content: Mapping[str, Any]) -> go.Figure:
                     show = line == 1 and way == "down"
                     _add_costs(figure, line, column, steps, key, method, color, symbol, show=show)
             _add_costs(figure, line, column, [start], key, "unsteered", _INK, "star", show=line == 1 and way == "down")
+    ends = [r["perplexity"][end] for r in content["settings"] for end in ("low", "high")]
+    shown = [end for end in ends if end is not None] or [1.0]
+    # Set by hand: axes that share their range ignore error bars when they choose it.
+    ranges: dict[str, tuple[float, float]] = {"coherence": (-3, 103), "accuracy": (-0.03, 1.03)}
+    ranges["perplexity"] = (math.log10(min(shown)) - 0.1, math.log10(max(shown)) + 0.1)
     for line, (key, label) in enumerate(panels, start=1):
         figure.update_yaxes(title_text=label, row=line, col=1)
-        figure.update_yaxes(type="log" if key == "perplexity" else "linear", row=line)
+        figure.update_yaxes(type="log" if key == "perplexity" else "linear", range=ranges[key], row=line)
     chance = content["chance_accuracy"]
     figure.add_hline(
         y=chance, line={"color": _INK, "dash": "dot", "width": 1}, annotation_text="chance", row=2, col="all"
@@ -854,7 +863,8 @@ def _modes_finding(content: Mapping[str, Any]) -> str:
                 )
         base = start[way]["score"]["estimate"]
         lines.append(f"{way} from {'none' if base is None else format(base, '.0f')}: {'; '.join(parts)}")
-    head = f"{html.escape(content['trait'])}: how far each method moves the score with coherence ≥ {content['min_coherence']:g}"
+    floor = f"{content['min_coherence']:g}"
+    head = f"{html.escape(content['trait'])}: how far each method moves the score with coherence ≥ {floor}"
     return f"{head} (layer {content['layer']} or all)<br><sup>{'<br>'.join(map(html.escape, lines))}</sup>"
 
 
@@ -923,7 +933,7 @@ def plot_trait_geometry(content: Mapping[str, Any]) -> go.Figure:
     beyond = sum(abs(value) > band for value, _ in pairs)
     finding = (
         f"{beyond} of {len(pairs)} pairs of traits lie closer or further than random directions (layer {layer})"
-        f"<br>closest {together} {most:.2f}, most opposed {apart} {least:.2f}"
+        f"<br>highest cosine {together} {most:.2f}, lowest {apart} {least:.2f}"
     )
     _lay_out(figure, finding, subtitle, width=max(900, 300 + 80 * n), height=520 + 56 * n)
     return figure
@@ -939,7 +949,7 @@ def list_written_tokens(content: Mapping[str, Any]) -> str:
         HTML.
     """
 
-    def quote(pairs: Sequence[tuple[str, float]]) -> str:
+    def quote(pairs: Sequence[Sequence[Any]]) -> str:
         return " ".join(f"<code>{html.escape(repr(token))}</code>&nbsp;{value:+.1f}" for token, value in pairs)
 
     rows = "\n".join(
@@ -951,7 +961,8 @@ def list_written_tokens(content: Mapping[str, Any]) -> str:
     return (
         '<!DOCTYPE html><meta charset="utf-8"><title>Tokens written by trait directions</title>'
         f"<style>body{{font:14px sans-serif;max-width:80em;color:{_INK}}}"
-        "th,td{border-bottom:1px solid #CCC;padding:4px;text-align:left;vertical-align:top}code{background:#EEE}</style>"
+        "th,td{border-bottom:1px solid #CCC;padding:4px;text-align:left;vertical-align:top}"
+        "code{background:#EEE}</style>"
         f"<h1>What each trait's direction writes through the unembedding of {_name_model(content)}</h1>"
         "<p>The direction v of a layer, read as if no later layer changed it: (f(v) − f(−v)) / 2, where f is the final "
         "norm with its gain, then the unembedding. Numbers: standard deviations over the vocabulary.</p>"
@@ -994,7 +1005,7 @@ def _lay_out(figure: go.Figure, title: str, subtitle: str, *, width: int, height
         width=width,
         height=height,
         font={"size": 13, "color": _INK},
-        title={"text": f"{title}<br><sup>{subtitle}</sup>", "x": 0.02, "y": 0.98, "yanchor": "top"},
+        title={"text": f"{title}<br><sup>{subtitle}</sup>", "x": 0.02, "y": 1 - 40 / height, "yanchor": "top"},
         legend={"orientation": "h", "y": -0.08, "x": 0},
         margin={"t": 160, "l": 80, "r": 40, "b": 90},
     )

@@ -32,7 +32,7 @@ ALLOWED = {
     "sweep": FLOOR | {"vectors"},
     "steering": FLOOR | {"vectors", "ordinary"},
     "tracing": FLOOR | {"vectors"},
-    "monitoring": FLOOR | {"vectors"},
+    "monitoring": FLOOR | {"vectors", "ordinary"},
     "finetuning": FLOOR | {"vectors"},
     "screening": FLOOR | {"vectors"},
     "capability": FLOOR | {"vectors"},

@@ -126,8 +126,8 @@ def sample_stream(
     """Sample a response to each request, yielding ``(index, response)`` as rows finish.
 
     A row's tokens depend on its prompt, seed and interventions, not on the rows beside it: in float32 as tested, in
-    bfloat16 up to rounding: a few matrix kernels round a row differently in batches of another height. The same requests
-    in the same order give the same bytes.
+    bfloat16 up to rounding: a few matrix kernels round a row differently in batches of another height. The same
+    requests in the same order give the same bytes.
 
     Args:
         model: HookedTransformer or TransformerBridge.

@@ -1,0 +1,269 @@
+import importlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import tyro
+
+import persona_lens as pl
+from tests.small_trait import tiny_trait
+
+ROOT = Path(__file__).resolve().parents[2]
+# Each script with what it needs to run, and the files that must come out the same.
+SCRIPTS = {
+    "token_positions": (["loud.json"], ["token_positions_loud.json", "token_positions_loud.html"]),
+    "steering_modes": (["loud.json", "--layer", "1"], ["steering_modes_loud.json", "steering_modes_loud.html"]),
+    "trait_geometry": (
+        ["loud.json", "--trait", "soft.json"],
+        ["trait_geometry.json", "trait_geometry.html", "trait_geometry_tokens.html"],
+    ),
+}
+each_script = pytest.mark.parametrize("script", SCRIPTS)
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory, tiny_folder):
+    """A tiny random model and small traits: every step is real, nothing means anything."""
+    folder = tmp_path_factory.mktemp("steering")
+    tiny_trait().to_json(folder / "loud.json")
+    soft = [pl.InstructionPair("Be kind.", "Be mean."), pl.InstructionPair("Kind!", "Mean!")]
+    replace(tiny_trait(), name="soft", instruction_pairs=tuple(soft)).to_json(folder / "soft.json")
+    return folder, tiny_folder("llama")
+
+
+def command(setting, script, name, *arguments):
+    _, model = setting
+    where = ["--model", model, "--tiny", "--dtype", "float32", "--out", name, "--runs", f"{name}-runs"]
+    return [sys.executable, str(ROOT / "experiments" / f"{script}.py"), *arguments, *where]
+
+
+def environment():
+    # One thread: the machine is shared, and nothing here is large.
+    return os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+
+
+def run(setting, script, name, *arguments):
+    return subprocess.run(
+        command(setting, script, name, *arguments), env=environment(), capture_output=True, text=True, timeout=300,
+        cwd=setting[0],
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(setting):
+    """Each script run once, into a folder of its own."""
+    contents = {}
+    for script, (arguments, results) in SCRIPTS.items():
+        done = run(setting, script, f"whole-{script}", "--trait", *arguments)
+        assert done.returncode == 0, done.stderr
+        contents[script] = json.loads((setting[0] / f"whole-{script}" / results[0]).read_text())
+    return contents
+
+
+@each_script
+def test_results_hold_configuration_seed_versions_and_a_figure(setting, whole, script):
+    config = whole[script]["config"]
+    assert config["seed"] == 0
+    assert config["versions"]["torch"]
+    assert config["profile"]["max_new_tokens"] == 6
+    page = (setting[0] / f"whole-{script}" / SCRIPTS[script][1][1]).read_text()
+    assert "Plotly.newPlot" in page
+    assert str(setting[0]) not in json.dumps(whole[script])
+
+
+@each_script
+def test_replot_draws_the_same_figure_from_the_file_without_a_model(setting, whole, script):
+    folder = setting[0] / f"whole-{script}"
+    pages = {folder / name: (folder / name).read_bytes() for name in SCRIPTS[script][1][1:]}
+    for page in pages:
+        page.unlink()
+    more = ["--replot", "--model", "nobody/has-this-model"]
+    done = run(setting, script, f"whole-{script}", "--trait", *SCRIPTS[script][0], *more)
+    assert done.returncode == 0, done.stderr
+    assert {page: page.read_bytes() for page in pages} == pages
+
+
+@each_script
+def test_a_run_that_was_killed_goes_on_and_writes_what_an_uninterrupted_one_writes(setting, whole, script):
+    name = f"killed-{script}"
+    runs = setting[0] / f"{name}-runs"
+    process = subprocess.Popen(
+        command(setting, script, name, "--trait", *SCRIPTS[script][0]), env=environment(), cwd=setting[0],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 200
+    while len(list(runs.glob("*/*.safetensors"))) < 2 and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kept = {path: path.stat().st_mtime_ns for path in runs.glob("*/*.safetensors")}
+    assert len(kept) >= 2
+    done = run(setting, script, name, "--trait", *SCRIPTS[script][0])
+    assert done.returncode == 0, done.stderr
+    assert all(path.stat().st_mtime_ns == changed for path, changed in kept.items())
+    for result in SCRIPTS[script][1]:
+        assert (setting[0] / name / result).read_bytes() == (setting[0] / f"whole-{script}" / result).read_bytes()
+
+
+def test_directions_of_every_token_position_are_tried_at_every_layer_and_coefficient(whole):
+    content = whole["token_positions"]
+    tried = [(row["direction"], row["layer"], row["coefficient"]) for row in content["settings"]]
+    names = ("response_mean", "prompt_mean", "last_prompt", "random")
+    assert tried == [(name, layer, c) for name in names for layer in (1, 2) for c in (1.0, 2.0)]
+    assert content["n_responses"] == 4 * (1 + len(tried))
+    for row in (content["unsteered"], *content["settings"]):
+        for key in ("score", "coherence"):
+            assert 0 <= row[key]["low"] <= row[key]["estimate"] <= row[key]["high"] <= 100
+
+
+def test_the_mean_difference_of_token_positions_is_that_of_their_settings(whole):
+    content = whole["token_positions"]
+
+    def mean(name):
+        return sum(r["score"]["estimate"] for r in content["settings"] if r["direction"] == name) / 4
+
+    for name, difference in content["response_mean_less"].items():
+        expected = mean("response_mean") - mean(name)
+        assert difference["score"]["estimate"] == pytest.approx(expected, abs=1e-3)
+
+
+def test_every_mode_is_scored_and_costs_are_measured_against_the_unsteered_model(whole):
+    content = whole["steering_modes"]
+    rows = [(row["way"], row["method"], row["strength"]) for row in content["settings"]]
+    assert rows == [
+        ("up", "unsteered", ""), ("up", "one layer", "+1"), ("up", "all layers", "+1"), ("up", "capping", "floor 90 %"),
+        ("down", "unsteered", ""), ("down", "one layer", "-1"), ("down", "all layers", "-1"),
+        ("down", "capping", "ceiling 10 %"), ("down", "ablation", ""),
+    ]  # fmt: skip
+    for row in content["settings"]:
+        if row["method"] == "unsteered":
+            assert row["kl"] is None
+        else:
+            assert row["kl"]["estimate"] > 0
+        assert 0 <= row["accuracy"]["estimate"] <= 1
+    for way, sign in (("up", 1), ("down", -1)):
+        for method, furthest in content["furthest"][way].items():
+            scores = [
+                sign * row["score"]["estimate"]
+                for row in content["settings"]
+                if (row["way"], row["method"]) == (way, method) and row["coherence"]["estimate"] >= 50
+            ]
+            assert (sign * furthest["score"]["estimate"] if furthest else None) == max(scores, default=None)
+
+
+def test_a_mode_acts_on_rollouts_as_its_hooks_act_on_a_forward_pass(tiny_model, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+    import steering_modes as script
+
+    vector = pl.extract_persona_vector(tiny_model, tiny_trait(), judge="none", max_new_tokens=6)
+    ordinary = pl.measure_ordinary_projections(tiny_model, vector, questions=["Who?", "Why?"], max_new_tokens=6)
+    tokens = tiny_model.to_tokens("Some words", prepend_bos=False)
+    plain = tiny_model(tokens)
+    for way in ("up", "down"):
+        for mode in script.list_modes(vector, ordinary, 1, way, script.TINY):
+            by_hand = [
+                (f"blocks.{site.layer}.hook_resid_post", lambda h, hook, site=site: site.intervention(h))
+                for site in mode.sites
+            ]
+            expected = tiny_model.run_with_hooks(tokens, fwd_hooks=by_hand)
+            found = tiny_model.run_with_hooks(tokens, fwd_hooks=list(mode.hooks))
+            torch.testing.assert_close(found, expected)
+            assert torch.equal(found, plain) == (mode.method == "unsteered")
+
+
+def test_cosines_of_traits_are_symmetric_with_ones_on_the_diagonal(whole):
+    cosines = torch.tensor(whole["trait_geometry"]["cosines"])
+    assert cosines.shape == (3, 2, 2)
+    assert torch.equal(cosines, cosines.transpose(1, 2))
+    torch.testing.assert_close(torch.diagonal(cosines, dim1=1, dim2=2), torch.ones(3, 2))
+    assert float(cosines[:, 0, 1].abs().max()) < 0.999
+
+
+def test_written_tokens_are_those_that_the_direction_as_last_residual_would_favour(tiny_model, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+    import trait_geometry as script
+
+    direction = torch.randn(48, generator=torch.Generator().manual_seed(1))
+    found = script.read_tokens(tiny_model, direction)
+    logits = ((direction * tiny_model.ln_final.w) @ tiny_model.W_U).detach()
+    best, worst = int(logits.argmax()), int(logits.argmin())
+    assert found["promoted"][0][0] == tiny_model.tokenizer.decode([best])
+    assert found["suppressed"][0][0] == tiny_model.tokenizer.decode([worst])
+    scores = (logits - logits.mean()) / logits.std()
+    assert found["promoted"][0][1] == pytest.approx(float(scores[best]), abs=0.006)
+    assert found["suppressed"][0][1] == pytest.approx(float(scores[worst]), abs=0.006)
+    assert [value for _, value in found["promoted"]] == sorted((v for _, v in found["promoted"]), reverse=True)
+
+
+def test_tokens_and_names_are_escaped_where_they_are_shown(whole):
+    from persona_lens.plots import list_written_tokens, plot_trait_geometry
+
+    content = json.loads(json.dumps(whole["trait_geometry"]))
+    content["traits"][0]["trait"] = "<script>"
+    content["traits"][0]["tokens"][0]["promoted"][0][0] = "</code><b>\n"
+    page = list_written_tokens(content)
+    assert "<script>" not in page
+    assert "<b>" not in page
+    assert "&lt;/code&gt;&lt;b&gt;\\n" in page
+    assert "<script>" not in plot_trait_geometry(content).to_json()
+
+
+def test_a_vector_of_the_same_model_and_settings_is_used_again_and_another_is_not(setting, tiny_model, tmp_path):
+    sys.path.insert(0, str(ROOT / "experiments"))
+    try:
+        from _measuring import find_vector
+    finally:
+        sys.path.pop(0)
+    vector = pl.extract_persona_vector(tiny_model, tiny_trait(), judge="none", max_new_tokens=6)
+    assert find_vector(tiny_model, "loud", tmp_path) == (None, "extracted by this run")
+    vector.save(tmp_path / "vector_loud.safetensors")
+    found, source = find_vector(tiny_model, "loud", tmp_path, max_new_tokens=6)
+    assert found is not None
+    assert torch.equal(found.directions, vector.directions)
+    assert "vector_loud.safetensors, sha256" in source
+    assert find_vector(tiny_model, "loud", tmp_path, max_new_tokens=7)[0] is None
+    replace(vector, model=replace(vector.model, fingerprint="other")).save(tmp_path / "vector_loud.safetensors")
+    assert find_vector(tiny_model, "loud", tmp_path)[0] is None
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "words"),
+    [
+        ("token_positions", [], "--trait is missing"),
+        ("token_positions", ["--trait", "nobody"], "evil"),
+        ("steering_modes", ["--trait", "loud.json"], "--layer is missing"),
+        ("steering_modes", ["--trait", "loud.json", "--layer", "3"], "[0, 3)"),
+        ("steering_modes", ["--trait", "loud.json", "--replot"], "Run once without --replot"),
+        ("trait_geometry", ["--trait", "loud.json"], "at least twice"),
+        ("trait_geometry", ["--trait", "loud.json", "--trait", "soft.json", "--layer", "3"], "[0, 3)"),
+    ],
+)
+def test_bad_arguments_end_with_what_to_do_before_anything_is_written(
+    setting, script, arguments, words, tmp_path, monkeypatch
+):
+    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+    module = importlib.import_module(script)
+    folder, model = setting
+    arguments = [str(folder / word) if word.endswith(".json") else word for word in arguments]
+    where = ["--model", model, "--tiny", "--out", str(tmp_path / "out"), "--runs", str(tmp_path / "runs")]
+    with pytest.raises((SystemExit, pl.errors.PersonaLensError), match=re.escape(words)):
+        module.main(tyro.cli(module.Arguments, args=[*arguments, *where]))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_layer_is_taken_from_the_layer_sweep_where_none_is_given(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+    import steering_modes as script
+
+    (tmp_path / "layer_sweep_loud.json").write_text('{"confirmation": {"layer": 2}}')
+    assert script.find_layer("loud", script.Arguments(out=tmp_path)) == 2
+    assert script.find_layer("loud", script.Arguments(out=tmp_path, layer=0)) == 0
