@@ -21,6 +21,7 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
+from datasets.exceptions import DatasetGenerationError
 from jaxtyping import Float
 from torch import Tensor
 
@@ -498,7 +499,7 @@ def _read_file(path: Path) -> Iterator[tuple[int, Any]]:
         with tempfile.TemporaryDirectory() as cache:
             try:
                 rows = datasets.Dataset.from_parquet(str(path), cache_dir=cache, keep_in_memory=True)
-            except (ValueError, OSError, datasets.exceptions.DatasetGenerationError) as error:
+            except (ValueError, OSError, DatasetGenerationError) as error:
                 raise FileFormatError(f"`source` must be a whole Parquet file. Got {str(path)!r}: {error}") from error
         yield from enumerate(rows, start=1)
         return

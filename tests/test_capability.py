@@ -179,9 +179,10 @@ def test_batches_and_padding_change_no_number(model):
 
 
 def test_the_tokenizers_padding_side_changes_no_number(model):
-    # TransformerLens would guess padding from token ids, and this tokenizer's BOS is its padding token.
+    # TransformerLens would guess padding from token ids, and take this tokenizer's BOS for it.
     plain = measure(model)
     model.tokenizer.padding_side = "left"
+    model.cfg.default_prepend_bos = False
     found = measure(model)
     assert (found.perplexity, found.accuracy) == (plain.perplexity, plain.accuracy)
 
