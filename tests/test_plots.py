@@ -1,8 +1,10 @@
 import plotly.graph_objects as go
 import pytest
+import torch
 
 import persona_lens as pl
-from persona_lens.plots import plot_sweep, plot_trait_survey, plot_vector
+from persona_lens.plots import plot_agreement, plot_sweep, plot_trait_survey, plot_vector
+from persona_lens.tensors.statistics import Interval
 from tests.small_trait import tiny_trait
 from tests.test_sweep import LengthJudge
 
@@ -70,3 +72,107 @@ def test_a_survey_marks_the_traits_that_fail_and_keeps_them():
     notes = "".join(annotation.text for annotation in figure.layout.annotations)
     assert "no &lt;b&gt;pair&lt;/b&gt; was kept" in notes
     assert {"AUROC", "trait score (0–100), fresh questions"} <= titles(figure)
+
+
+@pytest.fixture(scope="module")
+def made(sweep):
+    """A sweep whose every number is told apart: questions differ, and so do layers, coefficients and directions."""
+    grid = torch.arange(3.0)[:, None, None] * 10 + torch.arange(2.0)[:, None] * 5 + torch.tensor([0.0, 1.0, 2.0, 7.0])
+    null = (
+        torch.arange(2.0)[:, None, None, None] * 3  # direction
+        + torch.arange(2.0)[:, None, None] * 20  # layer
+        + torch.arange(2.0)[:, None] * 8  # coefficient
+        + torch.arange(4.0)
+    )
+    content = sweep.to_json() | {
+        "scores": (40 + grid).tolist(), "coherences": (95 - grid).tolist(), "null_layers": [0, 2],
+        "null_scores": (5 + null).tolist(), "null_coherences": (50 + null).tolist(),
+        "baseline_scores": [10.0, 11.0, 12.0, 15.0], "baseline_coherences": [80.0, 81.0, 82.0, 85.0],
+    }  # fmt: skip
+    return pl.SweepResult.from_json(content)
+
+
+def on_panels(figure, name):
+    """The traces of a name on the upper and on the lower panel."""
+    traces = [trace for trace in figure.data if trace.name and trace.name.startswith(name)]
+    upper, lower = sorted(traces, key=lambda trace: trace.yaxis or "y")
+    assert (upper.yaxis or "y", lower.yaxis) == ("y", "y2")
+    return upper, lower
+
+
+def test_the_null_baseline_and_choices_are_drawn_at_their_own_numbers(made):
+    figure = plot_sweep(made, min_coherence=50.0)
+    best = made.choose_coherent(50.0)
+    assert (best.layer, best.coefficient) == (2, 2.0)
+    null = on_panels(figure, "random directions × 2")
+    for trace, values in zip(null, (made.null_scores, made.null_coherences), strict=True):
+        assert tuple(trace.x) == (0, 2)
+        assert tuple(trace.y) == pytest.approx(values[:, :, 1].mean(dim=(0, 2)).tolist())
+        assert all(0 < size < 5 for size in (*trace.error_y.array, *trace.error_y.arrayminus))
+    for trace, expected in zip(on_panels(figure, "unsteered"), (12.0, 82.0), strict=True):
+        assert tuple(trace.y) == pytest.approx((expected, expected))
+    for name in ("choice by score", "choice with coherence surely"):
+        for trace, values in zip(on_panels(figure, name), (made.scores, made.coherences), strict=True):
+            assert tuple(trace.x) == (2,)
+            assert tuple(trace.y) == pytest.approx((float(values[2, 1].mean()),))
+
+
+def test_a_band_runs_along_the_upper_bounds_and_back_along_the_lower(made):
+    bands = [trace for trace in plot_sweep(made).data if trace.fill == "toself"]
+    expected = [interval for coefficient in (1.0, 2.0) for interval in (made.score_interval, made.coherence_interval)]
+    assert len(bands) == 4
+    for trace, interval, coefficient in zip(bands, expected, (1.0, 1.0, 2.0, 2.0), strict=True):
+        bounds = [interval(layer, coefficient) for layer in range(3)]
+        assert tuple(trace.x) == (0, 1, 2, 2, 1, 0)
+        assert tuple(trace.y) == pytest.approx([b.high for b in bounds] + [b.low for b in bounds[::-1]])
+
+
+@pytest.mark.parametrize(
+    ("low", "coherence", "words"),
+    [
+        (-1.0, 80.0, "no clear effect above random directions"),
+        (-1.0, 20.0, "no clear effect above random directions"),
+        (2.0, 40.0, "breaks coherence"),
+        (2.0, 80.0, "raises the score and stays coherent"),
+    ],
+)
+def test_a_sweeps_title_claims_no_more_than_the_confirmation_shows(made, low, coherence, words):
+    def exactly(value):
+        return Interval(value, value, value)
+
+    confirmation = pl.Confirmation(
+        layer=1, coefficient=2.0, steered=exactly(61.0), baseline=exactly(12.0), random=exactly(23.0),
+        rise=exactly(49.0), above_random=Interval(38.0, low, 50.0), coherence=exactly(coherence),
+        baseline_coherence=exactly(91.0), random_coherence=exactly(85.0), examples=(), n_questions=2, n_responses=8,
+        n_unscored=0,
+    )  # fmt: skip
+    title = plot_sweep(made, confirmation).layout.title.text
+    assert words in title
+    assert "layer 1 × 2" in title
+    assert f"score 12 → 61 on fresh questions (random directions 23), coherence 91 → {coherence:g}" in title
+
+
+def test_a_vectors_figure_draws_norm_and_stability_of_each_token_position(vector):
+    figure = plot_vector(vector)
+    for position, directions in vector.by_position.items():
+        norm, stability = on_panels(figure, position.replace("_", " "))
+        assert tuple(norm.y) == pytest.approx(directions.norm(dim=-1).tolist())
+        assert tuple(stability.y) == pytest.approx(vector.split_half_cosine[position].tolist())
+    assert len({tuple(trace.y) for trace in figure.data}) == 6
+
+
+def test_the_survey_draws_each_interval_from_low_to_high():
+    auroc = {"estimate": 0.8, "low": 0.7, "high": 0.95, "level": 0.95}
+    (trace, *_) = plot_trait_survey([{"trait": "kind", "works": False, "failure": "x", "auroc": auroc}]).data
+    assert tuple(trace.error_x.array) == pytest.approx((0.15,))
+    assert tuple(trace.error_x.arrayminus) == pytest.approx((0.1,))
+
+
+def test_agreement_has_the_judge_with_the_clear_pairs_in_its_row():
+    one = [pl.Judgement(score, None) for score in (90.0, 10.0, 50.0, 85.0)]
+    two = [pl.Judgement(score, None) for score in (70.0, 30.0, 20.0, 10.0)]
+    panel = pl.PanelResult(("one", "two"), ("q",) * 4, ("a", "b", "c", "d"), (tuple(one), tuple(two)))
+    ranks, pairs = plot_agreement(panel, "kind").data
+    assert tuple(ranks.x) == tuple(ranks.y) == ("one", "two")
+    assert [list(row) for row in pairs.z] == [[None, 0.5], [None, None]]
+    assert "of 2 pairs" in pairs.text[0][1]

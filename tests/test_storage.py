@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 import torch
@@ -70,3 +71,41 @@ def test_a_store_computes_each_shard_once_and_again_if_it_is_damaged(tmp_path):
 def test_runs_of_different_configs_never_share_a_folder(tmp_path):
     folders = {pl.ShardStore(tmp_path, {"seed": seed}).folder for seed in range(3)}
     assert len(folders) == 3
+
+
+def test_a_config_is_the_same_run_whatever_the_order_of_its_keys(tmp_path):
+    assert pl.ShardStore(tmp_path, {"a": 1, "b": 2}).folder == pl.ShardStore(tmp_path, {"b": 2, "a": 1}).folder
+
+
+def test_tensors_of_any_memory_order_and_with_gradients_are_kept(tmp_path):
+    tensor = torch.arange(6.0, requires_grad=True).view(2, 3).T
+    save_shard(tmp_path / "a.safetensors", Shard({"x": tensor}))
+    assert torch.equal(load_shard(tmp_path / "a.safetensors").tensors["x"], tensor)
+
+
+def test_a_result_is_as_readable_as_any_other_file(tmp_path):
+    write_json(tmp_path / "a.json", {})
+    assert (tmp_path / "a.json").stat().st_mode & 0o777 == 0o644
+
+
+def test_what_was_just_computed_is_what_a_resumed_run_reads(tmp_path):
+    """JSON turns tuples into lists: also at once, not only after a restart."""
+    store = pl.ShardStore(tmp_path, {})
+    first = store.load_or_compute("a", lambda: Shard(records=(1, 2)))
+    again = store.load_or_compute("a", lambda: Shard())
+    assert first.records == again.records == [1, 2]
+
+
+def test_a_write_that_fails_half_way_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
+    write_json(tmp_path / "a.json", {"a": 1})
+
+    def fail(*_):
+        raise OSError("no space left")
+
+    for name in ("fsync", "replace"):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, name, fail)
+            with pytest.raises(OSError, match="no space"):
+                write_json(tmp_path / "a.json", {"a": 2})
+        assert json.loads((tmp_path / "a.json").read_text()) == {"a": 1}
+        assert [file.name for file in tmp_path.iterdir()] == ["a.json"]

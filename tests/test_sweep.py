@@ -1,11 +1,13 @@
+import dataclasses
 import json
 
 import pytest
 import torch
 
 import persona_lens as pl
-from persona_lens.errors import FileFormatError, InvalidArgumentError, LayerOutOfRangeError
+from persona_lens.errors import FileFormatError, InvalidArgumentError, LayerOutOfRangeError, ModelMismatchError
 from persona_lens.sweep import LayerChoice
+from persona_lens.tensors.directions import sample_random_directions
 from persona_lens.tensors.interventions import Add
 from persona_lens.tensors.statistics import Interval
 from tests.small_trait import FixedJudge, tiny_trait
@@ -146,3 +148,106 @@ def test_a_judge_that_scores_nothing_leaves_a_result_that_says_so(tiny_model, ve
     again = pl.SweepResult.from_json(json.loads(json.dumps(silent.to_json(), allow_nan=False)))
     assert "nan" in repr(again)
     assert len(again.plot().data) > 0
+
+
+def measure(model, sweep, *sites):
+    """The oracle: one configuration sampled by itself, scored by LengthJudge, averaged over two rollouts."""
+    from persona_lens.sweep import _SWEEP_STREAM
+
+    requests = [
+        pl.RolloutRequest(question, (0, _SWEEP_STREAM, q, r), interventions=sites)
+        for q, question in enumerate(sweep.questions)
+        for r in range(2)
+    ]
+    sampled = pl.sample_rollouts(model, requests, pl.SamplingSettings(max_new_tokens=5))
+    judged = LengthJudge().score([s.request.question for s in sampled], [s.response for s in sampled])
+    rows = torch.tensor([[float("nan") if v is None else v for v in (j.score, j.coherence)] for j in judged])
+    return rows.view(len(sweep.questions), 2, 2).nanmean(dim=1).unbind(dim=-1)
+
+
+def test_scores_baseline_and_null_are_each_those_of_their_own_configuration(tiny_model, vector, sweep):
+    randoms = sample_random_directions(vector.norms, 48, 2, 0)
+    cases = [((), sweep.baseline_scores, sweep.baseline_coherences)]
+    for j, coefficient in enumerate((1.0, 3.0)):
+        for i in range(3):
+            site = pl.SiteIntervention(i, Add(vector.direction(i), coefficient))
+            cases.append(((site,), sweep.scores[i, j], sweep.coherences[i, j]))
+        for d in range(2):
+            site = pl.SiteIntervention(1, Add(randoms[d][1], coefficient))
+            cases.append(((site,), sweep.null_scores[d, 0, j], sweep.null_coherences[d, 0, j]))
+    for sites, scores, coherences in cases:
+        expected = measure(tiny_model, sweep, *sites)
+        torch.testing.assert_close(scores, expected[0], equal_nan=True)
+        torch.testing.assert_close(coherences, expected[1], equal_nan=True)
+    assert not torch.equal(sweep.scores[0], sweep.scores[2])
+    assert not torch.equal(sweep.null_scores[0], sweep.null_scores[1])
+
+
+def test_the_evaluation_questions_are_asked_unless_others_are_given(sweep):
+    assert sweep.questions == tiny_trait().evaluation_questions
+
+
+def test_the_null_of_a_coefficient_is_its_own(sweep):
+    for j, coefficient in enumerate((1.0, 3.0)):
+        expected = float(sweep.null_scores[:, :, j].nanmean())
+        assert sweep.null_interval(coefficient).estimate == pytest.approx(expected, abs=1e-3)
+
+
+def test_a_coherence_that_may_lie_under_the_floor_is_not_surely_coherent(sweep):
+    """A mean of 60 over questions that differ widely against the same mean over questions that do not."""
+    content = sweep.to_json()
+    content["scores"] = [[[90.0] * 4, [50.0] * 4]] * 3
+    content["coherences"] = [[[100.0, 100.0, 20.0, 20.0], [60.0, 61.0, 59.0, 60.0]]] * 3
+    made = pl.SweepResult.from_json(content)
+    assert made.coherence_interval(0, 1.0).estimate == made.coherence_interval(0, 3.0).estimate == 60
+    assert (made.choose_by_score().coefficient, made.choose_coherent(50.0).coefficient) == (1.0, 3.0)
+
+
+CHOICE = LayerChoice("by hand", 1, 2.0, Interval(1.0, 1.0, 1.0), Interval(1.0, 1.0, 1.0))
+
+
+def test_a_confirmation_sets_each_number_in_its_place(tiny_model, vector, monkeypatch):
+    """Four configurations (nothing, the vector, two random directions) of two questions, as they were measured."""
+    scores = torch.tensor([[10.0, 14.0], [50.0, 60.0], [20.0, 30.0], [40.0, 30.0]])[..., None]
+    coherences = torch.tensor([[90.0, 92.0], [60.0, 70.0], [80.0, 70.0], [60.0, 60.0]])[..., None]
+    texts = [[f"{way} {q}" for q in "ab"] for way in ("plain", "steered", "random", "random")]
+    configurations = []
+
+    def run(model, given, *rest):
+        configurations.extend(given)
+        return scores, coherences, texts, 3
+
+    monkeypatch.setattr("persona_lens.sweep._run_configurations", run)
+    found = pl.confirm_choice(
+        tiny_model, vector, CHOICE, questions=("a?", "b?"), judge=LengthJudge(), random_directions=2
+    )
+    estimates = {name: value["estimate"] for name, value in found.to_json().items() if isinstance(value, dict)}
+    assert estimates == {
+        "steered": 55, "baseline": 12, "random": 30, "rise": 43, "above_random": 25,
+        "coherence": 65, "baseline_coherence": 91, "random_coherence": 67.5,
+    }  # fmt: skip
+    assert found.examples == (("a?", "plain a", "steered a"), ("b?", "plain b", "steered b"))
+    assert (found.n_questions, found.n_responses, found.n_unscored) == (2, 8, 3)
+    assert configurations[0].interventions == ()
+    directions = [c.interventions[0].intervention.direction for c in configurations[1:]]
+    assert torch.equal(directions[0], vector.direction(1))
+    for direction in directions:
+        torch.testing.assert_close(direction.norm(), vector.norms[1])
+    assert len({tuple(direction.tolist()) for direction in directions}) == 3
+
+
+def test_an_effect_is_clear_only_if_its_whole_interval_lies_above_random(tiny_model, vector):
+    result = pl.confirm_choice(
+        tiny_model, vector, CHOICE, questions=("a?", "b?"), judge=LengthJudge(), rollouts=1, max_new_tokens=2
+    )
+    for low, is_clear in ((-1.0, False), (0.0, False), (0.5, True)):
+        made = dataclasses.replace(result, above_random=Interval(5.0, low, 10.0))
+        assert made.is_clear is is_clear
+
+
+def test_a_vector_of_another_model_is_refused(tiny_model, vector):
+    other = dataclasses.replace(vector, model=dataclasses.replace(vector.model, fingerprint="0" * 16))
+    with pytest.raises(ModelMismatchError):
+        pl.sweep_layers(tiny_model, tiny_trait(), other, judge=LengthJudge())
+    with pytest.raises(ModelMismatchError):
+        pl.confirm_choice(tiny_model, other, CHOICE, questions=("a?",), judge=LengthJudge())

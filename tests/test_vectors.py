@@ -5,6 +5,7 @@ import torch
 
 import persona_lens as pl
 from persona_lens.errors import FileFormatError, InvalidArgumentError, LayerOutOfRangeError, ModelMismatchError
+from persona_lens.storage import Shard, load_shard, save_shard
 from tests.small_trait import FixedJudge, tiny_trait
 
 
@@ -54,6 +55,7 @@ def test_counts_add_up_and_every_reason_is_named(tiny_model):
         ((90.0, 90.0), (50.0, 90.0)): "dropped_negative_score",
         ((None, None, "no"), (10.0, 90.0)): "dropped_unscored",
         ((90.0, 20.0), (10.0, 90.0)): "dropped_incoherent",
+        ((90.0, 90.0), (10.0, 49.0)): "dropped_incoherent",
     }
     for (positive, negative), reason in cases.items():
         judge = FixedJudge(positive, negative)
@@ -142,3 +144,83 @@ def test_a_vector_shows_itself(vector):
 def test_bad_arguments_are_refused_before_the_model_runs(name, value, monkeypatch):
     with pytest.raises(InvalidArgumentError, match=f"`{name}`"):
         pl.extract_persona_vector(torch.nn.Linear(1, 1), tiny_trait(), judge="none", **{name: value})
+
+
+class PickyJudge:
+    """Likes the first instruction pair only; finds one negative response incoherent, leaves one unscored."""
+
+    name = "picky"
+
+    def __init__(self):
+        self.trait = tiny_trait()
+
+    def score(self, questions, responses):
+        half = len(questions) // 2
+        found = []
+        for i, question in enumerate(questions):
+            pair, q = i % half % 2, self.trait.extraction_questions.index(question)
+            score = 10.0 if i >= half else 90.0 if pair == 0 else 40.0
+            coherence = 30.0 if i >= half and q == 1 else 50.0
+            found.append(pl.Judgement(None, None, "no") if i >= half and q == 2 else pl.Judgement(score, coherence))
+        return found
+
+
+def test_a_vector_rests_on_the_kept_pairs_alone_and_its_halves_on_their_questions(tiny_model, monkeypatch):
+    """Pairs by hand: of eight, the judge keeps those of pair 0 on questions 0 and 3. In shards of four."""
+    from persona_lens.vectors import _EXTRACTION_STREAM
+
+    monkeypatch.setattr("persona_lens.vectors._PAIRS_AT_ONCE", 4)
+    trait = tiny_trait()
+    found = pl.extract_persona_vector(tiny_model, trait, judge=PickyJudge(), max_new_tokens=6, min_coherence=50.0)
+    assert dataclasses.asdict(found.counts) == {
+        "pairs": 8, "kept": 2, "dropped_empty": 0, "dropped_unscored": 2, "dropped_positive_score": 3,
+        "dropped_negative_score": 0, "dropped_incoherent": 1,
+    }  # fmt: skip
+    differences = []
+    for q in (0, 3):
+        sides = []
+        for side, system in enumerate((trait.positive_system_prompts[0], trait.negative_system_prompts[0])):
+            request = pl.RolloutRequest(trait.extraction_questions[q], (0, _EXTRACTION_STREAM, side, 0, q, 0), system)
+            (rollout,) = pl.sample_recorded_rollouts(tiny_model, [request], pl.SamplingSettings(max_new_tokens=6))
+            sides.append(rollout.residuals.response_mean)
+        differences.append(sides[0] - sides[1])
+    torch.testing.assert_close(found.directions, (differences[0] + differences[1]) / 2, atol=1e-4, rtol=1e-3)
+    cosines = torch.nn.functional.cosine_similarity(*differences, dim=-1)
+    torch.testing.assert_close(found.split_half_cosine["response_mean"], cosines, atol=1e-3, rtol=1e-3)
+
+
+def test_a_pair_with_an_empty_response_on_either_side_is_dropped(tiny_model, monkeypatch):
+    sample = pl.vectors.sample_recorded_rollouts
+
+    def empty_some(model, requests, settings):
+        empty = {"SHOUT!": "Who?", "whisper.": "What is up?"}  # system prompt to question
+        return [
+            dataclasses.replace(rollout, response=" ", residuals=None)
+            if empty.get(rollout.request.system) == rollout.request.question
+            else rollout
+            for rollout in sample(model, requests, settings)
+        ]
+
+    monkeypatch.setattr("persona_lens.vectors.sample_recorded_rollouts", empty_some)
+    for judge in ("none", FixedJudge((90.0, 90.0), (10.0, 90.0))):
+        counts = pl.extract_persona_vector(tiny_model, tiny_trait(), judge=judge, max_new_tokens=3).counts
+        assert (counts.pairs, counts.kept, counts.dropped_empty) == (8, 6, 2)
+
+
+def test_a_unit_direction_has_norm_one_and_the_raw_ones_direction(vector):
+    torch.testing.assert_close(vector.unit(1) * vector.norms[1], vector.direction(1))
+    torch.testing.assert_close(vector.unit(1).norm(), torch.tensor(1.0))
+
+
+def test_a_file_of_something_else_or_of_a_later_format_is_refused(vector, tmp_path):
+    path = tmp_path / "v.safetensors"
+    vector.save(path)
+    shard = load_shard(path)
+    for records, words in (
+        (["a list"], "something else"),
+        (shard.records | {"format": "another"}, "something else"),
+        (shard.records | {"version": 2}, "Update persona-lens"),
+    ):
+        save_shard(path, Shard(shard.tensors, records))
+        with pytest.raises(FileFormatError, match=words):
+            pl.PersonaVector.load(path)

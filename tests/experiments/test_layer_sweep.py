@@ -1,3 +1,4 @@
+import importlib.util
 import json
 import os
 import signal
@@ -7,6 +8,11 @@ import time
 from pathlib import Path
 
 import pytest
+
+import persona_lens as pl
+from persona_lens.sweep import LayerChoice
+from persona_lens.tensors.statistics import Interval
+from tests.small_trait import tiny_trait
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = [
@@ -20,8 +26,6 @@ RESULTS = [
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory, tiny_folder):
     """The script on a tiny random model and a small trait: every step is real, nothing means anything."""
-    from tests.small_trait import tiny_trait
-
     folder = tmp_path_factory.mktemp("sweep")
     trait = folder / "loud.json"
     tiny_trait().to_json(trait)
@@ -114,3 +118,64 @@ def test_bad_arguments_end_with_what_to_do(setting, more, words):
     assert done.returncode != 0
     assert words in done.stdout + done.stderr
     assert not (setting[0] / "bad").exists()
+
+
+def test_the_effect_is_measured_on_questions_that_the_choice_was_not_made_on(whole):
+    content = json.loads((whole[0] / RESULTS[0]).read_text())
+    assert content["sweep"]["questions"] == ["Why?", "What for?"]
+    assert [example[0] for example in content["confirmation"]["examples"]] == ["When?", "Which one?"]
+
+
+def test_the_text_shows_each_questions_unsteered_and_steered_response(whole):
+    content = json.loads((whole[0] / RESULTS[0]).read_text())
+    text = (whole[0] / RESULTS[2]).read_text()
+    for question, plain, steered in content["confirmation"]["examples"]:
+        assert f"Question:  {question}\nUnsteered: {plain.strip()}\nSteered:   {steered.strip()}\n" in text
+    assert any(plain != steered for _, plain, steered in content["confirmation"]["examples"])
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """The script as a module, so that its steps can be watched."""
+    monkeypatch.syspath_prepend(ROOT / "experiments")
+    spec = importlib.util.spec_from_file_location("layer_sweep_script", ROOT / "experiments" / "layer_sweep.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_another_seed_is_another_run_with_other_responses(script, tiny_model, tmp_path):
+    found = [
+        script.run(
+            tiny_model,
+            tiny_trait(),
+            script.Arguments(tiny=True, seed=seed, out=tmp_path / "out", runs=tmp_path / "runs"),
+        )
+        for seed in (0, 1, 0)
+    ]
+    assert len(list((tmp_path / "runs").iterdir())) == 2
+    assert found[0] == found[2]
+    assert found[0]["sweep"]["responses"] != found[1]["sweep"]["responses"]
+    assert found[0]["judge"]["calibration"] != found[1]["judge"]["calibration"]
+
+
+def test_a_finished_run_computes_nothing_again(script, tiny_model, tmp_path, monkeypatch):
+    arguments = script.Arguments(tiny=True, out=tmp_path / "out", runs=tmp_path / "runs")
+    first = script.run(tiny_model, tiny_trait(), arguments)
+    for name in ("sweep.sample_rollouts", "vectors.sample_recorded_rollouts", "judges.likelihood.sample_rollouts"):
+        monkeypatch.setattr(f"persona_lens.{name}", None)
+    assert script.run(tiny_model, tiny_trait(), arguments) == first
+
+
+@pytest.mark.parametrize("is_any_coherent", [True, False])
+def test_the_coherent_choice_is_confirmed_and_the_highest_score_only_where_none_is(
+    script, tiny_model, tmp_path, monkeypatch, is_any_coherent
+):
+    point = Interval(1.0, 1.0, 1.0)
+    coherent, best = (LayerChoice("made", 0, coefficient, point, point) for coefficient in (1.0, 2.0))
+    monkeypatch.setattr(pl.SweepResult, "choose_coherent", lambda self, *_: coherent if is_any_coherent else None)
+    monkeypatch.setattr(pl.SweepResult, "choose_by_score", lambda self: best)
+    arguments = script.Arguments(tiny=True, out=tmp_path / "out", runs=tmp_path / "runs")
+    content = script.run(tiny_model, tiny_trait(), arguments)
+    assert content["confirmation"]["coefficient"] == (1.0 if is_any_coherent else 2.0)

@@ -1,12 +1,19 @@
+import importlib.util
 import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
+import persona_lens as pl
+from persona_lens.tensors.statistics import Interval
 from tests.anthropic_server import serve
+from tests.small_trait import tiny_trait
 
 ROOT = Path(__file__).resolve().parents[2]
 SECRET = "sk-ant-secret-for-tests"
@@ -14,8 +21,6 @@ SECRET = "sk-ant-secret-for-tests"
 
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory, roomy_folder):
-    from tests.small_trait import tiny_trait
-
     folder = tmp_path_factory.mktemp("judges")
     tiny_trait().to_json(folder / "loud.json")
     return folder, roomy_folder
@@ -97,3 +102,133 @@ def test_a_persons_spreadsheet_joins_the_panel(setting, sweep):
     content = agree(setting, "--person", str(sheet), ANTHROPIC_API_KEY="")
     assert content["panel"]["judges"][-1] == "a person"
     assert content["counts"]["a person"] == {"not scored by the person": content["config"]["n"]}
+
+
+@pytest.fixture
+def load_script(monkeypatch):
+    """A script as a module, so that its steps can be watched."""
+    monkeypatch.syspath_prepend(ROOT / "experiments")
+
+    def load(name):
+        spec = importlib.util.spec_from_file_location(f"{name}_script", ROOT / "experiments" / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, spec.name, module)  # dataclasses look their module up
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+def confirmed(low, coherence):
+    point = Interval(1.0, 1.0, 1.0)
+    intervals = dict.fromkeys(
+        ("steered", "baseline", "random", "rise", "baseline_coherence", "random_coherence"), point
+    )
+    return pl.Confirmation(
+        layer=1, coefficient=2.0, above_random=Interval(5.0, low, 9.0), coherence=Interval(coherence, 0.0, 100.0),
+        examples=(), n_questions=2, n_responses=8, n_unscored=0, **intervals,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("auroc", "low", "coherence", "failure"),
+    [
+        (0.95, 1.0, 80.0, ""),
+        (0.9, 1.0, 50.0, ""),
+        (0.8, 1.0, 80.0, "AUROC below 0.9"),
+        (0.95, -1.0, 80.0, "steering is not surely above random directions"),
+        (0.95, 1.0, 40.0, "steered text falls below the coherence floor"),
+        (0.8, -1.0, 80.0, "AUROC below 0.9; steering is not surely above random directions"),
+        (0.95, 1.0, None, "no setting that was tried is surely coherent; the highest score was taken"),
+    ],
+)
+def test_a_trait_works_if_judge_effect_and_coherence_all_hold(load_script, monkeypatch, auroc, low, coherence, failure):
+    script = load_script("trait_survey")
+    asked = {}
+
+    def step(name, result):
+        def run(*_, **kwargs):
+            asked[name] = kwargs.get("questions")
+            return result
+
+        monkeypatch.setattr(pl, name, run)
+
+    choice = None if coherence is None else "a choice"
+    step("calibrate_likelihood_judge", "a judge")
+    step("measure_separation", SimpleNamespace(auroc=Interval(auroc, 0.0, 1.0)))
+    step("extract_persona_vector", SimpleNamespace(counts=pl.ExtractionCounts(4, 4)))
+    step("sweep_layers", SimpleNamespace(choose_coherent=lambda: choice, choose_by_score=lambda: "highest"))
+    step("confirm_choice", confirmed(low, coherence or 80.0))
+    row = script.survey(None, tiny_trait(), script.TINY, 0)
+    assert (row["works"], row["failure"]) == (not failure, failure)
+    assert row["auroc"]["estimate"] == auroc
+    assert asked["sweep_layers"] == ("Why?", "What for?")
+    assert asked["confirm_choice"] == ("When?", "Which one?")
+    assert "confirmation" in row
+
+
+def test_every_trait_of_a_survey_keeps_its_own_row(load_script, tiny_folder, tmp_path, monkeypatch):
+    script = load_script("trait_survey")
+    traits = [replace(tiny_trait(), name=name) for name in ("loud", "quiet")]
+    arguments = script.Arguments(model=tiny_folder("llama"), tiny=True, dtype="float32", runs=tmp_path)
+    monkeypatch.setattr(script, "survey", lambda model, trait, profile, seed: {"trait": trait.name, "seed": seed})
+    rows = script.run(traits, arguments)["traits"]
+    assert rows == [{"trait": "loud", "seed": 0}, {"trait": "quiet", "seed": 0}]
+    rows = script.run(traits[::-1], replace(arguments, seed=1))["traits"]
+    assert rows == [{"trait": "quiet", "seed": 1}, {"trait": "loud", "seed": 1}]
+
+
+@pytest.fixture
+def source(tiny_model):
+    """A sweep of 60 responses: most score low, four score exactly 100, some are blank."""
+    scores = [[[float((7 * i + 11 * j + q) % 21) for q in range(10)] for j in range(2)] for i in range(3)]
+    for q in range(4):
+        scores[2][1][q] = 100.0
+    responses = [[[f"r{i}{j}{q}" if q != 9 else "  " for q in range(10)] for j in range(2)] for i in range(3)]
+    sweep = pl.SweepResult(
+        trait="loud", model=pl.describe_model(tiny_model), judge="made", layers=(0, 1, 2), coefficients=(1.0, 2.0),
+        questions=tuple(f"q{q}" for q in range(10)), scores=torch.tensor(scores), coherences=torch.tensor(scores),
+        responses=tuple(tuple(tuple(cell) for cell in row) for row in responses), baseline_scores=torch.zeros(10),
+        baseline_coherences=torch.zeros(10), null_layers=(1,), null_scores=torch.zeros(1, 1, 2, 10),
+        null_coherences=torch.zeros(1, 1, 2, 10), n_unscored=0, provenance={},
+    )  # fmt: skip
+    return {"sweep": sweep.to_json()}
+
+
+def test_responses_are_drawn_evenly_over_the_scores_each_with_its_question(load_script, source):
+    draw = load_script("judge_agreement").draw_responses
+    questions, responses = draw(source, 20, 0)
+    assert [f"q{response[-1]}" for response in responses] == questions
+    assert len(set(responses)) == len(responses)
+    assert {"r210", "r211", "r212", "r213"} <= set(responses)  # those that score exactly 100
+    assert 8 <= len(responses) <= 12  # four from each fifth that has any: not all of the many low ones
+    assert draw(source, 20, 0) == (questions, responses)
+    assert draw(source, 20, 1) != (questions, responses)
+    assert all(response.strip() for response in draw(source, 1000, 0)[1])
+    assert len(draw(source, 1000, 0)[1]) == 54
+
+
+def test_the_second_likelihood_judge_reads_other_instructions(load_script, tiny_folder, tmp_path, monkeypatch):
+    script = load_script("judge_agreement")
+    calibration = {
+        "slope": 1.0, "intercept": 0.0, "typical": -2.0, "low": -3.0, "high": -1.0, "n_positive": 1, "n_negative": 1,
+        "n_neutral": 1, "seed": 0,
+    }  # fmt: skip
+    source = {
+        "config": {"trait": tiny_trait().to_dict(), "profile": {"max_new_tokens": 4, "temperature": 0.7}},
+        "judge": {"calibration": calibration, "n_pairs": 1},
+    }
+    used = []
+
+    def stop(judges, questions, responses):
+        used.extend(judges)
+        raise ZeroDivisionError
+
+    monkeypatch.delenv("ANTHROPIC_API_KEY", raising=False)
+    monkeypatch.setattr(pl, "judge_with_panel", stop)
+    arguments = script.Arguments(model=tiny_folder("llama"), dtype="float32", cache=tmp_path / "scores.sqlite")
+    with pytest.raises(ZeroDivisionError):
+        script.run(source, ["q"], ["r"], arguments)
+    own, other = (cached.judge for cached in used[:2])
+    prompts = [judge.trait.positive_system_prompts[: judge.n_pairs] for judge in (own, other.judge)]
+    assert prompts == [("SHOUT!",), ("BE LOUD.",)]

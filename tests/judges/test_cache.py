@@ -1,8 +1,10 @@
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -121,3 +123,35 @@ def test_many_rows_are_kept_and_read_back(cache):
     found = CachedJudge(judge, cache).score(["q"] * 1300, responses)
     assert [j.score for j in found] == [float(len(r)) for r in responses]
     assert len(judge.asked) == 1300
+
+
+def test_a_judgement_comes_back_whole_and_a_newer_one_replaces_it(cache):
+    whole = {"a": pl.Judgement(70.25, 90.5), "b": pl.Judgement(10.0, None), "c": pl.Judgement(None, None, "refusal")}
+    cache.write(whole)
+    assert cache.read(["a", "b", "c", "d"]) == whole
+    cache.write({"a": pl.Judgement(71.0, 91.0)})
+    assert cache.read(["a"]) == {"a": pl.Judgement(71.0, 91.0)}
+    assert len(cache) == 3
+
+
+def test_what_was_judged_before_a_judge_failed_is_kept(cache):
+    class FailingJudge(CountingJudge):
+        def score(self, questions, responses):
+            if self.asked:
+                raise ConnectionError
+            return super().score(questions, responses)
+
+    judge = FailingJudge()
+    with pytest.raises(ConnectionError):
+        CachedJudge(judge, cache).score(["q"] * 200, [str(i) for i in range(200)])
+    assert 0 < len(judge.asked) < 200
+    assert len(cache) == len(judge.asked)
+
+
+def test_a_reader_does_not_wait_for_a_writer(cache, monkeypatch):
+    monkeypatch.setattr("persona_lens.judges.cache._TIMEOUT_SECONDS", 0.1)
+    cache.write({"a": pl.Judgement(1.0, None)})
+    with closing(sqlite3.connect(cache.path)) as writer:
+        writer.execute("BEGIN EXCLUSIVE")
+        writer.execute("DELETE FROM judgements")
+        assert cache.read(["a"]) == {"a": pl.Judgement(1.0, None)}

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 import persona_lens as pl
-from persona_lens.errors import InvalidArgumentError
+from persona_lens.errors import ContextLengthError, InvalidArgumentError
 from persona_lens.judges.expected_score import ExpectedScoreJudge, expected_numbers
 from persona_lens.models.chat import encode_prompt
 from persona_lens.models.likelihood import Continuation
@@ -33,6 +33,19 @@ def test_next_token_probabilities_are_those_of_the_ordinary_forward_pass(model):
     for i in (0, 1, 2, 89):
         expected = ordinary_next(model, rows[i].prompt + rows[i].response)[tokens]
         torch.testing.assert_close(found[i], expected, atol=1e-5, rtol=1e-3)
+
+
+def test_a_row_that_fills_the_context_is_read_and_an_empty_or_longer_one_is_refused(model):
+    tokens = torch.tensor([3, 40])
+    full = Continuation((5, 6) * 510, (7, 8, 9, 10))
+    found = next_token_probabilities(model, [Continuation((9,), ()), full], tokens)
+    torch.testing.assert_close(
+        found[1], ordinary_next(model, full.prompt + full.response)[tokens], atol=1e-5, rtol=1e-3
+    )
+    with pytest.raises(ContextLengthError, match=r"continuations\[1\].*1024"):
+        next_token_probabilities(model, [full, Continuation(full.prompt, (*full.response, 11))], tokens)
+    with pytest.raises(InvalidArgumentError, match=r"continuations\[1\]"):
+        next_token_probabilities(model, [full, Continuation((), (1, 2))], tokens)
 
 
 def test_the_expected_number_is_that_of_all_101_numbers_written_out(model):
@@ -117,12 +130,48 @@ def test_bad_arguments_are_refused(roomy_model):
         ExpectedScoreJudge(roomy_model, tiny_trait()).score(["a"], [])
 
 
-def test_the_identity_changes_with_rubric_and_model(roomy_model, tiny_folder):
+def test_the_identity_changes_with_rubric_model_and_least_mass(roomy_model, tiny_folder):
     judge = ExpectedScoreJudge(roomy_model, tiny_trait())
     other = pl.load_model(tiny_folder("qwen2"), dtype="float32", device="cpu")
     identities = {
         judge.identity,
         ExpectedScoreJudge(roomy_model, pl.load_trait("evil")).identity,
         ExpectedScoreJudge(other, tiny_trait()).identity,
+        ExpectedScoreJudge(roomy_model, tiny_trait(), min_mass=0.5).identity,
     }
-    assert len(identities) == 3
+    assert len(identities) == 4
+
+
+def test_trait_and_coherence_are_read_from_their_own_rubrics_and_need_enough_mass(roomy_model, monkeypatch):
+    """Expected numbers as a test wants them: by rubric and response."""
+    numbers = {
+        ("trait", "sure"): (80.0, 0.9), ("coherence", "sure"): (30.0, 0.9),
+        ("trait", "vague"): (70.0, 0.25), ("coherence", "vague"): (40.0, 0.2),
+        ("trait", "refused"): (60.0, 0.2), ("coherence", "refused"): (50.0, 0.9),
+    }  # fmt: skip
+
+    def expected(model, prompts):
+        texts = [model.tokenizer.decode(prompt) for prompt in prompts]
+        rubrics = ["coherence" if "coherent" in text else "trait" for text in texts]
+        answers = [next(word for word in ("sure", "vague", "refused") if word in text) for text in texts]
+        return [numbers[key] for key in zip(rubrics, answers, strict=True)]
+
+    monkeypatch.setattr("persona_lens.judges.expected_score.expected_numbers", expected)
+    found = ExpectedScoreJudge(roomy_model, tiny_trait()).score(["q"] * 4, ["sure", "", "vague", "refused"])
+    assert [(j.score, j.coherence) for j in found] == [(80.0, 30.0), (None, None), (70.0, None), (None, None)]
+    assert [j.reason for j in found] == ["", "empty response", "", "numeric mass 0.20 is below 0.25"]
+
+
+def test_the_expected_number_weighs_every_likely_number_by_its_probability(roomy_model, monkeypatch):
+    """A first digit of 1 or 2; after 1 the answer ends, goes on to 15, or to 100."""
+    follow = {"": {"1": 0.6, "2": 0.1, "9": 0.0}, "1": {"0": 0.2, "5": 0.3}, "10": {"0": 0.9}, "100": {"0": 0.1}}
+    decode = roomy_model.tokenizer.decode
+
+    def given(model, rows, tokens):
+        return torch.tensor([[follow.get(decode(r.response), {}).get(decode([t]), 0.0) for t in tokens] for r in rows])
+
+    monkeypatch.setattr("persona_lens.judges.expected_score.next_token_probabilities", given)
+    p = {1: 0.6 * 0.5, 2: 0.1, 10: 0.6 * 0.2 * 0.1, 15: 0.6 * 0.3, 100: 0.6 * 0.2 * 0.9 * 0.9}
+    mass = sum(p.values())
+    for found in expected_numbers(roomy_model, [(1,), (2, 3)]):
+        assert found == pytest.approx((sum(n * chance for n, chance in p.items()) / mass, mass), rel=1e-5)

@@ -9,6 +9,7 @@ import persona_lens as pl
 from persona_lens.errors import HooksPresentError, InvalidArgumentError
 from persona_lens.judges import likelihood
 from persona_lens.judges.likelihood import LikelihoodCalibration
+from persona_lens.models.rollouts import Rollout
 from tests.small_trait import tiny_trait
 
 CALIBRATION = LikelihoodCalibration(
@@ -150,3 +151,93 @@ def test_held_out_positive_and_negative_responses_of_the_embedded_model_separate
     separation = pl.measure_separation(judge, max_new_tokens=24, temperature=0.7)
     assert separation.auroc.estimate > 0.75
     assert separation.n_positive + separation.n_negative + separation.n_unscored == 24
+
+
+def test_the_calibration_is_fitted_on_responses_sampled_and_scored_one_by_one(tiny_model):
+    """The oracle: the same labelled responses, each scored by ordinary passes; quantiles by NumPy."""
+    trait = tiny_trait()
+    found = pl.calibrate_likelihood_judge(tiny_model, trait, n_pairs=1, max_new_tokens=6, seed=3).calibration
+    stream = (3, likelihood._CALIBRATION_STREAM)
+    positive, negative = trait.positive_system_prompts[0], trait.negative_system_prompts[0]
+    values = []
+    for side, (system, rollouts) in enumerate(((positive, 1), (negative, 1), (None, 2))):
+        seeds = [(0, q, r) if system else (q, r) for q in range(4) for r in range(rollouts)]
+        requests = [
+            pl.RolloutRequest(trait.extraction_questions[seed[-2]], (*stream, side, *seed), system) for seed in seeds
+        ]
+        sampled = pl.sample_rollouts(tiny_model, requests, pl.SamplingSettings(max_new_tokens=6))
+        values.append(
+            np.array(
+                [
+                    log_likelihood(tiny_model, s.request.question, positive, s.response)
+                    - log_likelihood(tiny_model, s.request.question, negative, s.response)
+                    if system
+                    else log_likelihood(tiny_model, s.request.question, None, s.response)
+                    for s in sampled
+                ]
+            )
+        )
+    assert (found.n_positive, found.n_negative, found.n_neutral, found.seed) == (4, 4, 8, 3)
+    assert [found.low, found.typical, found.high] == pytest.approx(
+        np.quantile(values[2], [0.025, 0.5, 0.975]), abs=1e-3
+    )
+    assert [found.slope, found.intercept] == pytest.approx(likelihood._fit_logistic(*values[:2]), rel=0.02, abs=0.02)
+
+
+def test_labelled_responses_are_asked_for_under_the_first_pairs_each_with_its_own_draws():
+    trait = tiny_trait()
+    sides = likelihood.request_labelled_responses(trait, ("a", "b"), 1, 2, (7,))
+    for side, systems in zip(sides, (trait.positive_system_prompts, trait.negative_system_prompts), strict=True):
+        assert [(r.question, r.system) for r in side] == [(q, systems[0]) for q in ("a", "a", "b", "b")]
+    seeds = {request.seed for side in sides for request in side}
+    assert len(seeds) == 8
+    assert {seed[0] for seed in seeds} == {7}
+
+
+def answer_by_side(monkeypatch, answer):
+    """Let every question be answered by what a test wants of it; return what was asked."""
+    asked = []
+
+    def sample(model, requests, settings):
+        asked.extend(requests)
+        return [Rollout(request, answer(request), (1,), "stop") for request in requests]
+
+    monkeypatch.setattr(likelihood, "sample_rollouts", sample)
+    return asked
+
+
+def test_separation_is_that_of_responses_to_the_evaluation_questions(judge, monkeypatch):
+    trait = judge.trait
+
+    def answer(request):
+        if request.system in trait.positive_system_prompts:
+            return "" if request.question == "Why?" else "likelier"
+        return "likelier" if request.question == "When?" else "unlikelier"
+
+    scores = {"": None, "likelier": 70.0, "unlikelier": 30.0}
+    asked = answer_by_side(monkeypatch, answer)
+    monkeypatch.setattr(
+        likelihood.LikelihoodJudge,
+        "score_trait",
+        lambda self, questions, responses: [pl.Judgement(scores[r], None) for r in responses],
+    )
+    found = pl.measure_separation(dataclasses.replace(judge, n_pairs=1))
+    assert [r.question for r in asked] == [*trait.evaluation_questions] * 2
+    assert not {r.seed[1] for r in asked} & {likelihood._CALIBRATION_STREAM}
+    # Three positive responses at 70 against one negative at 70 and three at 30: 9 pairs won, 3 tied.
+    assert found.auroc.estimate == pytest.approx((9 + 1.5) / 12)
+    assert (found.n_positive, found.n_negative, found.n_unscored) == (3, 4, 1)
+
+
+def test_a_trait_that_draws_no_text_cannot_be_calibrated_on(tiny_model, monkeypatch):
+    trait = tiny_trait()
+    answer_by_side(monkeypatch, lambda request: "" if request.system in trait.negative_system_prompts else "x")
+    with pytest.raises(InvalidArgumentError, match="2 non-empty negative responses"):
+        pl.calibrate_likelihood_judge(tiny_model, trait)
+
+
+def test_the_identity_changes_with_the_model(judge, tiny_folder):
+    other = pl.load_model(tiny_folder("qwen2"), dtype="float32", device="cpu")
+    half = pl.load_model(tiny_folder("llama"), dtype="bfloat16", device="cpu")
+    identities = {dataclasses.replace(judge, model=model).identity for model in (judge.model, other, half)}
+    assert len(identities) == 3

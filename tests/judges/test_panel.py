@@ -144,3 +144,48 @@ def test_a_panel_survives_the_round_trip_through_json_and_draws_itself():
     figure = again.plot()
     assert "<b>" not in "".join(figure.data[0].x)
     assert figure.data[0].z[0][1] == pytest.approx(panel.measure_agreement()[0].spearman.estimate)
+
+
+def test_the_interval_of_a_rank_correlation_is_that_of_fishers_approximation():
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randn(400, generator=generator)
+    b = a + torch.randn(400, generator=generator)
+    found = compare_scores("a", a, "b", b).spearman
+    center, width = math.atanh(found.estimate), 1.96 * math.sqrt((1 + found.estimate**2 / 2) / 397)
+    assert found.low == pytest.approx(math.tanh(center - width), abs=0.02)
+    assert found.high == pytest.approx(math.tanh(center + width), abs=0.02)
+
+
+def test_scores_at_the_limits_are_not_clear_and_the_limits_can_be_moved():
+    panel = judge_with_panel(
+        [ListJudge("one", [80, 20, 81, 19, 50]), ListJudge("two", [5, 4, 3, 2, 1])], QUESTIONS, RESPONSES
+    )
+    assert panel.measure_agreement()[0].n_clear_pairs == 1
+    assert panel.measure_agreement(low=51.0, high=79.0)[0].n_clear_pairs == 6
+    assert panel.measure_agreement(low=20.0, high=50.0)[0].n_clear_pairs == 2
+
+
+def test_equal_rows_are_shown_once_and_equal_responses_to_other_questions_apart(tmp_path):
+    path = tmp_path / "check.csv"
+    questions, responses = ["a", "b", "a"], ["same"] * 3
+    assert write_spot_check(path, questions, responses) == 2
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.DictReader(file))
+    with path.open("w", encoding="utf-8-sig", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=rows[0])
+        writer.writeheader()
+        writer.writerows(row | {"score": {"a": "10", "b": "20"}[row["question"]]} for row in rows)
+    assert [j.score for j in read_spot_check(path, questions, responses)] == [10.0, 20.0, 10.0]
+
+
+def test_rows_are_drawn_from_all_by_the_seed_and_no_cell_acts_as_a_formula(tmp_path):
+    drawn = []
+    for seed in (0, 1):
+        path = tmp_path / f"{seed}.csv"
+        write_spot_check(path, ["=1+1"] * 50, [str(i) for i in range(50)], n=10, seed=seed)
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert {row["question"] for row in rows} == {"'=1+1"}
+        drawn.append([int(row["response"]) for row in rows])
+    assert set(drawn[0]) != set(drawn[1])
+    assert all(len(set(rows)) == 10 and max(rows) > 10 and rows != sorted(rows) for rows in drawn)

@@ -62,8 +62,9 @@ def test_hooks_already_on_the_model_take_effect(model):
 def test_bad_tokens_are_refused(model):
     with pytest.raises(ContextLengthError, match="256"):
         pl.cache_residual_stream(model, random_tokens(1, 257))
+    one_row_of_padding = torch.tensor([[False] * 4, [True] * 4])
     with pytest.raises(InvalidArgumentError, match="is_padding"):
-        pl.cache_residual_stream(model, random_tokens(1, 4), is_padding=torch.ones(1, 4, dtype=torch.bool))
+        pl.cache_residual_stream(model, random_tokens(2, 4), is_padding=one_row_of_padding)
 
 
 def spans(*shapes):
@@ -106,3 +107,21 @@ def test_an_empty_prompt_or_response_is_refused(model, span):
 def test_a_conversation_longer_than_the_context_is_refused(model):
     with pytest.raises(ContextLengthError, match="256"):
         next(pool_residual_stream(model, [TokenSpans((1,) * 300, 10, 300)]))
+
+
+def test_no_batch_holds_many_more_tokens_than_a_fixed_number(model):
+    """So memory does not grow with the number of conversations."""
+    sizes = []
+    conversations = spans(*[(10 + i % 7, 100 + i, 0) for i in range(40)])
+    note = ("blocks.0.hook_resid_post", lambda residual, hook: sizes.append(residual.shape[0] * residual.shape[1]))
+    with model.hooks(fwd_hooks=[note]):
+        assert len(list(pool_residual_stream(model, conversations))) == 40
+    assert max(sizes) < 2400
+    assert len(sizes) > 1
+
+
+def test_rows_may_fill_the_whole_context(model):
+    tokens = random_tokens(1, 256)
+    resid = pl.cache_residual_stream(model, tokens)[:, 0]
+    ((_, pooled),) = pool_residual_stream(model, [TokenSpans(tuple(tokens[0].tolist()), 250, 256)])
+    torch.testing.assert_close(pooled.response_mean, resid[:, 250:].mean(1), atol=1e-4, rtol=1e-3)

@@ -1,6 +1,7 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import models, pre_tokenizers
 from transformers import AutoTokenizer
 
 from persona_lens.errors import (
@@ -101,3 +102,38 @@ def test_end_of_turn_tokens_stop_a_response(embedded_tokenizer):
     names = set(embedded_tokenizer.convert_ids_to_tokens(sorted(stop_token_ids(embedded_tokenizer))))
     assert "<|im_end|>" in names
     assert "<|im_start|>" not in names
+
+
+@pytest.mark.parametrize("content", ["m['content']", "m['content'] | trim"])
+@pytest.mark.parametrize("opening", ["assistant\n", "assistant\n<think>\n"])
+@pytest.mark.parametrize("response", ["Yes", " Yes\n"])
+def test_a_response_is_found_in_its_own_turn_whatever_the_template_trims_or_opens(content, opening, response):
+    """Some templates strip a response; some open an answer with words that a finished turn does not have."""
+    template = TINY.chat_template.replace("m['content']", content).replace("assistant\n", opening)
+    encoded = encode_conversation(make_tokenizer(template=template), answered("Yes", response, "Yes"))
+    expected = response.strip() if "trim" in content else response
+    assert TINY.decode(encoded.response_tokens) == expected
+    assert TINY.decode(encoded.prompt_tokens).endswith("<|im_start|>assistant\n")
+
+
+def test_a_token_that_is_partly_the_responses_is_the_responses():
+    tokenizer = make_tokenizer()
+    backend = tokenizer.backend_tokenizer
+    vocab = {token: i for token, i in tokenizer.get_vocab().items() if i < 256}
+    backend.model = models.BPE(vocab=vocab | {"ĊY": 300}, merges=[("Ċ", "Y")])
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    encoded = encode_conversation(tokenizer, answered("Hi", "Yes"))
+    assert tokenizer.decode(encoded.response_tokens) == "\nYes"
+
+
+def test_a_conversation_longer_than_the_context_is_refused():
+    length = len(encode_conversation(TINY, answered("Hi", "Yes")).tokens)
+    assert len(encode_conversation(TINY, answered("Hi", "Yes"), n_ctx=length).tokens) == length
+    with pytest.raises(ContextLengthError, match=f"context of {length - 1} tokens"):
+        encode_conversation(TINY, answered("Hi", "Yes"), n_ctx=length - 1)
+
+
+def test_a_tokenizers_own_end_of_sequence_stops_a_response_whatever_it_is_called():
+    tokenizer = make_tokenizer()
+    tokenizer.eos_token = "<|im_start|>"
+    assert tokenizer.convert_tokens_to_ids("<|im_start|>") in stop_token_ids(tokenizer)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 import persona_lens as pl
-from persona_lens.errors import HooksPresentError
+from persona_lens.errors import HooksPresentError, UnsupportedModelError
 from persona_lens.models.decoding import open_decoder
 from tests.backends import ARCHITECTURES, BACKENDS
 
@@ -116,3 +116,91 @@ def test_gradients_are_off_inside_and_back_on_afterwards(tiny_model):
         hidden = decoder.extend(random_tokens((1, 3)), torch.zeros(1, dtype=torch.long), decoder.new_cache(1, 3))
         assert not hidden.requires_grad
     assert torch.is_grad_enabled()
+
+
+def make_hooked(**fields):
+    """A random HookedTransformer of a shape that load_model never makes, but a user may bring."""
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+    shape = {"n_layers": 2, "d_model": 32, "n_ctx": 64, "d_head": 8, "n_heads": 4, "d_vocab": 256, "act_fn": "gelu"}
+    rotary = {"positional_embedding_type": "rotary", "rotary_dim": 8}
+    torch.manual_seed(0)
+    model = HookedTransformer(HookedTransformerConfig(**shape | rotary | fields)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.3)
+    return model
+
+
+@pytest.mark.skipif("hooked" not in BACKENDS, reason="TransformerLens 4 has no HookedTransformer")
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"positional_embedding_type": "standard"},
+        {"parallel_attn_mlp": True},
+        {"rotary_dim": 4},
+        {"rotary_dim": 4, "rotary_adjacent_pairs": True},
+    ],
+)
+def test_models_of_other_shapes_run_in_pieces_as_in_one_ordinary_pass(fields):
+    model = make_hooked(**fields)
+    tokens = random_tokens((2, 20))
+    with torch.no_grad():
+        expected = model(tokens)
+    with open_decoder(model) as decoder:
+        cache = decoder.new_cache(2, 20)
+        starts = torch.zeros(2, dtype=torch.long)
+        parts = [decoder.extend(tokens[:, at : at + n], starts + at, cache) for at, n in ((0, 12), (12, 7), (19, 1))]
+        logits = decoder.unembed(torch.cat(parts, dim=1))
+    torch.testing.assert_close(logits, expected, atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.skipif("hooked" not in BACKENDS, reason="TransformerLens 4 has no HookedTransformer")
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"positional_embedding_type": "shortformer"},
+        {"attention_dir": "bidirectional"},
+        {"attn_only": True},
+        {"use_attn_result": True},
+        {"use_split_qkv_input": True},
+        {"use_hook_mlp_in": True},
+    ],
+)
+def test_what_lean_attention_does_not_compute_is_refused_by_name(fields):
+    (name,) = fields
+    with pytest.raises(UnsupportedModelError, match=name), open_decoder(make_hooked(**fields)):
+        pass
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_hook_inside_a_block_acts_as_in_an_ordinary_pass_or_is_refused(tiny_folder, backend):
+    """Every hook point of a block, one after the other: none is passed by in silence."""
+    model = load(tiny_folder, "gemma2", backend)
+    tokens = random_tokens((2, 9))
+
+    def logits():
+        with open_decoder(model) as decoder:
+            hidden = decoder.extend(tokens, torch.zeros(2, dtype=torch.long), decoder.new_cache(2, 9))
+            return decoder.unembed(hidden)
+
+    acted, refused = set(), set()
+    for name in [name for name in model.hook_dict if name.startswith("blocks.1.")]:
+        try:
+            with model.hooks(fwd_hooks=[(name, scale_floats)]), torch.no_grad():
+                found, expected = logits(), model(tokens)
+        except HooksPresentError:
+            refused.add(name)
+        except ValueError as error:
+            if "Cannot add hook" not in str(error):  # TransformerLens itself refuses what is switched off
+                raise
+        else:
+            torch.testing.assert_close(found, expected, atol=2e-4, rtol=1e-4, msg=name)
+            acted.add(name)
+    assert {"blocks.1.hook_resid_pre", "blocks.1.hook_resid_post"} <= acted
+    assert "blocks.1.attn.hook_pattern" in refused
+
+
+def scale_floats(value, hook):
+    """Change what a hook sees; masks, positions and tuples of several tensors stay."""
+    return value * 1.5 if isinstance(value, torch.Tensor) and value.is_floating_point() else value

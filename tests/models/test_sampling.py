@@ -104,6 +104,54 @@ def test_a_rows_tokens_depend_on_its_seed(model):
     assert found[0].tokens != found[2].tokens
 
 
+def test_a_rows_draws_are_its_own_generators_one_a_token(model):
+    """The oracle: NumPy's numbers of the row's seed, one by one, against the ordinary forward pass's distribution."""
+    (prompt,) = prompts(9)
+    found = sample(model, [SampleRequest(prompt, (0,)), SampleRequest(prompt, (4, 2))], temperature=0.7)[1]
+    tokens = list(prompt)
+    with torch.no_grad():
+        for draw in np.random.default_rng((4, 2)).random(12):
+            cumulative = (model(torch.tensor([tokens]))[0, -1].double() / 0.7).softmax(-1).cumsum(-1)
+            tokens.append(int((cumulative <= draw).sum()))
+    assert found.tokens == tuple(tokens[9:])
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_rows_that_stop_at_different_times_leave_the_others_as_if_alone(model, recorded):
+    """Rows leave in the middle, others move into their slots, new ones come: each is as if it were alone."""
+    requests = [SampleRequest(p, (i,), steer(i % 3, 1.0, i)) for i, p in enumerate(prompts(*range(2, 26)))]
+    stops = frozenset(range(25))
+    found = sample(model, requests, recorded, max_new_tokens=20, stop_tokens=stops, batch_size=7)
+    lengths = [len(found[index].tokens) for index in range(24)]
+    assert len(set(lengths)) > 8
+    assert {response.stop_reason for response in found.values()} == {"stop", "length"}
+    for index, request in enumerate(requests):
+        alone = sample(model, [request], recorded, max_new_tokens=20, stop_tokens=stops)[0]
+        assert (found[index].tokens, found[index].stop_reason) == (alone.tokens, alone.stop_reason)
+        if recorded and alone.tokens:
+            for name in ("response_mean", "prompt_mean", "last_prompt"):
+                expected = getattr(alone.residuals, name)
+                torch.testing.assert_close(getattr(found[index].residuals, name), expected, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("positions", ["prompt", "all"])
+def test_rows_of_one_prompt_share_nothing_that_their_interventions_reach(model, positions):
+    (prompt,) = prompts(10)
+    requests = [SampleRequest(prompt, (0,)), *(SampleRequest(prompt, (0,), steer(0, c)) for c in (1.0, -2.0, 3.0))]
+    together = sample(model, requests, temperature=0.0, positions=positions)
+    for index, request in enumerate(requests):
+        assert together[index].tokens == sample(model, [request], temperature=0.0, positions=positions)[0].tokens
+    assert len({response.tokens for response in together.values()}) > 2
+
+
+def test_a_prompt_may_fill_the_context_up_to_the_response_and_no_further(model):
+    (prompt,) = prompts(245)
+    found = sample(model, [SampleRequest(prompt[:244], (0,))], temperature=0.0)
+    assert found[0].tokens == naive_greedy(model, prompt[:244], 12)
+    with pytest.raises(ContextLengthError, match="at most 244 tokens"):
+        sample(model, [SampleRequest(prompt, (0,))])
+
+
 def test_each_row_gets_its_own_intervention(model):
     (prompt,) = prompts(10)
     settings = [(layer, coefficient) for layer in range(3) for coefficient in (1.0, -2.0)]
@@ -302,5 +350,5 @@ def test_top_p_keeps_the_fewest_tokens_that_reach_the_mass():
 def test_a_token_without_mass_is_never_drawn():
     logits = torch.full((1, 600), float("-inf"))
     logits[0, 300] = 0.0
-    for draw in (0.0, 0.5, 0.99999994):
-        assert int(draw_tokens(logits, torch.tensor([draw]), 1.0, 1.0)) == 300
+    for draw in (0.0, 0.5, 0.99999994, 1 - 2**-53):  # the last one rounds to 1 in float32
+        assert int(draw_tokens(logits, torch.tensor([draw], dtype=torch.float64), 1.0, 1.0)) == 300

@@ -1,0 +1,25 @@
+"""Results as Plotly figures and coloured text. Nothing here computes a result."""
+
+from __future__ import annotations
+
+from persona_lens.plots.geometry import list_written_tokens, plot_trait_geometry
+from persona_lens.plots.judges import plot_agreement
+from persona_lens.plots.monitoring import plot_monitor, plot_monitoring
+from persona_lens.plots.steering import plot_steering_modes, plot_token_positions
+from persona_lens.plots.sweep import plot_sweep
+from persona_lens.plots.tokens import plot_trace
+from persona_lens.plots.traits import plot_trait_survey, plot_vector
+
+__all__ = [
+    "list_written_tokens",
+    "plot_agreement",
+    "plot_monitor",
+    "plot_monitoring",
+    "plot_steering_modes",
+    "plot_sweep",
+    "plot_token_positions",
+    "plot_trace",
+    "plot_trait_geometry",
+    "plot_trait_survey",
+    "plot_vector",
+]

@@ -1,0 +1,94 @@
+"""What the figures share: colours that a colour-blind reader can tell apart, intervals, layout."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+
+from persona_lens.tensors.statistics import Interval
+
+# Okabe and Ito's palette, told apart by colour-blind readers; ordered so that neighbours differ in lightness too.
+COLORS = ("#56B4E9", "#E69F00", "#0072B2", "#D55E00", "#CC79A7", "#009E73")
+GREY = "#555555"
+INK = "#222222"
+
+
+def add_intervals(
+    figure: go.Figure,
+    column: int,
+    names: Sequence[str],
+    intervals: Sequence[Mapping[str, float]],
+    color: str,
+    symbol: str,
+    label: str,
+) -> None:
+    """Draw one row's estimate with its interval, along the x axis."""
+    figure.add_trace(
+        go.Scatter(
+            x=[i["estimate"] for i in intervals],
+            y=list(names),
+            error_x={
+                "type": "data",
+                "symmetric": False,
+                "array": [i["high"] - i["estimate"] for i in intervals],
+                "arrayminus": [i["estimate"] - i["low"] for i in intervals],
+                "thickness": 1.5,
+                "width": 3,
+            },
+            mode="markers",
+            marker={"color": color, "symbol": symbol, "size": 11, "line": {"width": 2, "color": color}},
+            name=label,
+        ),
+        row=1,
+        col=column,
+    )
+
+
+def show(interval: Interval) -> str:
+    """Write an interval in its own form, or that there is none."""
+    return "not defined" if math.isnan(interval.estimate) else str(interval)
+
+
+def error_bars(intervals: Sequence[Mapping[str, float | None]]) -> dict[str, Any]:
+    """Return error bars; none where an interval has a missing end."""
+
+    def distance(a: float | None, b: float | None) -> float | None:
+        return None if a is None or b is None else max(a - b, 0.0)
+
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [distance(i["high"], i["estimate"]) for i in intervals],
+        "arrayminus": [distance(i["estimate"], i["low"]) for i in intervals],
+        "thickness": 1.2,
+        "width": 3,
+    }
+
+
+def name_model(content: Mapping[str, Any]) -> str:
+    """Return the name of the model of an experiment's results, escaped."""
+    return html.escape(content["config"]["model"]["name"])
+
+
+def say(interval: Mapping[str, float | None]) -> str:
+    """Write an interval as ``1.23 [1.00, 1.50]``."""
+    if interval["estimate"] is None:
+        return "none"
+    return f"{interval['estimate']:.2f} [{interval['low']:.2f}, {interval['high']:.2f}]"
+
+
+def lay_out(figure: go.Figure, title: str, subtitle: str, *, width: int, height: int) -> None:
+    """Give a figure the look of the others: finding as title, what it rests on as subtitle."""
+    figure.update_layout(
+        template="plotly_white",
+        width=width,
+        height=height,
+        font={"size": 13, "color": INK},
+        title={"text": f"{title}<br><sup>{subtitle}</sup>", "x": 0.02, "y": 1 - 40 / height, "yanchor": "top"},
+        legend={"orientation": "h", "y": -0.08, "x": 0},
+        margin={"t": 160, "l": 80, "r": 40, "b": 90},
+    )

@@ -1,0 +1,59 @@
+"""A text coloured by projection."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+
+import torch
+
+from persona_lens.plots.style import GREY, INK
+from persona_lens.tracing import ColouredTokens, Trace
+
+
+def plot_trace(trace: Trace, layers: Sequence[int]) -> ColouredTokens:
+    """Colour a traced conversation's tokens by their projection, one row a layer.
+
+    Orange is towards the trait, blue away from it, both measured from the unsteered prompt-and-response median of the
+    layer; a full colour is the layer's largest distance from it. Steered tokens are underlined; hovering over a token
+    gives its numbers.
+
+    Args:
+        trace: What :func:`persona_lens.trace` returned.
+        layers: Zero-based block indices.
+
+    Returns:
+        HTML.
+    """
+    rows = []
+    for layer in layers:
+        before, after = trace.before[layer], trace.after[layer]
+        middle = before.median()
+        # The first token's residual stream is far larger than all others in most models; it sets no scale.
+        distances = torch.cat([before[1:], after[1:]]) - middle if len(before) > 1 else before - middle
+        largest = float(distances.abs().max()) or 1.0
+        spans = [
+            _colour_token(token, float(b), float(a), float((a - middle) / largest), bool(s), bool(r))
+            for token, b, a, s, r in zip(trace.tokens, before, after, trace.steered[layer], trace.read, strict=True)
+        ]
+        mean_before, mean_after = trace.response_mean[layer].tolist()
+        caption = (
+            f"Layer {layer}, projection on {html.escape(trace.trait)} (residual-stream units): response mean "
+            f"{mean_before:.2f} without the hooks, {mean_after:.2f} with them. Orange: towards the trait, blue: away. "
+            "Underlined: steered. Black: response, grey: prompt."
+        )
+        rows.append(
+            f'<p style="font:12px sans-serif;color:{GREY};margin:8px 0 2px">{caption}</p>'
+            f'<div style="font:14px monospace;line-height:1.8;white-space:pre-wrap">{"".join(spans)}</div>'
+        )
+    return ColouredTokens(f'<div style="max-width:60em;background:#FFFFFF;padding:8px">{"".join(rows)}</div>')
+
+
+def _colour_token(token: str, before: float, after: float, strength: float, steered: bool, read: bool) -> str:
+    strength = max(-1.0, min(1.0, strength))
+    red, green, blue = (230, 159, 0) if strength > 0 else (86, 180, 233)
+    style = f"background:rgba({red},{green},{blue},{abs(strength):.2f});color:{INK if read else GREY};"
+    style += f"border-bottom:2px solid {INK if steered else 'transparent'}"
+    title = f"{before:.2f} before, {after:.2f} after" + (", steered" if steered else "")
+    text = html.escape(token).replace("\n", "⏎\n")
+    return f'<span style="{style}" title="{title}">{text}</span>'

@@ -1,0 +1,104 @@
+"""A vector over its layers, and a survey of traits."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from persona_lens.plots.style import COLORS, GREY, INK, add_intervals
+from persona_lens.vectors import PersonaVector
+
+
+def plot_vector(vector: PersonaVector) -> go.Figure:
+    """Draw a vector's norm and its split-half cosine over layers, for each token position.
+
+    Args:
+        vector: What :func:`persona_lens.extract_persona_vector` returned.
+
+    Returns:
+        A figure with two panels.
+    """
+    layers = list(range(vector.model.n_layers))
+    figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.08)
+    for index, (position, directions) in enumerate(vector.by_position.items()):
+        color = COLORS[2 * index % len(COLORS)]
+        label = position.replace("_", " ")
+        panels = [(1, directions.norm(dim=-1))]
+        if position in vector.split_half_cosine:
+            panels.append((2, vector.split_half_cosine[position]))
+        for row, values in panels:
+            figure.add_trace(
+                go.Scatter(
+                    x=layers,
+                    y=values.tolist(),
+                    mode="lines",
+                    name=label,
+                    legendgroup=label,
+                    showlegend=row == 1,
+                    line={"color": color},
+                ),
+                row=row,
+                col=1,
+            )
+    figure.update_yaxes(title_text="norm (residual-stream units)", type="log", row=1, col=1)
+    figure.update_yaxes(title_text="split-half cosine", range=[-0.05, 1.05], row=2, col=1)
+    figure.update_xaxes(title_text="layer (zero-based block)", row=2, col=1)
+    title = f"{vector.trait}: direction from {vector.counts.kept} of {vector.counts.pairs} pairs ({vector.model.name})"
+    figure.update_layout(template="plotly_white", width=900, height=640, title={"text": title, "x": 0.02})
+    return figure
+
+
+def plot_trait_survey(rows: Sequence[Mapping[str, Any]]) -> go.Figure:
+    """Draw a survey of traits: the judge's AUROC, and steering against random directions.
+
+    Args:
+        rows: One a trait, as experiments/trait_survey.py writes them: ``trait``, ``works``, ``failure``, ``auroc``,
+            and where a vector was found ``counts`` and ``confirmation``.
+
+    Returns:
+        A figure with two panels that share the traits; those that fail are marked with a cross and listed below.
+    """
+    ordered = sorted(rows, key=lambda row: (row["works"], row["auroc"]["estimate"]))
+    names = [html.escape(f"{row['trait']} {'✓' if row['works'] else '✗'}") for row in ordered]
+    figure = make_subplots(
+        rows=1, cols=2, shared_yaxes=True, horizontal_spacing=0.04, column_widths=[0.4, 0.6],
+        subplot_titles=("does the judge tell the two sides apart?", "does steering raise the score?"),
+    )  # fmt: skip
+    add_intervals(figure, 1, names, [row["auroc"] for row in ordered], COLORS[2], "circle", "AUROC, held-out questions")
+    found = [(name, row["confirmation"]) for name, row in zip(names, ordered, strict=True) if "confirmation" in row]
+    for key, color, symbol, label in (
+        ("baseline", GREY, "line-ns-open", "unsteered"),
+        ("random", COLORS[1], "x", "random directions, same norm"),
+        ("steered", COLORS[3], "diamond", "steered with the vector"),
+    ):
+        add_intervals(figure, 2, [n for n, _ in found], [c[key] for _, c in found], color, symbol, label)
+    figure.add_vline(x=0.9, line={"color": INK, "dash": "dot", "width": 1}, row=1, col=1)
+    figure.update_xaxes(title_text="AUROC", range=[0.45, 1.02], row=1, col=1)
+    figure.update_xaxes(title_text="trait score (0–100), fresh questions", range=[-3, 103], row=1, col=2)
+    # Fixes the order on the shared axis, whatever traces hold.
+    figure.update_yaxes(categoryorder="array", categoryarray=names)
+    failed = [f"{row['trait']}: {row['failure'][:130]}" for row in ordered if not row["works"]]
+    works = len(ordered) - len(failed)
+    figure.update_layout(
+        template="plotly_white",
+        width=1050,
+        height=280 + 36 * len(ordered) + 18 * len(failed),
+        font={"size": 14, "color": INK},
+        title={
+            "text": f"{works} of {len(ordered)} traits can be told apart and steered above random directions"
+            "<br><sup>bars: 95 % bootstrap intervals over questions; scores by the likelihood judge (proxy)</sup>",
+            "x": 0.02,
+        },
+        legend={"orientation": "h", "y": -0.16, "x": 0},
+        margin={"t": 110, "l": 120, "r": 30, "b": 130 + 18 * len(failed)},
+    )
+    figure.add_annotation(
+        text="✗ " + "<br>✗ ".join(map(html.escape, failed)) if failed else "",
+        xref="paper", yref="paper", x=0, y=0, yshift=-112, xanchor="left", yanchor="top", showarrow=False, align="left",
+        font={"size": 12},
+    )  # fmt: skip
+    return figure
