@@ -566,16 +566,16 @@ def _run_chunk(
 
 
 def _interval(values: Tensor) -> Interval:
-    """Bootstrap the mean of the values that are there; NaN throughout if there are none."""
+    """Bootstrap the mean of the values that are there; NaN throughout if fewer than two are."""
     present = values[~values.isnan()]
-    if len(present) == 0:
+    if len(present) < 2:
         return Interval(float("nan"), float("nan"), float("nan"))
     return bootstrap_mean(present)
 
 
 def _paired(a: Tensor, b: Tensor) -> Interval:
     both = ~(a.isnan() | b.isnan())
-    if not bool(both.any()):
+    if int(both.sum()) < 2:
         return Interval(float("nan"), float("nan"), float("nan"))
     return bootstrap_paired_difference(a[both], b[both])
 

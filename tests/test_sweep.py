@@ -1,10 +1,12 @@
 import dataclasses
 import json
+import math
 
 import pytest
 import torch
 
 import persona_lens as pl
+from persona_lens import sweep as sweep_module
 from persona_lens.errors import FileFormatError, InvalidArgumentError, LayerOutOfRangeError, ModelMismatchError
 from persona_lens.sweep import LayerChoice
 from persona_lens.tensors.directions import sample_random_directions
@@ -251,3 +253,11 @@ def test_a_vector_of_another_model_is_refused(tiny_model, vector):
         pl.sweep_layers(tiny_model, tiny_trait(), other, judge=LengthJudge())
     with pytest.raises(ModelMismatchError):
         pl.confirm_choice(tiny_model, other, CHOICE, questions=("a?",), judge=LengthJudge())
+
+
+def test_one_question_gives_means_without_intervals_instead_of_an_error():
+    one = torch.tensor([float("nan"), 42.0])
+    interval = sweep_module._interval(one)
+    assert math.isnan(interval.low)
+    assert math.isnan(sweep_module._paired(one, one).estimate)
+    assert sweep_module._interval(torch.tensor([40.0, 44.0])).estimate == 42.0

@@ -73,13 +73,16 @@ class RowInterventions:
 
     def assign(self, rows: Sequence[Sequence[SiteIntervention]], device: torch.device) -> None:
         """Set the interventions of rows ``0 .. len(rows)``; an empty sequence leaves a row alone."""
-        members: dict[tuple[int, int], tuple[Intervention, list[int]]] = {}
+        members: dict[tuple[int, int, int], tuple[Intervention, list[int]]] = {}
         for row, sites in enumerate(rows):
+            steps: dict[int, int] = {}
             for site in sites:
-                key = (site.layer, id(site.intervention))
+                # A row's own order holds at each layer, whatever the rows beside it: its n-th is its n-th.
+                step = steps[site.layer] = steps.get(site.layer, -1) + 1
+                key = (step, site.layer, id(site.intervention))
                 members.setdefault(key, (site.intervention, []))[1].append(row)
         self._groups = {}
-        for (layer, _), (intervention, indices) in members.items():
+        for (_, layer, _), (intervention, indices) in sorted(members.items(), key=lambda member: member[0][0]):
             self._groups.setdefault(layer, []).append((torch.tensor(indices, device=device), intervention))
 
     def hook_pairs(self) -> list[HookPair]:

@@ -122,7 +122,12 @@ def load_model(
             )
         if backend == "bridge" or architecture not in _CONVERTERS:
             return _build_bridge(name, hf_model, tokenizer, resolved)
-        return _build_hooked(name, hf_model, tokenizer, resolved)
+        try:
+            return _build_hooked(name, hf_model, tokenizer, resolved)
+        except UnsupportedModelError:
+            if backend == "hooked":
+                raise
+            return _build_bridge(name, hf_model, tokenizer, resolved)
 
 
 def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
@@ -436,6 +441,12 @@ def _derive_config(name: str, hf_model: Any, dtype: torch.dtype) -> Any:
             describe_violation(
                 "model", "have plain or llama3 rope scaling for the hooked backend", kind, 'Pass backend="bridge".'
             )
+        )
+    biases = [key for key in ("attention_bias", "mlp_bias") if getattr(hf, key, False)]
+    if biases and architecture != "Qwen2ForCausalLM":
+        # TransformerLens' conversions for the other architectures leave these weights out.
+        raise UnsupportedModelError(
+            describe_violation("model", "have no biases for the hooked backend", biases, 'Pass backend="bridge".')
         )
     windows = [kind == "sliding_attention" for kind in (getattr(hf, "layer_types", None) or ())]
     if any(windows) or (architecture == "MistralForCausalLM" and getattr(hf, "sliding_window", None)):

@@ -202,5 +202,7 @@ def test_a_hook_inside_a_block_acts_as_in_an_ordinary_pass_or_is_refused(tiny_fo
 
 
 def scale_floats(value, hook):
-    """Change what a hook sees; masks, positions and tuples of several tensors stay."""
-    return value * 1.5 if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+    """Change what a hook sees, unevenly: a norm that follows would undo one factor. Positions and tuples stay."""
+    if not (isinstance(value, torch.Tensor) and value.is_floating_point()):
+        return value
+    return value * torch.linspace(0.5, 1.5, value.shape[-1])

@@ -9,7 +9,7 @@ from persona_lens.models.hooks import (
     attached,
     check_site_interventions,
 )
-from persona_lens.tensors.interventions import Add
+from persona_lens.tensors.interventions import Ablate, Add
 
 ONES = Add(torch.ones(48), 1.0)
 
@@ -27,6 +27,17 @@ def test_each_row_gets_what_was_assigned_to_it():
     assert found[:, 0, 0].tolist() == [0.0, 1.0, 3.0, 0.0]
     rows.assign([(), ()], torch.device("cpu"))
     assert hook(torch.zeros(4, 1, 48), None) is None
+
+
+def test_a_rows_order_and_repeats_hold_whatever_the_rows_beside_it():
+    ablate = Ablate(torch.ones(48))
+    orders = [(ONES, ablate), (ablate, ONES), (ONES, ONES, ablate, ONES)]
+    rows = RowInterventions([1])
+    rows.assign([[SiteIntervention(1, one) for one in order] for order in orders], torch.device("cpu"))
+    ((_, hook),) = rows.hook_pairs()
+    torch.testing.assert_close(hook(torch.zeros(3, 1, 48), None)[:, 0, 0], torch.tensor([0.0, 1.0, 1.0]))
+    rows.assign([[SiteIntervention(1, ONES), SiteIntervention(1, ONES)]], torch.device("cpu"))
+    assert hook(torch.zeros(1, 1, 48), None)[0, 0, 0].item() == 2.0
 
 
 def test_a_recorder_that_saw_no_pass_says_so(tiny_model):

@@ -280,3 +280,26 @@ def test_loading_leaves_the_libraries_as_talkative_as_they_were(tiny_folder):
         logging.getLogger().setLevel(before[1])
         if not bars:
             transformers_logging.disable_progress_bar()
+
+
+@pytest.mark.skipif("hooked" not in BACKENDS, reason="TransformerLens 4 has no HookedTransformer")
+@pytest.mark.parametrize("bias", ["attention_bias", "mlp_bias"])
+def test_biases_that_the_hooked_class_would_drop_take_the_bridge(tmp_path, bias):
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=259, hidden_size=48, intermediate_size=80, num_hidden_layers=2, num_attention_heads=6,
+        num_key_value_heads=2, head_dim=8, max_position_embeddings=64, **{bias: True},
+    )  # fmt: skip
+    hf_model = LlamaForCausalLM(config).eval()
+    with torch.no_grad():
+        for name, parameter in hf_model.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_()
+    hf_model.save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedModelError, match=bias):
+        pl.load_model(str(tmp_path), backend="hooked", dtype="float32", device="cpu")
+    model = pl.load_model(str(tmp_path), dtype="float32", device="cpu")
+    tokens = torch.tensor([[40, 41, 42]])
+    with torch.no_grad():
+        torch.testing.assert_close(model(tokens), hf_model(tokens).logits, atol=1e-4, rtol=1e-4)
