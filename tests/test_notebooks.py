@@ -1,0 +1,23 @@
+"""The notebooks run, from top to bottom, on a tiny model."""
+
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+NOTEBOOKS = sorted((Path(__file__).resolve().parents[1] / "notebooks").glob("*.ipynb"))
+TINY = """
+LAYERS = (0, 1)
+COEFFICIENTS = (1.0,)
+N_QUESTIONS = 4
+MAX_NEW_TOKENS = 6
+"""
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs_on_a_tiny_model(path, roomy_folder, tmp_path):
+    notebook = nbformat.read(path, as_version=4)
+    parameters = next(cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ()))
+    parameters.source += f"\nMODEL = {roomy_folder!r}" + TINY
+    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
