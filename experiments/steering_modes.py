@@ -132,12 +132,16 @@ def list_modes(
         modes.append(Mode("one layer", way, f"{c:+g}", one_site, tuple(one_hook)))
         modes.append(Mode("all layers", way, f"{c:+g}", all_sites, tuple(all_hooks)))
     for q in profile.quantiles:
-        side, share = ("floor", q) if way == "up" else ("ceiling", 1 - q)
-        bounds = ordinary.quantile(share)
-        caps = [pl.Cap(vector.direction(at), **{side: float(bounds[at])}) for at in range(n_layers)]
-        hooks = pl.capping_hooks(vector, layers="all", **{side: bounds})  # type: ignore[arg-type]
+        if way == "up":
+            bounds = ordinary.quantile(q)
+            caps = [pl.Cap(vector.direction(at), floor=float(bounds[at])) for at in range(n_layers)]
+            hooks, strength = pl.capping_hooks(vector, floor=bounds), f"floor {100 * q:g} %"
+        else:
+            bounds = ordinary.quantile(1 - q)
+            caps = [pl.Cap(vector.direction(at), ceiling=float(bounds[at])) for at in range(n_layers)]
+            hooks, strength = pl.capping_hooks(vector, ceiling=bounds), f"ceiling {100 * (1 - q):g} %"
         sites = tuple(pl.SiteIntervention(at, cap) for at, cap in enumerate(caps))
-        modes.append(Mode("capping", way, f"{side} {100 * share:g} %", sites, tuple(hooks)))
+        modes.append(Mode("capping", way, strength, sites, tuple(hooks)))
     if way == "down":
         sites = tuple(pl.SiteIntervention(at, pl.Ablate(vector.direction(at))) for at in range(n_layers))
         modes.append(Mode("ablation", way, "", sites, tuple(pl.ablation_hooks(vector, layers="all"))))
@@ -219,7 +223,10 @@ def run(model: Any, trait: pl.Trait, layer: int, profile: Profile, arguments: Ar
 
 
 def find_furthest(rows: Sequence[dict[str, Any]], way: Way) -> dict[str, dict[str, Any] | None]:
-    """Return each method's most extreme mean score among its settings with mean coherence at or above the floor."""
+    """Return each method's most extreme mean score among its settings that are surely coherent.
+
+    That is, whose whole interval of coherence lies above the floor, the rule by which layer_sweep.py chooses.
+    """
     found: dict[str, dict[str, Any] | None] = {}
     for method in dict.fromkeys(row["method"] for row in rows if row["way"] == way and row["method"] != "unsteered"):
         kept = [
@@ -227,7 +234,7 @@ def find_furthest(rows: Sequence[dict[str, Any]], way: Way) -> dict[str, dict[st
             for row in rows
             if (row["method"], row["way"]) == (method, way)
             and row["score"]["estimate"] is not None
-            and (row["coherence"]["estimate"] or 0.0) >= MIN_COHERENCE
+            and (row["coherence"]["low"] or 0.0) >= MIN_COHERENCE
         ]
         best = max if way == "up" else min
         found[method] = best(kept, key=lambda row: row["score"]["estimate"]) if kept else None

@@ -205,7 +205,7 @@ def _modes_finding(content: Mapping[str, Any]) -> str:
         parts = []
         for method, row in content["furthest"][way].items():
             if row is None:
-                parts.append(f"{method} only with coherence under {content['min_coherence']:g}")
+                parts.append(f"{method} at no setting")
             else:
                 strength = f" ({row['strength']})" if row["strength"] else ""
                 accuracy = row["accuracy"]["estimate"]
@@ -216,5 +216,5 @@ def _modes_finding(content: Mapping[str, Any]) -> str:
         base = start[way]["score"]["estimate"]
         lines.append(f"{way} from {'none' if base is None else format(base, '.0f')}: {'; '.join(parts)}")
     floor = f"{content['min_coherence']:g}"
-    head = f"{html.escape(content['trait'])}: how far each method moves the score with coherence ≥ {floor}"
+    head = f"{html.escape(content['trait'])}: how far each method moves the score, coherence surely ≥ {floor}"
     return f"{head} (layer {content['layer']} or all)<br><sup>{'<br>'.join(map(html.escape, lines))}</sup>"
