@@ -37,7 +37,6 @@ from _measuring import (
 
 import persona_lens as pl
 from persona_lens.capability import load_multiple_choice, measure_capability
-from persona_lens.models.hooks import HookPair
 from persona_lens.models.sites import check_layer
 from persona_lens.plots import plot_steering_modes
 from persona_lens.storage import Shard, collect_versions
@@ -81,13 +80,12 @@ class Arguments(CommonArguments):
 
 @dataclass(frozen=True, eq=False)
 class Mode:
-    """One setting of one method, as it acts on rollouts and as hooks."""
+    """One setting of one method."""
 
     method: str
     way: Way
     strength: str
     sites: tuple[pl.SiteIntervention, ...] = ()
-    hooks: tuple[HookPair, ...] = ()
 
 
 def main(arguments: Annotated[Arguments, tyro.conf.arg(name="")]) -> None:
@@ -121,30 +119,19 @@ def list_modes(
     vector: pl.PersonaVector, ordinary: pl.OrdinaryProjections, layer: int, way: Way, profile: Profile
 ) -> list[Mode]:
     """Build every setting of one way, the unsteered model first."""
-    increments = pl.layer_increments(vector.directions)
-    n_layers = vector.model.n_layers
     modes = [Mode("unsteered", way, "")]
     for c in (size if way == "up" else -size for size in profile.coefficients):
-        one_site = (pl.SiteIntervention(layer, pl.Add(vector.direction(layer), c)),)
-        one_hook = pl.steering_hooks(vector, layer=layer, coefficient=c)
-        all_sites = tuple(pl.SiteIntervention(at, pl.Add(increments[at], c)) for at in range(n_layers))
-        all_hooks = pl.steering_hooks(vector, layers="all", coefficient=c)
-        modes.append(Mode("one layer", way, f"{c:+g}", one_site, tuple(one_hook)))
-        modes.append(Mode("all layers", way, f"{c:+g}", all_sites, tuple(all_hooks)))
+        for method, where in (("one layer", layer), ("all layers", "all")):
+            modes.append(Mode(method, way, f"{c:+g}", pl.steering_sites(vector, layers=where, coefficient=c)))
     for q in profile.quantiles:
         if way == "up":
-            bounds = ordinary.quantile(q)
-            caps = [pl.Cap(vector.direction(at), floor=float(bounds[at])) for at in range(n_layers)]
-            hooks, strength = pl.capping_hooks(vector, floor=bounds), f"floor {100 * q:g} %"
+            capped = pl.capping_sites(vector, floor=ordinary.quantile(q))
+            modes.append(Mode("capping", way, f"floor {100 * q:g} %", capped))
         else:
-            bounds = ordinary.quantile(1 - q)
-            caps = [pl.Cap(vector.direction(at), ceiling=float(bounds[at])) for at in range(n_layers)]
-            hooks, strength = pl.capping_hooks(vector, ceiling=bounds), f"ceiling {100 * (1 - q):g} %"
-        sites = tuple(pl.SiteIntervention(at, cap) for at, cap in enumerate(caps))
-        modes.append(Mode("capping", way, strength, sites, tuple(hooks)))
+            capped = pl.capping_sites(vector, ceiling=ordinary.quantile(1 - q))
+            modes.append(Mode("capping", way, f"ceiling {100 * (1 - q):g} %", capped))
     if way == "down":
-        sites = tuple(pl.SiteIntervention(at, pl.Ablate(vector.direction(at))) for at in range(n_layers))
-        modes.append(Mode("ablation", way, "", sites, tuple(pl.ablation_hooks(vector, layers="all"))))
+        modes.append(Mode("ablation", way, "", pl.ablation_sites(vector)))
     return modes
 
 
@@ -182,8 +169,9 @@ def run(model: Any, trait: pl.Trait, layer: int, profile: Profile, arguments: Ar
         for index, mode in enumerate(modes):
 
             def compute(mode: Mode = mode) -> Shard:
+                hooks = pl.intervention_hooks(mode.sites)
                 found = measure_capability(
-                    model, mode.hooks, items=items, max_tokens=profile.max_text_tokens, seed=arguments.seed
+                    model, hooks, items=items, max_tokens=profile.max_text_tokens, seed=arguments.seed
                 )
                 return Shard(records=found.to_json())
 

@@ -6,6 +6,7 @@ Method: "Persona Vectors" (arXiv 2507.21509).
 
 from persona_lens import errors
 from persona_lens.capability import Capability, MultipleChoiceItem, load_multiple_choice, measure_capability
+from persona_lens.interventions import ablation_sites, capping_sites, steering_sites
 from persona_lens.judges.cache import CachedJudge, ScoreCache
 from persona_lens.judges.claude import ClaudeJudge
 from persona_lens.judges.expected_score import ExpectedScoreJudge
@@ -40,6 +41,7 @@ from persona_lens.steering import (
     calibrate,
     capping_hooks,
     hooked,
+    intervention_hooks,
     steering,
     steering_hooks,
 )
@@ -96,11 +98,13 @@ __all__ = [
     "Trait",
     "WatchedConversation",
     "ablation_hooks",
+    "ablation_sites",
     "author_trait",
     "cache_residual_stream",
     "calibrate",
     "calibrate_likelihood_judge",
     "capping_hooks",
+    "capping_sites",
     "confirm_choice",
     "cosine",
     "describe_model",
@@ -109,6 +113,7 @@ __all__ = [
     "errors",
     "extract_persona_vector",
     "hooked",
+    "intervention_hooks",
     "judge_with_panel",
     "layer_increments",
     "list_traits",
@@ -132,6 +137,7 @@ __all__ = [
     "show_progress",
     "steering",
     "steering_hooks",
+    "steering_sites",
     "sweep_layers",
     "trace",
     "write_authoring_prompt",

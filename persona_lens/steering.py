@@ -5,28 +5,32 @@ The functions return plain ``(name, fn)`` lists: they concatenate with one anoth
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from persona_lens.errors import HookNeverFiredError, InvalidArgumentError, ModelMismatchError, describe_violation
-from persona_lens.models.hooks import HookPair, Positions, attached
+from persona_lens.errors import HookNeverFiredError, InvalidArgumentError, describe_violation
+from persona_lens.interventions import (
+    Layers,
+    ablation_sites,
+    capping_sites,
+    choose_layers,
+    list_vectors,
+    steering_sites,
+)
+from persona_lens.models.hooks import HookPair, Positions, SiteIntervention, attached
 from persona_lens.models.model_type import HookedModel
 from persona_lens.models.positions import PositionedHook, TokenPositions, following_generate
-from persona_lens.models.sites import check_layer, hook_name, resolve_layers
+from persona_lens.models.sites import hook_name
 from persona_lens.ordinary import OrdinaryProjections, OrdinaryText, measure_kl, sample_ordinary_texts
-from persona_lens.tensors.directions import layer_increments
-from persona_lens.tensors.interventions import Ablate, Add, Cap, Intervention
+from persona_lens.tensors.interventions import Intervention
 from persona_lens.tensors.statistics import Interval, bootstrap_mean
 from persona_lens.vectors import PersonaVector
 
-Layers = int | Sequence[int] | str
 Where = Positions | Bool[Tensor, "batch pos"]
 
 
@@ -48,6 +52,44 @@ class SteeringStrength:
     kl: Interval
     n_responses: int
     n_held_out: int
+
+
+def intervention_hooks(
+    sites: Sequence[SiteIntervention],
+    *,
+    positions: Where = "all",
+    prompt_length: int | Sequence[int] | None = None,
+    preserve_norm: bool = False,
+) -> list[HookPair]:
+    """Make hooks that do what ``sites`` say, one hook a layer; what is done at one layer keeps its order.
+
+    Args:
+        sites: From :func:`persona_lens.steering_sites` and its like, or of one's own.
+        positions: As for :func:`steering_hooks`.
+        prompt_length: As for :func:`steering_hooks`.
+        preserve_norm: Whether each changed activation keeps the norm it had.
+
+    Returns:
+        ``(name, fn)`` pairs.
+
+    Raises:
+        InvalidArgumentError: Positions that are not known, or that do not fit ``prompt_length``.
+
+    Example:
+        >>> import torch
+        >>> import persona_lens as pl
+        >>> sites = [pl.SiteIntervention(3, pl.Ablate(torch.ones(8)))]
+        >>> [name for name, _ in pl.intervention_hooks(sites)]
+        ['blocks.3.hook_resid_post']
+    """
+    where = TokenPositions(positions, prompt_length)
+    by_layer: dict[int, list[Intervention]] = {}
+    for site in sites:
+        by_layer.setdefault(site.layer, []).append(site.intervention)
+    hooks: list[HookPair] = where.hook_pairs()
+    for layer, interventions in sorted(by_layer.items()):
+        hooks.append((hook_name(layer), PositionedHook(layer, interventions, where, preserve_norm)))
+    return hooks
 
 
 def steering_hooks(
@@ -100,24 +142,8 @@ def steering_hooks(
         ...     tokens, fwd_hooks=pl.steering_hooks(vector, layer=14, coefficient=2.0) + my_own_hooks
         ... )
     """
-    vectors = _list_vectors(vector)
-    chosen = _choose_layers(layer, layers, vectors[0].model.n_layers)
-    coefficients = [float(coefficient)] * len(vectors) if isinstance(coefficient, (int, float)) else list(coefficient)
-    if len(coefficients) != len(vectors):
-        raise InvalidArgumentError(
-            describe_violation("coefficient", f"be one number or {len(vectors)}, one a vector", coefficient)
-        )
-    if not all(math.isfinite(value) for value in coefficients):
-        raise InvalidArgumentError(describe_violation("coefficient", "be finite", coefficient))
-    scales = _list_scales(vectors, unit, ordinary)
-    rows = torch.tensor(chosen)
-    by_layer: dict[int, list[Intervention]] = {index: [] for index in chosen}
-    for one, its_coefficient, scale in zip(vectors, coefficients, scales, strict=True):
-        steps = layer_increments(one.directions[rows] * scale[rows, None])
-        for index, step in zip(chosen, steps, strict=True):
-            if bool(step.any()):
-                by_layer[index].append(Add(step, its_coefficient))
-    return _place(by_layer, TokenPositions(positions, prompt_length), preserve_norm)
+    sites = steering_sites(vector, layer=layer, layers=layers, coefficient=coefficient, unit=unit, ordinary=ordinary)
+    return intervention_hooks(sites, positions=positions, prompt_length=prompt_length, preserve_norm=preserve_norm)
 
 
 def ablation_hooks(
@@ -154,12 +180,8 @@ def ablation_hooks(
         >>> import persona_lens as pl
         >>> model.run_with_hooks(tokens, fwd_hooks=pl.ablation_hooks(vector, layers="all"))  # doctest: +SKIP
     """
-    vectors = _list_vectors(vector)
-    chosen = _choose_layers(layer, "all" if layer is None and layers is None else layers, vectors[0].model.n_layers)
-    by_layer: dict[int, list[Intervention]] = {
-        index: [Ablate(one.direction(index)) for one in vectors] for index in chosen
-    }
-    return _place(by_layer, TokenPositions(positions, prompt_length), preserve_norm)
+    sites = ablation_sites(vector, layer=layer, layers=layers)
+    return intervention_hooks(sites, positions=positions, prompt_length=prompt_length, preserve_norm=preserve_norm)
 
 
 def capping_hooks(
@@ -201,13 +223,8 @@ def capping_hooks(
         >>> ordinary = pl.measure_ordinary_projections(model, vector)  # doctest: +SKIP
         >>> hooks = pl.capping_hooks(vector, layer=14, ceiling=ordinary.quantile(0.99))  # doctest: +SKIP
     """
-    n_layers = vector.model.n_layers
-    chosen = _choose_layers(layer, "all" if layer is None and layers is None else layers, n_layers)
-    ceilings, floors = _list_bounds("ceiling", ceiling, n_layers), _list_bounds("floor", floor, n_layers)
-    by_layer: dict[int, list[Intervention]] = {
-        index: [Cap(vector.direction(index), floor=floors[index], ceiling=ceilings[index])] for index in chosen
-    }
-    return _place(by_layer, TokenPositions(positions, prompt_length), preserve_norm)
+    sites = capping_sites(vector, layer=layer, layers=layers, ceiling=ceiling, floor=floor)
+    return intervention_hooks(sites, positions=positions, prompt_length=prompt_length, preserve_norm=preserve_norm)
 
 
 @contextmanager
@@ -285,7 +302,7 @@ def steering(
         >>> with pl.steering(model, vector, layer=14, coefficient=-2.0, positions="response"):  # doctest: +SKIP
         ...     model.generate("Hello", max_new_tokens=20)
     """
-    for one in _list_vectors(vector):
+    for one in list_vectors(vector):
         one.check_model(model)
     hooks = steering_hooks(
         vector, layer=layer, layers=layers, coefficient=coefficient, unit=unit, ordinary=ordinary,
@@ -341,7 +358,7 @@ def calibrate(
     if not 0 < target_kl < float("inf"):
         raise InvalidArgumentError(describe_violation("target_kl", "be positive and finite", target_kl))
     vector.check_model(model)
-    _choose_layers(layer, layers, vector.model.n_layers)
+    choose_layers(layer, layers, vector.model.n_layers)
     texts = sample_ordinary_texts(model, questions, max_new_tokens, 1.0, seed)
     if len(texts) < 2:
         rule = "draw at least 2 responses, one to choose on and one to measure"
@@ -369,67 +386,3 @@ def calibrate(
         low, high = (coefficient, high) if reached < target_kl else (low, coefficient)
     kl = bootstrap_mean(measure(coefficient, held_out), seed=seed)
     return SteeringStrength(coefficient, target_kl, kl, len(chosen_on), len(held_out))
-
-
-def _list_vectors(vector: PersonaVector | Sequence[PersonaVector]) -> list[PersonaVector]:
-    vectors = [vector] if isinstance(vector, PersonaVector) else list(vector)
-    if not vectors:
-        raise InvalidArgumentError(describe_violation("vector", "be a PersonaVector, or several", vector))
-    fingerprints = {one.model.fingerprint for one in vectors}
-    if len(fingerprints) > 1:
-        raise ModelMismatchError(
-            describe_violation("vector", "come from one model", sorted({one.model.name for one in vectors}))
-        )
-    return vectors
-
-
-def _choose_layers(layer: int | None, layers: Layers | None, n_layers: int) -> tuple[int, ...]:
-    if (layer is None) == (layers is None):
-        rule = 'be given, or `layers` (several, or "all"), but not both'
-        raise InvalidArgumentError(describe_violation("layer", rule, layer))
-    if layer is not None:
-        return (check_layer(layer, n_layers),)
-    assert layers is not None
-    return tuple(sorted(resolve_layers(layers, n_layers)))
-
-
-def _list_scales(
-    vectors: Sequence[PersonaVector],
-    unit: str,
-    ordinary: OrdinaryProjections | Sequence[OrdinaryProjections] | None,
-) -> list[Float[Tensor, " layer"]]:
-    """Return what multiplies each vector's layers: 1, or standard deviations over norm."""
-    if unit == "raw":
-        return [torch.ones(one.model.n_layers) for one in vectors]
-    if unit != "sigma":
-        raise InvalidArgumentError(describe_violation("unit", "be 'raw' or 'sigma'", unit))
-    measured = [ordinary] if isinstance(ordinary, OrdinaryProjections) else list(ordinary or ())
-    if len(measured) != len(vectors):
-        raise InvalidArgumentError(
-            describe_violation(
-                "ordinary",
-                f"hold {len(vectors)} OrdinaryProjections, one for each vector, for unit='sigma'",
-                len(measured),
-                "Measure them with measure_ordinary_projections(model, vector).",
-            )
-        )
-    for one, its_ordinary in zip(vectors, measured, strict=True):
-        its_ordinary.check_vector(one)
-    return [m.std / one.norms for m, one in zip(measured, vectors, strict=True)]
-
-
-def _list_bounds(name: str, bound: float | Tensor | None, n_layers: int) -> list[float | None]:
-    if bound is None or isinstance(bound, (int, float)):
-        return [bound] * n_layers
-    if bound.shape != (n_layers,):
-        rule = f"be one number, or {n_layers}, one for each of the model's layers"
-        raise InvalidArgumentError(describe_violation(name, rule, tuple(bound.shape)))
-    return [float(value) for value in bound]
-
-
-def _place(by_layer: dict[int, list[Intervention]], positions: TokenPositions, preserve_norm: bool) -> list[HookPair]:
-    hooks: list[HookPair] = positions.hook_pairs()
-    for layer, interventions in by_layer.items():
-        if interventions:
-            hooks.append((hook_name(layer), PositionedHook(layer, interventions, positions, preserve_norm)))
-    return hooks

@@ -28,13 +28,15 @@ ALLOWED = {
     "judges": {"errors", "storage", "tensors", "traits", "models"},
     "vectors": FLOOR,
     "ordinary": FLOOR | {"vectors"},
+    "conversations": {"errors", "models"},
+    "interventions": FLOOR | {"vectors", "ordinary"},
     # The capability modules stand side by side: never one on another.
     "sweep": FLOOR | {"vectors"},
-    "steering": FLOOR | {"vectors", "ordinary"},
+    "steering": FLOOR | {"vectors", "ordinary", "interventions"},
     "tracing": FLOOR | {"vectors"},
     "monitoring": FLOOR | {"vectors", "ordinary"},
-    "finetuning": FLOOR | {"vectors"},
-    "screening": FLOOR | {"vectors"},
+    "finetuning": FLOOR | {"vectors", "conversations", "interventions"},
+    "screening": FLOOR | {"vectors", "conversations"},
     "capability": FLOOR | {"vectors"},
     # Results know their figures only inside `.plot()`; see test_only_plot_methods_import_plots.
     "plots": FLOOR | {"vectors", "sweep", "tracing", "monitoring", "finetuning", "screening", "capability"},
