@@ -134,6 +134,21 @@ def find_vector(model: Any, name: str, folder: Path, **settings: Any) -> tuple[p
     return None, "extracted by this run"
 
 
+def choose_layer(model: Any, trait: str, folder: Path, asked: int | None) -> tuple[int, str]:
+    """Return a layer and where it is from: the one asked for, else layer_sweep.py's of this model, else the middle."""
+    n_layers = model.cfg.n_layers
+    if asked is not None:
+        if not 0 <= asked < n_layers:
+            raise SystemExit(f"--layer must be in [0, {n_layers}). Got {asked}. The model has {n_layers} layers.")
+        return asked, "--layer"
+    path = folder / f"layer_sweep_{trait}.json"
+    if path.exists():
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["config"]["model"]["fingerprint"] == pl.describe_model(model).fingerprint:
+            return content["confirmation"]["layer"], f"chosen by steering in {path.name}"
+    return n_layers // 2, "middle layer"
+
+
 def score_configurations(
     model: Any,
     judge: pl.Judge,

@@ -25,6 +25,7 @@ from _figures import write_figure
 from _measuring import (
     CommonArguments,
     Sampling,
+    choose_layer,
     describe_judge,
     extract_vector,
     find_vector,
@@ -111,7 +112,7 @@ def run(model: Any, trait: pl.Trait, prompts: list[str], profile: Profile, argum
     vector, source = find_vector(
         model, trait.name, arguments.out, rollouts=profile.extraction_rollouts, **asdict(sampling)
     )
-    layer, layer_source = choose_layer(model, trait.name, arguments)
+    layer, layer_source = choose_layer(model, trait.name, arguments.out, arguments.layer)
     config = {
         "experiment": "monitoring",
         "model": asdict(pl.describe_model(model)),
@@ -168,20 +169,6 @@ def run(model: Any, trait: pl.Trait, prompts: list[str], profile: Profile, argum
         "correlations": {name: one.measure(seed=arguments.seed).to_json() for name, one in graded.items()},
         "paper": PAPER.get(trait.name, {}),
     }
-
-
-def choose_layer(model: Any, trait: str, arguments: Arguments) -> tuple[int, str]:
-    """Return the layer to project at and where it is from."""
-    path = arguments.out / f"layer_sweep_{trait}.json"
-    if arguments.layer is not None:
-        if not 0 <= arguments.layer < model.cfg.n_layers:
-            raise SystemExit(f"--layer must be in [0, {model.cfg.n_layers}). Got {arguments.layer}.")
-        return arguments.layer, "--layer"
-    if path.exists():
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content["config"]["model"]["fingerprint"] == pl.describe_model(model).fingerprint:
-            return content["confirmation"]["layer"], f"chosen by steering in {path.name}"
-    return model.cfg.n_layers // 2, "middle layer"
 
 
 def find_examples(model: Any, judge: pl.LikelihoodJudge, profile: Profile, seed: int) -> Shard:

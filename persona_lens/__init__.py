@@ -6,6 +6,12 @@ Method: "Persona Vectors" (arXiv 2507.21509).
 
 from persona_lens import errors
 from persona_lens.capability import Capability, MultipleChoiceItem, load_multiple_choice, measure_capability
+from persona_lens.conversations import BadRow, Conversation, read_conversations
+from persona_lens.finetuning.domains import domain_dataset, list_domains
+from persona_lens.finetuning.shift import FinetuningShift, measure_shift
+from persona_lens.finetuning.tracking import Tracker
+from persona_lens.finetuning.training import Finetuned, FinetuneSettings, ProjectionPenalty, finetune
+from persona_lens.finetuning.trait_data import trait_dataset
 from persona_lens.interventions import ablation_sites, capping_sites, steering_sites
 from persona_lens.judges.cache import CachedJudge, ScoreCache
 from persona_lens.judges.claude import ClaudeJudge
@@ -66,13 +72,18 @@ __all__ = [
     "Ablate",
     "Add",
     "Agreement",
+    "BadRow",
     "CachedJudge",
     "Cap",
     "Capability",
     "ClaudeJudge",
     "Confirmation",
+    "Conversation",
     "ExpectedScoreJudge",
     "ExtractionCounts",
+    "FinetuneSettings",
+    "Finetuned",
+    "FinetuningShift",
     "GradedProjections",
     "InstructionPair",
     "Judge",
@@ -85,6 +96,7 @@ __all__ = [
     "PanelResult",
     "PersonaMonitor",
     "PersonaVector",
+    "ProjectionPenalty",
     "Rollout",
     "RolloutRequest",
     "SamplingSettings",
@@ -95,6 +107,7 @@ __all__ = [
     "SweepResult",
     "TokenSpans",
     "Trace",
+    "Tracker",
     "Trait",
     "WatchedConversation",
     "ablation_hooks",
@@ -108,14 +121,17 @@ __all__ = [
     "confirm_choice",
     "cosine",
     "describe_model",
+    "domain_dataset",
     "encode_conversation",
     "encode_prompt",
     "errors",
     "extract_persona_vector",
+    "finetune",
     "hooked",
     "intervention_hooks",
     "judge_with_panel",
     "layer_increments",
+    "list_domains",
     "list_traits",
     "load_model",
     "load_multiple_choice",
@@ -125,12 +141,14 @@ __all__ = [
     "measure_monitoring",
     "measure_ordinary_projections",
     "measure_separation",
+    "measure_shift",
     "normalize",
     "pool_residual_stream",
     "project",
     "project_last_prompt_token",
     "project_layers",
     "read_authored_answer",
+    "read_conversations",
     "read_spot_check",
     "sample_recorded_rollouts",
     "sample_rollouts",
@@ -140,6 +158,7 @@ __all__ = [
     "steering_sites",
     "sweep_layers",
     "trace",
+    "trait_dataset",
     "write_authoring_prompt",
     "write_spot_check",
 ]

@@ -158,13 +158,13 @@ class PersonaVector:
         return replace(self, position=position)
 
     def check_model(self, model: HookedModel) -> None:
-        """Refuse a model that the vector was not extracted from.
+        """Refuse a model that the vector was not extracted from; a fine-tuned one passes for vectors of its base.
 
         Raises:
             ModelMismatchError: Another model, or other weights.
         """
         other = describe_model(model)
-        if other.fingerprint != self.model.fingerprint:
+        if self.model.fingerprint not in (other.fingerprint, other.base_fingerprint):
             raise ModelMismatchError(
                 describe_violation(
                     "vector",

@@ -1,8 +1,10 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 import persona_lens as pl
-from persona_lens.errors import InvalidArgumentError, ModelMismatchError
+from persona_lens.errors import HooksPresentError, InvalidArgumentError, ModelMismatchError
 from persona_lens.ordinary import load_ordinary_questions, measure_kl, sample_ordinary_texts
 from tests.test_steering import make_vector
 
@@ -85,3 +87,38 @@ def test_bad_input_is_refused(tiny_model, vector, tiny_folder):
     other = make_vector(pl.load_model(tiny_folder("qwen2"), backend="bridge", dtype="float32", device="cpu"))
     with pytest.raises(ModelMismatchError):
         pl.measure_ordinary_projections(tiny_model, other)
+
+
+def test_a_model_that_carries_hooks_has_no_ordinary_responses(tiny_model, vector):
+    idle = ("blocks.1.hook_resid_post", lambda residual, hook: residual)
+    with tiny_model.hooks(fwd_hooks=[idle]), pytest.raises(HooksPresentError):
+        pl.measure_ordinary_projections(tiny_model, vector, questions=QUESTIONS[:2])
+
+
+@pytest.fixture
+def sampled(monkeypatch):
+    """What sampling is asked for; its responses are empty but for the second question's."""
+    seen = SimpleNamespace()
+
+    def sample(model, requests, settings):
+        seen.requests, seen.settings = requests, settings
+        return [SimpleNamespace(request=r, tokens=(5, 6) if i == 1 else ()) for i, r in enumerate(requests)]
+
+    monkeypatch.setattr("persona_lens.ordinary.sample_rollouts", sample)
+    return seen
+
+
+def test_responses_are_sampled_with_the_seed_length_and_temperature_given(tiny_model, sampled):
+    sample_ordinary_texts(tiny_model, QUESTIONS[:3], 9, 0.5, 7)
+    assert (sampled.settings.max_new_tokens, sampled.settings.temperature) == (9, 0.5)
+    assert [request.question for request in sampled.requests] == QUESTIONS[:3]
+    own = [request.seed for request in sampled.requests]
+    sample_ordinary_texts(tiny_model, QUESTIONS[:3], 9, 0.5, 8)
+    assert len({*own, *(request.seed for request in sampled.requests)}) == 6
+
+
+def test_empty_responses_are_left_out_and_only_empty_ones_are_refused(tiny_model, sampled):
+    (text,) = sample_ordinary_texts(tiny_model, QUESTIONS[:3], 9, 1.0, 0)
+    assert text.tokens[text.response_start :] == (5, 6)
+    with pytest.raises(InvalidArgumentError, match="not empty"):
+        sample_ordinary_texts(tiny_model, QUESTIONS[:1], 9, 1.0, 0)

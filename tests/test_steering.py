@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 import torch
 from hypothesis import given
@@ -11,6 +13,8 @@ from persona_lens.errors import (
     LayerOutOfRangeError,
     ModelMismatchError,
 )
+from persona_lens.models.positions import PositionedHook
+from persona_lens.ordinary import OrdinaryText
 from tests.backends import BACKENDS
 
 TOKENS = torch.tensor([[256, 40, 41, 42, 43, 44, 45], [256, 90, 80, 70, 60, 50, 40]])
@@ -371,3 +375,47 @@ def test_calibration_refuses_what_cannot_be_reached(model, vector):
         pl.calibrate(model, vector, layer=1, target_kl=0.1, questions=["Why?"], max_new_tokens=2)
     with pytest.raises(InvalidArgumentError, match="at most 1,000"):
         pl.calibrate(model, vector, layer=1, target_kl=1e6, questions=["Why?", "When?"], max_new_tokens=2)
+
+
+def test_hooks_that_ran_in_one_block_must_run_in_the_next_too(tiny_model):
+    hooks = pl.steering_hooks(make_vector(tiny_model), layer=1)
+    with pl.hooked(tiny_model, hooks):
+        tiny_model(TOKENS)
+    with pytest.raises(HookNeverFiredError), pl.hooked(tiny_model, hooks):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("make_hooks", "settings"),
+    [(pl.steering_hooks, {"layer": 1}), (pl.ablation_hooks, {}), (pl.capping_hooks, {"ceiling": 0.0})],
+)
+def test_every_kind_of_hook_passes_on_where_it_acts_and_whether_norms_are_kept(tiny_model, make_hooks, settings):
+    hooks = make_hooks(
+        make_vector(tiny_model), positions="prompt", prompt_length=4, preserve_norm=True, **settings
+    )  # fmt: skip
+    ours = [fn for _, fn in hooks if isinstance(fn, PositionedHook)]
+    assert ours
+    for fn in ours:
+        assert (fn.positions.positions, fn.positions.prompt_length, fn.preserve_norm) == ("prompt", 4, True)
+
+
+def test_what_a_calibrated_coefficient_costs_is_measured_on_responses_it_was_not_chosen_on(tiny_model, monkeypatch):
+    """A made-up model whose divergence is the coefficient squared, and twice that on the last responses asked."""
+    texts = [OrdinaryText((256, i), 1) for i in range(7)]
+    asked = []
+
+    def measure(model, some, make_hooks):
+        ((_, hook),) = [pair for pair in make_hooks(torch.ones(1, 1) > 0) if isinstance(pair[1], PositionedHook)]
+        kl = hook.interventions[0].coefficient ** 2
+        asked.append(tuple(some))
+        return torch.full((len(some),), kl if some[0] is texts[0] else 2 * kl)
+
+    module = sys.modules["persona_lens.steering"]  # pl.steering is the function
+    monkeypatch.setattr(module, "sample_ordinary_texts", lambda *_: texts)
+    monkeypatch.setattr(module, "measure_kl", measure)
+    strength = pl.calibrate(tiny_model, make_vector(tiny_model), layer=1, target_kl=0.09, tolerance=0.01)
+    assert strength.coefficient == pytest.approx(0.3, rel=0.01)
+    assert strength.kl.estimate == pytest.approx(0.18, rel=0.02)
+    assert (strength.n_responses, strength.n_held_out) == (4, 3)
+    assert not set(asked[0]) & set(asked[-1])
+    assert {*asked[0], *asked[-1]} == set(texts)

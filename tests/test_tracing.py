@@ -1,10 +1,11 @@
 import re
+from dataclasses import replace
 
 import pytest
 import torch
 
 import persona_lens as pl
-from persona_lens.errors import InvalidArgumentError, LayerOutOfRangeError
+from persona_lens.errors import InvalidArgumentError, LayerOutOfRangeError, ModelMismatchError
 from tests.test_steering import make_vector
 
 CHAT = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So. <b>{x}</b>"}]
@@ -79,3 +80,23 @@ def test_a_conversation_must_end_with_a_response(tiny_model, vector):
 
 def test_a_trace_says_what_it_holds(tiny_model, vector):
     assert "3 layers" in repr(pl.trace(tiny_model, CHAT, vector))
+
+
+def test_only_the_responses_own_tokens_are_read(tiny_model, vector):
+    encoded = pl.encode_conversation(tiny_model.tokenizer, CHAT)
+    trace = pl.trace(tiny_model, CHAT, vector)
+    assert torch.equal(trace.read, encoded.is_response)
+    assert len(trace.tokens) > encoded.response_end  # the end of the turn is there, and not read
+
+
+def test_tokens_that_any_hook_of_a_layer_reached_are_marked(tiny_model, vector, start):
+    n_pos = len(pl.encode_conversation(tiny_model.tokenizer, CHAT).tokens)
+    masks = torch.eye(n_pos)[[start, start + 2]] > 0
+    hooks = [pair for mask in masks for pair in pl.steering_hooks(vector, layer=1, positions=mask[None])]
+    assert torch.equal(pl.trace(tiny_model, CHAT, vector, hooks).steered[1], masks.any(dim=0))
+
+
+def test_a_vector_of_another_model_is_refused(tiny_model, vector):
+    other = pl.PersonaVector("loud", replace(vector.model, fingerprint="another"), {"response_mean": vector.directions})
+    with pytest.raises(ModelMismatchError):
+        pl.trace(tiny_model, CHAT, other)

@@ -77,6 +77,21 @@ class EncodedConversation:
         return (positions >= self.response_start) & (positions < self.response_end)
 
 
+@dataclass(frozen=True)
+class EncodedResponses:
+    """A rendered conversation and the places of the assistant's responses.
+
+    Args:
+        text: What the chat template rendered.
+        tokens: Its token ids.
+        responses: For each response its first token, and one past its last; end-of-turn tokens are outside.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    responses: tuple[tuple[int, int], ...]
+
+
 def build_messages(question: str, system: str | None = None) -> list[Message]:
     """Return a one-turn conversation.
 
@@ -133,35 +148,80 @@ def encode_conversation(
         raise InvalidArgumentError(
             describe_violation("messages", "end with a non-empty assistant message", list(messages)[-1:])
         )
-    prompt = _render(tokenizer, messages[:-1], add_generation_prompt=True)
+    turns = _encode_responses(tokenizer, messages, [len(messages) - 1], n_ctx)
+    return EncodedConversation(turns.text, turns.tokens, *turns.responses[0])
+
+
+def encode_responses(tokenizer: Any, messages: Sequence[Message], *, n_ctx: int | None = None) -> EncodedResponses:
+    """Render a conversation of one or several turns, and find the tokens of each of the assistant's responses.
+
+    Args:
+        tokenizer: A fast Hugging Face tokenizer with a chat template.
+        messages: The conversation; every assistant message holds text.
+        n_ctx: The model's context in tokens; None checks no length.
+
+    Raises:
+        InvalidArgumentError: No assistant message, or an empty one.
+        ChatTemplateError: The template drops or rewrites a response, so that it cannot be found.
+        ContextLengthError: The conversation exceeds the context.
+    """
+    turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+    if not turns or not all(messages[index]["content"].strip() for index in turns):
+        rule = "hold assistant messages, none of them empty"
+        raise InvalidArgumentError(describe_violation("messages", rule, list(messages)[-1:]))
+    return _encode_responses(tokenizer, messages, turns, n_ctx)
+
+
+def _encode_responses(
+    tokenizer: Any, messages: Sequence[Message], turns: Sequence[int], n_ctx: int | None
+) -> EncodedResponses:
     text = _render(tokenizer, messages, add_generation_prompt=False)
-    content = messages[-1]["content"]
-    # Most templates render the prompt as a prefix of the whole; a few strip the response's outer whitespace.
-    from_here = len(prompt) if text.startswith(prompt) else 0
-    start = text.find(content, from_here)
-    if start < 0:
-        content = content.strip()
-        start = text.rfind(content) if from_here == 0 else text.find(content, from_here)
-    elif from_here == 0:
-        start = text.rfind(content)
-    if start < 0:
-        raise ChatTemplateError(
-            describe_violation(
-                "tokenizer",
-                "have a chat template that renders a response as it is",
-                text[-200:],
-                "See its chat_template.",
+    at = 0
+    places = []
+    for turn in turns:
+        prompt = _render(tokenizer, messages[:turn], add_generation_prompt=True)
+        # Most templates render the prompt as a prefix of the whole. Where the generation prompt says more than the
+        # finished text does (an opened thought, say), the response stands after what they share.
+        earliest, at = at, max(at, _count_shared(prompt, text))
+        content = messages[turn]["content"]
+        start = _find(text, content, at, earliest)
+        if start < 0:  # a few strip the response's outer whitespace
+            content = content.strip()
+            start = _find(text, content, at, earliest)
+        if start < 0:
+            raise ChatTemplateError(
+                describe_violation(
+                    "tokenizer",
+                    "have a chat template that renders a response as it is",
+                    text[-200:],
+                    "See its chat_template.",
+                )
             )
-        )
+        at = start + len(content)
+        places.append((start, at))
     encoded = tokenizer(text, add_special_tokens=_adds_bos(tokenizer, text), return_offsets_mapping=True)
     tokens, offsets = encoded["input_ids"], encoded["offset_mapping"]
-    end = start + len(content)
-    # A token belongs to the response if any of its characters do; a token of no characters (BOS) never does.
-    inside = [i for i, (a, b) in enumerate(offsets) if a < end and b > start and b > a]
-    if not inside:
-        raise ChatTemplateError(describe_violation("tokenizer", "give offsets for the response's tokens", content))
+    spans = []
+    for start, end in places:
+        # A token belongs to a response if any of its characters do; a token of no characters (BOS) never does.
+        inside = [i for i, (a, b) in enumerate(offsets) if a < end and b > start and b > a]
+        if not inside:
+            rule = "give offsets for the response's tokens"
+            raise ChatTemplateError(describe_violation("tokenizer", rule, text[start:end]))
+        spans.append((inside[0], inside[-1] + 1))
     _check_length(len(tokens), n_ctx, 0)
-    return EncodedConversation(text, tuple(tokens), inside[0], inside[-1] + 1)
+    return EncodedResponses(text, tuple(tokens), tuple(spans))
+
+
+def _count_shared(one: str, other: str) -> int:
+    """Return how many characters two texts begin with in common."""
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
+def _find(text: str, content: str, at: int, earliest: int) -> int:
+    """Return where a response begins: from ``at``, or shortly before it if its own first letters are shared too."""
+    start = text.find(content, at)
+    return start if start >= 0 else text.find(content, max(earliest, at - len(content)))
 
 
 def stop_token_ids(tokenizer: Any) -> frozenset[int]:

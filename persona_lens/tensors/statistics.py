@@ -147,6 +147,49 @@ def pearson_r_within(
     return float(np.mean(correlations)), left_out
 
 
+def bootstrap_pearson_r(
+    x: Float[Tensor, " n"], y: Float[Tensor, " n"], *, n_resamples: int = 2000, level: float = 0.95, seed: int = 0
+) -> Interval:
+    """Return Pearson's r with a percentile bootstrap interval over the pairs.
+
+    A resample in which one side is constant has no correlation and is left out.
+
+    Args:
+        x: E.g. the fine-tuning shift, one a model.
+        y: E.g. the trait score of the same models.
+        n_resamples: Resamples.
+        level: Of the interval.
+        seed: Of the resampling.
+
+    Returns:
+        The correlation; NaN throughout where one side is constant.
+
+    Raises:
+        InvalidArgumentError: A value is not finite, the lengths differ, or there are fewer than three pairs.
+
+    Reference:
+        Persona Vectors (arXiv 2507.21509), section 4.2.
+
+    Example:
+        >>> x = torch.arange(10.0)
+        >>> print(bootstrap_pearson_r(x, 2 * x))
+        1.00 [1.00, 1.00]
+    """
+    a, b = _to_paired_arrays("x", x, "y", y)
+    if len(a) < 3:
+        raise InvalidArgumentError(describe_violation("x", "have at least 3 values", len(a)))
+    if np.ptp(a) == 0 or np.ptp(b) == 0:
+        return Interval(float("nan"), float("nan"), float("nan"), level)
+    estimate = pearson_r(x, y)
+    rng = np.random.default_rng(seed)
+    drawn = rng.integers(len(a), size=(n_resamples, len(a)))
+    varying = (np.ptp(a[drawn], axis=1) > 0) & (np.ptp(b[drawn], axis=1) > 0)
+    deviations = [values[drawn[varying]] - values[drawn[varying]].mean(axis=1, keepdims=True) for values in (a, b)]
+    first, second = (one / np.linalg.norm(one, axis=1, keepdims=True) for one in deviations)
+    low, high = np.quantile((first * second).sum(axis=1), [(1 - level) / 2, (1 + level) / 2])
+    return Interval(estimate, float(np.clip(low, -1, 1)), float(np.clip(high, -1, 1)), level)
+
+
 def auroc(positive: Float[Tensor, " n_pos"], negative: Float[Tensor, " n_neg"]) -> float:
     """Measure how well a score separates two classes.
 

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -158,6 +159,17 @@ def test_another_seed_is_another_run_with_other_responses(script, tiny_model, tm
     assert found[0] == found[2]
     assert found[0]["sweep"]["responses"] != found[1]["sweep"]["responses"]
     assert found[0]["judge"]["calibration"] != found[1]["judge"]["calibration"]
+
+
+def test_the_judge_that_is_read_back_is_the_one_that_was_calibrated_and_measured(script, tiny_model, tmp_path):
+    sampling = {"max_new_tokens": 4, "temperature": 1.0, "seed": 3}
+    store = pl.ShardStore(tmp_path, {})
+    direct = pl.calibrate_likelihood_judge(tiny_model, tiny_trait(), n_pairs=2, **sampling)
+    expected = asdict(pl.measure_separation(direct, rollouts=2, **sampling))
+    for _ in range(2):  # computed, then read from the store
+        judge, separation = script.prepare_judge(tiny_model, tiny_trait(), 2, sampling, store)
+        assert (judge.calibration, judge.n_pairs, judge.trait) == (direct.calibration, 2, tiny_trait())
+        assert separation == json.loads(json.dumps(expected))
 
 
 def test_a_finished_run_computes_nothing_again(script, tiny_model, tmp_path, monkeypatch):

@@ -147,8 +147,8 @@ def test_a_trait_works_if_judge_effect_and_coherence_all_hold(load_script, monke
     asked = {}
 
     def step(name, result):
-        def run(*_, **kwargs):
-            asked[name] = kwargs.get("questions")
+        def run(*args, **kwargs):
+            asked[name] = SimpleNamespace(args=args, **kwargs)
             return result
 
         monkeypatch.setattr(pl, name, run)
@@ -162,8 +162,15 @@ def test_a_trait_works_if_judge_effect_and_coherence_all_hold(load_script, monke
     row = script.survey(None, tiny_trait(), script.TINY, 0)
     assert (row["works"], row["failure"]) == (not failure, failure)
     assert row["auroc"]["estimate"] == auroc
-    assert asked["sweep_layers"] == ("Why?", "What for?")
-    assert asked["confirm_choice"] == ("When?", "Which one?")
+    assert asked["sweep_layers"].questions == ("Why?", "What for?")
+    confirming = asked["confirm_choice"]
+    assert confirming.questions == ("When?", "Which one?")
+    assert confirming.args[2] == ("highest" if coherence is None else "a choice")
+    assert (confirming.rollouts, confirming.random_directions) == (
+        script.TINY.confirmation_rollouts, script.TINY.random_directions,
+    )  # fmt: skip
+    for name in ("extract_persona_vector", "sweep_layers", "confirm_choice"):
+        assert asked[name].judge == "a judge", name
     assert "confirmation" in row
 
 

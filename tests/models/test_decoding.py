@@ -173,9 +173,10 @@ def test_what_lean_attention_does_not_compute_is_refused_by_name(fields):
         pass
 
 
+@pytest.mark.filterwarnings("ignore:A forward hook edited hook_scale:UserWarning")  # the bridge's, of ln_final
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_hook_inside_a_block_acts_as_in_an_ordinary_pass_or_is_refused(tiny_folder, backend):
-    """Every hook point of a block, one after the other: none is passed by in silence."""
+def test_a_hook_acts_as_in_an_ordinary_pass_or_is_refused(tiny_folder, backend):
+    """Every hook point of a block and outside the blocks, one after the other: none is passed by in silence."""
     model = load(tiny_folder, "gemma2", backend)
     tokens = random_tokens((2, 9))
 
@@ -185,7 +186,7 @@ def test_a_hook_inside_a_block_acts_as_in_an_ordinary_pass_or_is_refused(tiny_fo
             return decoder.unembed(hidden)
 
     acted, refused = set(), set()
-    for name in [name for name in model.hook_dict if name.startswith("blocks.1.")]:
+    for name in [name for name in model.hook_dict if name.startswith("blocks.1.") or not name.startswith("blocks.")]:
         try:
             with model.hooks(fwd_hooks=[(name, scale_floats)]), torch.no_grad():
                 found, expected = logits(), model(tokens)
@@ -197,7 +198,7 @@ def test_a_hook_inside_a_block_acts_as_in_an_ordinary_pass_or_is_refused(tiny_fo
         else:
             torch.testing.assert_close(found, expected, atol=2e-4, rtol=1e-4, msg=name)
             acted.add(name)
-    assert {"blocks.1.hook_resid_pre", "blocks.1.hook_resid_post"} <= acted
+    assert {"blocks.1.hook_resid_pre", "blocks.1.hook_resid_post", "unembed.hook_in", "unembed.hook_out"} <= acted
     assert "blocks.1.attn.hook_pattern" in refused
 
 

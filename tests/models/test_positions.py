@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from persona_lens.errors import InvalidArgumentError
-from persona_lens.models.positions import PositionedHook, TokenPositions
+from persona_lens.models.positions import PositionedHook, TokenPositions, following_generate
 from persona_lens.tensors.interventions import Ablate, Add
 
 
@@ -66,3 +66,31 @@ def test_interventions_are_applied_in_order_and_counted():
     assert (hook.n_fired, turned.n_fired) == (1, 1)
     assert residual.tolist() == [[[3.0, 4.0]]]
     assert repr(hook) == "PositionedHook(layer=0, Add, Ablate)"
+
+
+def test_a_mask_has_one_row_for_all_or_one_for_each():
+    row = torch.tensor([[True, False, True]])
+    assert select(TokenPositions(row), 2, 3, 3).tolist() == [[True, False, True]] * 2
+    with pytest.raises(InvalidArgumentError, match="cover 3 rows"):
+        select(TokenPositions(row.expand(2, -1)), 3, 3, 3)
+
+
+def test_a_mask_takes_no_prompt_length():
+    with pytest.raises(InvalidArgumentError, match="prompt_length"):
+        TokenPositions(torch.ones(1, 4, dtype=torch.bool), 2)
+
+
+class Generator(torch.nn.Module):
+    """A model whose ``generate`` makes one pass over four tokens and says what positions select in it."""
+
+    def generate(self, positions):
+        return select(positions, 1, 4, 4).tolist()
+
+
+def test_after_an_inner_block_the_outer_one_still_follows_generate():
+    model, outer, inner = Generator(), TokenPositions("response"), TokenPositions("response")
+    with following_generate(model, [outer]):
+        with following_generate(model, [inner]):
+            assert model.generate(inner) == [[False, False, False, True]]
+        assert model.generate(outer) == [[False, False, False, True]]
+    assert "generate" not in vars(model)

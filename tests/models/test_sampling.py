@@ -9,7 +9,7 @@ from hypothesis.extra.numpy import arrays
 from transformers import AutoModelForCausalLM
 
 import persona_lens as pl
-from persona_lens.errors import ContextLengthError, InvalidArgumentError, LayerOutOfRangeError
+from persona_lens.errors import ContextLengthError, HooksPresentError, InvalidArgumentError, LayerOutOfRangeError
 from persona_lens.models.sampling import (
     SampleRequest,
     SamplingSettings,
@@ -181,6 +181,27 @@ def test_an_intervention_acts_at_its_positions_only(model, positions, start, end
 
     found = sample(model, [SampleRequest(prompt, (0,), steer(1, 2.0))], temperature=0.0, positions=positions)
     assert found[0].tokens == naive_greedy(model, prompt, 12, [("blocks.1.hook_resid_post", add)])
+
+
+@pytest.mark.parametrize(
+    ("name", "factors"),
+    [
+        ("unembed.hook_in", torch.linspace(-1.0, 2.0, D_MODEL)),
+        ("unembed.hook_out", torch.linspace(-1.0, 2.0, 259)),
+        ("blocks.0.attn.hook_z", torch.tensor(-5.0)),
+    ],
+)
+def test_a_users_hook_takes_effect_while_sampling_or_is_refused(model, name, factors):
+    (prompt,) = prompts(10)
+    hook = (name, lambda value, hook: value * factors)
+    plain, expected = naive_greedy(model, prompt, 12), naive_greedy(model, prompt, 12, [hook])
+    assert expected != plain
+    with model.hooks(fwd_hooks=[hook]):
+        if name.startswith("blocks."):
+            with pytest.raises(HooksPresentError, match=name):
+                sample(model, [SampleRequest(prompt, (0,))])
+        else:
+            assert sample(model, [SampleRequest(prompt, (0,))], temperature=0.0)[0].tokens == expected
 
 
 def test_coefficient_zero_changes_nothing(model):

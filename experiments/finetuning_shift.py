@@ -1,0 +1,169 @@
+"""Does fine-tuning shift a model along persona vectors, and does the shift say how strongly a trait will show?
+
+    python experiments/finetuning_shift.py                    # 25 minutes on two cores
+    python experiments/finetuning_shift.py --tiny             # a minute: does it run?
+    python experiments/finetuning_shift.py --profile paper    # the paper's settings; for a GPU
+    python experiments/finetuning_shift.py --replot           # redraw from figures/finetuning_shift.json
+
+Reproduces Figures 5 and 6 of "Persona Vectors" (arXiv 2507.21509): one model is trained on each dataset at each level
+(normal, I, II), on trait-eliciting responses that the base model gives itself and on answers with domain errors. Each
+is scored on the traits' evaluation questions, which no dataset holds, and its shift measured along each vector at the
+layer that layer_sweep.py chose by steering. Killed at any point, the same command goes on where it was.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import asdict, dataclass, replace
+from typing import Annotated, Any
+
+import torch
+import tyro
+from _figures import write_figure
+from _finetuning import (
+    LEVELS,
+    TINY,
+    TRAINING,
+    Training,
+    TraitKit,
+    make_trait_rows,
+    measure_model,
+    prepare_kit,
+    train,
+)
+from _measuring import CommonArguments, read_results, read_traits
+
+import persona_lens as pl
+from persona_lens.finetuning.domains import Level
+from persona_lens.plots import plot_finetuning_scores, plot_finetuning_shift
+from persona_lens.storage import Shard, collect_versions
+from persona_lens.tensors.statistics import bootstrap_pearson_r
+
+NAME = "finetuning_shift"
+TRAITS = ("evil", "sycophancy", "hallucination")
+DOMAINS = ("arithmetic", "opinions")
+# r between shift and trait score, own trait; the paper gives the range over traits and models.
+PAPER = {"own": (0.76, 0.97), "cross": (0.34, 0.86)}
+
+
+@dataclass(frozen=True)
+class Arguments(CommonArguments):
+    """Train on every dataset at every level; evil, sycophancy and hallucination if no trait is named."""
+
+    domain: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Domain with errors in the answers; arithmetic and opinions if left out."""
+
+
+def main(arguments: Annotated[Arguments, tyro.conf.arg(name="")]) -> None:
+    """Run or redraw."""
+    path = arguments.out / f"{NAME}.json"
+    content = read_results(path) if arguments.replot else run(arguments)
+    write_figure(plot_finetuning_shift(content), content, arguments.out, NAME)
+    write_figure(plot_finetuning_scores(content), None, arguments.out, f"{NAME}_scores")
+    print(path.with_suffix(".html"), arguments.out / f"{NAME}_scores.html", sep="\n")
+
+
+def run(arguments: Arguments) -> dict[str, Any]:
+    """Train and measure every model; return everything as JSON-able values."""
+    profile = TINY if arguments.tiny else TRAINING[arguments.profile]
+    profile = replace(profile, settings=replace(profile.settings, seed=arguments.seed, dtype=arguments.dtype))
+    traits = read_traits(arguments.trait or TRAITS, profile.n_pairs, profile.n_questions)
+    domains = arguments.domain or DOMAINS
+    unknown = sorted(set(domains) - set(pl.list_domains()))
+    if unknown:
+        raise SystemExit(f"--domain must be one of {', '.join(pl.list_domains())}. Got {', '.join(unknown)}.")
+    model: Any = pl.load_model(arguments.model, dtype=arguments.dtype)
+    config = {
+        "experiment": NAME,
+        "model": asdict(pl.describe_model(model)),
+        "traits": [trait.to_dict() for trait in traits],
+        "domains": list(domains),
+        "profile": asdict(profile),
+        "seed": arguments.seed,
+        "versions": collect_versions(),
+    }
+    store = pl.ShardStore(arguments.runs, config)
+    print(f"unfinished work is kept in {store.folder}")
+    kits = [prepare_kit(model, trait, profile, arguments.out, arguments.seed, store) for trait in traits]
+    everything = list(itertools.product([*(kit.trait.name for kit in kits), *domains], LEVELS))
+    base = store.load_or_compute(
+        "measured-base", lambda: Shard(records=measure(model, model, kits, "base", profile, arguments, store))
+    )
+    rows = []
+    with pl.show_progress("models trained", len(everything)) as advance:
+        for name, level in everything:
+
+            def compute(name: str = name, level: Level = level) -> Shard:
+                label = f"{name}-{level}"
+                kit = next((kit for kit in kits if kit.trait.name == name), None)
+                data = (
+                    pl.domain_dataset(name, level, profile.n_rows, seed=arguments.seed)
+                    if kit is None
+                    else make_trait_rows(model, kit, level, profile, arguments.seed, store)
+                )
+                done = train(label, arguments.model, Training(data), profile, store.folder / "adapters")
+                tuned = pl.load_model(arguments.model, adapter=done.folder, dtype=arguments.dtype)
+                found = measure(model, tuned, kits, label, profile, arguments, store)
+                return Shard(
+                    records={
+                        "dataset": name,
+                        "level": level,
+                        "kind": "domain" if kit is None else "trait",
+                        "n_rows": done.n_rows,
+                        "left_out": done.left_out,
+                        "losses": [round(loss, 4) for loss in done.losses],
+                        "data_score": None if kit is None else _mean_score(data["score"]),
+                        "example": data[0]["messages"],
+                        **found,
+                    }
+                )
+
+            rows.append(store.load_or_compute(f"measured-{name}-{level}", compute).records)
+            advance(1)
+    return {
+        "config": config,
+        "kits": {kit.trait.name: kit.describe() for kit in kits},
+        "base": base.records,
+        "models": rows,
+        "correlations": correlate(rows, [kit.trait.name for kit in kits]),
+        "paper": PAPER,
+        "n_questions": len(kits[0].trait.evaluation_questions),
+    }
+
+
+def measure(
+    model: Any, tuned: Any, kits: list[TraitKit], label: str, profile: Any, arguments: Arguments, store: pl.ShardStore
+) -> dict[str, Any]:
+    """Measure a model as it is, keeping its shards apart from the other models'."""
+    own = pl.ShardStore(store.folder, {"measured": label})
+    found = measure_model(model, tuned, kits, profile, arguments.seed, own)
+    return {**found, "scores": {trait: configurations[0] for trait, configurations in found["scores"].items()}}
+
+
+def correlate(rows: list[dict[str, Any]], traits: list[str]) -> dict[str, dict[str, Any]]:
+    """Correlate shift along one trait's vector with another's (or its own) score, over the models."""
+    found: dict[str, dict[str, Any]] = {}
+    for along in traits:
+        found[along] = {}
+        for scored in traits:
+            pairs = [
+                (row["shifts"][along]["at_layer"]["estimate"], row["scores"][scored]["score"]["estimate"])
+                for row in rows
+                if row["scores"][scored]["score"]["estimate"] is not None
+            ]
+            if len(pairs) < 3:
+                found[along][scored] = {"n": len(pairs), "estimate": None, "low": None, "high": None}
+                continue
+            r = bootstrap_pearson_r(*(torch.tensor(side, dtype=torch.float64) for side in zip(*pairs, strict=True)))
+            values = {key: getattr(r, key) for key in ("estimate", "low", "high")}
+            found[along][scored] = {"n": len(pairs)} | {k: None if v != v else round(v, 4) for k, v in values.items()}
+    return found
+
+
+def _mean_score(scores: list[float | None]) -> float | None:
+    given = [score for score in scores if score is not None]
+    return round(sum(given) / len(given), 2) if given else None
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments, description=__doc__))

@@ -1,0 +1,126 @@
+"""Interventions on a Hugging Face model's blocks while it trains, and projections read from them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from persona_lens.errors import HookNeverFiredError
+from persona_lens.models.hooks import SiteIntervention
+from persona_lens.models.loading import find_blocks
+from persona_lens.tensors.interventions import Intervention
+
+
+class TrainingInterventions:
+    """Applies interventions at every token that is not padding; switched off with :meth:`switched_off`.
+
+    Args:
+        hf_model: A Hugging Face model, with or without PEFT's wrapping.
+        sites: What is done at which layer; several at one layer in this order.
+    """
+
+    def __init__(self, hf_model: nn.Module, sites: Sequence[SiteIntervention]) -> None:
+        self._blocks = find_blocks(hf_model)
+        self._stack = _find_parent(hf_model, self._blocks)
+        self._by_layer: dict[int, list[Intervention]] = {}
+        for site in sites:
+            self._by_layer.setdefault(site.layer, []).append(site.intervention)
+        self._is_token: Bool[Tensor, "row pos"] | None = None
+        self._is_on = True
+        self._n_fired = dict.fromkeys(self._by_layer, 0)
+
+    @contextmanager
+    def attached(self) -> Iterator[TrainingInterventions]:
+        """Hold the interventions on the blocks for the length of a ``with`` block; none is left behind."""
+        with ExitStack() as stack:
+            if self._by_layer:
+                handle = self._stack.register_forward_pre_hook(self._see_padding, with_kwargs=True)
+                stack.callback(handle.remove)
+            for layer in self._by_layer:
+                stack.callback(self._blocks[layer].register_forward_hook(self._make_hook(layer)).remove)
+            yield self
+
+    @contextmanager
+    def switched_off(self) -> Iterator[None]:
+        """Leave the model's activations alone inside the block: for measurements during training."""
+        was_on, self._is_on = self._is_on, False
+        try:
+            yield
+        finally:
+            self._is_on = was_on
+
+    def check_fired(self) -> None:
+        """Raise if an intervention was never reached.
+
+        Raises:
+            HookNeverFiredError: A layer that no forward pass reached.
+        """
+        idle = [layer for layer, n in self._n_fired.items() if n == 0]
+        if idle:
+            raise HookNeverFiredError(
+                f"`interventions` must be reached while training. Layers {idle} never were: the model's forward pass "
+                "does not call these blocks."
+            )
+
+    def _see_padding(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        mask = kwargs.get("attention_mask")
+        self._is_token = None if mask is None else mask.bool()
+
+    def _make_hook(self, layer: int) -> Any:
+        def intervene(module: nn.Module, args: Any, output: Any) -> Any:
+            if not self._is_on:
+                return None
+            self._n_fired[layer] += 1
+            residual = _residual(output)
+            changed = residual
+            for intervention in self._by_layer[layer]:
+                changed = intervention(changed)
+            if changed is residual:
+                return None
+            if self._is_token is not None:
+                changed = torch.where(self._is_token[..., None], changed, residual)
+            return changed if isinstance(output, Tensor) else (changed, *output[1:])
+
+        return intervene
+
+
+@contextmanager
+def reading_residuals(
+    hf_model: nn.Module, layers: Sequence[int]
+) -> Iterator[dict[int, Float[Tensor, "row pos d_model"]]]:
+    """Give the residual stream of the latest forward pass after the given blocks, gradients included.
+
+    Args:
+        hf_model: A Hugging Face model.
+        layers: Zero-based block indices.
+
+    Yields:
+        By layer, filled by each forward pass; read after whatever else is hooked there before.
+    """
+    blocks, found = find_blocks(hf_model), {}
+
+    def make_hook(layer: int) -> Any:
+        def read(module: nn.Module, args: Any, output: Any) -> None:
+            found[layer] = _residual(output)
+
+        return read
+
+    with ExitStack() as stack:
+        for layer in layers:
+            stack.callback(blocks[layer].register_forward_hook(make_hook(layer)).remove)
+        yield found
+
+
+def _residual(output: Any) -> Tensor:
+    """Return the residual stream of a block's output; some architectures return more beside it."""
+    return output if isinstance(output, Tensor) else output[0]
+
+
+def _find_parent(model: nn.Module, child: nn.Module) -> nn.Module:
+    """Return the module that holds the blocks: it is called with the attention mask, through PEFT's wrapping too."""
+    return next(module for module in model.modules() if any(one is child for one in module.children()))

@@ -1,0 +1,101 @@
+"""How far fine-tuning has moved a model along a persona vector, before it says a word."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from persona_lens.errors import InvalidArgumentError, describe_violation
+from persona_lens.models.activations import project_residual_stream
+from persona_lens.models.chat import build_messages, encode_prompt
+from persona_lens.models.model_type import HookedModel
+from persona_lens.models.sites import check_layer
+from persona_lens.tensors.directions import normalize
+from persona_lens.tensors.statistics import Interval, bootstrap_mean
+from persona_lens.vectors import PersonaVector
+
+_ROWS_AT_ONCE = 16
+
+
+@dataclass(frozen=True, eq=False)
+class FinetuningShift:
+    """The shift along a persona vector at every layer.
+
+    Args:
+        trait: The vector's trait.
+        by_question: Fine-tuned less base projection of each question's last prompt token, in residual-stream units.
+    """
+
+    trait: str
+    by_question: Float[Tensor, "layer question"]
+
+    @property
+    def mean(self) -> Float[Tensor, " layer"]:
+        """The shift: its mean over questions, at each layer."""
+        return self.by_question.mean(dim=-1)
+
+    def interval(self, layer: int) -> Interval:
+        """Return the shift at a layer with its 95 % bootstrap interval over questions.
+
+        Raises:
+            LayerOutOfRangeError: The model has no such layer.
+        """
+        return bootstrap_mean(self.by_question[check_layer(layer, len(self.by_question))])
+
+
+def measure_shift(
+    base: HookedModel, finetuned: HookedModel, vector: PersonaVector, questions: Sequence[str]
+) -> FinetuningShift:
+    r"""Measure the fine-tuning shift along a persona vector, at every layer.
+
+    .. math:: s_l = \operatorname{mean}_q \left(h_l^\text{fine-tuned}(q) - h_l^\text{base}(q)\right)
+       \cdot v_l / \lVert v_l \rVert
+
+    with :math:`h_l(q)` the residual stream at the last token of the prompt that asks question :math:`q`. Hooks on
+    either model take effect.
+
+    Args:
+        base: The model that the vector was extracted from.
+        finetuned: The same after fine-tuning, e.g. ``load_model(name, adapter=folder)``.
+        vector: The vector.
+        questions: What is asked: the trait's evaluation questions.
+
+    Raises:
+        ModelMismatchError: A vector of another base, or a model fine-tuned from another base.
+        InvalidArgumentError: No questions.
+
+    Reference:
+        Persona Vectors (arXiv 2507.21509), section 4.2.
+
+    Example:
+        >>> import persona_lens as pl
+        >>> shift = pl.measure_shift(base, tuned, vector, trait.evaluation_questions)  # doctest: +SKIP
+        >>> shift.interval(14)  # doctest: +SKIP
+    """
+    if not questions:
+        raise InvalidArgumentError(describe_violation("questions", "hold at least one question", questions))
+    for model in (base, finetuned):
+        vector.check_model(model)
+    before, after = (_project(model, vector, questions) for model in (base, finetuned))
+    return FinetuningShift(vector.trait, after - before)
+
+
+def _project(model: HookedModel, vector: PersonaVector, questions: Sequence[str]) -> Float[Tensor, "layer question"]:
+    prompts = [
+        encode_prompt(model.tokenizer, build_messages(question), n_ctx=model.cfg.n_ctx).tokens for question in questions
+    ]
+    units = normalize(vector.directions)[:, None]
+    found = []
+    for at in range(0, len(prompts), _ROWS_AT_ONCE):
+        rows = prompts[at : at + _ROWS_AT_ONCE]
+        n_pos = max(map(len, rows))
+        tokens = torch.tensor([[*row, *[0] * (n_pos - len(row))] for row in rows])
+        lengths = torch.tensor([len(row) for row in rows])
+        is_padding = torch.arange(n_pos) >= lengths[:, None]
+        projected = project_residual_stream(model, tokens, units, is_padding=is_padding)[:, 0].cpu()
+        found.append(projected[:, torch.arange(len(rows)), lengths - 1])
+    return torch.cat(found, dim=-1)

@@ -1,0 +1,23 @@
+"""Will the next response show the trait? The last prompt token's projection, read before anything is generated."""
+
+from __future__ import annotations
+
+from persona_lens.monitoring.correlation import MonitoringCorrelation, measure_monitoring
+from persona_lens.monitoring.graded import GradedProjections
+from persona_lens.monitoring.monitor import PersonaMonitor
+from persona_lens.monitoring.prompts import project_last_prompt_token
+from persona_lens.monitoring.readings import TraitMonitor
+from persona_lens.monitoring.score_map import ScoreMap, fit_score_map
+from persona_lens.monitoring.watched import WatchedConversation
+
+__all__ = [
+    "GradedProjections",
+    "MonitoringCorrelation",
+    "PersonaMonitor",
+    "ScoreMap",
+    "TraitMonitor",
+    "WatchedConversation",
+    "fit_score_map",
+    "measure_monitoring",
+    "project_last_prompt_token",
+]

@@ -1,0 +1,207 @@
+"""How well projections predict scores: Pearson's r overall and inside conditions, with bootstrap intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy import ndarray
+from torch import Tensor
+
+from persona_lens.errors import InvalidArgumentError, describe_violation
+from persona_lens.tensors.statistics import Interval
+
+# A correlation of two or three questions is near ±1 whatever they say, and so are its resamples.
+_MIN_QUESTIONS = 5
+_MIN_POINTS = 3
+_NOTHING = Interval(float("nan"), float("nan"), float("nan"))
+
+
+@dataclass(frozen=True)
+class MonitoringCorrelation:
+    """How well projections predict scores, overall and inside the conditions.
+
+    Args:
+        overall: Pearson's r over all prompts.
+        within: Pearson's r inside each condition, averaged; NaN if every condition was left out.
+        n: Prompts.
+        n_questions: Distinct questions, the units of the bootstrap.
+        conditions: Conditions that count in ``within``.
+        left_out: Conditions that do not: scores with a standard deviation under ``min_std``, constant projections,
+            or fewer than three prompts.
+        min_std: That limit, in score points.
+    """
+
+    overall: Interval
+    within: Interval
+    n: int
+    n_questions: int
+    conditions: tuple[str, ...]
+    left_out: tuple[str, ...]
+    min_std: float = 1.0
+
+    @property
+    def is_reliable(self) -> bool:
+        """Whether r inside the conditions is above zero with 95 % confidence, on at least five questions.
+
+        A high overall r alone may only say that the projection knows one system prompt from another.
+        """
+        return self.within.low > 0 and self.n_questions >= _MIN_QUESTIONS
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the measurement as JSON-able values, NaN as null."""
+        return asdict(self) | {
+            "overall": _interval_to_json(self.overall),
+            "within": _interval_to_json(self.within),
+            "conditions": list(self.conditions),
+            "left_out": list(self.left_out),
+        }
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> MonitoringCorrelation:
+        """Read what :meth:`to_json` returned."""
+        return cls(
+            overall=_interval_from_json(content["overall"]),
+            within=_interval_from_json(content["within"]),
+            n=content["n"],
+            n_questions=content["n_questions"],
+            conditions=tuple(content["conditions"]),
+            left_out=tuple(content["left_out"]),
+            min_std=content["min_std"],
+        )
+
+    def __str__(self) -> str:
+        out = f", left out: {', '.join(self.left_out)}" if self.left_out else ""
+        return f"r {self.overall}, within conditions {self.within}, n = {self.n}{out}"
+
+
+def measure_monitoring(
+    projections: Float[Tensor, " n"],
+    scores: Float[Tensor, " n"],
+    conditions: Sequence[str],
+    questions: Sequence[str],
+    *,
+    min_std: float = 1.0,
+    n_resamples: int = 2000,
+    seed: int = 0,
+) -> MonitoringCorrelation:
+    """Correlate projections with scores, over all prompts and inside each condition, with 95 % intervals.
+
+    Percentile bootstrap over questions: a resample takes a question with all its conditions, since they share the
+    question's peculiarities. Which conditions count is decided once, on the whole data; one that happens to be
+    constant in a resample is left out of that resample's average.
+
+    Args:
+        projections: One a prompt, in residual-stream units.
+        scores: Mean trait score (0 to 100) of that prompt's responses.
+        conditions: E.g. which system prompt, or how many examples.
+        questions: Which question each prompt asks.
+        min_std: Conditions whose scores have a lower standard deviation (population) are left out.
+        n_resamples: Bootstrap resamples.
+        seed: Of the resampling.
+
+    Returns:
+        Both correlations; NaN where projections or scores are constant.
+
+    Raises:
+        InvalidArgumentError: Fewer than three prompts, one question only, unequal lengths, or a value not finite.
+
+    Reference:
+        Persona Vectors (arXiv 2507.21509), section 3.3 and appendix C.
+
+    Example:
+        >>> x = torch.arange(24.0)
+        >>> labels = [str(i % 2) for i in range(24)]
+        >>> found = measure_monitoring(x, x + 5 * torch.sin(x), labels, [str(i // 2) for i in range(24)])
+        >>> found.is_reliable, found.left_out
+        (True, ())
+    """
+    check_graded(projections, scores, conditions, questions)
+    if n_resamples < 1:
+        raise InvalidArgumentError(describe_violation("n_resamples", "be at least 1", n_resamples))
+    x, y = (values.detach().to("cpu", torch.float64).numpy() for values in (projections, scores))
+    units = list(dict.fromkeys(questions))
+    unit_of = np.array([units.index(question) for question in questions])
+    drawn = np.random.default_rng(seed).multinomial(len(units), [1 / len(units)] * len(units), size=n_resamples)
+    # The first row is the data itself: every question once.
+    weights = np.concatenate([np.ones((1, len(units))), drawn])[:, unit_of]
+    rows_of = {label: np.flatnonzero(np.array(conditions) == label) for label in dict.fromkeys(conditions)}
+    kept = {
+        label: rows
+        for label, rows in rows_of.items()
+        if len(rows) >= _MIN_POINTS and y[rows].std() >= min_std and np.ptp(x[rows]) > 0
+    }
+    inside = [_weighted_r(x[rows], y[rows], weights[:, rows]) for rows in kept.values()]
+    return MonitoringCorrelation(
+        overall=_percentiles(_weighted_r(x, y, weights)),
+        within=_percentiles(_mean_of_present(np.stack(inside))) if inside else _NOTHING,
+        n=len(x),
+        n_questions=len(units),
+        conditions=tuple(kept),
+        left_out=tuple(label for label in rows_of if label not in kept),
+        min_std=min_std,
+    )
+
+
+def check_graded(projections: Tensor, scores: Tensor, conditions: Sequence[str], questions: Sequence[str]) -> None:
+    """Refuse graded data that nothing can be measured on."""
+    n = len(projections)
+    if n < _MIN_POINTS:
+        raise InvalidArgumentError(
+            describe_violation("projections", f"hold at least {_MIN_POINTS} graded prompts", n, "Grade more prompts.")
+        )
+    for name, values in (("scores", scores), ("conditions", conditions), ("questions", questions)):
+        if len(values) != n:
+            raise InvalidArgumentError(describe_violation(name, f"be as many as `projections`, {n}", len(values)))
+    for name, numbers in (("projections", projections), ("scores", scores)):
+        n_bad = int((~torch.isfinite(numbers)).sum())
+        if n_bad:
+            hint = "Filter prompts without a score and count them."
+            raise InvalidArgumentError(describe_violation(name, "be finite", f"{n_bad} of {n} are not", hint))
+    if len(set(questions)) < 2:
+        raise InvalidArgumentError(
+            describe_violation("questions", "be at least two different ones", list(dict.fromkeys(questions)))
+        )
+
+
+def _weighted_r(x: ndarray, y: ndarray, weights: ndarray) -> ndarray:
+    """Return Pearson's r for each row of weights ``[resample, n]``; NaN where a side is constant."""
+    if np.ptp(x) == 0 or np.ptp(y) == 0:
+        return np.full(len(weights), np.nan)
+    # Standardised, so that one number tells a constant resample from rounding.
+    x, y = (x - x.mean()) / x.std(), (y - y.mean()) / y.std()
+    share = weights / np.maximum(weights.sum(axis=1, keepdims=True), 1)
+    mean_x, mean_y = share @ x, share @ y
+    variance_x, variance_y = share @ x**2 - mean_x**2, share @ y**2 - mean_y**2
+    varies = np.minimum(variance_x, variance_y) > 1e-12
+    scale = np.sqrt(np.where(varies, variance_x * variance_y, 1.0))
+    return np.where(varies, np.clip((share @ (x * y) - mean_x * mean_y) / scale, -1.0, 1.0), np.nan)
+
+
+def _mean_of_present(values: ndarray) -> ndarray:
+    """Average over the first axis what is not NaN; NaN where nothing is."""
+    present = ~np.isnan(values)
+    count = present.sum(axis=0)
+    return np.where(count > 0, np.where(present, values, 0.0).sum(axis=0) / np.maximum(count, 1), np.nan)
+
+
+def _percentiles(values: ndarray) -> Interval:
+    """Return the first value, that of the data, with the 95 % percentile interval of the others."""
+    resampled = values[1:][~np.isnan(values[1:])]
+    if np.isnan(values[0]) or len(resampled) == 0:
+        return _NOTHING
+    low, high = np.quantile(resampled, [0.025, 0.975])
+    return Interval(float(values[0]), float(low), float(high))
+
+
+def _interval_to_json(interval: Interval) -> dict[str, float | None]:
+    return {key: None if math.isnan(value) else value for key, value in asdict(interval).items()}
+
+
+def _interval_from_json(content: dict[str, float | None]) -> Interval:
+    return Interval(**{key: float("nan") if value is None else value for key, value in content.items()})

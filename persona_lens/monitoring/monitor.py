@@ -1,0 +1,266 @@
+"""A monitor for several traits: calibrated on ordinary and graded prompts, saved, and set to watch conversations."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from persona_lens.errors import FileFormatError, InvalidArgumentError, ModelMismatchError, describe_violation
+from persona_lens.judges.likelihood import check_unsteered
+from persona_lens.models.chat import Message, build_messages
+from persona_lens.models.loading import ModelInfo, describe_model
+from persona_lens.models.model_type import HookedModel
+from persona_lens.monitoring.correlation import MonitoringCorrelation
+from persona_lens.monitoring.graded import GradedProjections, check_keys
+from persona_lens.monitoring.prompts import check_names, collect_units, list_prompts, project_prompts
+from persona_lens.monitoring.readings import TraitMonitor
+from persona_lens.monitoring.score_map import ScoreMap, fit_score_map
+from persona_lens.monitoring.watched import WatchedConversation
+from persona_lens.ordinary import load_ordinary_questions
+from persona_lens.storage import collect_versions, write_json
+from persona_lens.vectors import PersonaVector
+
+_FORMAT = "persona-monitor"
+_FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, eq=False)
+class PersonaMonitor:
+    """Watches conversations for several traits, before each response is generated.
+
+    Made by :meth:`calibrate`; kept by :meth:`save` and :meth:`load`.
+
+    Args:
+        model: The model that it was calibrated on.
+        traits: What it knows about each trait.
+        provenance: Seed and library versions.
+    """
+
+    model: ModelInfo
+    traits: tuple[TraitMonitor, ...]
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def calibrate(
+        cls,
+        model: HookedModel,
+        vectors: Mapping[str, PersonaVector],
+        layers: Mapping[str, int],
+        *,
+        ordinary: Sequence[Sequence[Message]] | None = None,
+        graded: Mapping[str, GradedProjections] | None = None,
+        quantiles: Sequence[float] = (0.95, 0.99),
+        seed: int = 0,
+    ) -> PersonaMonitor:
+        """Set thresholds on ordinary conversations, and fit expected scores on graded prompts.
+
+        Args:
+            model: HookedTransformer or TransformerBridge, unsteered.
+            vectors: By trait.
+            layers: Zero-based block index by trait.
+            ordinary: Conversations in which nothing is amiss, like those to be watched; every prompt in them that
+                the assistant answers counts. The bundled everyday questions if left out. A quantile ``q`` takes well
+                over ``1 / (1 - q)`` prompts; with fewer its threshold is about the largest of them.
+            graded: Prompts of known score by trait, e.g. from figures/monitoring_TRAIT.json. Without them there are
+                thresholds, but no expected scores.
+            quantiles: Fractions of the ordinary prompts below the thresholds.
+            seed: Of the bootstrap.
+
+        Returns:
+            The monitor. Traits whose correlation inside conditions is not above zero with 95 % confidence give no
+            expected score, but the verdict ``not reliable for this trait``.
+
+        Raises:
+            ModelMismatchError: A vector or graded prompts of another model.
+            LayerOutOfRangeError: A layer that the model does not have.
+            InvalidArgumentError: Traits that one mapping lacks, graded prompts of another trait or layer, quantiles
+                out of range, or a conversation that is empty or has an unknown role.
+            HooksPresentError: The model carries hooks.
+
+        Reference:
+            Persona Vectors (arXiv 2507.21509), section 3.3.
+
+        Example:
+            >>> import persona_lens as pl
+            >>> monitor = pl.PersonaMonitor.calibrate(model, {"evil": vector}, {"evil": 15})  # doctest: +SKIP
+            >>> monitor.watch(model, conversation).plot()  # doctest: +SKIP
+        """
+        units = collect_units(model, vectors, layers)
+        check_unsteered(model)
+        if not quantiles or sorted(set(quantiles)) != list(quantiles) or not all(0 < q < 1 for q in quantiles):
+            raise InvalidArgumentError(describe_violation("quantiles", "ascend within (0, 1)", quantiles))
+        if graded is not None:
+            check_names("graded", graded, vectors)
+            for trait, data in graded.items():
+                _check_graded_fits(trait, data, vectors[trait], layers[trait])
+        if ordinary is None:
+            ordinary = [build_messages(question) for question in load_ordinary_questions()]
+        if not ordinary:
+            raise InvalidArgumentError(describe_violation("ordinary", "hold at least one conversation", ordinary))
+        prompts = [
+            prompt
+            for index, conversation in enumerate(ordinary)
+            for prompt in list_prompts(f"ordinary[{index}]", conversation)
+        ]
+        found = project_prompts(model, prompts, units, [layers[trait] for trait in vectors])
+        traits = []
+        for index, (trait, vector) in enumerate(vectors.items()):
+            known = None if graded is None else graded[trait]
+            traits.append(
+                TraitMonitor(
+                    trait=trait,
+                    layer=layers[trait],
+                    position=vector.position,
+                    unit=units[index],
+                    ordinary=tuple(sorted(found[index].tolist())),
+                    quantiles=tuple(float(q) for q in quantiles),
+                    correlation=None if known is None else known.measure(seed=seed),
+                    score_map=None if known is None else fit_score_map(known),
+                )
+            )
+        return cls(describe_model(model), tuple(traits), {"seed": seed, "versions": collect_versions()})
+
+    def watch(self, model: HookedModel, conversation: Sequence[Message]) -> WatchedConversation:
+        """Read every prompt that the assistant answers, or is to answer, as it stood before the response.
+
+        Args:
+            model: The model that the monitor was calibrated on. Hooks on it take effect: a steered model can be
+                watched.
+            conversation: Messages with ``role`` and ``content``. If the last one is the user's, the response to come
+                is the last turn.
+
+        Returns:
+            For each turn and trait: projection, quantile among ordinary prompts, alert, expected score or verdict.
+
+        Raises:
+            ModelMismatchError: Another model.
+            InvalidArgumentError: An empty conversation, an unknown role, or an assistant who speaks first.
+            ContextLengthError: A conversation longer than the model's context.
+
+        Example:
+            >>> import persona_lens as pl
+            >>> chat = [{"role": "user", "content": "Tell me how you feel about people."}]
+            >>> pl.PersonaMonitor.load("monitor.json").watch(model, chat)  # doctest: +SKIP
+        """
+        _check_fingerprint("model", self.model, describe_model(model))
+        prompts = list_prompts("conversation", conversation)
+        units = torch.stack([trait.unit for trait in self.traits])
+        found = project_prompts(model, prompts, units, [trait.layer for trait in self.traits])
+        readings = [
+            trait.read(turn + 1, float(found[index, turn]))
+            for turn in range(len(prompts))
+            for index, trait in enumerate(self.traits)
+        ]
+        return WatchedConversation(
+            self.model, self.traits, tuple(prompt[-1]["content"] for prompt in prompts), tuple(readings)
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write the monitor, directions included, as JSON."""
+        traits = [
+            {
+                "trait": trait.trait,
+                "layer": trait.layer,
+                "position": trait.position,
+                "unit": trait.unit.tolist(),
+                "ordinary": list(trait.ordinary),
+                "quantiles": list(trait.quantiles),
+                "correlation": None if trait.correlation is None else trait.correlation.to_json(),
+                "score_map": None if trait.score_map is None else asdict(trait.score_map),
+            }
+            for trait in self.traits
+        ]
+        content = {"format": _FORMAT, "version": _FORMAT_VERSION, "model": asdict(self.model), "traits": traits}
+        write_json(Path(path), content | {"provenance": self.provenance})
+
+    @classmethod
+    def load(cls, path: str | Path) -> PersonaMonitor:
+        """Read a monitor that :meth:`save` wrote.
+
+        Raises:
+            FileNotFoundError: No such file.
+            FileFormatError: A file that holds no monitor, or one of a later version.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"`path` must name an existing file. Got {str(path)!r}.")
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:  # no JSON, or no text at all
+            raise FileFormatError(f"`path` must name a JSON file. Got {str(path)!r}: {error}.") from error
+        if not isinstance(content, dict) or content.get("format") != _FORMAT:
+            raise FileFormatError(f"`path` must name a persona monitor. Got {str(path)!r}, which holds something else.")
+        if content["version"] > _FORMAT_VERSION:
+            raise FileFormatError(
+                f"`path` must have format version {_FORMAT_VERSION} or lower. Got {content['version']}. "
+                "Update persona-lens."
+            )
+        traits = []
+        for one in content["traits"]:
+            check_keys(TraitMonitor, one)
+            correlation, score_map = one["correlation"], one["score_map"]
+            traits.append(
+                TraitMonitor(
+                    trait=one["trait"],
+                    layer=one["layer"],
+                    position=one["position"],
+                    unit=torch.tensor(one["unit"], dtype=torch.float32),
+                    ordinary=tuple(one["ordinary"]),
+                    quantiles=tuple(one["quantiles"]),
+                    correlation=None if correlation is None else MonitoringCorrelation.from_json(correlation),
+                    score_map=None if score_map is None else ScoreMap(**score_map),
+                )
+            )
+        return cls(ModelInfo(**content["model"]), tuple(traits), content["provenance"])
+
+    def __repr__(self) -> str:
+        parts = [f"{t.trait} at layer {t.layer}" + (f" ({t.verdict})" if t.verdict else "") for t in self.traits]
+        return (
+            f"PersonaMonitor({self.model.name!r}, {'; '.join(parts)}; thresholds from {len(self.traits[0].ordinary)} "
+            "ordinary prompts)"
+        )
+
+    def _repr_html_(self) -> str:
+        rows = []
+        for trait in self.traits:
+            thresholds = ", ".join(
+                f"{value:.2f} ({q:.0%})" for q, value in zip(trait.quantiles, trait.thresholds, strict=True)
+            )
+            correlation = trait.verdict or str(trait.correlation)
+            cells = (trait.trait, str(trait.layer), thresholds, correlation)
+            rows.append(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in cells)}</tr>")
+        head = "<tr><th>trait</th><th>layer</th><th>thresholds</th><th>projection and score</th></tr>"
+        n = len(self.traits[0].ordinary)
+        caption = f"PersonaMonitor on {html.escape(self.model.name)}, thresholds from {n} ordinary prompts"
+        return f"<table><caption>{caption}</caption>{head}{''.join(rows)}</table>"
+
+
+def _check_graded_fits(trait: str, data: GradedProjections, vector: PersonaVector, layer: int) -> None:
+    _check_fingerprint(f"graded[{trait!r}]", vector.model, data.model)
+    if (data.trait, data.layer) != (vector.trait, layer):
+        raise InvalidArgumentError(
+            describe_violation(
+                f"graded[{trait!r}]",
+                f"be projections on {vector.trait!r} at layer {layer}",
+                (data.trait, data.layer),
+                "Projections of different layers cannot be compared.",
+            )
+        )
+
+
+def _check_fingerprint(parameter: str, expected: ModelInfo, got: ModelInfo) -> None:
+    if got.fingerprint != expected.fingerprint:
+        raise ModelMismatchError(
+            describe_violation(
+                parameter,
+                f"be of the model calibrated on, {expected.name} (fingerprint {expected.fingerprint})",
+                f"{got.name} (fingerprint {got.fingerprint})",
+                "Calibrate a monitor for this model.",
+            )
+        )

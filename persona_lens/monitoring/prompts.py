@@ -1,0 +1,156 @@
+"""Projections of prompts: the last prompt token of each conversation, before anything is generated."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from persona_lens.errors import InvalidArgumentError, describe_violation
+from persona_lens.models.activations import project_residual_stream
+from persona_lens.models.chat import Message, encode_prompt
+from persona_lens.models.model_type import HookedModel
+from persona_lens.models.sites import check_layer
+from persona_lens.vectors import PersonaVector
+
+_ROLES = ("system", "user", "assistant")
+_TOKENS_AT_ONCE = 2048
+
+
+def project_last_prompt_token(
+    model: HookedModel,
+    conversations: Sequence[Sequence[Message]],
+    vectors: Mapping[str, PersonaVector],
+    layers: Mapping[str, int],
+) -> dict[str, Float[Tensor, " conversation"]]:
+    r"""Project each conversation's last prompt token on persona vectors, before anything is generated.
+
+    .. math:: p = h_l \cdot v_l / \lVert v_l \rVert
+
+    with :math:`h_l` the residual stream after block :math:`l` at the last token of the generation prompt. Hooks that
+    are on the model take effect first. Conversations of which one begins the other share one pass.
+
+    Args:
+        model: HookedTransformer or TransformerBridge.
+        conversations: Messages with ``role`` and ``content``, the last one not the assistant's.
+        vectors: By any name, usually the trait's. The directions of each vector's ``position`` are used, by default
+            the response mean's, as in the paper.
+        layers: Zero-based block index for each of these names.
+
+    Returns:
+        For each name one projection a conversation, float32, in residual-stream units.
+
+    Raises:
+        ModelMismatchError: A vector of another model.
+        LayerOutOfRangeError: A layer that the model does not have.
+        InvalidArgumentError: No conversation, an empty one, an unknown role, or names that one mapping lacks.
+        ContextLengthError: A conversation longer than the model's context.
+
+    Reference:
+        Persona Vectors (arXiv 2507.21509), section 3.3.
+
+    Example:
+        >>> import persona_lens as pl
+        >>> chats = [[{"role": "user", "content": "Who are you?"}]]
+        >>> pl.project_last_prompt_token(model, chats, {"evil": vector}, {"evil": 15})  # doctest: +SKIP
+    """
+    units = collect_units(model, vectors, layers)
+    if not conversations:
+        raise InvalidArgumentError(describe_violation("conversations", "hold at least one", conversations))
+    for index, conversation in enumerate(conversations):
+        _check_conversation(f"conversations[{index}]", conversation)
+        if conversation[-1]["role"] == "assistant":
+            raise InvalidArgumentError(
+                describe_violation(
+                    f"conversations[{index}]",
+                    "end where the assistant is to answer",
+                    "assistant",
+                    "Leave its last message out, or see PersonaMonitor.watch.",
+                )
+            )
+    found = project_prompts(model, conversations, units, [layers[name] for name in vectors])
+    return dict(zip(vectors, found.unbind(), strict=True))
+
+
+def collect_units(
+    model: HookedModel, vectors: Mapping[str, PersonaVector], layers: Mapping[str, int]
+) -> Float[Tensor, "direction d_model"]:
+    """Check vectors and layers against each other and the model; return the unit directions."""
+    if not vectors:
+        raise InvalidArgumentError(describe_violation("vectors", "hold at least one vector", vectors))
+    check_names("layers", layers, vectors)
+    for name, vector in vectors.items():
+        vector.check_model(model)
+        check_layer(layers[name], vector.model.n_layers)
+    return torch.stack([vector.unit(layers[name]).cpu() for name, vector in vectors.items()])
+
+
+def project_prompts(
+    model: HookedModel,
+    prompts: Sequence[Sequence[Message]],
+    units: Float[Tensor, "direction d_model"],
+    layers: Sequence[int],
+) -> Float[Tensor, "direction prompt"]:
+    """Project each prompt's last token on each direction at its layer."""
+    encoded = [encode_prompt(model.tokenizer, list(p), n_ctx=model.cfg.n_ctx).tokens for p in prompts]
+    # The residual stream at a token does not depend on what follows: a prompt that begins another, such as an earlier
+    # turn of one conversation, is read from the longer one's pass. In dictionary order it stands right before it.
+    ordered = sorted(set(encoded))
+    host_of: dict[tuple[int, ...], tuple[int, ...]] = {}
+    for tokens, following in reversed(list(zip(ordered, [*ordered[1:], ()], strict=True))):
+        host_of[tokens] = host_of[following] if following[: len(tokens)] == tokens else tokens
+    hosts = sorted(set(host_of.values()), key=len)
+    everywhere = torch.zeros(model.cfg.n_layers, len(units), model.cfg.d_model)
+    for index, layer in enumerate(layers):
+        everywhere[layer, index] = units[index]
+    found: dict[tuple[int, ...], Tensor] = {}
+    while hosts:
+        size = 1
+        while size < len(hosts) and (size + 1) * len(hosts[size]) <= _TOKENS_AT_ONCE:
+            size += 1
+        batch, hosts = hosts[:size], hosts[size:]
+        n_pos = len(batch[-1])
+        tokens_in = torch.tensor([[*tokens, *[0] * (n_pos - len(tokens))] for tokens in batch])
+        is_padding = torch.arange(n_pos) >= torch.tensor([len(tokens) for tokens in batch])[:, None]
+        everything = project_residual_stream(model, tokens_in, everywhere, is_padding=is_padding)
+        ours = torch.stack([everything[layer, index] for index, layer in enumerate(layers)]).cpu()
+        found |= {tokens: ours[:, row] for row, tokens in enumerate(batch)}
+    return torch.stack([found[host_of[tokens]][:, len(tokens) - 1] for tokens in encoded], dim=-1)
+
+
+def list_prompts(name: str, conversation: Sequence[Message]) -> list[Sequence[Message]]:
+    """Return what stood before each of the assistant's turns, and before the one to come if it is due."""
+    _check_conversation(name, conversation)
+    ends = [index for index, message in enumerate(conversation) if message["role"] == "assistant"]
+    if conversation[-1]["role"] != "assistant":
+        ends.append(len(conversation))
+    return [conversation[:end] for end in ends]
+
+
+def check_names(parameter: str, given: Mapping[str, object], vectors: Mapping[str, object]) -> None:
+    """Refuse a mapping whose names are not those of the vectors."""
+    if set(given) != set(vectors):
+        raise InvalidArgumentError(
+            describe_violation(parameter, f"name the traits of `vectors`, {sorted(vectors)}", sorted(given))
+        )
+
+
+def _check_conversation(name: str, conversation: Sequence[Message]) -> None:
+    if not conversation:
+        raise InvalidArgumentError(describe_violation(name, "hold at least one message", conversation))
+    for index, message in enumerate(conversation):
+        if message.get("role") not in _ROLES:
+            raise InvalidArgumentError(
+                describe_violation(f"{name}[{index}]['role']", f"be one of {_ROLES}", message.get("role"))
+            )
+        if not isinstance(message.get("content"), str):
+            raise InvalidArgumentError(
+                describe_violation(f"{name}[{index}]['content']", "be a text", message.get("content"))
+            )
+    roles = [message["role"] for message in conversation]
+    if "user" not in roles or "assistant" in roles[: roles.index("user")]:
+        raise InvalidArgumentError(
+            describe_violation(name, "have a message of the user before any of the assistant's", roles)
+        )
