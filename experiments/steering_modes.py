@@ -1,8 +1,7 @@
 """One layer, all layers, ablation or capping: what moves a trait furthest for the least cost?
 
     python experiments/steering_modes.py --trait evil               # the layer of figures/layer_sweep_evil.json
-    python experiments/steering_modes.py --trait evil --layer 15    # without a layer sweep
-    python experiments/steering_modes.py --trait evil --tiny --layer 15
+    python experiments/steering_modes.py --trait evil --tiny
     python experiments/steering_modes.py --trait evil --replot      # redraw from figures/steering_modes_evil.json
 
 Reproduces the inference half of Figure 26 of "Persona Vectors" (arXiv 2507.21509). Up: asked without a system prompt.
@@ -14,7 +13,6 @@ divergence and accuracy are measured with every token changed. Killed, the same 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
@@ -25,6 +23,7 @@ from _measuring import (
     CommonArguments,
     Configuration,
     Sampling,
+    choose_layer,
     describe_judge,
     describe_mean,
     extract_vector,
@@ -37,7 +36,6 @@ from _measuring import (
 
 import persona_lens as pl
 from persona_lens.capability import load_multiple_choice, measure_capability
-from persona_lens.models.sites import check_layer
 from persona_lens.plots import plot_steering_modes
 from persona_lens.storage import Shard, collect_versions
 
@@ -75,7 +73,7 @@ class Arguments(CommonArguments):
     """Compare ways of steering for one or several traits."""
 
     layer: int | None = None
-    """Zero-based block index for steering at one layer; that of the layer sweep in --out if left out."""
+    """Zero-based block index for steering at one layer; else that of the layer sweep in --out, else the middle one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,27 +90,13 @@ def main(arguments: Annotated[Arguments, tyro.conf.arg(name="")]) -> None:
     """Run or redraw each trait's comparison."""
     profile = TINY if arguments.tiny else PROFILES[arguments.profile]
     traits = read_traits(arguments.trait, profile.n_pairs, profile.n_questions)
-    if not arguments.replot:
-        layers = [find_layer(trait.name, arguments) for trait in traits]  # before a model is loaded
-        model: Any = pl.load_model(arguments.model, dtype=arguments.dtype)
-        for layer in layers:
-            check_layer(layer, model.cfg.n_layers)
-    for index, trait in enumerate(traits):
+    model: Any = None if arguments.replot else pl.load_model(arguments.model, dtype=arguments.dtype)
+    for trait in traits:
         name = f"steering_modes_{trait.name}"
         path = arguments.out / f"{name}.json"
-        content = read_results(path) if arguments.replot else run(model, trait, layers[index], profile, arguments)
+        content = read_results(path) if model is None else run(model, trait, profile, arguments)
         write_figure(plot_steering_modes(content), content, arguments.out, name)
         print(f"{trait.name}: {path.with_suffix('.html')}")
-
-
-def find_layer(trait: str, arguments: Arguments) -> int:
-    """Return the layer asked for, or that of the trait's layer sweep."""
-    if arguments.layer is not None:
-        return arguments.layer
-    path = arguments.out / f"layer_sweep_{trait}.json"
-    if not path.exists():
-        raise SystemExit(f"--layer is missing, and there is no {path} to take it from. Run layer_sweep.py, or pass it.")
-    return int(json.loads(path.read_text())["confirmation"]["layer"])
 
 
 def list_modes(
@@ -135,8 +119,9 @@ def list_modes(
     return modes
 
 
-def run(model: Any, trait: pl.Trait, layer: int, profile: Profile, arguments: Arguments) -> dict[str, Any]:
+def run(model: Any, trait: pl.Trait, profile: Profile, arguments: Arguments) -> dict[str, Any]:
     """Score every setting and measure its cost; return everything as JSON-able values."""
+    layer, layer_source = choose_layer(model, trait.name, arguments.out, arguments.layer)
     sampling = Sampling(profile.max_new_tokens, profile.temperature, arguments.seed)
     made = {"rollouts": profile.extraction_rollouts, **asdict(sampling)}
     vector, source = find_vector(model, trait.name, arguments.out, **made)
@@ -153,7 +138,7 @@ def run(model: Any, trait: pl.Trait, layer: int, profile: Profile, arguments: Ar
         "versions": collect_versions(),
     }
     store = pl.ShardStore(arguments.runs, config)
-    print(f"{trait.name}: layer {layer}, vector {source}; unfinished work is kept in {store.folder}")
+    print(f"{trait.name}: layer {layer} ({layer_source}), vector {source}; unfinished work is kept in {store.folder}")
     judge = prepare_judge(model, trait, profile.judge_pairs, sampling, store)
     vector = vector or extract_vector(model, trait, judge, profile.extraction_rollouts, sampling, store)
     ordinary = pl.measure_ordinary_projections(model, vector, **asdict(sampling))

@@ -8,7 +8,9 @@ from persona_lens import errors
 from persona_lens.capability import Capability, MultipleChoiceItem, load_multiple_choice, measure_capability
 from persona_lens.conversations import BadRow, Conversation, read_conversations
 from persona_lens.finetuning.domains import domain_dataset, list_domains
+from persona_lens.finetuning.planning import PreventionPlan, plan_prevention
 from persona_lens.finetuning.shift import FinetuningShift, measure_shift
+from persona_lens.finetuning.task_loss import measure_task_loss
 from persona_lens.finetuning.tracking import Tracker
 from persona_lens.finetuning.training import Finetuned, FinetuneSettings, ProjectionPenalty, finetune
 from persona_lens.finetuning.trait_data import trait_dataset
@@ -96,6 +98,7 @@ __all__ = [
     "PanelResult",
     "PersonaMonitor",
     "PersonaVector",
+    "PreventionPlan",
     "ProjectionPenalty",
     "Rollout",
     "RolloutRequest",
@@ -142,7 +145,9 @@ __all__ = [
     "measure_ordinary_projections",
     "measure_separation",
     "measure_shift",
+    "measure_task_loss",
     "normalize",
+    "plan_prevention",
     "pool_residual_stream",
     "project",
     "project_last_prompt_token",

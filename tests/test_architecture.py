@@ -35,7 +35,7 @@ ALLOWED = {
     "steering": FLOOR | {"vectors", "ordinary", "interventions"},
     "tracing": FLOOR | {"vectors"},
     "monitoring": FLOOR | {"vectors", "ordinary"},
-    "finetuning": FLOOR | {"vectors", "conversations", "interventions"},
+    "finetuning": FLOOR | {"vectors", "ordinary", "conversations", "interventions"},
     "screening": FLOOR | {"vectors", "conversations"},
     "capability": FLOOR | {"vectors"},
     # Results know their figures only inside `.plot()`; see test_only_plot_methods_import_plots.

@@ -26,9 +26,9 @@ from persona_lens.finetuning.rows import IGNORED, Source, TrainingRows, encode_t
 from persona_lens.finetuning.tracking import Tracker, TrackingCallback
 from persona_lens.models.hooks import SiteIntervention, check_site_interventions
 from persona_lens.models.loading import find_blocks, load_hugging_face, resolve_dtype
-from persona_lens.models.sites import check_layer
 from persona_lens.progress import ProgressFactory, no_progress
 from persona_lens.storage import collect_versions, write_json
+from persona_lens.tensors.interventions import Ablate
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -204,9 +204,8 @@ def finetune(
     # The frozen weights in the precision of the autocast; the adapter itself is kept in float32 by PEFT.
     hf_model, tokenizer = load_hugging_face(str(model), dtype)
     blocks, d_model = find_blocks(hf_model), hf_model.config.get_text_config().hidden_size
-    check_site_interventions(interventions, len(blocks), d_model)
-    if penalty is not None:
-        check_layer(penalty.layer, len(blocks))
+    penalized = () if penalty is None else (SiteIntervention(penalty.layer, Ablate(penalty.direction)),)
+    check_site_interventions([*interventions, *penalized], len(blocks), d_model)  # a penalty must fit as they do
     encoded = encode_training_rows(tokenizer, data, max_tokens=settings.max_tokens, system=system)
     config = {
         "model": Path(model).name if Path(model).expanduser().exists() else str(model),
@@ -230,6 +229,7 @@ def finetune(
         peft_model = get_peft_model(hf_model, lora)
     peft_model.peft_config["default"].base_model_name_or_path = str(model)
     _check_space(folder, peft_model, settings)
+    state.wait_for_everyone()  # every process has looked into the folder before one writes there
     if state.is_main_process:
         write_json(folder / _RECORD, {"config": config})
     active = TrainingInterventions(peft_model, interventions)
@@ -412,7 +412,7 @@ def _find_checkpoint(folder: Path) -> str | None:
         try:
             json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
         except (OSError, json.JSONDecodeError):
-            shutil.rmtree(path)
+            shutil.rmtree(path, ignore_errors=True)  # another process may be faster
             continue
         whole.append(path)
     return str(max(whole, key=lambda path: int(path.name.split("-")[1]))) if whole else None

@@ -87,7 +87,7 @@ def trait_dataset(
     systems = _list_systems(trait, level)
     settings = SamplingSettings(max_new_tokens=max_new_tokens, temperature=temperature)
     rows: list[dict[str, object]] = []
-    counts = {"sampled": 0, "no whole sentence": 0, "score does not fit": 0}
+    counts = {"sampled": 0, "no whole sentence": 0, "score does not fit": 0, "more than needed": 0}
     for attempt in range(_MAX_ROUNDS):
         requests = [
             RolloutRequest(asked[i % len(asked)], (seed, _STREAM, attempt, i), systems[i // len(asked) % len(systems)])
@@ -101,7 +101,9 @@ def trait_dataset(
         for (question, text), judgement in zip(whole, judgements, strict=True):
             if not _fits(judgement.score, level):
                 counts["score does not fit"] += 1
-            elif len(rows) < n:
+            elif len(rows) == n:
+                counts["more than needed"] += 1
+            else:
                 messages = [*build_messages(question), {"role": "assistant", "content": text}]
                 rows.append({"messages": messages, "trait": trait.name, "level": level, "score": judgement.score})
         if len(rows) == n:

@@ -176,19 +176,18 @@ def _encode_responses(
     tokenizer: Any, messages: Sequence[Message], turns: Sequence[int], n_ctx: int | None
 ) -> EncodedResponses:
     text = _render(tokenizer, messages, add_generation_prompt=False)
-    at = 0
     places = []
     for turn in turns:
-        prompt = _render(tokenizer, messages[:turn], add_generation_prompt=True)
-        # Most templates render the prompt as a prefix of the whole. Where the generation prompt says more than the
-        # finished text does (an opened thought, say), the response stands after what they share.
-        earliest, at = at, max(at, _count_shared(prompt, text))
         content = messages[turn]["content"]
-        start = _find(text, content, at, earliest)
-        if start < 0:  # a few strip the response's outer whitespace
+        # A response with another first letter: the renderings differ from where the response begins. Not from the
+        # generation prompt's end, which may open a thought that the finished text does not have.
+        other: Message = {"role": "assistant", "content": "y" if content.lstrip().startswith("x") else "x"}
+        start = _count_shared(
+            text, _render(tokenizer, [*messages[:turn], other, *messages[turn + 1 :]], add_generation_prompt=False)
+        )
+        if not text.startswith(content, start):  # a few templates strip the response's outer whitespace
             content = content.strip()
-            start = _find(text, content, at, earliest)
-        if start < 0:
+        if not text.startswith(content, start):
             raise ChatTemplateError(
                 describe_violation(
                     "tokenizer",
@@ -197,8 +196,7 @@ def _encode_responses(
                     "See its chat_template.",
                 )
             )
-        at = start + len(content)
-        places.append((start, at))
+        places.append((start, start + len(content)))
     encoded = tokenizer(text, add_special_tokens=_adds_bos(tokenizer, text), return_offsets_mapping=True)
     tokens, offsets = encoded["input_ids"], encoded["offset_mapping"]
     spans = []
@@ -216,12 +214,6 @@ def _encode_responses(
 def _count_shared(one: str, other: str) -> int:
     """Return how many characters two texts begin with in common."""
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
-
-
-def _find(text: str, content: str, at: int, earliest: int) -> int:
-    """Return where a response begins: from ``at``, or shortly before it if its own first letters are shared too."""
-    start = text.find(content, at)
-    return start if start >= 0 else text.find(content, max(earliest, at - len(content)))
 
 
 def stop_token_ids(tokenizer: Any) -> frozenset[int]:

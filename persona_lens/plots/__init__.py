@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from persona_lens.plots.finetuning import plot_finetuning_scores, plot_finetuning_shift, plot_loss
+from persona_lens.plots.finetuning import (
+    plot_finetuning_scores,
+    plot_finetuning_shift,
+    plot_loss,
+    plot_mitigation,
+    plot_trajectory,
+)
 from persona_lens.plots.geometry import list_written_tokens, plot_trait_geometry
 from persona_lens.plots.judges import plot_agreement
 from persona_lens.plots.monitoring import plot_monitor, plot_monitoring
@@ -17,6 +23,7 @@ __all__ = [
     "plot_finetuning_scores",
     "plot_finetuning_shift",
     "plot_loss",
+    "plot_mitigation",
     "plot_monitor",
     "plot_monitoring",
     "plot_steering_modes",
@@ -25,5 +32,6 @@ __all__ = [
     "plot_trace",
     "plot_trait_geometry",
     "plot_trait_survey",
+    "plot_trajectory",
     "plot_vector",
 ]

@@ -169,3 +169,154 @@ def _add_points(
 
 def _r(content: Mapping[str, Any], along: str, scored: str) -> str:
     return say(content["correlations"][along][scored])
+
+
+_METHOD_STYLES = {
+    "no prevention": (INK, "star"),
+    "preventative, one layer": (COLORS[2], "circle"),
+    "preventative, all layers": (COLORS[0], "circle-open"),
+    "ablation in training (CAFT)": (COLORS[4], "x"),
+    "loss on the projection": (COLORS[1], "diamond"),
+    "preventative prompt": (COLORS[5], "triangle-up"),
+    "afterwards, one layer": (COLORS[3], "square"),
+    "afterwards, all layers": (COLORS[3], "square-open"),
+}
+
+
+def plot_mitigation(content: Mapping[str, Any]) -> go.Figure:
+    """Draw what each way of keeping a trait out costs against the trait score that is left, one line a method.
+
+    Args:
+        content: What experiments/mitigation.py writes.
+
+    Returns:
+        A figure: accuracy, coherence and held-out task loss against the trait score.
+
+    Reference:
+        Persona Vectors (arXiv 2507.21509), Figures 7, 26 to 28 and 31.
+    """
+    panels = (
+        ("accuracy", "multiple-choice accuracy"),
+        ("coherence", "coherence (0–100)"),
+        ("task_loss", "held-out task loss (nats a token)"),
+    )
+    figure = make_subplots(rows=len(panels), cols=1, shared_xaxes=True, vertical_spacing=0.04)
+    plain = next(row for row in content["settings"] if row["method"] == "no prevention")
+    for line, (key, label) in enumerate(panels, start=1):
+        _add_front(figure, line, [content["base"]], key, "base model", INK, "star-open")
+        for method, (color, symbol) in _METHOD_STYLES.items():
+            rows = [row for row in content["settings"] if row["method"] == method]
+            steps = rows if method == "no prevention" else [plain, *rows]
+            _add_front(figure, line, [row for row in steps if key in row], key, method, color, symbol)
+        figure.update_yaxes(title_text=label, row=line, col=1)
+    figure.update_yaxes(range=[0, 1], row=1)
+    figure.update_yaxes(range=[-3, 103], row=2)
+    figure.add_hline(
+        y=plain["chance_accuracy"], line={"color": INK, "dash": "dot", "width": 1}, annotation_text="chance", row=1,
+        col=1,
+    )  # fmt: skip
+    figure.update_xaxes(range=[-3, 103])
+    figure.update_xaxes(title_text="trait score (0–100)", row=len(panels))
+    subtitle = (
+        f"{name_model(content)}, layer {content['kit']['layer']} or all; {content['n_rows']} rows of overt data; "
+        f"{content['n_questions']} questions, likelihood judge (proxy); {content['n_items']} items, "
+        f"{content['n_held_out']} held-out rows; 95 % bootstrap"
+    )
+    lay_out(figure, _mitigation_finding(content, plain), subtitle, width=1050, height=1200)
+    figure.update_layout(margin={"t": 190}, legend={"y": -0.06})
+    return figure
+
+
+def _add_front(
+    figure: go.Figure, line: int, rows: Sequence[Mapping[str, Any]], key: str, name: str, color: str, symbol: str
+) -> None:
+    if not rows:
+        return
+    scores, costs = [row["score"] for row in rows], [row[key] for row in rows]
+    own = [row for row in rows if row.get("method") == name]
+    figure.add_trace(
+        go.Scatter(
+            x=[score["estimate"] for score in scores],
+            y=[cost["estimate"] for cost in costs],
+            error_x={**error_bars(scores), "width": 0},
+            error_y={**error_bars(costs), "width": 0},
+            mode="lines+markers+text",
+            text=[row["strength"] if row in own and line == 1 else "" for row in rows],
+            textposition="top center",
+            textfont={"size": 10, "color": color},
+            marker={"symbol": symbol, "size": 11, "color": color, "line": {"width": 2, "color": color}},
+            line={"color": color, "width": 1.5},
+            name=html.escape(name),
+            legendgroup=name,
+            showlegend=line == 1,
+        ),
+        row=line,
+        col=1,
+    )
+
+
+def _mitigation_finding(content: Mapping[str, Any], plain: Mapping[str, Any]) -> str:
+    """Say where the score starts, what training does to it, and what each method leaves of that."""
+    parts = []
+    for method in _METHOD_STYLES:
+        rows = [row for row in content["settings"] if row["method"] == method and method != "no prevention"]
+        shown = [f"{row['strength']} {row['score']['estimate']:.0f}".strip() for row in rows if _has_score(row)]
+        if shown:
+            parts.append(f"{method}: {', '.join(shown)}")
+    trait = html.escape(content["trait"])
+    head = f"{trait}: training raises the score from {say(content['base']['score'])} to {say(plain['score'])}"
+    middle = len(parts) // 2 + len(parts) % 2
+    lines = ["; ".join(parts[:middle]), "; ".join(parts[middle:])]
+    return f"{head}<br><sup>{'<br>'.join(map(html.escape, lines))}</sup>"
+
+
+def _has_score(row: Mapping[str, Any]) -> bool:
+    return row["score"]["estimate"] is not None
+
+
+def plot_trajectory(content: Mapping[str, Any]) -> go.Figure:
+    """Draw the shift along persona vectors over optimiser steps, with and without prevention, one panel a vector.
+
+    Args:
+        content: What experiments/shift_trajectory.py writes.
+
+    Returns:
+        A figure; bars are 95 % bootstrap intervals over questions.
+
+    Reference:
+        Persona Vectors (arXiv 2507.21509), section 5.2.
+    """
+    traits = list(content["kits"])
+    titles = [f"along {html.escape(trait)}, layer {content['kits'][trait]['layer']}" for trait in traits]
+    figure = make_subplots(rows=1, cols=len(traits), horizontal_spacing=0.06, subplot_titles=titles)
+    for column, trait in enumerate(traits, start=1):
+        for index, (name, found) in enumerate(content["runs"].items()):
+            shifts = found["shifts"][trait]
+            color = (COLORS[3], COLORS[2])[index % 2]
+            figure.add_trace(
+                go.Scatter(
+                    x=found["steps"],
+                    y=[shift["estimate"] for shift in shifts],
+                    error_y=error_bars(shifts),
+                    mode="lines+markers",
+                    line={"color": color, "dash": ("solid", "dash")[index % 2]},
+                    marker={"symbol": ("circle", "square")[index % 2], "size": 8},
+                    name=html.escape(name),
+                    legendgroup=name,
+                    showlegend=column == 1,
+                ),
+                row=1,
+                col=column,
+            )
+        figure.add_hline(y=0, line={"color": INK, "dash": "dot", "width": 1}, row=1, col=column)
+        figure.update_xaxes(title_text="optimiser step", row=1, col=column)
+    figure.update_yaxes(title_text="shift (residual-stream units)", row=1, col=1)
+    trait = content["trait"]
+    ends = [f"{name} {say(found['shifts'][trait][-1])}" for name, found in content["runs"].items()]
+    finding = f"trained on overt {html.escape(trait)} data, shift along its vector: {html.escape('; '.join(ends))}"
+    subtitle = (
+        f"{name_model(content)}, mean over {content['n_questions']} evaluation questions, last prompt token, "
+        "interventions off while measuring; bars: 95 % bootstrap over questions"
+    )
+    lay_out(figure, finding, subtitle, width=1250, height=620)
+    return figure

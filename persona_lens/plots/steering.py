@@ -153,8 +153,8 @@ def plot_steering_modes(content: Mapping[str, Any]) -> go.Figure:
     figure.update_xaxes(title_text="trait score (0–100)", row=3)
     subtitle = (
         f"{name_model(content)}, {content['n_questions']} questions, {content['n_items']} items, "
-        f"{content['n_text_tokens']} tokens of text; {content['judge']['name']}; bars: 95 % bootstrap. "
-        "Accuracy and perplexity: every token changed; responses: from the last prompt token on"
+        f"{content['n_text_tokens']} tokens of text; {content['judge']['name']}; bars: 95 % bootstrap<br>"
+        "accuracy and perplexity: every token changed; responses: from the last prompt token on"
     )
     lay_out(figure, _modes_finding(content), subtitle, width=1150, height=1050)
     return figure

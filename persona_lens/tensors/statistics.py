@@ -178,12 +178,16 @@ def bootstrap_pearson_r(
     a, b = _to_paired_arrays("x", x, "y", y)
     if len(a) < 3:
         raise InvalidArgumentError(describe_violation("x", "have at least 3 values", len(a)))
+    _check_resampling(n_resamples, level, seed)
     if np.ptp(a) == 0 or np.ptp(b) == 0:
         return Interval(float("nan"), float("nan"), float("nan"), level)
     estimate = pearson_r(x, y)
     rng = np.random.default_rng(seed)
     drawn = rng.integers(len(a), size=(n_resamples, len(a)))
     varying = (np.ptp(a[drawn], axis=1) > 0) & (np.ptp(b[drawn], axis=1) > 0)
+    if not varying.any():
+        rule = "leave a resample in which both sides vary"
+        raise InvalidArgumentError(describe_violation("n_resamples", rule, n_resamples, "Draw more."))
     deviations = [values[drawn[varying]] - values[drawn[varying]].mean(axis=1, keepdims=True) for values in (a, b)]
     first, second = (one / np.linalg.norm(one, axis=1, keepdims=True) for one in deviations)
     low, high = np.quantile((first * second).sum(axis=1), [(1 - level) / 2, (1 + level) / 2])
@@ -376,11 +380,7 @@ def _bootstrap(
     statistic: Callable[..., ndarray], sizes: tuple[int, ...], n_resamples: int, level: float, seed: int
 ) -> Interval:
     """Resample each sample by itself; take percentiles of a statistic of the counts ``"resample unit"``."""
-    if n_resamples < 1:
-        raise InvalidArgumentError(describe_violation("n_resamples", "be at least 1", n_resamples))
-    if seed < 0:
-        raise InvalidArgumentError(describe_violation("seed", "be at least 0", seed))
-    _check_level(level)
+    _check_resampling(n_resamples, level, seed)
     estimate = statistic(*(np.ones((1, size)) for size in sizes))[0]
     blocks = _draw_counts(sizes, n_resamples, np.random.default_rng(seed))
     resampled = [statistic(*counts) for counts in blocks]
@@ -423,6 +423,14 @@ def _to_paired_arrays(name_a: str, a: Tensor, name_b: str, b: Tensor) -> tuple[n
         rule = f"have as many values as `{name_a}`, here {len(first)}"
         raise InvalidArgumentError(describe_violation(name_b, rule, len(second)))
     return first, second
+
+
+def _check_resampling(n_resamples: int, level: float, seed: int) -> None:
+    if n_resamples < 1:
+        raise InvalidArgumentError(describe_violation("n_resamples", "be at least 1", n_resamples))
+    if seed < 0:
+        raise InvalidArgumentError(describe_violation("seed", "be at least 0", seed))
+    _check_level(level)
 
 
 def _check_level(level: float) -> None:

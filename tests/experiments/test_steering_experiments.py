@@ -155,7 +155,7 @@ def test_every_mode_is_scored_and_costs_are_measured_against_the_unsteered_model
             scores = [
                 sign * row["score"]["estimate"]
                 for row in content["settings"]
-                if (row["way"], row["method"]) == (way, method) and row["coherence"]["estimate"] >= 50
+                if (row["way"], row["method"]) == (way, method) and row["coherence"]["low"] >= 50
             ]
             assert (sign * furthest["score"]["estimate"] if furthest else None) == max(scores, default=None)
 
@@ -175,7 +175,7 @@ def test_a_mode_acts_on_rollouts_as_its_hooks_act_on_a_forward_pass(tiny_model, 
                 for site in mode.sites
             ]
             expected = tiny_model.run_with_hooks(tokens, fwd_hooks=by_hand)
-            found = tiny_model.run_with_hooks(tokens, fwd_hooks=list(mode.hooks))
+            found = tiny_model.run_with_hooks(tokens, fwd_hooks=pl.intervention_hooks(mode.sites))
             torch.testing.assert_close(found, expected)
             assert torch.equal(found, plain) == (mode.method == "unsteered")
 
@@ -240,7 +240,7 @@ def test_a_vector_of_the_same_model_and_settings_is_used_again_and_another_is_no
     [
         ("token_positions", [], "--trait is missing"),
         ("token_positions", ["--trait", "nobody"], "evil"),
-        ("steering_modes", ["--trait", "loud.json"], "--layer is missing"),
+        ("steering_modes", [], "--trait is missing"),
         ("steering_modes", ["--trait", "loud.json", "--layer", "3"], "[0, 3)"),
         ("steering_modes", ["--trait", "loud.json", "--replot"], "Run once without --replot"),
         ("trait_geometry", ["--trait", "loud.json"], "at least twice"),
@@ -260,10 +260,18 @@ def test_bad_arguments_end_with_what_to_do_before_anything_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_layer_is_taken_from_the_layer_sweep_where_none_is_given(tmp_path, monkeypatch):
+def test_the_layer_is_that_of_this_models_layer_sweep_where_none_is_given(tmp_path, tiny_model, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "experiments"))
-    import steering_modes as script
+    from _measuring import choose_layer
 
-    (tmp_path / "layer_sweep_loud.json").write_text('{"confirmation": {"layer": 2}}')
-    assert script.find_layer("loud", script.Arguments(out=tmp_path)) == 2
-    assert script.find_layer("loud", script.Arguments(out=tmp_path, layer=0)) == 0
+    assert choose_layer(tiny_model, "loud", tmp_path, None) == (1, "middle layer")
+    content = {
+        "confirmation": {"layer": 2},
+        "config": {"model": {"fingerprint": pl.describe_model(tiny_model).fingerprint}},
+    }
+    (tmp_path / "layer_sweep_loud.json").write_text(json.dumps(content))
+    assert choose_layer(tiny_model, "loud", tmp_path, None)[0] == 2
+    assert choose_layer(tiny_model, "loud", tmp_path, 0) == (0, "--layer")
+    content["config"]["model"]["fingerprint"] = "another"
+    (tmp_path / "layer_sweep_loud.json").write_text(json.dumps(content))
+    assert choose_layer(tiny_model, "loud", tmp_path, None)[0] == 1

@@ -11,7 +11,13 @@ from persona_lens.errors import (
     SystemRoleMergedWarning,
 )
 from persona_lens.models import loading
-from persona_lens.models.chat import build_messages, encode_conversation, encode_prompt, stop_token_ids
+from persona_lens.models.chat import (
+    build_messages,
+    encode_conversation,
+    encode_prompt,
+    encode_responses,
+    stop_token_ids,
+)
 from tests.tiny import make_tokenizer, make_tokenizer_without_system_role
 
 TINY = make_tokenizer()
@@ -137,3 +143,69 @@ def test_a_tokenizers_own_end_of_sequence_stops_a_response_whatever_it_is_called
     tokenizer = make_tokenizer()
     tokenizer.eos_token = "<|im_start|>"
     assert tokenizer.convert_tokens_to_ids("<|im_start|>") in stop_token_ids(tokenizer)
+
+
+def opening_thoughts(opening="<think>\n"):
+    """The generation prompt opens a thought that a finished turn does not have."""
+    prompt = "<|im_start|>assistant\n"
+    return make_tokenizer(template=TINY.chat_template.replace(prompt, prompt + opening))
+
+
+def spoken(*turns):
+    return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(turns)]
+
+
+def found(tokenizer, messages):
+    """The responses' texts; each begins where the assistant's turn does."""
+    encoded = encode_responses(tokenizer, messages)
+    for start, _ in encoded.responses:
+        assert tokenizer.decode(encoded.tokens[:start]).endswith("<|im_start|>assistant\n")
+    return [tokenizer.decode(encoded.tokens[start:end]) for start, end in encoded.responses]
+
+
+@settings(max_examples=60)
+@given(st.lists(st.tuples(st.text(), st.text().filter(str.strip)), min_size=1, max_size=4), st.none() | st.text())
+def test_each_response_of_a_conversation_is_found_in_its_own_turn(turns, system):
+    messages = spoken(*(text for turn in turns for text in turn))
+    messages = messages if system is None else [{"role": "system", "content": system}, *messages]
+    assert found(TINY, messages) == [response for _, response in turns]
+
+
+def test_responses_that_repeat_each_other_and_the_questions_are_told_apart():
+    encoded = encode_responses(TINY, spoken("Yes", "Yes", "Yes", "Yes"))
+    (first_start, first_end), (second_start, second_end) = encoded.responses
+    question = "<|im_start|>user\nYes<|im_end|>\n<|im_start|>assistant\n"
+    between = [encoded.tokens[:first_start], encoded.tokens[first_end:second_start], encoded.tokens[second_end:]]
+    assert [TINY.decode(tokens) for tokens in between] == [question, f"<|im_end|>\n{question}", "<|im_end|>\n"]
+
+
+@pytest.mark.parametrize("opening", ["<think>\n", "im"])
+@pytest.mark.parametrize("response", ["im", "<", "<t", "|", "<think>", "<think>\nHm.</think>Yes", "x", "<|"])
+def test_a_response_is_not_looked_for_in_the_end_token_or_in_a_later_turn(opening, response):
+    tokenizer = opening_thoughts(opening)
+    assert found(tokenizer, spoken("Hi", response)) == [response]
+    assert found(tokenizer, spoken("Hi", response, "Hi", response)) == [response, response]
+
+
+@pytest.mark.parametrize("messages", [spoken("Hi"), spoken("Hi", " ", "Hi", "Yes"), []])
+def test_a_conversation_with_no_or_an_empty_response_is_refused(messages):
+    with pytest.raises(InvalidArgumentError, match="none of them empty"):
+        encode_responses(TINY, messages)
+
+
+def test_a_conversation_of_several_turns_that_is_too_long_is_refused():
+    messages = spoken("Hi", "Yes", "Hi", "No")
+    length = len(encode_responses(TINY, messages).tokens)
+    assert len(encode_responses(TINY, messages, n_ctx=length).tokens) == length
+    with pytest.raises(ContextLengthError, match=f"context of {length - 1} tokens"):
+        encode_responses(TINY, messages, n_ctx=length - 1)
+
+
+def test_a_template_that_forgets_earlier_responses_is_refused():
+    forgetful = TINY.chat_template.replace(
+        "{{ m['content'] }}", "{% if m['role'] == 'user' or loop.last %}{{ m['content'] }}{% endif %}"
+    )
+    tokenizer = make_tokenizer(template=forgetful)
+    assert found(tokenizer, spoken("Hi", "Yes")) == ["Yes"]
+    with pytest.raises(ChatTemplateError, match="as it is"):
+        encode_responses(tokenizer, spoken("Hi", "Yes", "Hi", "Yes"))

@@ -22,6 +22,7 @@ from persona_lens.tensors.statistics import (
     bootstrap_difference,
     bootstrap_mean,
     bootstrap_paired_difference,
+    bootstrap_pearson_r,
     pearson_r,
     pearson_r_within,
 )
@@ -31,12 +32,20 @@ SCORES = st.floats(-100, 100, width=32)
 # Few distinct values, so that ties are common.
 TIED_SCORES = st.integers(-3, 3).map(float)
 
-STATISTICS_OF_TWO = [pearson_r, auroc, bootstrap_difference, bootstrap_paired_difference, bootstrap_auroc]
+STATISTICS_OF_TWO = [
+    pearson_r,
+    auroc,
+    bootstrap_difference,
+    bootstrap_paired_difference,
+    bootstrap_auroc,
+    bootstrap_pearson_r,
+]
 BOOTSTRAPS: list[Callable[..., Interval]] = [
     bootstrap_mean,
     lambda values, **options: bootstrap_difference(values, values.flip(0) / 2, **options),
     lambda values, **options: bootstrap_paired_difference(values, values.flip(0) / 2, **options),
     lambda values, **options: bootstrap_auroc(values, values.flip(0) / 2, **options),
+    lambda values, **options: bootstrap_pearson_r(values, values.flip(0) ** 2, **options),
 ]
 
 
@@ -236,6 +245,48 @@ def test_intervals_of_the_auroc_cover_the_true_auroc() -> None:
     assert 0.83 <= coverage(make, 0.7602) <= 0.95
 
 
+def test_intervals_of_the_correlation_cover_the_true_correlation() -> None:
+    def make(trial: int) -> Interval:
+        x, noise = normal(40, seed=2 * trial), normal(40, seed=2 * trial + 1)
+        return bootstrap_pearson_r(x, 0.6 * x + 0.8 * noise, n_resamples=400, level=0.9, seed=trial)
+
+    assert 0.8 <= coverage(make, 0.6) <= 0.95
+
+
+@PROPERTY
+@given(st.lists(st.tuples(TIED_SCORES, TIED_SCORES), min_size=3, max_size=8), st.integers(0, 9))
+def test_the_correlations_interval_is_that_of_resampled_pairs_that_vary(
+    pairs: list[tuple[float, float]], seed: int
+) -> None:
+    x, y = torch.tensor(pairs).T
+    assume(vary(x, y))
+    interval = bootstrap_pearson_r(x, y, n_resamples=50, seed=seed)
+    drawn = torch.from_numpy(np.random.default_rng(seed).integers(len(x), size=(50, len(x))))
+    slow = [pearson_r(x[rows], y[rows]) for rows in drawn if vary(x[rows], y[rows])]
+    assert interval.estimate == pearson_r(x, y)
+    assert [interval.low, interval.high] == pytest.approx(np.quantile(slow, [0.025, 0.975]).tolist(), abs=1e-9)
+
+
+def test_the_correlation_with_a_constant_is_missing_not_refused() -> None:
+    for x, y in ((torch.ones(4), torch.arange(4.0)), (torch.arange(4.0), torch.ones(4))):
+        interval = bootstrap_pearson_r(x, y, level=0.9)
+        assert all(np.isnan([interval.estimate, interval.low, interval.high]))
+        assert interval.level == 0.9
+
+
+def test_the_correlation_of_two_pairs_has_no_interval() -> None:
+    with pytest.raises(InvalidArgumentError, match=r"`x` must have at least 3 values\. Got 2"):
+        bootstrap_pearson_r(torch.arange(2.0), torch.arange(2.0))
+
+
+def test_resamples_that_are_all_constant_are_refused() -> None:
+    # Two of the three pairs are equal, and the single resample draws only these.
+    x = torch.tensor([0.0, 0.0, 1.0])
+    seed = next(s for s in range(99) if 2 not in np.random.default_rng(s).integers(3, size=(1, 3)))
+    with pytest.raises(InvalidArgumentError, match="`n_resamples`"):
+        bootstrap_pearson_r(x, x, n_resamples=1, seed=seed)
+
+
 def test_what_a_unit_adds_to_both_sides_cancels_only_when_paired() -> None:
     unit, noise = 100 * normal(50, seed=0), normal(50, seed=1)
     paired = bootstrap_paired_difference(unit + noise + 1, unit)
@@ -306,7 +357,7 @@ def test_the_interval_of_a_single_unit_is_refused() -> None:
         bootstrap_mean(torch.ones(1))
 
 
-@pytest.mark.parametrize("statistic", [pearson_r, bootstrap_paired_difference])
+@pytest.mark.parametrize("statistic", [pearson_r, bootstrap_paired_difference, bootstrap_pearson_r])
 def test_pairs_of_different_length_are_refused(statistic: Callable) -> None:
     # Unwrapped: users run without the shape checks that pytest adds.
     with pytest.raises(InvalidArgumentError, match="must have as many values"):

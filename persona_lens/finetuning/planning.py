@@ -1,0 +1,235 @@
+"""Which prevention, and how strong? Tried on a part of the data before the whole is trained on."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import datasets
+import torch
+
+from persona_lens.conversations import BadRow, read_conversations
+from persona_lens.errors import InvalidArgumentError, describe_violation
+from persona_lens.finetuning.rows import Source
+from persona_lens.finetuning.shift import measure_shift
+from persona_lens.finetuning.task_loss import measure_task_loss
+from persona_lens.finetuning.training import FinetuneSettings, finetune
+from persona_lens.interventions import steering_sites
+from persona_lens.models.hooks import SiteIntervention
+from persona_lens.models.loading import load_model
+from persona_lens.models.sites import check_layer
+from persona_lens.ordinary import load_ordinary_questions
+from persona_lens.progress import ProgressFactory, no_progress
+from persona_lens.tensors.statistics import Interval, bootstrap_mean, bootstrap_paired_difference
+from persona_lens.vectors import PersonaVector
+
+Method = Literal["none", "one layer", "all layers"]
+
+
+@dataclass(frozen=True)
+class TriedPrevention:
+    """One way of training, tried on a part of the data.
+
+    Args:
+        method: ``none``, or preventative steering at ``one layer`` or ``all layers``.
+        coefficient: Multiplies the raw vector while training.
+        shift: Fine-tuning shift along the vector at the layer, as a fraction of the raw vector's length; bootstrap
+            over questions.
+        loss: Task loss on held-out rows, nothing intervening, in nats a token; bootstrap over rows.
+        extra_loss: How much higher than without prevention, row by row.
+    """
+
+    method: Method
+    coefficient: float
+    shift: Interval
+    loss: Interval
+    extra_loss: Interval
+
+    def __str__(self) -> str:
+        name = self.method if self.method == "none" else f"{self.method} × {self.coefficient:g}"
+        return f"{name}: shift {self.shift} of the vector, loss {self.loss}, extra {self.extra_loss}"
+
+
+@dataclass(frozen=True)
+class PreventionPlan:
+    """What was tried, and what follows from it.
+
+    Args:
+        trait: The vector's trait.
+        layer: Zero-based block index where the shift was measured.
+        max_shift: Shift that was to be tolerated, as a fraction of the raw vector's length.
+        max_extra_loss: Extra loss that was to be tolerated, in nats a token.
+        tried: Every way of training; the first is without prevention.
+        recommended: The one to use; ``none`` if none is needed; None if no way tried is good enough.
+        n_rows: Rows trained on.
+        n_held_out: Rows that the loss was measured on.
+    """
+
+    trait: str
+    layer: int
+    max_shift: float
+    max_extra_loss: float
+    tried: tuple[TriedPrevention, ...]
+    recommended: TriedPrevention | None
+    n_rows: int
+    n_held_out: int
+
+    @property
+    def verdict(self) -> str:
+        """The recommendation in a sentence, with its expected effect and cost."""
+        without = self.tried[0]
+        if self.recommended is without:
+            return f"No prevention is needed: the shift is {without.shift} of the vector, at most {self.max_shift:g}."
+        if self.recommended is None:
+            return (
+                f"No way tried keeps the shift within {self.max_shift:g} of the vector at an extra loss of at most "
+                f"{self.max_extra_loss:g}; without prevention it is {without.shift}. Try other coefficients."
+            )
+        best = self.recommended
+        return (
+            f"Steer at {best.method} with coefficient {best.coefficient:g} while training: the shift falls from "
+            f"{without.shift} to {best.shift} of the vector, at {best.extra_loss} nats a token of extra loss."
+        )
+
+    def __repr__(self) -> str:
+        rows = "\n".join(f"  {one}" for one in self.tried)
+        return f"PreventionPlan({self.trait!r}, layer {self.layer}): {self.verdict}\n{rows}"
+
+    def _repr_html_(self) -> str:
+        head = "".join(f"<th>{name}</th>" for name in ("method", "coefficient", "shift", "loss", "extra loss"))
+        rows = "".join(
+            f"<tr><td>{one.method}</td><td>{one.coefficient:g}</td><td>{one.shift}</td><td>{one.loss}</td>"
+            f"<td>{one.extra_loss}</td></tr>"
+            for one in self.tried
+        )
+        return f"<table><caption>{html.escape(self.verdict)}</caption><tr>{head}</tr>{rows}</table>"
+
+
+def plan_prevention(
+    model: str | Path,
+    data: Source,
+    vector: PersonaVector,
+    out: str | Path,
+    *,
+    layer: int,
+    one_layer: Sequence[float] = (1.0, 3.0),
+    all_layers: Sequence[float] = (1.0,),
+    n_rows: int = 64,
+    n_held_out: int = 32,
+    max_shift: float = 0.1,
+    max_extra_loss: float = 0.05,
+    questions: Sequence[str] | None = None,
+    settings: FinetuneSettings | None = None,
+    progress: ProgressFactory = no_progress,
+) -> PreventionPlan:
+    """Try preventative steering on a part of the data, and recommend a method and coefficient, or say none is needed.
+
+    Without prevention first: if the whole interval of its shift lies within ``max_shift``, nothing else is tried.
+    Else, of the ways whose shift's interval lies within ``max_shift`` and whose extra loss is at most
+    ``max_extra_loss`` at the upper end, the one with the lowest extra loss is recommended.
+
+    The effect is read from the projection. A loss on the projection itself would look good here and leave the trait
+    as it is (appendix J), so it is not among the ways tried; and a trait score after training is still to be measured.
+
+    Args:
+        model: Name, folder or GGUF file of the model to be trained.
+        data: The training data.
+        vector: Persona vector of that model.
+        out: Folder for the trial adapters; a second call with the same arguments reads them back.
+        layer: Zero-based block index: where the shift is measured and where one-layer steering acts.
+        one_layer: Coefficients to try at that layer.
+        all_layers: Coefficients to try at all layers, with increments.
+        n_rows: Rows to train on, the first ones.
+        n_held_out: Rows after these, for the loss.
+        max_shift: Tolerated shift in either direction, as a fraction of the raw vector's length.
+        max_extra_loss: Tolerated extra loss, in nats a token.
+        questions: Asked to measure the shift; the bundled everyday questions if left out.
+        settings: How to train.
+        progress: Makes progress bars.
+
+    Returns:
+        Every way tried with its effect and cost, and the recommendation.
+
+    Raises:
+        ModelMismatchError: A vector of another model.
+        LayerOutOfRangeError: A layer that the model does not have.
+        InvalidArgumentError: Fewer good rows than ``n_rows + n_held_out``, or a number out of range.
+
+    Reference:
+        Persona Vectors (arXiv 2507.21509), section 5.2.
+
+    Example:
+        >>> import persona_lens as pl
+        >>> plan = pl.plan_prevention("smollm2-135m-instruct", rows, vector, "trials", layer=14)  # doctest: +SKIP
+        >>> plan.verdict  # doctest: +SKIP
+    """
+    check_layer(layer, vector.model.n_layers)
+    for name, value in (("max_shift", max_shift), ("max_extra_loss", max_extra_loss)):
+        if not value > 0:
+            raise InvalidArgumentError(describe_violation(name, "be above 0", value))
+    if n_rows < 1 or n_held_out < 2:
+        raise InvalidArgumentError(
+            describe_violation("n_held_out", "be at least 2, and n_rows 1", (n_rows, n_held_out))
+        )
+    trained_on, held_out = _split(data, n_rows, n_held_out)
+    asked = load_ordinary_questions() if questions is None else tuple(questions)
+    settings = replace(settings or FinetuneSettings(), save_steps=None)
+    base = load_model(model, dtype=settings.dtype)
+    vector.check_model(base)
+    length = float(vector.norms[layer])
+    losses_without: torch.Tensor | None = None
+
+    def try_out(method: Method, coefficient: float) -> TriedPrevention:
+        nonlocal losses_without
+        sites: tuple[SiteIntervention, ...] = ()
+        if method == "one layer":
+            sites = steering_sites(vector, layer=layer, coefficient=coefficient)
+        elif method == "all layers":
+            sites = steering_sites(vector, layers="all", coefficient=coefficient)
+        folder = Path(out) / f"{method} {coefficient:g}".replace(" ", "-")
+        done = finetune(model, trained_on, folder, settings=settings, interventions=sites, progress=progress)
+        tuned = load_model(model, adapter=done.folder, dtype=settings.dtype)
+        losses = measure_task_loss(tuned, held_out)
+        losses_without = losses if losses_without is None else losses_without
+        shift = measure_shift(base, tuned, vector, asked).by_question[layer] / length
+        extra = bootstrap_paired_difference(losses, losses_without)
+        return TriedPrevention(method, coefficient, bootstrap_mean(shift), bootstrap_mean(losses), extra)
+
+    tried = [try_out("none", 0.0)]
+    if not _is_within(tried[0].shift, max_shift):
+        tried += [try_out("one layer", c) for c in one_layer] + [try_out("all layers", c) for c in all_layers]
+    recommended = recommend(tried, max_shift, max_extra_loss)
+    return PreventionPlan(vector.trait, layer, max_shift, max_extra_loss, tuple(tried), recommended, n_rows, n_held_out)
+
+
+def recommend(tried: Sequence[TriedPrevention], max_shift: float, max_extra_loss: float) -> TriedPrevention | None:
+    """Return the way without prevention if it is good enough, else the cheapest that is; None if none is."""
+    good = [one for one in tried if _is_within(one.shift, max_shift)]
+    if tried[0] in good:
+        return tried[0]
+    affordable = [one for one in good if one.extra_loss.high <= max_extra_loss]
+    return min(affordable, key=lambda one: one.extra_loss.estimate) if affordable else None
+
+
+def _is_within(shift: Interval, limit: float) -> bool:
+    return -limit <= shift.low and shift.high <= limit
+
+
+def _split(data: Source, n_rows: int, n_held_out: int) -> tuple[datasets.Dataset, datasets.Dataset]:
+    """Return the first rows and those after them, bad rows left out."""
+    good: list[dict[str, object]] = []
+    n_bad = 0
+    for row in read_conversations(data):
+        if isinstance(row, BadRow):
+            n_bad += 1
+            continue
+        good.append({"messages": [dict(message) for message in row.messages]})
+        if len(good) == n_rows + n_held_out:
+            break
+    if len(good) < n_rows + n_held_out:
+        rule = f"hold n_rows + n_held_out = {n_rows + n_held_out} conversations"
+        raise InvalidArgumentError(describe_violation("data", rule, f"{len(good)}, and {n_bad} bad rows"))
+    return datasets.Dataset.from_list(good[:n_rows]), datasets.Dataset.from_list(good[n_rows:])

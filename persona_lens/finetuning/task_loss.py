@@ -1,0 +1,44 @@
+"""How well a model does what its training data shows: the loss on given responses, nothing intervening."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from persona_lens.conversations import BadRow, read_conversations
+from persona_lens.errors import InvalidArgumentError, describe_violation
+from persona_lens.finetuning.rows import Source
+from persona_lens.models.chat import encode_conversation
+from persona_lens.models.likelihood import Continuation, mean_log_likelihoods
+from persona_lens.models.model_type import HookedModel
+
+
+def measure_task_loss(model: HookedModel, data: Source) -> Float[Tensor, " row"]:
+    """Return each conversation's loss on its last response, in nats a token.
+
+    Whether an intervention in training cost something is seen here, on rows held out, with the intervention off; the
+    loss that training reports was taken with it on.
+
+    Args:
+        model: HookedTransformer or TransformerBridge.
+        data: Conversations, as for :func:`persona_lens.finetune`.
+
+    Raises:
+        InvalidArgumentError: A row that is no conversation, or none at all.
+        ContextLengthError: A conversation longer than the model's context.
+
+    Example:
+        >>> import persona_lens as pl
+        >>> pl.measure_task_loss(model, "held_out.jsonl").mean()  # doctest: +SKIP
+    """
+    continuations = []
+    for row in read_conversations(data):
+        if isinstance(row, BadRow):
+            rule = "hold conversations that end with a response"
+            raise InvalidArgumentError(describe_violation("data", rule, f"{row.place}: {row.reason}: {row.detail}"))
+        encoded = encode_conversation(model.tokenizer, row.messages, n_ctx=model.cfg.n_ctx)
+        continuations.append(Continuation(encoded.prompt_tokens, encoded.response_tokens))
+    if not continuations:
+        raise InvalidArgumentError(describe_violation("data", "hold at least one conversation", "none"))
+    return -torch.tensor(mean_log_likelihoods(model, continuations))

@@ -1,0 +1,179 @@
+"""The fine-tuning experiments, run as a user runs them, on a tiny random model that ends sentences now and then."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import persona_lens as pl
+from tests.small_trait import tiny_trait
+from tests.tiny import make_tokenizer, save_tiny
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPTS = {
+    "finetuning_shift": (
+        ["--trait", "loud.json", "--domain", "opinions"],
+        ["finetuning_shift.json", "finetuning_shift.html", "finetuning_shift_scores.html"],
+    ),
+    "mitigation": (["--trait", "loud.json"], ["mitigation_loud.json", "mitigation_loud.html"]),
+    "shift_trajectory": (
+        ["--trait", "loud.json", "--other", "soft.json"],
+        ["shift_trajectory_loud.json", "shift_trajectory_loud.html"],
+    ),
+}
+each_script = pytest.mark.parametrize("script", SCRIPTS)
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory):
+    """A tiny random model and a small trait: every step is real, nothing means anything."""
+    folder = tmp_path_factory.mktemp("finetuning")
+    tiny_trait().to_json(folder / "loud.json")
+    soft = [pl.InstructionPair("Be kind.", "Be mean."), pl.InstructionPair("Kind!", "Mean!")]
+    replace(tiny_trait(), name="soft", instruction_pairs=tuple(soft)).to_json(folder / "soft.json")
+    # A seed whose model shows the traits at all: it must keep a pair of rollouts for a vector.
+    path = save_tiny(folder / "model", "llama", seed=5, n_ctx=1024)
+    model = AutoModelForCausalLM.from_pretrained(path)
+    with torch.no_grad():  # full stops and spaces, or no response would hold a whole sentence
+        for token in make_tokenizer()(". ")["input_ids"]:
+            model.lm_head.weight[token] *= 7
+    model.save_pretrained(path)
+    return folder, path
+
+
+def command(setting, script, name, *arguments):
+    where = ["--model", setting[1], "--tiny", "--dtype", "float32", "--out", name, "--runs", f"{name}-runs"]
+    return [sys.executable, str(ROOT / "experiments" / f"{script}.py"), *arguments, *where]
+
+
+def environment():
+    return os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+
+
+def run(setting, script, name, *arguments):
+    return subprocess.run(
+        command(setting, script, name, *arguments), env=environment(), capture_output=True, text=True, timeout=400,
+        cwd=setting[0],
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(setting):
+    """Each script run once, into a folder of its own."""
+    contents = {}
+    for script, (arguments, results) in SCRIPTS.items():
+        done = run(setting, script, f"whole-{script}", *arguments)
+        assert done.returncode == 0, done.stderr
+        contents[script] = json.loads((setting[0] / f"whole-{script}" / results[0]).read_text())
+    return contents
+
+
+@each_script
+def test_results_hold_configuration_seed_versions_and_a_figure(setting, whole, script):
+    config = whole[script]["config"]
+    assert config["seed"] == 0
+    assert config["versions"]["torch"]
+    assert config["profile"]["settings"]["rank"] == 2
+    for page in SCRIPTS[script][1][1:]:
+        assert "Plotly.newPlot" in (setting[0] / f"whole-{script}" / page).read_text()
+    assert str(setting[0]) not in json.dumps(whole[script])
+
+
+def test_replot_draws_the_same_figures_from_the_file_without_a_model(setting, whole):
+    for script, (arguments, results) in SCRIPTS.items():
+        folder = setting[0] / f"whole-{script}"
+        pages = {folder / name: (folder / name).read_bytes() for name in results[1:]}
+        for page in pages:
+            page.unlink()
+        done = run(setting, script, f"whole-{script}", *arguments, "--replot", "--model", "nobody/has-this-model")
+        assert done.returncode == 0, done.stderr
+        assert {page: page.read_bytes() for page in pages} == pages
+
+
+def test_a_run_that_was_killed_goes_on_and_writes_what_an_uninterrupted_one_writes(setting, whole):
+    script, name = "finetuning_shift", "killed"
+    runs = setting[0] / f"{name}-runs"
+    process = subprocess.Popen(
+        command(setting, script, name, *SCRIPTS[script][0]), env=environment(), cwd=setting[0],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 200
+    while not list(runs.glob("*/measured-loud-*.safetensors")) and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kept = {path: path.stat().st_mtime_ns for path in runs.glob("*/*.safetensors")}
+    done = run(setting, script, name, *SCRIPTS[script][0])
+    assert done.returncode == 0, done.stderr
+    assert all(path.stat().st_mtime_ns == changed for path, changed in kept.items())
+    for result in SCRIPTS[script][1]:
+        assert (setting[0] / name / result).read_bytes() == (setting[0] / f"whole-{script}" / result).read_bytes()
+
+
+def test_a_model_is_trained_on_every_dataset_at_every_level_and_measured_for_every_trait(whole):
+    content = whole["finetuning_shift"]
+    trained = [(row["dataset"], row["level"]) for row in content["models"]]
+    assert trained == [(name, level) for name in ("loud", "opinions") for level in ("normal", "I", "II")]
+    for row in content["models"]:
+        assert row["shifts"]["loud"]["layer"] == 1
+        assert len(row["shifts"]["loud"]["by_layer"]) == 3
+        assert row["shifts"]["loud"]["by_layer"][1] == pytest.approx(row["shifts"]["loud"]["at_layer"]["estimate"])
+        assert row["losses"][-1] != row["losses"][0]
+    assert content["base"]["shifts"]["loud"]["by_layer"] == [0.0, 0.0, 0.0]
+    assert any(row["shifts"]["loud"]["at_layer"]["estimate"] for row in content["models"])
+
+
+def test_the_correlation_is_that_of_the_models_shifts_and_scores(whole):
+    content = whole["finetuning_shift"]
+    shifts = torch.tensor([row["shifts"]["loud"]["at_layer"]["estimate"] for row in content["models"]])
+    scores = torch.tensor([row["scores"]["loud"]["score"]["estimate"] for row in content["models"]])
+    expected = torch.corrcoef(torch.stack([shifts, scores]))[0, 1]
+    assert content["correlations"]["loud"]["loud"]["estimate"] == pytest.approx(float(expected), abs=1e-3)
+    assert content["correlations"]["loud"]["loud"]["n"] == 6
+
+
+def test_every_way_of_keeping_a_trait_out_is_tried_and_its_costs_are_measured(whole):
+    content = whole["mitigation"]
+    tried = [(row["method"], row["strength"]) for row in content["settings"]]
+    assert tried == [
+        ("no prevention", ""), ("afterwards, one layer", "-1"), ("afterwards, all layers", "-1"),
+        ("preventative, one layer", "+1"), ("preventative, all layers", "+1"), ("ablation in training (CAFT)", ""),
+        ("loss on the projection", "1"), ("preventative prompt", ""),
+    ]  # fmt: skip
+    losses = {}
+    for row in content["settings"]:
+        assert 0 <= row["accuracy"]["estimate"] <= 1
+        is_steered = row["method"].startswith("afterwards")
+        assert ("task_loss" in row) == ("shift" in row) == (not is_steered)
+        if not is_steered:
+            losses[row["method"]] = row["task_loss"]["estimate"]
+    assert len(set(losses.values())) > 1  # training differed
+
+
+def test_a_trajectory_begins_at_zero_and_ends_after_the_last_step(whole):
+    content = whole["shift_trajectory"]
+    assert list(content["runs"]) == ["no prevention", "preventative × +3"]
+    for found in content["runs"].values():
+        assert found["steps"] == [0, 2]
+        assert len(found["losses"]) == 2
+        for shifts in found["shifts"].values():
+            assert shifts[0]["estimate"] == 0
+    ends = [found["shifts"]["loud"][-1]["estimate"] for found in content["runs"].values()]
+    assert ends[0] != ends[1]
+
+
+def test_an_unknown_domain_ends_with_the_known_ones_before_a_model_is_loaded(setting):
+    done = run(setting, "finetuning_shift", "never", "--trait", "loud.json", "--domain", "cooking")
+    assert done.returncode != 0
+    for name in pl.list_domains():
+        assert name in done.stderr
+    assert not (setting[0] / "never").exists()
