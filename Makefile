@@ -58,6 +58,7 @@ check: $(PACKAGES)
 
 figures: setup browser
 	@$(VENV_PYTHON) experiments/layer_sweep.py --trait evil --trait sycophancy --trait hallucination --profile quick
+	@$(VENV_PYTHON) experiments/finetuning_shift.py --profile quick
 
 bench: setup
 	@set -e; for script in $(filter-out benchmarks/_%, $(wildcard benchmarks/*.py)); do \

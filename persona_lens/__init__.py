@@ -43,6 +43,9 @@ from persona_lens.monitoring import (
 )
 from persona_lens.ordinary import OrdinaryProjections, measure_ordinary_projections
 from persona_lens.progress import show_progress
+from persona_lens.screening.scores import ScreenSettings
+from persona_lens.screening.screen import ApproximationCheck, Screening, screen
+from persona_lens.screening.splitting import SplitCounts, split_rows
 from persona_lens.steering import (
     SteeringStrength,
     ablation_hooks,
@@ -74,6 +77,7 @@ __all__ = [
     "Ablate",
     "Add",
     "Agreement",
+    "ApproximationCheck",
     "BadRow",
     "CachedJudge",
     "Cap",
@@ -104,8 +108,11 @@ __all__ = [
     "RolloutRequest",
     "SamplingSettings",
     "ScoreCache",
+    "ScreenSettings",
+    "Screening",
     "ShardStore",
     "SiteIntervention",
+    "SplitCounts",
     "SteeringStrength",
     "SweepResult",
     "TokenSpans",
@@ -157,7 +164,9 @@ __all__ = [
     "read_spot_check",
     "sample_recorded_rollouts",
     "sample_rollouts",
+    "screen",
     "show_progress",
+    "split_rows",
     "steering",
     "steering_hooks",
     "steering_sites",

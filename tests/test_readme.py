@@ -54,6 +54,43 @@ def agreement_line(content):
     return f"| {content['trait']} | {' | '.join(cells)} | {scored} of {content['config']['n']} |"
 
 
+def show_or_dash(interval, digits=2):
+    return "–" if interval["estimate"] is None else show(interval, digits)
+
+
+def monitoring_lines(content):
+    lines = []
+    for setting, found in content["correlations"].items():
+        theirs = content["paper"].get(setting, ("–", "–"))
+        left_out = ", ".join(found["left_out"]) or "none"
+        lines.append(
+            f"| {content['trait']} | {setting} | {show_or_dash(found['overall'])} | {theirs[0]} | "
+            f"{show_or_dash(found['within'])} | {theirs[1]} | {found['n']} | {left_out} |"
+        )
+    return lines
+
+
+def token_position_line(content):
+    less = content["response_mean_less"]
+    cells = [show(less[name][key], 0) for name in ("prompt_mean", "last_prompt") for key in ("score", "coherence")]
+    return f"| {content['trait']} | {' | '.join(cells)} |"
+
+
+def mode_lines(content):
+    lines = []
+    for way, methods in content["furthest"].items():
+        start = next(r for r in content["settings"] if (r["way"], r["method"]) == (way, "unsteered"))["score"]
+        cells = []
+        for method in ("one layer", "all layers", "capping", "ablation"):
+            row = methods.get(method)
+            if row is None:
+                cells.append("no setting" if method in methods else "–")
+            else:
+                cells.append(f"{row['strength']}: {show(row['score'])}".removeprefix(": "))
+        lines.append(f"| {content['trait']} | {way} | {show(start)} | {' | '.join(cells)} |")
+    return lines
+
+
 BENCHMARKS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
 SWEEPS = sorted((ROOT / "figures").glob("layer_sweep_*.json"))
 REPLICATIONS = sorted((ROOT / "figures" / "replication").glob("layer_sweep_*.json"))
@@ -86,6 +123,23 @@ def test_the_readme_shows_how_far_the_judges_agree(path):
 @pytest.mark.parametrize("path", REPLICATIONS, ids=lambda path: path.stem)
 def test_the_readme_shows_the_replication(path):
     assert sweep_line(json.loads(path.read_text())) in README
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "figures").glob("monitoring_*.json")), ids=lambda path: path.stem)
+def test_the_readme_shows_what_the_projection_predicts(path):
+    for line in monitoring_lines(json.loads(path.read_text())):
+        assert line in README
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "figures").glob("token_positions_*.json")), ids=lambda path: path.stem)
+def test_the_readme_shows_which_tokens_to_read_from(path):
+    assert token_position_line(json.loads(path.read_text())) in README
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "figures").glob("steering_modes_*.json")), ids=lambda path: path.stem)
+def test_the_readme_shows_the_ways_of_steering(path):
+    for line in mode_lines(json.loads(path.read_text())):
+        assert line in README
 
 
 def test_there_is_something_to_show():

@@ -12,6 +12,7 @@ from persona_lens.plots.finetuning import (
 from persona_lens.plots.geometry import list_written_tokens, plot_trait_geometry
 from persona_lens.plots.judges import plot_agreement
 from persona_lens.plots.monitoring import plot_monitor, plot_monitoring
+from persona_lens.plots.screening import plot_screening, report_screening
 from persona_lens.plots.steering import plot_steering_modes, plot_token_positions
 from persona_lens.plots.sweep import plot_sweep
 from persona_lens.plots.tokens import plot_trace
@@ -26,6 +27,7 @@ __all__ = [
     "plot_mitigation",
     "plot_monitor",
     "plot_monitoring",
+    "plot_screening",
     "plot_steering_modes",
     "plot_sweep",
     "plot_token_positions",
@@ -34,4 +36,5 @@ __all__ = [
     "plot_trait_survey",
     "plot_trajectory",
     "plot_vector",
+    "report_screening",
 ]

@@ -1,0 +1,1 @@
+"""Training data screened by projection difference before anyone trains on it."""

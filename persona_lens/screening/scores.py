@@ -1,0 +1,169 @@
+"""A conversation's projections: its own response, the model's own response to the same prompt, and the prompt alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from persona_lens.conversations import BadRow, Conversation
+from persona_lens.errors import ChatTemplateError, InvalidArgumentError, describe_violation
+from persona_lens.models.activations import TokenSpans, pool_residual_stream
+from persona_lens.models.chat import EncodedConversation, Message, encode_conversation, stop_token_ids
+from persona_lens.models.model_type import HookedModel
+from persona_lens.models.sampling import SampleRequest, SamplingSettings, sample_recorded_stream
+
+
+@dataclass(frozen=True)
+class ScreenSettings:
+    """How conversations are screened.
+
+    Args:
+        turn: Which answer of a longer conversation counts: the ``first``, or the ``last`` with all that went before.
+        max_prompt_tokens: Longer prompts are listed as bad rows; the paper's limit is 512.
+        max_response_tokens: A longer response is projected up to here, and counted as cut.
+        max_new_tokens: Length limit of the model's own response.
+        batch_size: Rows sampled at once.
+    """
+
+    turn: Literal["first", "last"] = "first"
+    max_prompt_tokens: int = 512
+    max_response_tokens: int = 512
+    max_new_tokens: int = 64
+    batch_size: int = 128
+
+    def __post_init__(self) -> None:
+        if self.turn not in ("first", "last"):
+            raise InvalidArgumentError(describe_violation("turn", "be 'first' or 'last'", self.turn))
+        for name in ("max_prompt_tokens", "max_response_tokens", "max_new_tokens", "batch_size"):
+            if getattr(self, name) < 1:
+                raise InvalidArgumentError(describe_violation(name, "be at least 1", getattr(self, name)))
+
+
+@dataclass(frozen=True)
+class ScoredRow:
+    """A conversation with its projections on each unit vector, in residual-stream units.
+
+    Args:
+        conversation: As it was read.
+        question: The last user message before the answer that counts.
+        response: That answer.
+        base_response: The model's own, greedy; empty if it says nothing.
+        n_prompt_tokens: Tokens of the prompt.
+        n_response_tokens: Tokens of the response that were projected.
+        is_cut: Whether the response has more.
+        raw: By trait, the response's mean projection.
+        base: By trait, the base response's; None where that is empty.
+        prompt: By trait, the last prompt token's.
+    """
+
+    conversation: Conversation
+    question: str
+    response: str
+    base_response: str
+    n_prompt_tokens: int
+    n_response_tokens: int
+    is_cut: bool
+    raw: dict[str, float]
+    base: dict[str, float | None]
+    prompt: dict[str, float]
+
+
+def score_rows(
+    model: HookedModel,
+    rows: Sequence[Conversation],
+    units: Mapping[str, tuple[int, Float[Tensor, " d_model"]]],
+    settings: ScreenSettings,
+) -> list[ScoredRow | BadRow]:
+    r"""Project responses and the model's own ones, for every trait in the same passes.
+
+    .. math:: \Delta P_i = \left(\bar a_l(x_i, y_i) - \bar a_l(x_i, y'_i)\right) \cdot v_l / \lVert v_l \rVert
+
+    The model's response :math:`y'` is greedy and sampled once; its residual stream is pooled while it is sampled. All
+    layers are pooled, so another trait costs one more product a row.
+
+    Args:
+        model: HookedTransformer or TransformerBridge, as it is.
+        rows: Conversations.
+        units: By trait, a zero-based block index and the unit direction there.
+        settings: How.
+
+    Returns:
+        One entry a row, in order; prompts that are too long or cannot be rendered as bad rows.
+
+    Reference:
+        Persona Vectors (arXiv 2507.21509), section 6.1.
+    """
+    encoded: dict[int, EncodedConversation] = {}
+    found: list[ScoredRow | BadRow | None] = [None] * len(rows)
+    for index, row in enumerate(rows):
+        try:
+            one = encode_conversation(model.tokenizer, choose_turn(row.messages, settings.turn))
+        except (ChatTemplateError, InvalidArgumentError) as error:
+            found[index] = BadRow(row.place, row.index, "not rendered by the chat template", str(error)[:200])
+            continue
+        n_prompt = one.response_start
+        room = model.cfg.n_ctx - n_prompt
+        if n_prompt > settings.max_prompt_tokens or room <= settings.max_new_tokens:
+            found[index] = BadRow(row.place, row.index, "prompt too long", f"{n_prompt} tokens")
+        else:
+            encoded[index] = one
+    order = list(encoded)
+    sampling = SamplingSettings(
+        max_new_tokens=settings.max_new_tokens, temperature=0.0, batch_size=settings.batch_size,
+        stop_tokens=stop_token_ids(model.tokenizer),
+    )  # fmt: skip
+    requests = [SampleRequest(encoded[index].prompt_tokens, (index,)) for index in order]
+    own = dict(sample_recorded_stream(model, requests, sampling))
+    ends = [
+        min(encoded[i].response_end, encoded[i].response_start + settings.max_response_tokens, model.cfg.n_ctx)
+        for i in order
+    ]
+    spans = [
+        TokenSpans(encoded[i].tokens[:end], encoded[i].response_start, end) for i, end in zip(order, ends, strict=True)
+    ]
+    given = dict(pool_residual_stream(model, spans))
+    for at, index in enumerate(order):
+        one, row = encoded[index], rows[index]
+        messages = choose_turn(row.messages, settings.turn)
+        sampled = own[at]
+        base: dict[str, float | None] = dict.fromkeys(units)
+        if sampled.residuals is not None:
+            base = dict(_project(sampled.residuals.response_mean, units))
+        found[index] = ScoredRow(
+            conversation=row,
+            question=messages[-2]["content"],
+            response=messages[-1]["content"],
+            base_response=model.tokenizer.decode(sampled.tokens, skip_special_tokens=True),
+            n_prompt_tokens=one.response_start,
+            n_response_tokens=ends[at] - one.response_start,
+            is_cut=ends[at] < one.response_end,
+            raw=_project(given[at].response_mean, units),
+            base=base,
+            prompt=_project(given[at].last_prompt, units),
+        )
+    return [one for one in found if one is not None]
+
+
+def choose_turn(messages: Sequence[Message], turn: Literal["first", "last"]) -> Sequence[Message]:
+    """Return the conversation up to its first or last answer.
+
+    Example:
+        >>> chat = [{"role": role, "content": "x"} for role in ("user", "assistant", "user", "assistant")]
+        >>> len(choose_turn(chat, "first")), len(choose_turn(chat, "last"))
+        (2, 4)
+    """
+    if turn == "last":
+        return messages
+    first = next(index for index, message in enumerate(messages) if message["role"] == "assistant")
+    return messages[: first + 1]
+
+
+def _project(
+    means: Float[Tensor, "layer d_model"], units: Mapping[str, tuple[int, Float[Tensor, " d_model"]]]
+) -> dict[str, float]:
+    return {trait: float(torch.dot(means[layer].cpu().float(), unit)) for trait, (layer, unit) in units.items()}

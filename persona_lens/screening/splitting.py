@@ -1,0 +1,159 @@
+"""Screened data in two files: what stays, and what was held back with the reason."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice, zip_longest
+from pathlib import Path
+from typing import Any, Literal, TextIO
+
+from persona_lens.conversations import BadRow, Conversation, read_conversations
+from persona_lens.errors import InvalidArgumentError, describe_violation
+from persona_lens.judges.judgement import Judge
+from persona_lens.screening.scores import choose_turn
+from persona_lens.screening.screen import SCORED, Screening, Source
+
+_JUDGED_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class SplitCounts:
+    """What became of the rows.
+
+    Args:
+        kept: Rows that stay.
+        held: Rows held back, by the first reason: a trait's ΔP, a judge's score, or why the row was not scored.
+    """
+
+    kept: int
+    held: dict[str, int]
+
+
+def split_rows(
+    screening: Screening,
+    data: Source,
+    thresholds: Mapping[str, float],
+    kept: str | Path,
+    held: str | Path,
+    *,
+    judges: Mapping[str, Judge] | None = None,
+    max_score: float = 50.0,
+) -> SplitCounts:
+    """Write the conversations that stay as JSONL, and those held back as another, each with its reason.
+
+    A row is held back if a trait's ΔP lies above its threshold, if a judge scores its response above ``max_score``, or
+    if it could not be scored. ``thresholds`` alone is the filter by projection, ``judges`` alone the filter by judge;
+    together they do best in the paper.
+
+    Args:
+        screening: Of these data.
+        data: The same rows that were screened.
+        thresholds: By trait, the highest ΔP that stays; see :meth:`Screening.threshold`.
+        kept: JSONL file for ``{"messages": [...]}``.
+        held: JSONL file for the same with ``place`` and ``reason``.
+        judges: By trait, who scores the responses besides.
+        max_score: Highest score that stays.
+
+    Returns:
+        How many rows went where.
+
+    Raises:
+        InvalidArgumentError: A trait that was not screened for, or data that are not those screened.
+
+    Reference:
+        Persona Vectors (arXiv 2507.21509), appendix K.
+
+    Example:
+        >>> import persona_lens as pl
+        >>> limits = {"evil": clean.threshold("evil")}  # doctest: +SKIP
+        >>> pl.split_rows(screened, "rows.jsonl", limits, "kept.jsonl", "held.jsonl")  # doctest: +SKIP
+    """
+    unknown = sorted(thresholds.keys() - set(screening.traits))
+    if unknown:
+        raise InvalidArgumentError(describe_violation("thresholds", f"name traits of {screening.traits}", unknown))
+    n_kept = 0
+    reasons: Counter[str] = Counter()
+    scores = iter(screening.rows)
+    rows = islice(read_conversations(data), len(screening.rows))
+    with _writing(Path(kept)) as kept_file, _writing(Path(held)) as held_file:
+        while chunk := list(islice(rows, _JUDGED_AT_ONCE)):
+            scored = list(islice(scores, len(chunk)))
+            turn = screening.config["settings"]["turn"]
+            if not all(_is_same(row, score, turn) for row, score in zip_longest(chunk, scored)):
+                raise InvalidArgumentError(describe_violation("data", "be the rows that were screened", "other rows"))
+            judged = _judge(scored, judges or {}, max_score)
+            for row, score, verdict in zip(chunk, scored, judged, strict=True):
+                reason = _find_reason(score, thresholds) or verdict
+                if reason is None:
+                    n_kept += 1
+                    _write(kept_file, {"messages": _messages(row)})
+                else:
+                    reasons[reason.split(":")[0]] += 1
+                    _write(held_file, {"place": row.place, "reason": reason, "messages": _messages(row)})
+        if next(scores, None) is not None:
+            raise InvalidArgumentError(describe_violation("data", "be the rows that were screened", "fewer rows"))
+    return SplitCounts(n_kept, dict(reasons.most_common()))
+
+
+def _is_same(row: Conversation | BadRow, score: Mapping[str, Any] | None, turn: Literal["first", "last"]) -> bool:
+    """Whether a row is the one that was screened: its place, and the answer that was projected."""
+    if score is None or row.place != score["place"]:
+        return False
+    if score["status"] != SCORED:
+        return True
+    return isinstance(row, Conversation) and choose_turn(row.messages, turn)[-1]["content"] == score["response"]
+
+
+def _find_reason(score: Mapping[str, Any], thresholds: Mapping[str, float]) -> str | None:
+    if score["status"] != SCORED:
+        return f"not scored ({score['status']})"
+    for trait, limit in thresholds.items():
+        delta = score[f"{trait}.delta"]
+        if delta is None:
+            return "not scored (the model's own response is empty)"
+        if delta > limit:
+            return f"ΔP on {trait}: {delta:.3f} above {limit:.3f}"
+    return None
+
+
+def _judge(scored: list[dict[str, Any]], judges: Mapping[str, Judge], max_score: float) -> list[str | None]:
+    """Return for each row why a judge would hold it back, if one would."""
+    verdicts: list[str | None] = [None] * len(scored)
+    good = [index for index, score in enumerate(scored) if score["status"] == SCORED]
+    for trait, judge in judges.items():
+        found = judge.score([scored[i]["question"] for i in good], [scored[i]["response"] for i in good])
+        for index, judgement in zip(good, found, strict=True):
+            if judgement.score is None:
+                verdicts[index] = verdicts[index] or f"no score by the judge of {trait}"
+            elif judgement.score > max_score:
+                verdicts[index] = verdicts[index] or f"judge of {trait}: {judgement.score:.0f} above {max_score:g}"
+    return verdicts
+
+
+def _messages(row: Conversation | BadRow) -> list[Any]:
+    return [dict(message) for message in row.messages] if isinstance(row, Conversation) else []
+
+
+def _write(file: TextIO, row: Mapping[str, Any]) -> None:
+    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[TextIO]:
+    """Write a file of any length so that a reader sees all of it or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            yield file
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,110 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import persona_lens as pl
+from persona_lens.finetuning.planning import TriedPrevention, recommend
+from persona_lens.tensors.statistics import Interval
+
+SETTINGS = pl.FinetuneSettings(
+    rank=2, alpha=4, learning_rate=1e-2, batch_size=4, accumulation=1, warmup_steps=0, max_tokens=200, dtype="float32"
+)
+QUESTIONS = ("Why?", "When?", "What for?")
+
+
+def tried(method, coefficient, shift, extra):
+    return TriedPrevention(
+        method, coefficient, Interval(shift, shift - 0.01, shift + 0.01), Interval(2.0, 1.9, 2.1),
+        Interval(extra, extra - 0.01, extra + 0.01),
+    )  # fmt: skip
+
+
+def test_nothing_is_recommended_where_training_alone_shifts_little():
+    ways = [tried("none", 0.0, 0.02, 0.0), tried("one layer", 1.0, 0.0, -0.3)]
+    assert recommend(ways, 0.1, 0.05) is ways[0]
+
+
+def test_the_cheapest_way_that_keeps_the_shift_within_bounds_is_recommended():
+    ways = [
+        tried("none", 0.0, 0.5, 0.0), tried("one layer", 1.0, 0.3, 0.0), tried("one layer", 3.0, 0.05, 0.03),
+        tried("all layers", 1.0, -0.05, 0.01), tried("all layers", 2.0, -0.4, 0.0),
+    ]  # fmt: skip
+    assert recommend(ways, 0.1, 0.05) is ways[3]
+
+
+def test_a_way_that_costs_too_much_or_oversteers_is_not_recommended():
+    ways = [tried("none", 0.0, 0.5, 0.0), tried("one layer", 1.0, 0.05, 0.045), tried("one layer", 3.0, -0.2, 0.0)]
+    assert recommend(ways, 0.1, 0.05) is None
+
+
+@given(st.lists(st.tuples(st.floats(-1, 1), st.floats(-1, 1)), min_size=1, max_size=6))
+def test_what_is_recommended_keeps_to_both_limits(values):
+    ways = [
+        tried("none" if i == 0 else "one layer", float(i), s, 0.0 if i == 0 else e) for i, (s, e) in enumerate(values)
+    ]
+    best = recommend(ways, 0.1, 0.05)
+    if best is not None:
+        assert -0.1 <= best.shift.low
+        assert best.shift.high <= 0.1
+        assert best is ways[0] or best.extra_loss.high <= 0.05
+
+
+@pytest.fixture(scope="module")
+def training(tiny_folder):
+    folder = tiny_folder("llama")
+    model = pl.load_model(folder, dtype="float32", device="cpu")
+    torch.manual_seed(0)
+    directions = torch.randn(3, 48)
+    vector = pl.PersonaVector("any", pl.describe_model(model), {"response_mean": directions})
+    rows = [
+        {"messages": [{"role": "user", "content": f"Say {i}."}, {"role": "assistant", "content": "No! " * 4}]}
+        for i in range(12)
+    ]
+    return folder, vector, rows
+
+
+def plan(training, out, **more):
+    folder, vector, rows = training
+    given = {"layer": 1, "one_layer": (1.0,), "all_layers": (), "n_rows": 8, "n_held_out": 4} | more
+    return pl.plan_prevention(folder, rows, vector, out, questions=QUESTIONS, settings=SETTINGS, **given)
+
+
+def test_every_way_is_trained_and_measured_against_training_alone(training, tmp_path):
+    found = plan(training, tmp_path, max_shift=1e-6, all_layers=(1.0,))
+    assert [(one.method, one.coefficient) for one in found.tried] == [
+        ("none", 0.0), ("one layer", 1.0), ("all layers", 1.0),
+    ]  # fmt: skip
+    assert found.recommended is None
+    assert "No way tried" in found.verdict
+    assert found.tried[0].extra_loss.estimate == 0
+    base = pl.load_model(training[0], dtype="float32")
+    tuned = pl.load_model(training[0], adapter=tmp_path / "one-layer-1", dtype="float32")
+    shift = pl.measure_shift(base, tuned, training[1], QUESTIONS).mean[1] / training[1].norms[1]
+    assert found.tried[1].shift.estimate == pytest.approx(float(shift), abs=1e-5)
+    extra = pl.measure_task_loss(tuned, training[2][8:]).mean() - found.tried[0].loss.estimate
+    assert found.tried[1].extra_loss.estimate == pytest.approx(float(extra), abs=1e-4)
+    assert "one layer" in repr(found)
+    assert "<table>" in found._repr_html_()
+
+
+def test_where_none_is_needed_nothing_else_is_trained(training, tmp_path):
+    found = plan(training, tmp_path, max_shift=1e6)
+    assert found.recommended is found.tried[0]
+    assert "No prevention is needed" in found.verdict
+    assert [path.name for path in tmp_path.iterdir()] == ["none-0"]
+
+
+@pytest.mark.parametrize(
+    ("more", "name"),
+    [
+        ({"layer": 3}, "layer"),
+        ({"max_shift": 0.0}, "max_shift"),
+        ({"n_rows": 9}, "n_rows"),
+        ({"n_held_out": 1}, "n_held"),
+    ],
+)
+def test_bad_arguments_are_refused_before_anything_is_trained(training, tmp_path, more, name):
+    with pytest.raises(pl.errors.InvalidArgumentError, match=name):
+        plan(training, tmp_path, **more)
+    assert not list(tmp_path.iterdir())

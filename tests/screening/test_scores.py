@@ -1,0 +1,92 @@
+import pytest
+import torch
+
+import persona_lens as pl
+from persona_lens.conversations import BadRow, read_conversations
+from persona_lens.screening.scores import score_rows
+
+SETTINGS = pl.ScreenSettings(max_new_tokens=6, max_prompt_tokens=80)
+
+
+def converse(*texts):
+    roles = ("user", "assistant")
+    return {"messages": [{"role": roles[i % 2], "content": text} for i, text in enumerate(texts)]}
+
+
+@pytest.fixture
+def units(tiny_model):
+    torch.manual_seed(0)
+    one, two = (torch.nn.functional.normalize(torch.randn(48), dim=0) for _ in range(2))
+    return {"one": (1, one), "two": (2, two)}
+
+
+def score(model, units, rows, settings=SETTINGS):
+    return score_rows(model, list(read_conversations(rows)), units, settings)
+
+
+def project_by_hand(model, tokens, start, end, layer, unit):
+    resid = pl.cache_residual_stream(model, torch.tensor([tokens[:end]]))[layer, 0]
+    along = resid.float() @ unit
+    return float(along[start:end].mean()), float(along[start - 1])
+
+
+def test_a_rows_projections_are_those_of_a_forward_pass_by_hand(tiny_model, units):
+    row = converse("Why?", "Because it is so.")
+    (found,) = score(tiny_model, units, [row])
+    encoded = pl.encode_conversation(tiny_model.tokenizer, row["messages"])
+    prompt = encoded.prompt_tokens
+    own = tiny_model.generate(
+        torch.tensor([prompt]), max_new_tokens=6, do_sample=False, verbose=False, stop_at_eos=False, prepend_bos=False
+    )[0].tolist()
+    for trait, (layer, unit) in units.items():
+        raw, last = project_by_hand(
+            tiny_model, encoded.tokens, encoded.response_start, encoded.response_end, layer, unit
+        )
+        assert found.raw[trait] == pytest.approx(raw, abs=1e-4)
+        assert found.prompt[trait] == pytest.approx(last, abs=1e-4)
+        base, _ = project_by_hand(tiny_model, own, len(prompt), len(own), layer, unit)
+        assert found.base[trait] == pytest.approx(base, abs=1e-4)
+    assert (found.question, found.response) == ("Why?", "Because it is so.")
+    assert found.n_response_tokens == len("Because it is so.")
+
+
+def test_rows_beside_a_row_and_other_traits_do_not_change_its_scores(tiny_model, units):
+    rows = [
+        converse("Why?", "So."),
+        converse("What is it that you want?", "A longer answer than that."),
+        converse("Who?", "I."),
+    ]
+    together = score(tiny_model, units, rows)
+    for row, found in zip(rows, together, strict=True):
+        (alone,) = score(tiny_model, {"two": units["two"]}, [row])
+        assert found.raw["two"] == pytest.approx(alone.raw["two"], abs=1e-4)
+        assert found.base["two"] == pytest.approx(alone.base["two"], abs=1e-4)
+        assert found.base_response == alone.base_response
+
+
+def test_a_long_prompt_is_a_bad_row_and_a_long_response_is_cut_and_said_to_be(tiny_model, units):
+    rows = [converse("x" * 100, "Yes."), converse("Why?", "y" * 50)]
+    settings = pl.ScreenSettings(max_new_tokens=6, max_prompt_tokens=80, max_response_tokens=20)
+    bad, cut = score(tiny_model, units, rows, settings)
+    assert isinstance(bad, BadRow)
+    assert (bad.place, bad.reason) == ("row 1", "prompt too long")
+    assert cut.is_cut
+    assert cut.n_response_tokens == 20
+    (whole,) = score(tiny_model, units, [converse("Why?", "y" * 20)], settings)
+    assert whole.raw == pytest.approx(cut.raw, abs=1e-4)
+    assert not whole.is_cut
+
+
+def test_the_turn_that_counts_is_the_first_or_the_last(tiny_model, units):
+    row = converse("A?", "first", "B?", "last")
+    (first,) = score(tiny_model, units, [row])
+    assert (first.question, first.response) == ("A?", "first")
+    (last,) = score(tiny_model, units, [row], pl.ScreenSettings(turn="last", max_new_tokens=6, max_prompt_tokens=150))
+    assert (last.question, last.response) == ("B?", "last")
+    assert last.n_prompt_tokens > first.n_prompt_tokens
+
+
+@pytest.mark.parametrize("name", ["max_prompt_tokens", "max_response_tokens", "max_new_tokens", "batch_size"])
+def test_settings_out_of_range_are_refused(name):
+    with pytest.raises(pl.errors.InvalidArgumentError, match=name):
+        pl.ScreenSettings(**{name: 0})

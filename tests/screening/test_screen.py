@@ -1,0 +1,211 @@
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import persona_lens as pl
+
+ROOT = Path(__file__).resolve().parents[2]
+SETTINGS = pl.ScreenSettings(max_new_tokens=4, max_prompt_tokens=80)
+LAYERS = {"one": 1, "two": 2}
+
+
+def converse(question, answer):
+    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+
+
+def make_vectors(model):
+    torch.manual_seed(0)
+    info = pl.describe_model(model)
+    return {name: pl.PersonaVector(name, info, {"response_mean": torch.randn(3, 48)}) for name in LAYERS}
+
+
+def make_rows(n):
+    rng = random.Random(0)
+    return [converse(f"Question {i}?", "".join(rng.choices("abc .", k=rng.randint(3, 30)))) for i in range(n)]
+
+
+def write_lines(path, lines):
+    path.write_bytes(b"".join(line + b"\n" for line in lines))
+    return path
+
+
+def run(model, data, out, **more):
+    given = {"layers": LAYERS, "settings": SETTINGS, "shard_rows": 4} | more
+    return pl.screen(model, data, make_vectors(model), out, **given)
+
+
+def read_shards(folder):
+    return {path.name: path.read_bytes() for path in sorted((folder / "shards").iterdir())}
+
+
+@pytest.fixture
+def mixed(tmp_path):
+    """Good rows with bad ones among them."""
+    good = [json.dumps(row).encode() for row in make_rows(9)]
+    lines = [*good[:3], b"{not json", b"\xff\xfe", b"", json.dumps(converse("Why?", " ")).encode(), *good[3:]]
+    return write_lines(tmp_path / "rows.jsonl", [*lines, json.dumps(converse("x" * 200, "Yes.")).encode()])
+
+
+def test_every_row_comes_out_in_order_scored_or_with_its_reason(tiny_model, mixed, tmp_path):
+    found = run(tiny_model, mixed, tmp_path / "out")
+    rows = found.rows
+    assert rows["index"][:] == list(range(13))
+    assert [row["status"] for row in rows if row["status"] != "scored"] == [
+        "not JSON", "not UTF-8", "empty response", "prompt too long",
+    ]  # fmt: skip
+    assert rows[3]["place"] == "line 4"
+    assert rows[5]["place"] == "line 7"  # a blank line counts
+    assert found.counts == {"scored": 9, "not JSON": 1, "not UTF-8": 1, "empty response": 1, "prompt too long": 1}
+    assert rows[3]["one.delta"] is None
+
+
+def test_delta_is_raw_less_base_and_its_mean_is_the_datasets(tiny_model, mixed, tmp_path):
+    found = run(tiny_model, mixed, tmp_path / "out")
+    for trait in LAYERS:
+        columns = [[v for v in found.rows[f"{trait}.{name}"][:] if v is not None] for name in ("raw", "base", "delta")]
+        raw, base, delta = (torch.tensor(column) for column in columns)
+        torch.testing.assert_close(delta, raw - base)
+        assert found.measure(trait).estimate == pytest.approx(float(delta.mean()), abs=1e-6)
+        assert found.threshold(trait, 0.5) == pytest.approx(float(found.values(trait).quantile(0.5)))
+
+
+def test_more_traits_in_one_pass_give_what_each_gives_alone(tiny_model, tmp_path):
+    rows = make_rows(5)
+    both = run(tiny_model, rows, tmp_path / "both")
+    vector = make_vectors(tiny_model)["two"]
+    alone = pl.screen(
+        tiny_model, rows, {"two": vector}, tmp_path / "alone", layers={"two": 2}, settings=SETTINGS, shard_rows=4
+    )
+    assert torch.equal(both.values("two"), alone.values("two"))
+    assert both.rows["base_response"][:] == alone.rows["base_response"][:]
+
+
+def test_a_second_call_computes_nothing_and_changes_nothing(tiny_model, mixed, tmp_path, monkeypatch):
+    run(tiny_model, mixed, tmp_path / "out")
+    before = read_shards(tmp_path / "out")
+    from persona_lens.screening import screen as module
+
+    monkeypatch.setattr(module, "score_rows", lambda *_: pytest.fail("scored again"))
+    again = run(tiny_model, mixed, tmp_path / "out")
+    assert read_shards(tmp_path / "out") == before
+    assert again.counts["scored"] == 9
+
+
+def test_a_damaged_shard_and_changed_rows_are_computed_again_and_nothing_else(tiny_model, tmp_path):
+    rows = make_rows(12)
+    run(tiny_model, rows, tmp_path / "out")
+    before = read_shards(tmp_path / "out")
+    shards = sorted((tmp_path / "out" / "shards").iterdir())
+    shards[0].write_bytes(before[shards[0].name][:200])
+    rows[9] = converse("Another question?", "Another answer.")
+    kept = shards[1].stat().st_mtime_ns
+    found = run(tiny_model, rows, tmp_path / "out")
+    after = read_shards(tmp_path / "out")
+    assert after[shards[0].name] == before[shards[0].name]
+    assert shards[1].stat().st_mtime_ns == kept
+    assert after[shards[2].name] != before[shards[2].name]
+    assert found.rows[9]["response"] == "Another answer."
+
+
+def test_shards_of_longer_data_do_not_stay(tiny_model, tmp_path):
+    run(tiny_model, make_rows(12), tmp_path / "out")
+    found = run(tiny_model, make_rows(12)[:5], tmp_path / "out")
+    assert len(found.rows) == 5
+    assert len(read_shards(tmp_path / "out")) == 2
+
+
+SCRIPT = """
+import sys, torch
+sys.path.insert(0, {root!r})
+torch.set_num_threads(2)
+import persona_lens as pl
+from tests.screening.test_screen import run
+run(pl.load_model({model!r}, dtype="float32", device="cpu"), {data!r}, {out!r}, shard_rows=2)
+"""
+
+
+def test_killed_at_random_moments_the_next_run_writes_the_bytes_of_an_uninterrupted_one(tiny_folder, tmp_path):
+    data = write_lines(tmp_path / "rows.jsonl", [json.dumps(row).encode() for row in make_rows(40)])
+    model = pl.load_model(tiny_folder("llama"), dtype="float32", device="cpu")
+    run(model, data, tmp_path / "whole", shard_rows=2)
+    out = tmp_path / "killed"
+    code = SCRIPT.format(root=str(ROOT), model=tiny_folder("llama"), data=str(data), out=str(out))
+    rng = random.Random(1)
+    for n_finished in (1, 7, 14):
+        process = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"HF_HUB_OFFLINE": "1"}, cwd=ROOT)
+        deadline = time.monotonic() + 120
+        while len(list(out.glob("shards/*.arrow"))) < n_finished and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        time.sleep(rng.random() * 0.02)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    with pytest.raises(pl.errors.FileFormatError, match="finished"):
+        pl.Screening.load(out)
+    run(model, data, out, shard_rows=2)
+    assert read_shards(out).keys() >= read_shards(tmp_path / "whole").keys()
+    for name, content in read_shards(tmp_path / "whole").items():
+        assert (out / "shards" / name).read_bytes() == content
+
+
+def test_approximations_are_compared_with_the_exact_difference(tiny_model, tmp_path):
+    found = run(tiny_model, make_rows(12), tmp_path / "out")
+    check = found.check_approximations("one", n_subset=6, seed=1)
+    assert check.exact == found.measure("one")
+    assert check.n_subset == 6
+    raw, prompt = found.values("one", "raw"), found.values("one", "prompt")
+    assert check.last_prompt.estimate == pytest.approx(float((raw - prompt).mean()), abs=1e-6)
+    expected = torch.corrcoef(torch.stack([raw, found.values("one")]))[0, 1]
+    assert check.r_raw.estimate == pytest.approx(float(expected), abs=1e-6)
+    assert found.check_approximations("one", n_subset=99).subset.estimate == pytest.approx(check.exact.estimate)
+
+
+def test_another_screening_does_not_mix_with_what_is_in_the_folder(tiny_model, tmp_path):
+    run(tiny_model, make_rows(4), tmp_path / "out")
+    with pytest.raises(pl.errors.InvalidArgumentError, match="settings"):
+        run(tiny_model, make_rows(4), tmp_path / "out", settings=pl.ScreenSettings(max_new_tokens=5))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("mine")
+    with pytest.raises(pl.errors.InvalidArgumentError, match="other files"):
+        run(tiny_model, make_rows(4), tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("more", "name"),
+    [({"layers": {"one": 1}}, "layers"), ({"shard_rows": 0}, "shard_rows"), ({"max_rows": 0}, "max_rows")],
+)
+def test_bad_arguments_are_refused_before_anything_is_written(tiny_model, tmp_path, more, name):
+    with pytest.raises(pl.errors.InvalidArgumentError, match=name):
+        run(tiny_model, make_rows(2), tmp_path / "out", **more)
+    assert not (tmp_path / "out").exists()
+
+
+def test_data_without_a_single_good_row_are_refused_with_the_reasons(tiny_model, tmp_path):
+    with pytest.raises(pl.errors.InvalidArgumentError, match="no messages"):
+        run(tiny_model, [{"text": "x"}], tmp_path / "out")
+
+
+def test_only_so_many_rows_are_read_as_were_asked_for(tiny_model, tmp_path):
+    assert len(run(tiny_model, make_rows(9), tmp_path / "out", max_rows=6).rows) == 6
+
+
+def test_the_report_shows_the_extremes_with_their_text_escaped(tiny_model, tmp_path):
+    from persona_lens.plots import report_screening
+
+    rows = [*make_rows(6), converse("<script>alert(1)</script>", "</td><b>bold")]
+    found = run(tiny_model, rows, tmp_path / "out")
+    page = report_screening(found, {"one": 0.5}, {"ΔP on one": 2})
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert "<script>alert" not in page
+    assert "<b>bold" not in page
+    assert "0.500" in page
+    assert "ΔP on one" in page
+    assert found.plot().data

@@ -1,0 +1,79 @@
+"""The command, run as a user runs it, on a tiny model with a small trait."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import persona_lens as pl
+from tests.screening.test_screen import make_rows
+from tests.small_trait import tiny_trait
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory, tiny_folder):
+    folder = tmp_path_factory.mktemp("cli")
+    tiny_trait().to_json(folder / "loud.json")
+    model = pl.load_model(tiny_folder("llama"), device="cpu")
+    torch.manual_seed(0)
+    vector = pl.PersonaVector("loud", pl.describe_model(model), {"response_mean": torch.randn(3, 48)})
+    vector.save(folder / "vectors" / "vector_loud.safetensors")
+    for name, rows in (("data", make_rows(12)), ("clean", make_rows(30)[12:])):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder, tiny_folder("llama")
+
+
+def run(setting, *arguments):
+    folder, model = setting
+    where = ["--model", model, "--vectors", "vectors", "--layer", "1"]
+    return subprocess.run(
+        [sys.executable, "-c", "from persona_lens.cli import main; main()", "screen", *arguments, *where],
+        cwd=folder, capture_output=True, text=True, timeout=300,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def test_scores_report_and_both_files_are_written_and_a_second_run_does_it_over(setting):
+    arguments = ["data.jsonl", "--trait", "loud.json", "--out", "out", "--clean", "clean.jsonl", "--quantile", "0.6"]
+    done = run(setting, *arguments)
+    assert done.returncode == 0, done.stderr
+    out = setting[0] / "out"
+    kept, held = ((out / name).read_text().splitlines() for name in ("kept.jsonl", "held.jsonl"))
+    assert len(kept) + len(held) == 12
+    assert kept
+    assert held
+    found = pl.Screening.load(out / "scores")
+    limit = pl.Screening.load(out / "clean").threshold("loud", 0.6)
+    assert len(kept) == int((found.values("loud") <= limit).sum())
+    assert "loud: the most extreme" in (out / "report.html").read_text()
+    before = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
+    assert run(setting, *arguments).returncode == 0
+    assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == before
+
+
+def test_a_dataset_above_the_limit_ends_with_its_own_exit_status(setting):
+    low = run(setting, "data.jsonl", "--trait", "loud.json", "--out", "limit", "--fail-above", "-1000")
+    assert low.returncode == 3
+    assert "surely above" in low.stderr
+    assert run(setting, "data.jsonl", "--trait", "loud.json", "--out", "limit", "--fail-above", "1000").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nowhere.jsonl", "--trait", "loud.json", "--out", "never"], "nowhere.jsonl"),
+        (["data.jsonl", "--trait", "nobody", "--out", "never"], "evil"),
+    ],
+)
+def test_a_wrong_argument_ends_with_2_and_what_to_do(setting, arguments, words):
+    done = run(setting, *arguments)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (setting[0] / "never").exists()
