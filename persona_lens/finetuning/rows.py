@@ -96,7 +96,9 @@ def encode_training_rows(
             bad.append(BadRow(row.place, row.index, "too long", str(error)[:200]))
             continue
         except (ChatTemplateError, InvalidArgumentError) as error:
-            bad.append(BadRow(row.place, row.index, "not rendered by the chat template", str(error.__cause__ or error)[:200]))
+            bad.append(
+                BadRow(row.place, row.index, "not rendered by the chat template", str(error.__cause__ or error)[:200])
+            )
             continue
         input_ids.append(list(encoded.tokens))
         labels.append(_label(encoded.tokens, encoded.responses, stops))

@@ -7,13 +7,14 @@ import json
 import shutil
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 from jaxtyping import Float
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
@@ -198,7 +199,8 @@ def finetune(
     """
     settings = settings or FinetuneSettings()
     folder = Path(out)
-    state = PartialState()
+    # As the Trainer decides later; asked without `cpu`, each of several processes on a CPU would think it is alone.
+    state = PartialState(cpu=not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU"))
     _check_writable(folder)
     dtype = resolve_dtype(settings.dtype, state.device)
     # The frozen weights in the precision of the autocast; the adapter itself is kept in float32 by PEFT.
@@ -266,7 +268,7 @@ class _PenalizedTrainer(Trainer):
     penalty: ProjectionPenalty
 
     def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+        self, model: nn.Module, inputs: Mapping[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Return the ordinary loss plus the penalty."""
         penalty = self.penalty
@@ -277,7 +279,7 @@ class _PenalizedTrainer(Trainer):
             with torch.no_grad(), inner.disable_adapter():
                 inner(**{key: value for key, value in inputs.items() if key != "labels"})
                 base = residuals[penalty.layer].float()
-            loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+            loss, outputs = super().compute_loss(model, dict(inputs), True, num_items_in_batch)
             moved = (residuals[penalty.layer].float() - base) @ along
         extra = penalty.weight * moved[is_token].square().mean()
         if num_items_in_batch is not None:  # then the Trainer adds up the losses of a step, and averages them not
