@@ -91,6 +91,40 @@ def mode_lines(content):
     return lines
 
 
+def shift_lines(content):
+    traits = list(content["kits"])
+    base = " | ".join(show(content["base"]["scores"][trait]["score"]) for trait in traits)
+    lines = [f"| nothing (base model) | – | {base} | {' | '.join('–' for _ in traits)} |"]
+    for row in content["models"]:
+        scores = " | ".join(show(row["scores"][trait]["score"]) for trait in traits)
+        shifts = " | ".join(show(row["shifts"][trait]["at_layer"], 1) for trait in traits)
+        lines.append(f"| {row['dataset']} | {row['level']} | {scores} | {shifts} |")
+    return lines
+
+
+def correlation_lines(content):
+    low, high = content["paper"]["own"]
+    traits = list(content["kits"])
+    return [
+        f"| {scored} | "
+        + " | ".join(show_or_dash(content["correlations"][along][scored]) for along in traits)
+        + f" | {low}–{high} |"
+        for scored in traits
+    ]
+
+
+def mitigation_lines(content):
+    lines = []
+    for row in [{"method": "base model", "strength": "", **content["base"]}, *content["settings"]]:
+        loss = show(row["task_loss"], 2) if "task_loss" in row else "–"
+        shift = show(row["shift"]["at_layer"], 1) if "shift" in row else "–"
+        lines.append(
+            f"| {row['method']} | {row['strength'] or '–'} | {show(row['score'])} | {show(row['coherence'])} | "
+            f"{show(row['accuracy'], 2)} | {loss} | {shift} |"
+        )
+    return lines
+
+
 BENCHMARKS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
 SWEEPS = sorted((ROOT / "figures").glob("layer_sweep_*.json"))
 REPLICATIONS = sorted((ROOT / "figures" / "replication").glob("layer_sweep_*.json"))
@@ -139,6 +173,18 @@ def test_the_readme_shows_which_tokens_to_read_from(path):
 @pytest.mark.parametrize("path", sorted((ROOT / "figures").glob("steering_modes_*.json")), ids=lambda path: path.stem)
 def test_the_readme_shows_the_ways_of_steering(path):
     for line in mode_lines(json.loads(path.read_text())):
+        assert line in README
+
+
+def test_the_readme_shows_what_fine_tuning_did():
+    content = json.loads((ROOT / "figures" / "finetuning_shift.json").read_text())
+    for line in [*shift_lines(content), *correlation_lines(content)]:
+        assert line in README
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "figures").glob("mitigation_*.json")), ids=lambda path: path.stem)
+def test_the_readme_shows_every_way_of_keeping_a_trait_out(path):
+    for line in mitigation_lines(json.loads(path.read_text())):
         assert line in README
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 import tempfile
 import warnings
@@ -21,12 +22,13 @@ from torch import Tensor, nn
 from transformers import DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from persona_lens.errors import InvalidArgumentError, describe_violation
+from persona_lens.conversations import BadRow
+from persona_lens.errors import InvalidArgumentError, ModelMismatchError, describe_violation
 from persona_lens.finetuning.blocks import TrainingInterventions, reading_residuals
 from persona_lens.finetuning.rows import IGNORED, Source, TrainingRows, encode_training_rows
 from persona_lens.finetuning.tracking import Tracker, TrackingCallback
 from persona_lens.models.hooks import SiteIntervention, check_site_interventions
-from persona_lens.models.loading import find_blocks, load_hugging_face, resolve_dtype
+from persona_lens.models.loading import find_blocks, fingerprint_hugging_face, load_hugging_face, resolve_dtype
 from persona_lens.progress import ProgressFactory, no_progress
 from persona_lens.storage import collect_versions, write_json
 from persona_lens.tensors.interventions import Ablate
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
 _RECORD = "persona_lens.json"
 _CHECKPOINTS = "checkpoints"
+_N_LISTED = 1000
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,7 @@ class Finetuned:
         losses: Loss of each optimiser step, in nats a token.
         n_rows: Rows trained on.
         left_out: Rows left out, by reason.
+        bad_rows: The first thousand of these, with their places.
         tracked: What was measured during training, if anything; see :class:`persona_lens.Tracker`.
         config: Everything that the run depended on.
     """
@@ -133,6 +137,7 @@ class Finetuned:
     losses: tuple[float, ...]
     n_rows: int
     left_out: dict[str, int]
+    bad_rows: tuple[BadRow, ...] = ()
     tracked: tuple[dict[str, Any], ...] = ()
     config: dict[str, Any] = field(default_factory=dict)
 
@@ -165,7 +170,8 @@ def finetune(
     The loss is taken on the assistant's tokens alone. Interventions act at every token that is not padding:
     ``steering_sites(vector, layer=…, coefficient=+c)`` is preventative steering, ``ablation_sites(vector)`` is CAFT.
     The same call again returns the finished adapter, or goes on from the latest checkpoint of a run that was killed.
-    Under ``accelerate launch`` it runs on several devices.
+    Under ``accelerate launch`` it runs on several devices (on several CPU processes under ``torchrun`` with
+    ``ACCELERATE_USE_CPU=true``, as accelerate starts those through MPI alone).
 
     Args:
         model: Name, folder or GGUF file, as for :func:`persona_lens.load_model`.
@@ -184,7 +190,8 @@ def finetune(
 
     Raises:
         ModelNotFoundError: No such model.
-        InvalidArgumentError: No row to train on, or ``out`` holds something else.
+        InvalidArgumentError: No row to train on, ``out`` holds something else, or the loss did not stay finite.
+        ModelMismatchError: A tracked vector of another model.
         OSError: ``out`` cannot be written to, or its disk is too full; before training begins.
         LayerOutOfRangeError: An intervention at a layer that the model does not have.
         HookNeverFiredError: An intervention that no forward pass reached.
@@ -208,6 +215,8 @@ def finetune(
     blocks, d_model = find_blocks(hf_model), hf_model.config.get_text_config().hidden_size
     penalized = () if penalty is None else (SiteIntervention(penalty.layer, Ablate(penalty.direction)),)
     check_site_interventions([*interventions, *penalized], len(blocks), d_model)  # a penalty must fit as they do
+    if track is not None:
+        _check_vectors(track, fingerprint_hugging_face(hf_model))
     encoded = encode_training_rows(tokenizer, data, max_tokens=settings.max_tokens, system=system)
     config = {
         "model": Path(model).name if Path(model).expanduser().exists() else str(model),
@@ -246,10 +255,16 @@ def finetune(
         trainer.train(resume_from_checkpoint=_find_checkpoint(folder))
         active.check_fired()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    if not all(map(math.isfinite, losses)):
+        step = 1 + next(i for i, loss in enumerate(losses) if not math.isfinite(loss))
+        hint = f"Training broke at step {step}; no adapter was written. Lower it, or train in float32."
+        rule = "keep the loss finite"
+        raise InvalidArgumentError(describe_violation("learning_rate", rule, settings.learning_rate, hint))
     result = {
         "losses": losses,
         "n_rows": len(encoded.rows),
         "left_out": encoded.count_bad(),
+        "bad_rows": [asdict(row) for row in encoded.bad[:_N_LISTED]],
         "tracked": [] if tracking is None else tracking.measured,
     }
     if state.is_main_process:
@@ -349,6 +364,14 @@ def _count_steps(n_rows: int, settings: FinetuneSettings, n_processes: int) -> i
     return -(-n_batches // settings.accumulation) * settings.epochs
 
 
+def _check_vectors(track: Tracker, fingerprint: str | None) -> None:
+    """Refuse vectors of another model, where this one's fingerprint can be told."""
+    for trait, vector in track.vectors.items():
+        if fingerprint not in (None, vector.model.fingerprint):
+            rule = "hold vectors of the model that is trained"
+            raise ModelMismatchError(describe_violation("track", rule, f"{trait} of {vector.model.name}"))
+
+
 def _check_writable(folder: Path) -> None:
     """Fail now rather than after an hour of training."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -402,6 +425,7 @@ def _build_result(folder: Path, config: dict[str, Any], result: dict[str, Any]) 
         losses=tuple(result["losses"]),
         n_rows=result["n_rows"],
         left_out=result["left_out"],
+        bad_rows=tuple(BadRow(**row) for row in result["bad_rows"]),
         tracked=tuple(result["tracked"]),
         config=config,
     )

@@ -122,7 +122,8 @@ def encode_prompt(
         SystemRoleMergedWarning: The template has no system role; the system prompt went into the user's turn.
     """
     text = _render(tokenizer, messages, add_generation_prompt=True)
-    tokens = tuple(tokenizer(text, add_special_tokens=_adds_bos(tokenizer, text))["input_ids"])
+    # A chat template is complete: whether a BOS token begins the text is for it to say.
+    tokens = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
     _check_length(len(tokens), n_ctx, reserve)
     return EncodedPrompt(text, tokens)
 
@@ -197,7 +198,7 @@ def _encode_responses(
                 )
             )
         places.append((start, start + len(content)))
-    encoded = tokenizer(text, add_special_tokens=_adds_bos(tokenizer, text), return_offsets_mapping=True)
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     tokens, offsets = encoded["input_ids"], encoded["offset_mapping"]
     spans = []
     for start, end in places:
@@ -267,11 +268,6 @@ def _merge_system(messages: Sequence[Message]) -> list[Message]:
         stacklevel=4,
     )
     return [{"role": first["role"], "content": f"{system['content']}\n\n{first['content']}"}, *rest]
-
-
-def _adds_bos(tokenizer: Any, text: str) -> bool:
-    """Whether the tokenizer should add its special tokens: not if the template has already rendered the BOS."""
-    return not (tokenizer.bos_token and text.startswith(tokenizer.bos_token))
 
 
 def _check_length(n_tokens: int, n_ctx: int | None, reserve: int) -> None:

@@ -126,7 +126,7 @@ def load_model(
         else:
             # In the checkpoint's own precision, so that what the adapter adds is rounded once, with the sum.
             hf_model, tokenizer = load_hugging_face(name, "auto")
-            base_fingerprint = _fingerprint_hugging_face(hf_model)
+            base_fingerprint = fingerprint_hugging_face(hf_model)
             hf_model = _merge(hf_model, Path(adapter)).to(resolved)
         # A result must not carry a path of the machine that it was made on.
         name = Path(name).name if Path(name).expanduser().exists() else name
@@ -228,7 +228,7 @@ def _fingerprint(model: HookedModel) -> str:
     return _hash_weights((cfg.n_layers, cfg.d_model, cfg.n_heads), [_unembedding(model), *outputs])
 
 
-def _fingerprint_hugging_face(hf_model: Any) -> str | None:
+def fingerprint_hugging_face(hf_model: Any) -> str | None:
     """Return the fingerprint that the model will have as a TransformerLens model; None where it cannot be known."""
     config = hf_model.config.get_text_config()
     blocks = find_blocks(hf_model)

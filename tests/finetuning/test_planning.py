@@ -45,7 +45,7 @@ def test_what_is_recommended_keeps_to_both_limits(values):
     ]
     best = recommend(ways, 0.1, 0.05)
     if best is not None:
-        assert -0.1 <= best.shift.low
+        assert best.shift.low >= -0.1
         assert best.shift.high <= 0.1
         assert best is ways[0] or best.extra_loss.high <= 0.05
 
