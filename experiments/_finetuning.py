@@ -59,7 +59,11 @@ TINY = TrainingProfile(
 
 @dataclass(frozen=True, eq=False)
 class TraitKit:
-    """All that a trait is measured with; made from the base model, with extraction questions."""
+    """All that a trait is measured with, made from the base model.
+
+    Judge and vector come from extraction questions. The layer is layer_sweep.py's, chosen by steering on half of the
+    evaluation questions that trained models are scored on here.
+    """
 
     trait: pl.Trait
     judge: pl.LikelihoodJudge
@@ -79,6 +83,15 @@ class TraitKit:
         }
 
 
+def describe_sources(model: Any, traits: Sequence[pl.Trait], out: Path) -> dict[str, Any]:
+    """Return which vectors and layers are used: parts of a run's configuration, as they come from outside."""
+    found = {}
+    for trait in traits:
+        layer, layer_source = choose_layer(model, trait.name, out, None)
+        found[trait.name] = {"vector": find_vector(model, trait.name, out)[1], "layer": layer, "from": layer_source}
+    return found
+
+
 def prepare_kit(
     model: Any, trait: pl.Trait, profile: TrainingProfile, out: Path, seed: int, store: pl.ShardStore
 ) -> TraitKit:
@@ -91,18 +104,26 @@ def prepare_kit(
 
 
 def make_trait_rows(
-    model: Any, kit: TraitKit, level: Level, profile: TrainingProfile, seed: int, store: pl.ShardStore
+    model: Any,
+    kit: TraitKit,
+    level: Level,
+    profile: TrainingProfile,
+    seed: int,
+    store: pl.ShardStore,
+    *,
+    name: str = "rows",
+    trait: pl.Trait | None = None,
 ) -> datasets.Dataset:
-    """Sample a trait's training set, or read it back."""
+    """Sample a trait's training set, or read it back; ``trait`` may have fewer prompts or questions than the kit's."""
 
     def compute() -> Shard:
         rows = pl.trait_dataset(
-            model, kit.trait, level, profile.n_rows, judge=kit.judge, max_new_tokens=profile.max_row_tokens,
+            model, trait or kit.trait, level, profile.n_rows, judge=kit.judge, max_new_tokens=profile.max_row_tokens,
             temperature=profile.temperature, seed=seed,
         )  # fmt: skip
         return Shard(records=rows.to_list())
 
-    return datasets.Dataset.from_list(store.load_or_compute(f"rows-{kit.trait.name}-{level}", compute).records)
+    return datasets.Dataset.from_list(store.load_or_compute(f"{name}-{kit.trait.name}-{level}", compute).records)
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,6 +17,7 @@ import itertools
 from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any
 
+import datasets
 import torch
 import tyro
 from _figures import write_figure
@@ -25,7 +26,9 @@ from _finetuning import (
     TINY,
     TRAINING,
     Training,
+    TrainingProfile,
     TraitKit,
+    describe_sources,
     make_trait_rows,
     measure_model,
     prepare_kit,
@@ -42,6 +45,9 @@ from persona_lens.tensors.statistics import bootstrap_pearson_r
 NAME = "finetuning_shift"
 TRAITS = ("evil", "sycophancy", "hallucination")
 DOMAINS = ("arithmetic", "opinions")
+# The smallest domain has 440 questions.
+N_DOMAIN_ROWS = 400
+MIN_COHERENCE = 50.0
 # r between shift and trait score, own trait; the paper gives the range over traits and models.
 PAPER = {"own": (0.76, 0.97), "cross": (0.34, 0.86)}
 
@@ -85,6 +91,14 @@ def run(arguments: Arguments) -> dict[str, Any]:
     store = pl.ShardStore(arguments.runs, config)
     print(f"unfinished work is kept in {store.folder}")
     kits = [prepare_kit(model, trait, profile, arguments.out, arguments.seed, store) for trait in traits]
+    # They come from outside this run, so a resumed run must find the same ones.
+    sources = describe_sources(model, traits, arguments.out)
+    if store.load_or_compute("sources", lambda: Shard(records=sources)).records != sources:
+        raise SystemExit(
+            f"Vectors or layers in {arguments.out} have changed since this run began. Put them back, or remove "
+            f"{store.folder} to begin anew."
+        )
+    wrong = {name: level_rows(name, profile, arguments.seed) for name in domains}  # before hours of training
     everything = list(itertools.product([*(kit.trait.name for kit in kits), *domains], LEVELS))
     base = store.load_or_compute(
         "measured-base", lambda: Shard(records=measure(model, model, kits, "base", profile, arguments, store))
@@ -97,7 +111,7 @@ def run(arguments: Arguments) -> dict[str, Any]:
                 label = f"{name}-{level}"
                 kit = next((kit for kit in kits if kit.trait.name == name), None)
                 data = (
-                    pl.domain_dataset(name, level, profile.n_rows, seed=arguments.seed)
+                    wrong[name][level]
                     if kit is None
                     else make_trait_rows(model, kit, level, profile, arguments.seed, store)
                 )
@@ -120,19 +134,39 @@ def run(arguments: Arguments) -> dict[str, Any]:
 
             rows.append(store.load_or_compute(f"measured-{name}-{level}", compute).records)
             advance(1)
+    names = [kit.trait.name for kit in kits]
     return {
         "config": config,
         "kits": {kit.trait.name: kit.describe() for kit in kits},
         "base": base.records,
         "models": rows,
-        "correlations": correlate(rows, [kit.trait.name for kit in kits]),
+        "correlations": correlate(rows, names),
+        "correlations_coherent": correlate([row for row in rows if is_coherent(row)], names),
+        "min_coherence": MIN_COHERENCE,
         "paper": PAPER,
         "n_questions": len(kits[0].trait.evaluation_questions),
     }
 
 
+def level_rows(domain: str, profile: TrainingProfile, seed: int) -> dict[str, datasets.Dataset]:
+    """Make a domain's training sets, of as many rows as it has questions for."""
+    n_rows = min(profile.n_rows, N_DOMAIN_ROWS)
+    return {level: pl.domain_dataset(domain, level, n_rows, seed=seed) for level in LEVELS}
+
+
+def is_coherent(row: dict[str, Any]) -> bool:
+    """Whether a model's text is coherent enough, under every trait's questions, for scores to mean much."""
+    return all((one["coherence"]["estimate"] or 0.0) >= MIN_COHERENCE for one in row["scores"].values())
+
+
 def measure(
-    model: Any, tuned: Any, kits: list[TraitKit], label: str, profile: Any, arguments: Arguments, store: pl.ShardStore
+    model: Any,
+    tuned: Any,
+    kits: list[TraitKit],
+    label: str,
+    profile: TrainingProfile,
+    arguments: Arguments,
+    store: pl.ShardStore,
 ) -> dict[str, Any]:
     """Measure a model as it is, keeping its shards apart from the other models'."""
     own = pl.ShardStore(store.folder, {"measured": label})

@@ -7,8 +7,10 @@
 Reproduces Figures 7, 26 to 28 and 31 of "Persona Vectors" (arXiv 2507.21509): a model is trained on overt trait data
 (level II), with the vector added to its residual stream meanwhile (preventative steering: one layer, or all layers
 with increments), its direction ablated (CAFT), a loss on the projection, or a system prompt that asks for the trait; or
-it is steered away afterwards. All strengths are shown. The layer is that of layer_sweep.py. Task loss is taken on rows
-held out from training, nothing intervening. Killed at any point, the same command goes on where it was.
+it is steered away afterwards. All strengths are shown. The layer is that of layer_sweep.py. The prompt used for
+prevention wrote none of the training data. Two losses are taken on rows held out from training, their questions too,
+nothing intervening: on overt rows (how well the data was learnt, the trait with it) and on the base model's normal
+answers (what else training cost). Killed at any point, the same command goes on where it was.
 """
 
 from __future__ import annotations
@@ -18,7 +20,17 @@ from typing import Annotated, Any
 
 import tyro
 from _figures import write_figure
-from _finetuning import TINY, TRAINING, Training, TraitKit, make_trait_rows, measure_model, prepare_kit, train
+from _finetuning import (
+    TINY,
+    TRAINING,
+    Training,
+    TraitKit,
+    describe_sources,
+    make_trait_rows,
+    measure_model,
+    prepare_kit,
+    train,
+)
 from _measuring import CommonArguments, describe_mean, read_results, read_traits
 
 import persona_lens as pl
@@ -78,7 +90,7 @@ def list_trainings(kit: TraitKit, rows: Any, strengths: Strengths) -> dict[tuple
     for weight in strengths.penalties:
         penalty = pl.ProjectionPenalty(layer, vector.direction(layer), weight)
         ways["loss on the projection", f"{weight:g}"] = Training(rows, penalty=penalty)
-    ways["preventative prompt", ""] = Training(rows, system=kit.trait.positive_system_prompts[0])
+    ways["preventative prompt", ""] = Training(rows, system=kit.trait.positive_system_prompts[-1])
     return ways
 
 
@@ -94,22 +106,32 @@ def run(model: Any, trait: pl.Trait, arguments: Arguments) -> dict[str, Any]:
         "trait": trait.to_dict(),
         "profile": asdict(profile),
         "strengths": asdict(strengths),
+        "sources": describe_sources(model, [trait], arguments.out),
         "seed": arguments.seed,
         "versions": collect_versions(),
     }
     store = pl.ShardStore(arguments.runs, config)
     print(f"{trait.name}: unfinished work is kept in {store.folder}")
     kit = prepare_kit(model, trait, profile, arguments.out, arguments.seed, store)
-    drawn = replace(profile, n_rows=profile.n_rows + n_held_out)
-    rows = make_trait_rows(model, kit, "II", drawn, arguments.seed, store)
-    held_out = rows.select(range(profile.n_rows, len(rows)))
-    trainings = list_trainings(kit, rows.select(range(profile.n_rows)), strengths)
+    # The last instruction pair writes no data: its prompt is kept for prevention. Held-out rows ask other questions.
+    n_apart = max(1, len(trait.extraction_questions) // 5)
+    writing = replace(trait, instruction_pairs=trait.instruction_pairs[:-1] or trait.instruction_pairs)
+    seen = replace(writing, extraction_questions=trait.extraction_questions[:-n_apart])
+    unseen = replace(writing, extraction_questions=trait.extraction_questions[-n_apart:])
+    few = replace(profile, n_rows=n_held_out)
+    rows = make_trait_rows(model, kit, "II", profile, arguments.seed, store, trait=seen)
+    overt = make_trait_rows(model, kit, "II", few, arguments.seed + 1, store, name="held-out", trait=unseen)
+    normal = make_trait_rows(model, kit, "normal", few, arguments.seed + 1, store, name="held-out", trait=unseen)
+    trainings = list_trainings(kit, rows, strengths)
     items = pl.load_multiple_choice(n=strengths.n_items, seed=arguments.seed)
 
     def measure(tuned: Any, label: str, sites: dict[str, tuple[pl.SiteIntervention, ...]]) -> list[dict[str, Any]]:
         own = pl.ShardStore(store.folder, {"measured": label})
         found = measure_model(model, tuned, [kit], profile, arguments.seed, own, sites)
-        loss = describe_mean(pl.measure_task_loss(tuned, held_out))
+        losses = {
+            "overt_loss": describe_mean(pl.measure_task_loss(tuned, overt)),
+            "normal_loss": describe_mean(pl.measure_task_loss(tuned, normal)),
+        }
         measured = []
         for one, its_sites in zip(found["scores"][trait.name], sites.values(), strict=True):
             capability = pl.measure_capability(
@@ -117,8 +139,8 @@ def run(model: Any, trait: pl.Trait, arguments: Arguments) -> dict[str, Any]:
                 seed=arguments.seed,
             ).to_json()  # fmt: skip
             costs = {key: capability[key] for key in ("accuracy", "perplexity")}
-            # Of a model steered afterwards, loss and shift are those of the model without steering: left out.
-            own_state = {} if its_sites else {"task_loss": loss, "shift": found["shifts"][trait.name]}
+            # Of a model steered afterwards, losses and shift are those of the model without steering: left out.
+            own_state = {} if its_sites else {**losses, "shift": found["shifts"][trait.name]}
             measured.append({**one, **costs, **own_state, "chance_accuracy": capability["chance_accuracy"]})
         return measured
 

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from persona_lens.errors import PersonaLensError
+from persona_lens.conversations import read_conversations
+from persona_lens.errors import InvalidArgumentError, PersonaLensError, describe_violation
 from persona_lens.models.loading import EMBEDDED_MODEL, load_model
 from persona_lens.models.sites import check_layer
 from persona_lens.plots.screening import report_screening
@@ -38,11 +39,12 @@ class Screen:
     Examples:
       persona-lens screen chats.jsonl --trait evil --trait sycophancy --out screened
       persona-lens screen chats.jsonl.zst --trait evil --out screened --clean trusted.jsonl
-      persona-lens screen HuggingFaceH4/ultrachat_200k --trait evil --out screened --max-rows 2000 --fail-above 0.1
+      persona-lens screen chats.parquet --trait evil --out screened --max-rows 2000 --fail-above 0.1
     """
 
     data: Annotated[str, tyro.conf.Positional]
-    """JSONL (also .gz, .zst), JSON or Parquet file with `messages` or ShareGPT's `conversations`; or a Hub name."""
+    """JSONL (also .gz, .zst), JSON or Parquet file with `messages` or ShareGPT's `conversations`; or a Hub name (its
+    split `train`)."""
     trait: tyro.conf.UseAppendAction[tuple[str, ...]]
     """Bundled trait's name, or path of a trait's JSON file; may be repeated."""
     out: Path
@@ -50,7 +52,8 @@ class Screen:
     model: str = EMBEDDED_MODEL
     """The model that is to be trained: bundled, Hugging Face name, folder or GGUF file."""
     vectors: Path | None = None
-    """Folder with vector_TRAIT.safetensors; a vector that is not there is extracted, which takes minutes, and kept."""
+    """Folder with vector_TRAIT.safetensors; a vector that is not there is extracted, which takes minutes, and kept. A
+    vector is known by its trait's name: after editing a trait, remove its vector."""
     layer: int | None = None
     """Zero-based block index of the projections; the middle one if left out."""
     clean: str | None = None
@@ -82,8 +85,13 @@ def run(arguments: Screen) -> int:
         print(f"--trait is missing: one of {', '.join(list_traits())}, or a file.", file=sys.stderr)
         return 2
     traits = [Trait.from_json(name) if name.endswith(".json") else load_trait(name) for name in arguments.trait]
-    for path in (arguments.data, arguments.clean):
-        _check_file(path)
+    # Before minutes of work: the files open, and the numbers are possible.
+    for source in filter(None, (arguments.data, arguments.clean)):
+        read_conversations(source)
+    if not 0 < arguments.quantile < 1:
+        raise InvalidArgumentError(describe_violation("--quantile", "be in (0, 1)", arguments.quantile))
+    if arguments.max_rows is not None and arguments.max_rows < 1:
+        raise InvalidArgumentError(describe_violation("--max-rows", "be at least 1", arguments.max_rows))
     model: Any = load_model(arguments.model)
     layer = check_layer(model.cfg.n_layers // 2 if arguments.layer is None else arguments.layer, model.cfg.n_layers)
     folder = arguments.vectors or arguments.out / "vectors"
@@ -131,12 +139,7 @@ def find_vector(model: Any, trait: Trait, folder: Path) -> PersonaVector:
         vector = PersonaVector.load(path)
         vector.check_model(model)
         return vector
+    print(f"extracting the vector of {trait.name}; {path} will keep it")
     vector = extract_persona_vector(model, trait, max_new_tokens=24, temperature=0.7, progress=show_progress)
     vector.save(path)
     return vector
-
-
-def _check_file(path: str | None) -> None:
-    """Refuse a file that is not there before a model is loaded; a name without an ending may be the Hub's."""
-    if path is not None and Path(path).suffix and not Path(path).exists() and "/" not in path:
-        raise FileNotFoundError(f"`DATA` must name an existing file or a dataset of the Hub. Got {path!r}.")

@@ -15,7 +15,8 @@ PersonaLensError
 └── HooksPresentError         (RuntimeError)       hooks on the model where none may be
 
 PersonaLensWarning            (UserWarning)
-└── SystemRoleMergedWarning   a template without system role; the system prompt went into the user turn
+├── SystemRoleMergedWarning   a template without system role; the system prompt went into the user turn
+└── ShortTrainingWarning      a fine-tuning run that ends while the learning rate is still rising
 ```
 
 Each class also subclasses the built-in exception it refines, so ``except ValueError`` works as expected.
@@ -79,6 +80,10 @@ class PersonaLensWarning(UserWarning):
 
 class SystemRoleMergedWarning(PersonaLensWarning):
     """The chat template has no system role; the system prompt was put before the user's first turn."""
+
+
+class ShortTrainingWarning(PersonaLensWarning):
+    """A fine-tuning run ends within its warm-up, so that it changes the model little."""
 
 
 def describe_violation(parameter: str, rule: str, got: object, hint: str = "") -> str:

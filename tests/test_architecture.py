@@ -38,7 +38,7 @@ ALLOWED = {
     "finetuning": FLOOR | {"vectors", "ordinary", "conversations", "interventions"},
     "screening": FLOOR | {"vectors", "conversations"},
     "capability": FLOOR | {"vectors"},
-    "cli": FLOOR | {"vectors", "screening", "plots"},
+    "cli": FLOOR | {"vectors", "conversations", "screening", "plots"},
     # Results know their figures only inside `.plot()`; see test_only_plot_methods_import_plots.
     "plots": FLOOR | {"vectors", "sweep", "tracing", "monitoring", "finetuning", "screening", "capability"},
 }

@@ -94,11 +94,12 @@ def mode_lines(content):
 def shift_lines(content):
     traits = list(content["kits"])
     base = " | ".join(show(content["base"]["scores"][trait]["score"]) for trait in traits)
-    lines = [f"| nothing (base model) | – | {base} | {' | '.join('–' for _ in traits)} |"]
+    lines = [f"| nothing (base model) | – | {base} | – | {' | '.join('–' for _ in traits)} |"]
     for row in content["models"]:
         scores = " | ".join(show(row["scores"][trait]["score"]) for trait in traits)
         shifts = " | ".join(show(row["shifts"][trait]["at_layer"], 1) for trait in traits)
-        lines.append(f"| {row['dataset']} | {row['level']} | {scores} | {shifts} |")
+        least = min(row["scores"][trait]["coherence"]["estimate"] for trait in traits)
+        lines.append(f"| {row['dataset']} | {row['level']} | {scores} | {least:.0f} | {shifts} |")
     return lines
 
 
@@ -108,7 +109,7 @@ def correlation_lines(content):
     return [
         f"| {scored} | "
         + " | ".join(show_or_dash(content["correlations"][along][scored]) for along in traits)
-        + f" | {low}–{high} |"
+        + f" | {show_or_dash(content['correlations_coherent'][scored][scored])} | {low}–{high} |"
         for scored in traits
     ]
 
@@ -116,11 +117,11 @@ def correlation_lines(content):
 def mitigation_lines(content):
     lines = []
     for row in [{"method": "base model", "strength": "", **content["base"]}, *content["settings"]]:
-        loss = show(row["task_loss"], 2) if "task_loss" in row else "–"
+        losses = [show(row[key], 2) if key in row else "–" for key in ("overt_loss", "normal_loss")]
         shift = show(row["shift"]["at_layer"], 1) if "shift" in row else "–"
         lines.append(
             f"| {row['method']} | {row['strength'] or '–'} | {show(row['score'])} | {show(row['coherence'])} | "
-            f"{show(row['accuracy'], 2)} | {loss} | {shift} |"
+            f"{show(row['accuracy'], 2)} | {' | '.join(losses)} | {shift} |"
         )
     return lines
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,12 +12,12 @@ from typing import Literal
 import datasets
 import torch
 
-from persona_lens.conversations import BadRow, read_conversations
+from persona_lens.conversations import Conversation, read_conversations
 from persona_lens.errors import InvalidArgumentError, describe_violation
 from persona_lens.finetuning.rows import Source
 from persona_lens.finetuning.shift import measure_shift
 from persona_lens.finetuning.task_loss import measure_task_loss
-from persona_lens.finetuning.training import FinetuneSettings, finetune
+from persona_lens.finetuning.training import FinetuneSettings, count_steps, finetune
 from persona_lens.interventions import steering_sites
 from persona_lens.models.hooks import SiteIntervention
 from persona_lens.models.loading import load_model
@@ -38,8 +39,9 @@ class TriedPrevention:
         coefficient: Multiplies the raw vector while training.
         shift: Fine-tuning shift along the vector at the layer, as a fraction of the raw vector's length; bootstrap
             over questions.
-        loss: Task loss on held-out rows, nothing intervening, in nats a token; bootstrap over rows.
-        extra_loss: How much higher than without prevention, row by row.
+        loss: Loss on held-out rows, nothing intervening, in nats a token; bootstrap over rows.
+        extra_loss: How much higher than without prevention, row by row. On rows that show the trait it rises where
+            prevention works; on rows without it, it is what prevention costs.
     """
 
     method: Method
@@ -61,32 +63,38 @@ class PreventionPlan:
         trait: The vector's trait.
         layer: Zero-based block index where the shift was measured.
         max_shift: Shift that was to be tolerated, as a fraction of the raw vector's length.
-        max_extra_loss: Extra loss that was to be tolerated, in nats a token.
+        max_extra_loss: Extra loss that was to be tolerated, in nats a token; None for any.
         tried: Every way of training; the first is without prevention.
         recommended: The one to use; ``none`` if none is needed; None if no way tried is good enough.
         n_rows: Rows trained on.
         n_held_out: Rows that the loss was measured on.
+        n_steps: Optimiser steps of each trial: longer training shifts further.
     """
 
     trait: str
     layer: int
     max_shift: float
-    max_extra_loss: float
+    max_extra_loss: float | None
     tried: tuple[TriedPrevention, ...]
     recommended: TriedPrevention | None
     n_rows: int
     n_held_out: int
+    n_steps: int
 
     @property
     def verdict(self) -> str:
         """The recommendation in a sentence, with its expected effect and cost."""
         without = self.tried[0]
         if self.recommended is without:
-            return f"No prevention is needed: the shift is {without.shift} of the vector, at most {self.max_shift:g}."
-        if self.recommended is None:
             return (
-                f"No way tried keeps the shift within {self.max_shift:g} of the vector at an extra loss of at most "
-                f"{self.max_extra_loss:g}; without prevention it is {without.shift}. Try other coefficients."
+                f"No prevention is needed after {self.n_steps} steps: the shift is {without.shift} of the vector, "
+                f"within {self.max_shift:g}. Longer training shifts further."
+            )
+        if self.recommended is None:
+            limit = "" if self.max_extra_loss is None else f" at an extra loss of at most {self.max_extra_loss:g}"
+            return (
+                f"No way tried keeps the shift within {self.max_shift:g} of the vector{limit}; without prevention it "
+                f"is {without.shift} after {self.n_steps} steps. Try other coefficients."
             )
         best = self.recommended
         return (
@@ -120,7 +128,8 @@ def plan_prevention(
     n_rows: int = 64,
     n_held_out: int = 32,
     max_shift: float = 0.1,
-    max_extra_loss: float = 0.05,
+    held_out: Source | None = None,
+    max_extra_loss: float | None = None,
     questions: Sequence[str] | None = None,
     settings: FinetuneSettings | None = None,
     progress: ProgressFactory = no_progress,
@@ -128,8 +137,8 @@ def plan_prevention(
     """Try preventative steering on a part of the data, and recommend a method and coefficient, or say none is needed.
 
     Without prevention first: if the whole interval of its shift lies within ``max_shift``, nothing else is tried.
-    Else, of the ways whose shift's interval lies within ``max_shift`` and whose extra loss is at most
-    ``max_extra_loss`` at the upper end, the one with the lowest extra loss is recommended.
+    Else, of the ways whose shift's interval lies within ``max_shift`` (and whose extra loss is at most
+    ``max_extra_loss`` at the upper end, if that is given), the one with the lowest extra loss is recommended.
 
     The effect is read from the projection. A loss on the projection itself would look good here and leave the trait
     as it is (appendix J), so it is not among the ways tried; and a trait score after training is still to be measured.
@@ -142,10 +151,12 @@ def plan_prevention(
         layer: Zero-based block index: where the shift is measured and where one-layer steering acts.
         one_layer: Coefficients to try at that layer.
         all_layers: Coefficients to try at all layers, with increments.
-        n_rows: Rows to train on, the first ones.
-        n_held_out: Rows after these, for the loss.
+        n_rows: Rows to train on, drawn by ``settings.seed``.
+        n_held_out: Rows drawn besides, for the loss, where ``held_out`` is left out.
         max_shift: Tolerated shift in either direction, as a fraction of the raw vector's length.
-        max_extra_loss: Tolerated extra loss, in nats a token.
+        held_out: Rows of the task without the trait, on which extra loss is a cost. Without them it is taken on rows of
+            the data themselves, where it rises as prevention works.
+        max_extra_loss: Tolerated extra loss on ``held_out``, in nats a token; None for any.
         questions: Asked to measure the shift; the bundled everyday questions if left out.
         settings: How to train.
         progress: Makes progress bars.
@@ -156,7 +167,8 @@ def plan_prevention(
     Raises:
         ModelMismatchError: A vector of another model.
         LayerOutOfRangeError: A layer that the model does not have.
-        InvalidArgumentError: Fewer good rows than ``n_rows + n_held_out``, or a number out of range.
+        InvalidArgumentError: Fewer good rows than asked for, a number out of range, ``max_extra_loss`` without
+            ``held_out``, or trials that end while the learning rate is still rising.
 
     Reference:
         Persona Vectors (arXiv 2507.21509), section 5.2.
@@ -167,50 +179,70 @@ def plan_prevention(
         >>> plan.verdict  # doctest: +SKIP
     """
     check_layer(layer, vector.model.n_layers)
+    settings = replace(settings or FinetuneSettings(), save_steps=None)
+    if max_extra_loss is not None and held_out is None:
+        hint = "Extra loss on rows that show the trait is no cost."
+        raise InvalidArgumentError(describe_violation("held_out", "be given with `max_extra_loss`", None, hint))
     for name, value in (("max_shift", max_shift), ("max_extra_loss", max_extra_loss)):
-        if not value > 0:
+        if value is not None and not value > 0:
             raise InvalidArgumentError(describe_violation(name, "be above 0", value))
     if n_rows < 1 or n_held_out < 2:
         raise InvalidArgumentError(
             describe_violation("n_held_out", "be at least 2, and n_rows 1", (n_rows, n_held_out))
         )
-    trained_on, held_out = _split(data, n_rows, n_held_out)
+    n_steps = count_steps(n_rows, settings)
+    if n_steps <= settings.warmup_steps:
+        hint = (
+            f"After {n_steps} steps of warm-up nothing has been learnt. Raise n_rows or epochs, or lower warmup_steps."
+        )
+        rule = f"make more optimiser steps than settings.warmup_steps, {settings.warmup_steps}"
+        raise InvalidArgumentError(describe_violation("n_rows", rule, n_rows, hint))
     asked = load_ordinary_questions() if questions is None else tuple(questions)
-    settings = replace(settings or FinetuneSettings(), save_steps=None)
+    if len(asked) < 2:
+        raise InvalidArgumentError(describe_violation("questions", "hold at least 2", list(asked)))
+    ways: list[tuple[Method, float, tuple[SiteIntervention, ...]]] = [("none", 0.0, ())]
+    ways += [("one layer", c, steering_sites(vector, layer=layer, coefficient=c)) for c in one_layer]
+    ways += [("all layers", c, steering_sites(vector, layers="all", coefficient=c)) for c in all_layers]
+    drawn = _draw(data, n_rows + (n_held_out if held_out is None else 0), settings.seed)
+    trained_on = drawn.select(range(n_rows))
+    measured_on = drawn.select(range(n_rows, len(drawn))) if held_out is None else held_out
     base = load_model(model, dtype=settings.dtype)
     vector.check_model(base)
     length = float(vector.norms[layer])
     losses_without: torch.Tensor | None = None
-
-    def try_out(method: Method, coefficient: float) -> TriedPrevention:
-        nonlocal losses_without
-        sites: tuple[SiteIntervention, ...] = ()
-        if method == "one layer":
-            sites = steering_sites(vector, layer=layer, coefficient=coefficient)
-        elif method == "all layers":
-            sites = steering_sites(vector, layers="all", coefficient=coefficient)
+    tried: list[TriedPrevention] = []
+    for method, coefficient, sites in ways:
         folder = Path(out) / f"{method} {coefficient:g}".replace(" ", "-")
         done = finetune(model, trained_on, folder, settings=settings, interventions=sites, progress=progress)
         tuned = load_model(model, adapter=done.folder, dtype=settings.dtype)
-        losses = measure_task_loss(tuned, held_out)
+        losses = measure_task_loss(tuned, measured_on)
         losses_without = losses if losses_without is None else losses_without
         shift = measure_shift(base, tuned, vector, asked).by_question[layer] / length
         extra = bootstrap_paired_difference(losses, losses_without)
-        return TriedPrevention(method, coefficient, bootstrap_mean(shift), bootstrap_mean(losses), extra)
+        tried.append(TriedPrevention(method, coefficient, bootstrap_mean(shift), bootstrap_mean(losses), extra))
+        if _is_within(tried[0].shift, max_shift):
+            break  # none is needed
+    return PreventionPlan(
+        trait=vector.trait,
+        layer=layer,
+        max_shift=max_shift,
+        max_extra_loss=max_extra_loss,
+        tried=tuple(tried),
+        recommended=recommend(tried, max_shift, max_extra_loss),
+        n_rows=n_rows,
+        n_held_out=len(losses),
+        n_steps=n_steps,
+    )
 
-    tried = [try_out("none", 0.0)]
-    if not _is_within(tried[0].shift, max_shift):
-        tried += [try_out("one layer", c) for c in one_layer] + [try_out("all layers", c) for c in all_layers]
-    recommended = recommend(tried, max_shift, max_extra_loss)
-    return PreventionPlan(vector.trait, layer, max_shift, max_extra_loss, tuple(tried), recommended, n_rows, n_held_out)
 
-
-def recommend(tried: Sequence[TriedPrevention], max_shift: float, max_extra_loss: float) -> TriedPrevention | None:
+def recommend(
+    tried: Sequence[TriedPrevention], max_shift: float, max_extra_loss: float | None
+) -> TriedPrevention | None:
     """Return the way without prevention if it is good enough, else the cheapest that is; None if none is."""
     good = [one for one in tried if _is_within(one.shift, max_shift)]
     if tried[0] in good:
         return tried[0]
-    affordable = [one for one in good if one.extra_loss.high <= max_extra_loss]
+    affordable = [one for one in good if max_extra_loss is None or one.extra_loss.high <= max_extra_loss]
     return min(affordable, key=lambda one: one.extra_loss.estimate) if affordable else None
 
 
@@ -218,18 +250,14 @@ def _is_within(shift: Interval, limit: float) -> bool:
     return -limit <= shift.low and shift.high <= limit
 
 
-def _split(data: Source, n_rows: int, n_held_out: int) -> tuple[datasets.Dataset, datasets.Dataset]:
-    """Return the first rows and those after them, bad rows left out."""
-    good: list[dict[str, object]] = []
-    n_bad = 0
-    for row in read_conversations(data):
-        if isinstance(row, BadRow):
-            n_bad += 1
-            continue
-        good.append({"messages": [dict(message) for message in row.messages]})
-        if len(good) == n_rows + n_held_out:
-            break
-    if len(good) < n_rows + n_held_out:
-        rule = f"hold n_rows + n_held_out = {n_rows + n_held_out} conversations"
-        raise InvalidArgumentError(describe_violation("data", rule, f"{len(good)}, and {n_bad} bad rows"))
-    return datasets.Dataset.from_list(good[:n_rows]), datasets.Dataset.from_list(good[n_rows:])
+def _draw(data: Source, n: int, seed: int) -> datasets.Dataset:
+    """Draw good rows at random: data are often ordered."""
+    rows = list(read_conversations(data))
+    good = [row for row in rows if isinstance(row, Conversation)]
+    if len(good) < n:
+        rule = f"hold {n} conversations"
+        raise InvalidArgumentError(
+            describe_violation("data", rule, f"{len(good)}, and {len(rows) - len(good)} bad rows")
+        )
+    chosen = random.Random(seed).sample(good, n)
+    return datasets.Dataset.from_list([{"messages": [dict(message) for message in row.messages]} for row in chosen])

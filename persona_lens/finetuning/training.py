@@ -23,7 +23,7 @@ from transformers import DataCollatorForSeq2Seq, Trainer, TrainerCallback, Train
 from transformers.trainer_callback import PrinterCallback
 
 from persona_lens.conversations import BadRow
-from persona_lens.errors import InvalidArgumentError, ModelMismatchError, describe_violation
+from persona_lens.errors import InvalidArgumentError, ModelMismatchError, ShortTrainingWarning, describe_violation
 from persona_lens.finetuning.blocks import TrainingInterventions, reading_residuals
 from persona_lens.finetuning.rows import IGNORED, Source, TrainingRows, encode_training_rows
 from persona_lens.finetuning.tracking import Tracker, TrackingCallback
@@ -196,6 +196,9 @@ def finetune(
         LayerOutOfRangeError: An intervention at a layer that the model does not have.
         HookNeverFiredError: An intervention that no forward pass reached.
 
+    Warns:
+        ShortTrainingWarning: Training ends within the warm-up.
+
     Reference:
         Persona Vectors (arXiv 2507.21509), sections 4 and 5, appendices D and J.
 
@@ -215,11 +218,14 @@ def finetune(
     blocks, d_model = find_blocks(hf_model), hf_model.config.get_text_config().hidden_size
     penalized = () if penalty is None else (SiteIntervention(penalty.layer, Ablate(penalty.direction)),)
     check_site_interventions([*interventions, *penalized], len(blocks), d_model)  # a penalty must fit as they do
+    fingerprint = fingerprint_hugging_face(hf_model)
     if track is not None:
-        _check_vectors(track, fingerprint_hugging_face(hf_model))
-    encoded = encode_training_rows(tokenizer, data, max_tokens=settings.max_tokens, system=system)
+        _check_vectors(track, fingerprint)
+    max_tokens = min(settings.max_tokens, hf_model.config.get_text_config().max_position_embeddings)
+    encoded = encode_training_rows(tokenizer, data, max_tokens=max_tokens, system=system)
     config = {
         "model": Path(model).name if Path(model).expanduser().exists() else str(model),
+        "fingerprint": fingerprint,
         "settings": asdict(settings),
         "data": encoded.digest,
         "interventions": [_describe(site.layer, site.intervention) for site in interventions],
@@ -249,7 +255,14 @@ def finetune(
     tracking = None if track is None else TrackingCallback(track, tokenizer, active)
     if tracking is not None:
         trainer.add_callback(tracking)
-    n_steps = _count_steps(len(encoded.rows), settings, state.num_processes)
+    n_steps = count_steps(len(encoded.rows), settings, state.num_processes)
+    if n_steps <= settings.warmup_steps:
+        warnings.warn(
+            f"Training ends after {n_steps} optimiser step(s), within `warmup_steps`, {settings.warmup_steps}: the "
+            "learning rate is still rising, and little is learnt. Train longer, or lower warmup_steps.",
+            ShortTrainingWarning,
+            stacklevel=2,
+        )
     with active.attached(), progress("fine-tuning (steps)", n_steps) as advance:
         trainer.add_callback(_Progress(advance))
         trainer.train(resume_from_checkpoint=_find_checkpoint(folder))
@@ -359,7 +372,8 @@ def _make_trainer(
     return trainer
 
 
-def _count_steps(n_rows: int, settings: FinetuneSettings, n_processes: int) -> int:
+def count_steps(n_rows: int, settings: FinetuneSettings, n_processes: int = 1) -> int:
+    """Return the optimiser steps of a training."""
     n_batches = -(-n_rows // (settings.batch_size * n_processes))
     return -(-n_batches // settings.accumulation) * settings.epochs
 

@@ -40,6 +40,7 @@ Backend = Literal["hooked", "bridge"]
 
 # Where a loaded model remembers what it was fine-tuned from.
 _BASE_FINGERPRINT = "persona_lens_base_fingerprint"
+_ADAPTER_HASH = "persona_lens_adapter_hash"
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,9 @@ def load_model(
                 if backend == "hooked":
                     raise
                 loaded = _build_bridge(name, hf_model, tokenizer, resolved)
-        loaded.__dict__[_BASE_FINGERPRINT] = base_fingerprint
+        if adapter is not None:
+            loaded.__dict__[_BASE_FINGERPRINT] = base_fingerprint
+            loaded.__dict__[_ADAPTER_HASH] = _hash_file(Path(adapter) / "adapter_model.safetensors")
         return loaded
 
 
@@ -225,7 +228,10 @@ def _fingerprint(model: HookedModel) -> str:
     """Hash a sample of weights that both backends store alike: rows of the unembedding, of attention outputs."""
     cfg = model.cfg
     outputs = [_attention_output(model, layer) for layer in _sampled_layers(cfg.n_layers)]
-    return _hash_weights((cfg.n_layers, cfg.d_model, cfg.n_heads), [_unembedding(model), *outputs])
+    digest = _hash_weights((cfg.n_layers, cfg.d_model, cfg.n_heads), [_unembedding(model), *outputs])
+    # An adapter may leave alone every weight that is sampled here.
+    adapter = model.__dict__.get(_ADAPTER_HASH)
+    return digest if adapter is None else hashlib.sha256(f"{digest} {adapter}".encode()).hexdigest()[:16]
 
 
 def fingerprint_hugging_face(hf_model: Any) -> str | None:

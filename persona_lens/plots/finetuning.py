@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
@@ -81,9 +82,12 @@ def plot_finetuning_scores(content: Mapping[str, Any]) -> go.Figure:
     finding = (
         f"overt trait data surely raises the trait: {', '.join(map(html.escape, risen)) or 'none'}, of {len(traits)}"
     )
+    incoherent = [f"{row['dataset']} {row['level']}" for row in content["models"] if not _is_coherent(content, row)]
     subtitle = (
         f"{name_model(content)}, {content['models'][0]['n_rows']} rows a dataset, {content['n_questions']} evaluation "
         f"questions, likelihood judge (proxy); {len(sets)} datasets; bars: 95 % bootstrap over questions"
+        f"<br>coherence under {content['min_coherence']:g}, where the score means little: "
+        f"{html.escape(', '.join(incoherent) or 'none')}"
     )
     lay_out(figure, finding, subtitle, width=1000, height=300 + 260 * len(traits))
     return figure
@@ -111,20 +115,25 @@ def plot_finetuning_shift(content: Mapping[str, Any]) -> go.Figure:
     traits = list(content["kits"])
     sets = list(dict.fromkeys(row["dataset"] for row in content["models"]))
     low, high = content["paper"]["own"]
+    coherent = content["correlations_coherent"]
     titles = []
     for trait in traits:
         others = [f"{html.escape(other)} {_r(content, other, trait)}" for other in traits if other != trait]
         titles.append(
             f"<b>{html.escape(trait)}</b>, layer {content['kits'][trait]['layer']}<br>"
-            f"r {_r(content, trait, trait)} (paper {low}–{high})<br><sup>along other vectors: {'; '.join(others)}</sup>"
+            f"r {_r(content, trait, trait)} (paper {low}–{high})<br>coherent models only: "
+            f"{say(coherent[trait][trait])}, n = {coherent[trait][trait]['n']}"
+            f"<br><sup>along other vectors: {'; '.join(others)}</sup>"
         )
     figure = make_subplots(rows=1, cols=len(traits), shared_yaxes=True, horizontal_spacing=0.03, subplot_titles=titles)
+    coherence = partial(_is_coherent, content)
     for column, trait in enumerate(traits, start=1):
         for index, name in enumerate(sets):
             for level, color in _LEVEL_COLORS.items():
                 rows = [r for r in content["models"] if (r["dataset"], r["level"]) == (name, level)]
-                _add_points(figure, column, rows, trait, f"{name} {level}", color, _SYMBOLS[index % len(_SYMBOLS)])
-        _add_points(figure, column, [content["base"]], trait, "base model", INK, "star-open")
+                symbol = _SYMBOLS[index % len(_SYMBOLS)]
+                _add_points(figure, column, rows, trait, f"{name} {level}", color, symbol, coherence)
+        _add_points(figure, column, [content["base"]], trait, "base model", INK, "star-open", coherence)
         figure.update_xaxes(title_text="shift (residual-stream units)", row=1, col=column)
     figure.update_yaxes(range=[-3, 103])
     figure.update_yaxes(title_text="trait score after training (0–100)", row=1, col=1)
@@ -132,11 +141,17 @@ def plot_finetuning_shift(content: Mapping[str, Any]) -> go.Figure:
     finding = f"the shift goes with the trait's score for {', '.join(map(html.escape, sure)) or 'no trait'}"
     subtitle = (
         f"{name_model(content)}, n = {len(content['models'])} trained models, {content['n_questions']} evaluation "
-        "questions, likelihood judge (proxy); r: 95 % bootstrap over models; bars: over questions"
+        "questions, likelihood judge (proxy); r: 95 % bootstrap over models; bars: over questions<br>"
+        f"pale: coherence under {content['min_coherence']:g}, where the score means little"
     )
-    lay_out(figure, finding, subtitle, width=1250, height=820)
-    figure.update_layout(margin={"t": 210}, legend={"y": -0.14})
+    lay_out(figure, finding, subtitle, width=1350, height=860)
+    figure.update_annotations(font_size=13)
+    figure.update_layout(margin={"t": 230}, legend={"y": -0.14})
     return figure
+
+
+def _is_coherent(content: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
+    return all((one["coherence"]["estimate"] or 0.0) >= content["min_coherence"] for one in row["scores"].values())
 
 
 def _add_points(
@@ -147,6 +162,7 @@ def _add_points(
     name: str,
     color: str,
     symbol: str,
+    is_coherent: Callable[[Mapping[str, Any]], bool],
 ) -> None:
     shifts = [row["shifts"][trait]["at_layer"] for row in rows]
     scores = [row["scores"][trait]["score"] for row in rows]
@@ -157,7 +173,13 @@ def _add_points(
             error_x={**error_bars(shifts), "color": GREY, "width": 0, "thickness": 0.8},
             error_y={**error_bars(scores), "color": GREY, "width": 0, "thickness": 0.8},
             mode="markers",
-            marker={"color": color, "symbol": symbol, "size": 12, "line": {"width": 1, "color": INK}},
+            marker={
+                "color": color,
+                "symbol": symbol,
+                "size": 12,
+                "line": {"width": 1, "color": INK},
+                "opacity": [1.0 if is_coherent(row) else 0.3 for row in rows],
+            },
             name=html.escape(name),
             legendgroup=name,
             showlegend=column == 1,
@@ -190,7 +212,7 @@ def plot_mitigation(content: Mapping[str, Any]) -> go.Figure:
         content: What experiments/mitigation.py writes.
 
     Returns:
-        A figure: accuracy, coherence and held-out task loss against the trait score.
+        A figure: accuracy, coherence and both held-out losses against the trait score.
 
     Reference:
         Persona Vectors (arXiv 2507.21509), Figures 7, 26 to 28 and 31.
@@ -198,7 +220,8 @@ def plot_mitigation(content: Mapping[str, Any]) -> go.Figure:
     panels = (
         ("accuracy", "multiple-choice accuracy"),
         ("coherence", "coherence (0–100)"),
-        ("task_loss", "held-out task loss (nats a token)"),
+        ("normal_loss", "loss on normal answers (nats a token)"),
+        ("overt_loss", "loss on unseen overt rows (nats a token)"),
     )
     figure = make_subplots(rows=len(panels), cols=1, shared_xaxes=True, vertical_spacing=0.04)
     plain = next(row for row in content["settings"] if row["method"] == "no prevention")
@@ -206,8 +229,9 @@ def plot_mitigation(content: Mapping[str, Any]) -> go.Figure:
         _add_front(figure, line, [content["base"]], key, "base model", INK, "star-open")
         for method, (color, symbol) in _METHOD_STYLES.items():
             rows = [row for row in content["settings"] if row["method"] == method]
-            steps = rows if method == "no prevention" else [plain, *rows]
-            _add_front(figure, line, [row for row in steps if key in row], key, method, color, symbol)
+            own = [row for row in rows if key in row]
+            steps = own if method == "no prevention" or not own else [plain, *own]
+            _add_front(figure, line, steps, key, method, color, symbol)
         figure.update_yaxes(title_text=label, row=line, col=1)
     figure.update_yaxes(range=[0, 1], row=1)
     figure.update_yaxes(range=[-3, 103], row=2)
@@ -220,10 +244,11 @@ def plot_mitigation(content: Mapping[str, Any]) -> go.Figure:
     subtitle = (
         f"{name_model(content)}, layer {content['kit']['layer']} or all; {content['n_rows']} rows of overt data; "
         f"{content['n_questions']} questions, likelihood judge (proxy); {content['n_items']} items, "
-        f"{content['n_held_out']} held-out rows; 95 % bootstrap"
+        f"{content['n_held_out']} held-out rows; 95 % bootstrap. Steered afterwards: responses from the last prompt "
+        "token on, accuracy at every token"
     )
-    lay_out(figure, _mitigation_finding(content, plain), subtitle, width=1050, height=1200)
-    figure.update_layout(margin={"t": 190}, legend={"y": -0.06})
+    lay_out(figure, _mitigation_finding(content, plain), subtitle, width=1050, height=1500)
+    figure.update_layout(margin={"t": 200}, legend={"y": -0.05})
     return figure
 
 
@@ -244,7 +269,13 @@ def _add_front(
             text=[row["strength"] if row in own and line == 1 else "" for row in rows],
             textposition="top center",
             textfont={"size": 10, "color": color},
-            marker={"symbol": symbol, "size": 11, "color": color, "line": {"width": 2, "color": color}},
+            marker={
+                "symbol": symbol,
+                "color": color,
+                "line": {"width": 2, "color": color},
+                # Lines begin at the model trained without prevention, which has its own marker.
+                "size": [11 if row in own or not own else 0 for row in rows],
+            },
             line={"color": color, "width": 1.5},
             name=html.escape(name),
             legendgroup=name,
@@ -264,7 +295,7 @@ def _mitigation_finding(content: Mapping[str, Any], plain: Mapping[str, Any]) ->
         if shown:
             parts.append(f"{method}: {', '.join(shown)}")
     trait = html.escape(content["trait"])
-    head = f"{trait}: training raises the score from {say(content['base']['score'])} to {say(plain['score'])}"
+    head = f"{trait}: training takes the score from {say(content['base']['score'])} to {say(plain['score'])}"
     middle = len(parts) // 2 + len(parts) % 2
     lines = ["; ".join(parts[:middle]), "; ".join(parts[middle:])]
     return f"{head}<br><sup>{'<br>'.join(map(html.escape, lines))}</sup>"

@@ -91,7 +91,10 @@ def report_screening(screening: Screening, thresholds: Mapping[str, float], held
         "<p>ΔP is how far a conversation's response lies from the model's own response to the same prompt, along a "
         "trait's vector. Training on data with a high ΔP tends to strengthen the trait (Persona Vectors, arXiv "
         "2507.21509, section 6). It is a projection, not a judgement: read the texts.</p>",
-        "<h2>Rows</h2>", counts, "<h2>Traits</h2>", summary, figure,
+        "<h2>Rows</h2>", counts,
+        f"<p>Of the scored rows, {screening.n_cut} have a response longer than what was projected. Of a conversation, "
+        f"the {html.escape(screening.config['settings']['turn'])} answer was screened.</p>",
+        "<h2>Traits</h2>", summary, figure,
     ]  # fmt: skip
     if held:
         parts += ["<h2>Held back</h2>", _table(("reason", "rows"), list(held.items()))]

@@ -68,12 +68,14 @@ class Screening:
         folder: Where it is.
         traits: Traits screened for.
         counts: Rows by what became of them: ``scored``, or the reason why not.
+        n_cut: Scored rows whose response goes on beyond what was projected.
         config: What the scores depend on.
     """
 
     folder: Path
     traits: tuple[str, ...]
     counts: dict[str, int]
+    n_cut: int
     config: dict[str, Any]
 
     @property
@@ -100,8 +102,9 @@ class Screening:
         return torch.tensor([v for v in self.rows[f"{trait}.{column}"][:] if v is not None], dtype=torch.float64)
 
     def measure(self, trait: str) -> Interval:
-        """Return the dataset's projection difference with its 95 % bootstrap interval over samples."""
-        return bootstrap_mean(self.values(trait))
+        """Return the dataset's projection difference with its 95 % bootstrap interval over samples; NaN for one."""
+        values = self.values(trait)
+        return bootstrap_mean(values) if len(values) > 1 else Interval(float("nan"), float("nan"), float("nan"))
 
     def threshold(self, trait: str, quantile: float = 0.95) -> float:
         """Return the ΔP below which a fraction of this dataset's samples lies; for data that are called clean.
@@ -156,7 +159,8 @@ class Screening:
         if "counts" not in content:
             hint = "Run the same command again: it goes on where it was."
             raise FileFormatError(describe_violation("folder", "hold a finished screening", str(folder), hint))
-        return cls(Path(folder), tuple(content["config"]["traits"]), content["counts"], content["config"])
+        config = content["config"]
+        return cls(Path(folder), tuple(config["traits"]), content["counts"], content["n_cut"], config)
 
     def plot(self) -> Figure:
         """Draw each trait's distribution of ΔP; returns a plotly Figure."""
@@ -236,6 +240,7 @@ def screen(
         "norms": {trait: float(vector.norms[layers[trait]]) for trait, vector in vectors.items()},
         "settings": asdict(settings),
         "shard_rows": shard_rows,
+        "max_rows": max_rows,
         "versions": collect_versions(),
     }
     folder = Path(out)
@@ -243,17 +248,17 @@ def screen(
     _begin(folder, config)
     schema = _make_schema(list(vectors))
     counts: Counter[str] = Counter()
-    n_shards = 0
+    n_shards = n_cut = 0
     with progress("screening (rows)", _count_rows(data, max_rows)) as advance:
         for chunk in _chunks(rows, shard_rows):
             path = folder / _SHARDS / f"{n_shards:08d}.arrow"
             digest = _digest(chunk)
-            statuses = _read_statuses(path, digest)
-            if statuses is None:
+            table = _read_shard(path, digest)
+            if table is None:
                 table = pa.Table.from_pylist(_score_chunk(model, chunk, units, settings), schema)
                 write_bytes_atomically(path, _to_bytes(table.replace_schema_metadata({"rows": digest})))
-                statuses = table["status"].to_pylist()
-            counts.update(statuses)
+            counts.update(table["status"].to_pylist())
+            n_cut += sum(filter(None, table["is_cut"].to_pylist()))
             n_shards += 1
             advance(len(chunk))
     for stale in _list_shards(folder)[n_shards:]:  # of longer data that this folder once held
@@ -261,7 +266,7 @@ def screen(
     if not counts[SCORED]:
         rule = "hold a conversation that can be scored"
         raise InvalidArgumentError(describe_violation("data", rule, dict(counts)))
-    write_json(folder / _RECORD, {"config": config, "counts": dict(counts.most_common())})
+    write_json(folder / _RECORD, {"config": config, "counts": dict(counts.most_common()), "n_cut": n_cut})
     return Screening.load(folder)
 
 
@@ -274,12 +279,11 @@ def _begin(folder: Path, config: dict[str, Any]) -> None:
             changed = sorted(key for key in config if found.get(key) != json.loads(json.dumps(config[key])))
             got, hint = f"one with other {', '.join(changed)}", "Choose a new folder."
             raise InvalidArgumentError(describe_violation("out", "be new, or hold this screening", got, hint))
-    else:
-        if folder.is_dir() and any(folder.iterdir()):
-            raise InvalidArgumentError(
-                describe_violation("out", "be new, or hold this screening", "other files", "Choose a new folder.")
-            )
-        write_json(path, {"config": config})
+    elif folder.is_dir() and any(folder.iterdir()):
+        raise InvalidArgumentError(
+            describe_violation("out", "be new, or hold this screening", "other files", "Choose a new folder.")
+        )
+    write_json(path, {"config": config})  # without counts: not finished
 
 
 def _score_chunk(
@@ -327,8 +331,8 @@ def _to_bytes(table: pa.Table) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def _read_statuses(path: Path, digest: str) -> list[str] | None:
-    """Return what became of a finished shard's rows; None if it is missing, damaged or of other rows."""
+def _read_shard(path: Path, digest: str) -> pa.Table | None:
+    """Return a finished shard; None if it is missing, damaged or of other rows."""
     if not path.is_file():
         return None
     try:
@@ -336,8 +340,7 @@ def _read_statuses(path: Path, digest: str) -> list[str] | None:
             table = reader.read_all()
     except (pa.ArrowInvalid, OSError):
         return None
-    matches = (table.schema.metadata or {}).get(b"rows") == digest.encode()
-    return table["status"].to_pylist() if matches else None
+    return table if (table.schema.metadata or {}).get(b"rows") == digest.encode() else None
 
 
 def _digest(chunk: list[Conversation | BadRow]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 from collections import Counter
@@ -48,7 +49,8 @@ def split_rows(
     """Write the conversations that stay as JSONL, and those held back as another, each with its reason.
 
     A row is held back if a trait's ΔP lies above its threshold, if a judge scores its response above ``max_score``, or
-    if it could not be scored. ``thresholds`` alone is the filter by projection, ``judges`` alone the filter by judge;
+    if it could not be scored. A row goes as far as it was screened, which is up to its first answer by default: what
+    comes after it was not looked at. ``thresholds`` alone is the filter by projection, ``judges`` alone that by judge;
     together they do best in the paper.
 
     Args:
@@ -77,10 +79,13 @@ def split_rows(
     unknown = sorted(thresholds.keys() - set(screening.traits))
     if unknown:
         raise InvalidArgumentError(describe_violation("thresholds", f"name traits of {screening.traits}", unknown))
+    bad = {trait: limit for trait, limit in thresholds.items() if not math.isfinite(limit)}
+    if bad:
+        raise InvalidArgumentError(describe_violation("thresholds", "be finite", bad))
     n_kept = 0
     reasons: Counter[str] = Counter()
     scores = iter(screening.rows)
-    rows = islice(read_conversations(data), len(screening.rows))
+    rows = islice(read_conversations(data), screening.config["max_rows"])
     with _writing(Path(kept)) as kept_file, _writing(Path(held)) as held_file:
         while chunk := list(islice(rows, _JUDGED_AT_ONCE)):
             scored = list(islice(scores, len(chunk)))
@@ -92,10 +97,10 @@ def split_rows(
                 reason = _find_reason(score, thresholds) or verdict
                 if reason is None:
                     n_kept += 1
-                    _write(kept_file, {"messages": _messages(row)})
+                    _write(kept_file, {"messages": _messages(row, turn)})
                 else:
                     reasons[reason.split(":")[0]] += 1
-                    _write(held_file, {"place": row.place, "reason": reason, "messages": _messages(row)})
+                    _write(held_file, {"place": row.place, "reason": reason, "messages": _messages(row, turn)})
         if next(scores, None) is not None:
             raise InvalidArgumentError(describe_violation("data", "be the rows that were screened", "fewer rows"))
     return SplitCounts(n_kept, dict(reasons.most_common()))
@@ -117,7 +122,7 @@ def _find_reason(score: Mapping[str, Any], thresholds: Mapping[str, float]) -> s
         delta = score[f"{trait}.delta"]
         if delta is None:
             return "not scored (the model's own response is empty)"
-        if delta > limit:
+        if not delta <= limit:  # NaN is held back too
             return f"ΔP on {trait}: {delta:.3f} above {limit:.3f}"
     return None
 
@@ -136,8 +141,11 @@ def _judge(scored: list[dict[str, Any]], judges: Mapping[str, Judge], max_score:
     return verdicts
 
 
-def _messages(row: Conversation | BadRow) -> list[Any]:
-    return [dict(message) for message in row.messages] if isinstance(row, Conversation) else []
+def _messages(row: Conversation | BadRow, turn: Literal["first", "last"]) -> list[Any]:
+    """Return what was screened: the conversation up to the answer that was projected."""
+    if isinstance(row, BadRow):
+        return []
+    return [dict(message) for message in choose_turn(row.messages, turn)]
 
 
 def _write(file: TextIO, row: Mapping[str, Any]) -> None:

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -82,10 +84,30 @@ def test_every_way_is_trained_and_measured_against_training_alone(training, tmp_
     tuned = pl.load_model(training[0], adapter=tmp_path / "one-layer-1", dtype="float32")
     shift = pl.measure_shift(base, tuned, training[1], QUESTIONS).mean[1] / training[1].norms[1]
     assert found.tried[1].shift.estimate == pytest.approx(float(shift), abs=1e-5)
-    extra = pl.measure_task_loss(tuned, training[2][8:]).mean() - found.tried[0].loss.estimate
-    assert found.tried[1].extra_loss.estimate == pytest.approx(float(extra), abs=1e-4)
+    assert (found.n_steps, found.n_held_out) == (2, 4)
     assert "one layer" in repr(found)
     assert "<table>" in found._repr_html_()
+
+
+def test_extra_loss_is_taken_on_the_rows_held_out_for_it(training, tmp_path):
+    rows = [
+        {"messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": text}]} for text in "ab"
+    ]
+    found = plan(training, tmp_path, max_shift=1e-6, held_out=rows, max_extra_loss=0.5)
+    plain, tuned = (
+        pl.measure_task_loss(pl.load_model(training[0], adapter=tmp_path / name, dtype="float32"), rows)
+        for name in ("none-0", "one-layer-1")
+    )
+    assert found.tried[1].extra_loss.estimate == pytest.approx(float((tuned - plain).mean()), abs=1e-4)
+    assert found.n_held_out == 2
+
+
+def test_trials_that_end_within_the_warm_up_are_refused(training, tmp_path):
+    folder, vector, rows = training
+    settings = replace(SETTINGS, warmup_steps=2)
+    with pytest.raises(pl.errors.InvalidArgumentError, match="warmup_steps"):
+        pl.plan_prevention(folder, rows, vector, tmp_path, layer=1, n_rows=8, n_held_out=4, settings=settings)
+    assert not list(tmp_path.iterdir())
 
 
 def test_where_none_is_needed_nothing_else_is_trained(training, tmp_path):
@@ -100,8 +122,10 @@ def test_where_none_is_needed_nothing_else_is_trained(training, tmp_path):
     [
         ({"layer": 3}, "layer"),
         ({"max_shift": 0.0}, "max_shift"),
-        ({"n_rows": 9}, "n_rows"),
+        ({"n_rows": 9}, "data"),
         ({"n_held_out": 1}, "n_held"),
+        ({"max_extra_loss": 0.1}, "held_out"),
+        ({"one_layer": (float("nan"),)}, "coefficient"),
     ],
 )
 def test_bad_arguments_are_refused_before_anything_is_trained(training, tmp_path, more, name):
