@@ -52,7 +52,9 @@ TRAINING = {
     "paper": TrainingProfile(pl.FinetuneSettings(), 5000, 300, 1.0, 1000, 10, 10, 5),
 }
 TINY = TrainingProfile(
-    pl.FinetuneSettings(rank=2, alpha=4, learning_rate=1e-3, batch_size=4, accumulation=1, max_tokens=800),
+    pl.FinetuneSettings(
+        rank=2, alpha=4, learning_rate=1e-3, batch_size=4, accumulation=1, warmup_steps=0, max_tokens=800
+    ),
     8, 40, 0.7, 6, 1, 1, 1, n_pairs=1, n_questions=4,
 )  # fmt: skip
 
