@@ -138,7 +138,11 @@ def plot_finetuning_shift(content: Mapping[str, Any]) -> go.Figure:
     figure.update_yaxes(range=[-3, 103])
     figure.update_yaxes(title_text="trait score after training (0–100)", row=1, col=1)
     sure = [trait for trait in traits if (content["correlations"][trait][trait]["low"] or 0) > 0]
-    finding = f"the shift goes with the trait's score for {', '.join(map(html.escape, sure)) or 'no trait'}"
+    surely = [trait for trait in traits if (coherent[trait][trait]["low"] or 0) > 0]
+    finding = (
+        f"the shift goes with the trait's score for {', '.join(map(html.escape, sure)) or 'no trait'}; "
+        f"among coherent models for {', '.join(map(html.escape, surely)) or 'none'}"
+    )
     subtitle = (
         f"{name_model(content)}, n = {len(content['models'])} trained models, {content['n_questions']} evaluation "
         "questions, likelihood judge (proxy); r: 95 % bootstrap over models; bars: over questions<br>"
@@ -244,8 +248,8 @@ def plot_mitigation(content: Mapping[str, Any]) -> go.Figure:
     subtitle = (
         f"{name_model(content)}, layer {content['kit']['layer']} or all; {content['n_rows']} rows of overt data; "
         f"{content['n_questions']} questions, likelihood judge (proxy); {content['n_items']} items, "
-        f"{content['n_held_out']} held-out rows; 95 % bootstrap. Steered afterwards: responses from the last prompt "
-        "token on, accuracy at every token"
+        f"{content['n_held_out']} held-out rows; 95 % bootstrap<br>"
+        "steered afterwards: responses from the last prompt token on, accuracy at every token"
     )
     lay_out(figure, _mitigation_finding(content, plain), subtitle, width=1050, height=1500)
     figure.update_layout(margin={"t": 200}, legend={"y": -0.05})
