@@ -121,7 +121,7 @@ def mitigation_lines(content):
         shift = show(row["shift"]["at_layer"], 1) if "shift" in row else "–"
         lines.append(
             f"| {row['method']} | {row['strength'] or '–'} | {show(row['score'])} | {show(row['coherence'])} | "
-            f"{show(row['accuracy'], 2)} | {' | '.join(losses)} | {shift} |"
+            f"{show(row['accuracy'], 2)} | {show(row['perplexity'])} | {' | '.join(losses)} | {shift} |"
         )
     return lines
 
