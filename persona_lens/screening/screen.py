@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -355,10 +355,7 @@ def _chunks(rows: Iterator[Any], size: int) -> Iterator[list[Any]]:
 
 def _count_rows(data: Source, max_rows: int | None) -> int:
     """Return how many rows will come, 0 if only reading would tell."""
-    try:
-        n_rows = 0 if isinstance(data, (str, Path)) else len(data)  # type: ignore[arg-type]
-    except TypeError:
-        n_rows = 0
+    n_rows = len(data) if isinstance(data, Sized) and not isinstance(data, str) else 0
     return min(n_rows, max_rows) if n_rows and max_rows else n_rows or max_rows or 0
 
 
