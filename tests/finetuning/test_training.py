@@ -47,7 +47,7 @@ def rows(n=8, length=None):
 
 
 def quick(**changes):
-    values = {"rank": 4, "learning_rate": 1e-2, "epochs": 2, "batch_size": 4, "accumulation": 1, "warmup_steps": 1}
+    values = {"rank": 4, "learning_rate": 1e-2, "epochs": 2, "batch_size": 4, "accumulation": 1, "warmup_steps": 0}
     return pl.FinetuneSettings(**{**values, "dtype": "float32", **changes})
 
 
