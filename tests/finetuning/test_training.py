@@ -529,6 +529,8 @@ found = pl.finetune({base!r}, rows(), out, settings=quick(batch_size=2), interve
 adapter = hashlib.sha256((found.folder / "adapter_model.safetensors").read_bytes()).hexdigest()
 content = {{"n": [*seen, PartialState().num_processes], "losses": found.losses, "adapter": adapter}}
 Path({str(tmp_path)!r}, f"rank{{PartialState().process_index}}.json").write_text(json.dumps(content))
+PartialState().wait_for_everyone()
+PartialState().destroy_process_group()
 """)
     # What `accelerate launch` runs for several devices; for several processes on a CPU it would ask for MPI.
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
