@@ -10,7 +10,7 @@ from tests.monitoring.examples import CHAT, LAYERS, ORDINARY
 def direct_projection(model, conversation, vector, layer):
     """By the model's own cache, one conversation at a time."""
     text = model.tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
-    tokens = torch.tensor([model.tokenizer(text)["input_ids"]])  # with the BOS, which ChatML does not render
+    tokens = torch.tensor([model.tokenizer(text, add_special_tokens=False)["input_ids"]])  # a template is complete
     _, cache = model.run_with_cache(tokens)
     return float(cache[f"blocks.{layer}.hook_resid_post"][0, -1] @ vector.unit(layer))
 
