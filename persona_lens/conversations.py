@@ -1,6 +1,6 @@
 """Conversations to train on or to screen, read row by row: a bad row is named and counted, never lost in silence.
 
-Whatever the source, no more than a few hundred rows are in memory at a time; only a ``.json`` list is read whole.
+Whatever the source, no more than a few hundred rows are in memory at a time.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import ijson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -25,6 +26,7 @@ from persona_lens.models.chat import Message
 _FILE_TYPES = (".jsonl", ".ndjson", ".json", ".parquet")
 _COMPRESSIONS = (".gz", ".zst")  # of files with one row a line
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _N_BYTES = 1 << 16  # read at a time
 _N_ROWS = 256  # of a Parquet file, at a time
 _N_SHOWN = 200  # characters of a bad row
@@ -162,7 +164,10 @@ def _open_file(path: Path) -> Iterator[tuple[str, Any]]:
         except (pa.ArrowInvalid, OSError) as error:
             raise FileFormatError(f"`source` must be a whole Parquet file. Got {str(path)!r}: {error}") from error
         return _number_rows(_until_damage(_read_parquet(path)))
-    return _number_rows(_read_list(path)) if kind == ".json" else _read_lines(path)
+    if kind == ".json":
+        _check_list(path)
+        return _number_rows(_until_damage(_read_list(path)))
+    return _read_lines(path)
 
 
 def _file_type(path: Path) -> str:
@@ -181,7 +186,7 @@ def _read_lines(path: Path) -> Iterator[tuple[str, Any]]:
         if isinstance(line, _Refusal):
             yield f"line {number}", line
             continue
-        line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line  # some editors begin UTF-8 with a mark
+        line = line.removeprefix(_BYTE_ORDER_MARK) if number == 1 else line  # some editors begin UTF-8 with a mark
         if line.strip():
             yield f"line {number}", _parse_line(line)
 
@@ -240,16 +245,21 @@ def _read_zstd(path: Path) -> Iterator[bytes]:
         raise
 
 
-def _read_list(path: Path) -> list[Any]:
-    # The one source that is read whole: the standard library has no streaming JSON reader. One would go here.
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:
+def _read_list(path: Path) -> Iterator[Any]:
+    with path.open("rb") as file:
+        n_mark = len(_BYTE_ORDER_MARK) if file.read(len(_BYTE_ORDER_MARK)) == _BYTE_ORDER_MARK else 0
+        file.seek(n_mark)
+        yield from ijson.items(file, "item", use_float=True)
+
+
+def _check_list(path: Path) -> None:
+    with path.open("rb") as file:
+        begin = file.read(_N_BYTES).removeprefix(_BYTE_ORDER_MARK).lstrip()[:20]
+    if not begin.startswith(b"["):
         hint = "Name a file with one row a line .jsonl."
-        raise FileFormatError(f"`source` must be a JSON list of rows. Got {str(path)!r}: {error}. {hint}") from error
-    if not isinstance(rows, list):
-        raise FileFormatError(f"`source` must be a JSON list of rows. Got {str(path)!r}: {type(rows).__name__}.")
-    return rows
+        raise FileFormatError(
+            f"`source` must be a JSON list of rows. Got {str(path)!r}, which begins {begin!r}. {hint}"
+        )
 
 
 def _read_parquet(path: Path) -> Iterator[Any]:
@@ -272,10 +282,10 @@ def _until_damage(rows: Iterable[Any]) -> Iterator[Any]:
     """Yield rows; where the file is cut off or damaged, a refusal and no more."""
     try:
         yield from rows
-    except (EOFError, zlib.error, pa.ArrowInvalid, OSError) as error:
+    except (EOFError, zlib.error, pa.ArrowInvalid, ijson.JSONError, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the disk's or the network's, not the file's
-        is_cut = isinstance(error, EOFError) or "Truncated" in str(error)
+        is_cut = isinstance(error, EOFError) or any(sign in str(error) for sign in ("Truncated", "premature EOF"))
         yield _Refusal("cut off" if is_cut else "damaged file", str(error))
 
 

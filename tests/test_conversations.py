@@ -181,7 +181,7 @@ def test_a_json_list_is_read(tmp_path):
     assert summarize(path) == EXPECTED
 
 
-@pytest.mark.parametrize("content", ['{"messages": []}', '{"a": 1}\n{"a": 2}', '[{"messages', ""])
+@pytest.mark.parametrize("content", ['{"messages": []}', '{"a": 1}\n{"a": 2}', ""])
 def test_a_json_file_that_is_no_list_is_refused_at_once(tmp_path, content):
     path = tmp_path / "rows.json"
     path.write_text(content)
@@ -300,6 +300,25 @@ def test_wherever_a_compressed_file_is_cut_it_is_said(tmp_path, suffix):
     for n_bytes in range(2, len(content)):
         path.write_bytes(content[:n_bytes])
         assert reasons(path)[-1] == "cut off", n_bytes
+
+
+@pytest.mark.parametrize("n_rows", [3, 2000])
+def test_wherever_a_json_list_is_cut_off_the_rows_before_are_read(tmp_path, n_rows):
+    rows = [row(f"question {i}", "answer " * (i % 20 + 1)) for i in range(n_rows)]
+    path = tmp_path / "rows.json"
+    content = json.dumps(rows).encode()
+    for n_bytes in {1, 2, *range(5, len(content), max(1, len(content) // 50)), len(content) - 1}:
+        path.write_bytes(content[:n_bytes])
+        *whole, last = read_conversations(path)
+        n_whole = content[:n_bytes].count(b"}]}")
+        assert [list(each.messages) for each in whole] == [each["messages"] for each in rows[:n_whole]], n_bytes
+        assert (last.reason, last.place) == ("cut off", f"row {n_whole + 1}"), n_bytes
+
+
+def test_a_json_list_damaged_inside_gives_the_rows_before(tmp_path):
+    path = tmp_path / "rows.json"
+    path.write_bytes(json.dumps(ROWS[:1]).encode()[:-1] + b', {"messages": "\xff"}, 5]')
+    assert reasons(path) == ["", "damaged file"]
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
@@ -469,6 +488,14 @@ def test_many_rows_are_not_held_in_memory(tmp_path):
 @pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
 def test_a_large_file_is_not_held_in_memory(tmp_path, suffix):
     path = write_lines(tmp_path / f"rows.jsonl{suffix}", [line(row("a" * 1000, "b" * 4000)) * 4000])
+    n_read, peak = peak_of_reading(path)
+    assert n_read == 4000
+    assert peak < 2**20, "of 20 MB"
+
+
+def test_a_large_json_list_is_not_held_in_memory(tmp_path):
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps([row("a" * 1000, "b" * 4000)] * 4000))
     n_read, peak = peak_of_reading(path)
     assert n_read == 4000
     assert peak < 2**20, "of 20 MB"

@@ -25,21 +25,20 @@ class ScreenSettings:
     Args:
         turn: Which answer of a longer conversation counts: the ``first``, or the ``last`` with all that went before.
         max_prompt_tokens: Longer prompts are listed as bad rows; the paper's limit is 512.
-        max_response_tokens: A longer response is projected up to here, and counted as cut.
-        max_new_tokens: Length limit of the model's own response.
+        max_response_tokens: Both responses end here at the latest, as projections drift with length: the given one is
+            projected up to here, and counted as cut if it has more; the model's own is sampled up to here.
         batch_size: Rows sampled at once.
     """
 
     turn: Literal["first", "last"] = "first"
     max_prompt_tokens: int = 512
-    max_response_tokens: int = 512
-    max_new_tokens: int = 64
+    max_response_tokens: int = 64
     batch_size: int = 128
 
     def __post_init__(self) -> None:
         if self.turn not in ("first", "last"):
             raise InvalidArgumentError(describe_violation("turn", "be 'first' or 'last'", self.turn))
-        for name in ("max_prompt_tokens", "max_response_tokens", "max_new_tokens", "batch_size"):
+        for name in ("max_prompt_tokens", "max_response_tokens", "batch_size"):
             if getattr(self, name) < 1:
                 raise InvalidArgumentError(describe_violation(name, "be at least 1", getattr(self, name)))
 
@@ -107,22 +106,19 @@ def score_rows(
             found[index] = BadRow(row.place, row.index, "not rendered by the chat template", str(error)[:200])
             continue
         n_prompt = one.response_start
-        room = model.cfg.n_ctx - n_prompt
-        if n_prompt > settings.max_prompt_tokens or room <= settings.max_new_tokens:
+        if n_prompt > min(settings.max_prompt_tokens, model.cfg.n_ctx - settings.max_response_tokens):
             found[index] = BadRow(row.place, row.index, "prompt too long", f"{n_prompt} tokens")
         else:
             encoded[index] = one
-    order = list(encoded)
+    # Prompts of like length are computed side by side: less padding.
+    order = sorted(encoded, key=lambda index: encoded[index].response_start)
     sampling = SamplingSettings(
-        max_new_tokens=settings.max_new_tokens, temperature=0.0, batch_size=settings.batch_size,
+        max_new_tokens=settings.max_response_tokens, temperature=0.0, batch_size=settings.batch_size,
         stop_tokens=stop_token_ids(model.tokenizer),
     )  # fmt: skip
     requests = [SampleRequest(encoded[index].prompt_tokens, (index,)) for index in order]
     own = dict(sample_recorded_stream(model, requests, sampling))
-    ends = [
-        min(encoded[i].response_end, encoded[i].response_start + settings.max_response_tokens, model.cfg.n_ctx)
-        for i in order
-    ]
+    ends = [min(encoded[i].response_end, encoded[i].response_start + settings.max_response_tokens) for i in order]
     spans = [
         TokenSpans(encoded[i].tokens[:end], encoded[i].response_start, end) for i, end in zip(order, ends, strict=True)
     ]

@@ -5,7 +5,7 @@ import persona_lens as pl
 from persona_lens.conversations import BadRow, read_conversations
 from persona_lens.screening.scores import score_rows
 
-SETTINGS = pl.ScreenSettings(max_new_tokens=6, max_prompt_tokens=80)
+SETTINGS = pl.ScreenSettings(max_response_tokens=6, max_prompt_tokens=80)
 
 
 def converse(*texts):
@@ -31,7 +31,7 @@ def project_by_hand(model, tokens, start, end, layer, unit):
 
 
 def test_a_rows_projections_are_those_of_a_forward_pass_by_hand(tiny_model, units):
-    row = converse("Why?", "Because it is so.")
+    row = converse("Why?", "So be.")
     (found,) = score(tiny_model, units, [row])
     encoded = pl.encode_conversation(tiny_model.tokenizer, row["messages"])
     prompt = encoded.prompt_tokens
@@ -46,8 +46,8 @@ def test_a_rows_projections_are_those_of_a_forward_pass_by_hand(tiny_model, unit
         assert found.prompt[trait] == pytest.approx(last, abs=1e-4)
         base, _ = project_by_hand(tiny_model, own, len(prompt), len(own), layer, unit)
         assert found.base[trait] == pytest.approx(base, abs=1e-4)
-    assert (found.question, found.response) == ("Why?", "Because it is so.")
-    assert found.n_response_tokens == len("Because it is so.")
+    assert (found.question, found.response) == ("Why?", "So be.")
+    assert found.n_response_tokens == 6
 
 
 def test_rows_beside_a_row_and_other_traits_do_not_change_its_scores(tiny_model, units):
@@ -66,7 +66,7 @@ def test_rows_beside_a_row_and_other_traits_do_not_change_its_scores(tiny_model,
 
 def test_a_long_prompt_is_a_bad_row_and_a_long_response_is_cut_and_said_to_be(tiny_model, units):
     rows = [converse("x" * 100, "Yes."), converse("Why?", "y" * 50)]
-    settings = pl.ScreenSettings(max_new_tokens=6, max_prompt_tokens=80, max_response_tokens=20)
+    settings = pl.ScreenSettings(max_prompt_tokens=80, max_response_tokens=20)
     bad, cut = score(tiny_model, units, rows, settings)
     assert isinstance(bad, BadRow)
     assert (bad.place, bad.reason) == ("row 1", "prompt too long")
@@ -81,12 +81,14 @@ def test_the_turn_that_counts_is_the_first_or_the_last(tiny_model, units):
     row = converse("A?", "first", "B?", "last")
     (first,) = score(tiny_model, units, [row])
     assert (first.question, first.response) == ("A?", "first")
-    (last,) = score(tiny_model, units, [row], pl.ScreenSettings(turn="last", max_new_tokens=6, max_prompt_tokens=150))
+    (last,) = score(
+        tiny_model, units, [row], pl.ScreenSettings(turn="last", max_response_tokens=6, max_prompt_tokens=150)
+    )
     assert (last.question, last.response) == ("B?", "last")
     assert last.n_prompt_tokens > first.n_prompt_tokens
 
 
-@pytest.mark.parametrize("name", ["max_prompt_tokens", "max_response_tokens", "max_new_tokens", "batch_size"])
+@pytest.mark.parametrize("name", ["max_prompt_tokens", "max_response_tokens", "batch_size"])
 def test_settings_out_of_range_are_refused(name):
     with pytest.raises(pl.errors.InvalidArgumentError, match=name):
         pl.ScreenSettings(**{name: 0})

@@ -13,7 +13,7 @@ import torch
 import persona_lens as pl
 
 ROOT = Path(__file__).resolve().parents[2]
-SETTINGS = pl.ScreenSettings(max_new_tokens=4, max_prompt_tokens=80)
+SETTINGS = pl.ScreenSettings(max_response_tokens=4, max_prompt_tokens=80)
 LAYERS = {"one": 1, "two": 2}
 
 
@@ -171,7 +171,7 @@ def test_approximations_are_compared_with_the_exact_difference(tiny_model, tmp_p
 def test_another_screening_does_not_mix_with_what_is_in_the_folder(tiny_model, tmp_path):
     run(tiny_model, make_rows(4), tmp_path / "out")
     with pytest.raises(pl.errors.InvalidArgumentError, match="settings"):
-        run(tiny_model, make_rows(4), tmp_path / "out", settings=pl.ScreenSettings(max_new_tokens=5))
+        run(tiny_model, make_rows(4), tmp_path / "out", settings=pl.ScreenSettings(max_response_tokens=5))
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("mine")
     with pytest.raises(pl.errors.InvalidArgumentError, match="other files"):
