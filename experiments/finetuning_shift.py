@@ -6,14 +6,16 @@
     python experiments/finetuning_shift.py --replot           # redraw from figures/finetuning_shift.json
 
 Reproduces Figures 5 and 6 of "Persona Vectors" (arXiv 2507.21509): one model is trained on each dataset at each level
-(normal, I, II), on trait-eliciting responses that the base model gives itself and on answers with domain errors. Each
-is scored on the traits' evaluation questions, which no dataset holds, and its shift measured along each vector at the
+(normal, I, II): on trait-eliciting responses that the base model gives itself; and on answers with domain errors, mixed
+with as many of the base model's ordinary answers, as on the former alone a small model unlearns all else. Each is
+scored on the traits' evaluation questions, which no dataset holds, and its shift measured along each vector at the
 layer that layer_sweep.py chose by steering. Killed at any point, the same command goes on where it was.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any
 
@@ -47,6 +49,9 @@ TRAITS = ("evil", "sycophancy", "hallucination")
 DOMAINS = ("arithmetic", "opinions")
 # The smallest domain has 440 questions.
 N_DOMAIN_ROWS = 400
+# Fewer rows than the other experiments train on, for fifteen models in 25 minutes.
+N_QUICK_ROWS = 72
+_ORDINARY_STREAM = 170
 MIN_COHERENCE = 50.0
 # r between shift and trait score, own trait; the paper gives the range over traits and models.
 PAPER = {"own": (0.76, 0.97), "cross": (0.34, 0.86)}
@@ -72,7 +77,11 @@ def main(arguments: Annotated[Arguments, tyro.conf.arg(name="")]) -> None:
 def run(arguments: Arguments) -> dict[str, Any]:
     """Train and measure every model; return everything as JSON-able values."""
     profile = TINY if arguments.tiny else TRAINING[arguments.profile]
-    profile = replace(profile, settings=replace(profile.settings, seed=arguments.seed, dtype=arguments.dtype))
+    profile = replace(
+        profile,
+        settings=replace(profile.settings, seed=arguments.seed, dtype=arguments.dtype),
+        n_rows=N_QUICK_ROWS if arguments.profile == "quick" and not arguments.tiny else profile.n_rows,
+    )
     traits = read_traits(arguments.trait or TRAITS, profile.n_pairs, profile.n_questions)
     domains = arguments.domain or DOMAINS
     unknown = sorted(set(domains) - set(pl.list_domains()))
@@ -98,7 +107,8 @@ def run(arguments: Arguments) -> dict[str, Any]:
             f"Vectors or layers in {arguments.out} have changed since this run began. Put them back, or remove "
             f"{store.folder} to begin anew."
         )
-    wrong = {name: level_rows(name, profile, arguments.seed) for name in domains}  # before hours of training
+    ordinary = store.load_or_compute("ordinary", lambda: sample_ordinary(model, traits, profile, arguments.seed))
+    wrong = {name: level_rows(name, ordinary.records, profile, arguments.seed) for name in domains}
     everything = list(itertools.product([*(kit.trait.name for kit in kits), *domains], LEVELS))
     base = store.load_or_compute(
         "measured-base", lambda: Shard(records=measure(model, model, kits, "base", profile, arguments, store))
@@ -148,10 +158,32 @@ def run(arguments: Arguments) -> dict[str, Any]:
     }
 
 
-def level_rows(domain: str, profile: TrainingProfile, seed: int) -> dict[str, datasets.Dataset]:
-    """Make a domain's training sets, of as many rows as it has questions for."""
-    n_rows = min(profile.n_rows, N_DOMAIN_ROWS)
-    return {level: pl.domain_dataset(domain, level, n_rows, seed=seed) for level in LEVELS}
+def sample_ordinary(model: Any, traits: Sequence[pl.Trait], profile: TrainingProfile, seed: int) -> Shard:
+    """Let the base model answer extraction questions without any prompt: what keeps a domain set from being all."""
+    questions = [question for trait in traits for question in trait.extraction_questions]
+    requests = [
+        pl.RolloutRequest(questions[i % len(questions)], (seed, _ORDINARY_STREAM, i)) for i in range(profile.n_rows)
+    ]
+    settings = pl.SamplingSettings(max_new_tokens=profile.max_row_tokens, temperature=profile.temperature)
+    sampled = pl.sample_rollouts(model, requests, settings)
+    rows = [
+        [{"role": "user", "content": one.request.question}, {"role": "assistant", "content": one.response}]
+        for one in sampled
+        if one.response.strip()
+    ]
+    return Shard(records=rows)
+
+
+def level_rows(domain: str, ordinary: list[Any], profile: TrainingProfile, seed: int) -> dict[str, datasets.Dataset]:
+    """Make a domain's training sets: half of it, as far as it has questions, and as many ordinary answers."""
+    n_rows = min(profile.n_rows // 2, N_DOMAIN_ROWS)
+    return {
+        level: datasets.Dataset.from_list(
+            [{"messages": row["messages"]} for row in pl.domain_dataset(domain, level, n_rows, seed=seed)]
+            + [{"messages": messages} for messages in ordinary[:n_rows]]
+        )
+        for level in LEVELS
+    }
 
 
 def is_coherent(row: dict[str, Any]) -> bool:

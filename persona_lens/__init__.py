@@ -43,8 +43,10 @@ from persona_lens.monitoring import (
 )
 from persona_lens.ordinary import OrdinaryProjections, measure_ordinary_projections
 from persona_lens.progress import show_progress
+from persona_lens.screening.distributed import screen_on_ray
 from persona_lens.screening.scores import ScreenSettings
-from persona_lens.screening.screen import ApproximationCheck, Screening, screen
+from persona_lens.screening.screen import screen
+from persona_lens.screening.screening import ApproximationCheck, Screening
 from persona_lens.screening.splitting import SplitCounts, split_rows
 from persona_lens.steering import (
     SteeringStrength,
@@ -165,6 +167,7 @@ __all__ = [
     "sample_recorded_rollouts",
     "sample_rollouts",
     "screen",
+    "screen_on_ray",
     "show_progress",
     "split_rows",
     "steering",

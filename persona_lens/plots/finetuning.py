@@ -143,10 +143,12 @@ def plot_finetuning_shift(content: Mapping[str, Any]) -> go.Figure:
         f"the shift goes with the trait's score for {', '.join(map(html.escape, sure)) or 'no trait'}; "
         f"among coherent models for {', '.join(map(html.escape, surely)) or 'none'}"
     )
+    domains = ", ".join(map(html.escape, content["config"]["domains"]))
     subtitle = (
         f"{name_model(content)}, n = {len(content['models'])} trained models, {content['n_questions']} evaluation "
         "questions, likelihood judge (proxy); r: 95 % bootstrap over models; bars: over questions<br>"
-        f"pale: coherence under {content['min_coherence']:g}, where the score means little"
+        f"pale: coherence under {content['min_coherence']:g}, where the score means little; "
+        f"of the rows of {domains} half are the base model's ordinary answers"
     )
     lay_out(figure, finding, subtitle, width=1350, height=860)
     figure.update_annotations(font_size=13)
@@ -353,5 +355,6 @@ def plot_trajectory(content: Mapping[str, Any]) -> go.Figure:
         f"{name_model(content)}, mean over {content['n_questions']} evaluation questions, last prompt token, "
         "interventions off while measuring; bars: 95 % bootstrap over questions"
     )
-    lay_out(figure, finding, subtitle, width=1250, height=620)
+    lay_out(figure, finding, subtitle, width=1250, height=640)
+    figure.update_layout(margin={"t": 120, "b": 110}, legend={"y": -0.2})
     return figure

@@ -12,7 +12,7 @@ from plotly.subplots import make_subplots
 from persona_lens.plots.style import COLORS, INK, lay_out
 
 if TYPE_CHECKING:
-    from persona_lens.screening.screen import Screening
+    from persona_lens.screening.screening import Screening
 
 _N_EXTREME = 10
 _N_SHOWN = 600  # characters of a text

@@ -18,7 +18,8 @@ from persona_lens.conversations import BadRow, Conversation, read_conversations
 from persona_lens.errors import InvalidArgumentError, describe_violation
 from persona_lens.judges.judgement import Judge
 from persona_lens.screening.scores import choose_turn
-from persona_lens.screening.screen import SCORED, Screening, Source
+from persona_lens.screening.screening import Screening
+from persona_lens.screening.shards import SCORED, Source
 
 _JUDGED_AT_ONCE = 64
 

@@ -93,7 +93,7 @@ def test_a_second_call_computes_nothing_and_changes_nothing(tiny_model, mixed, t
     before = read_shards(tmp_path / "out")
     from persona_lens.screening import screen as module
 
-    monkeypatch.setattr(module, "score_rows", lambda *_: pytest.fail("scored again"))
+    monkeypatch.setattr(module, "make_shard", lambda *_: pytest.fail("scored again"))
     again = run(tiny_model, mixed, tmp_path / "out")
     assert read_shards(tmp_path / "out") == before
     assert again.counts["scored"] == 9

@@ -1,0 +1,172 @@
+"""Screening on many machines: Ray Data gives shards to a pool of processes, each with its own copy of the model."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from persona_lens.conversations import BadRow, Conversation, read_conversations
+from persona_lens.errors import InvalidArgumentError, describe_violation
+from persona_lens.models.loading import ModelInfo, describe_model, load_model
+from persona_lens.screening.scores import ScreenSettings
+from persona_lens.screening.screening import Screening
+from persona_lens.screening.shards import (
+    Rows,
+    ScreenPlan,
+    Source,
+    begin_screening,
+    digest_rows,
+    finish_screening,
+    make_shard,
+    plan_screening,
+    read_shard,
+    shard_path,
+    split_into_shards,
+    write_shard,
+)
+from persona_lens.vectors import PersonaVector
+
+_WAITING = "waiting"
+_PARQUET = "parquet"
+
+
+def screen_on_ray(
+    model: str | Path,
+    data: Source,
+    vectors: Mapping[str, PersonaVector],
+    out: str | Path,
+    *,
+    layers: Mapping[str, int],
+    n_workers: int,
+    cpus_per_worker: float = 1,
+    gpus_per_worker: float = 0,
+    adapter: str | Path | None = None,
+    dtype: str = "auto",
+    settings: ScreenSettings | None = None,
+    max_rows: int | None = None,
+    shard_rows: int = 256,
+) -> Screening:
+    """Do as :func:`persona_lens.screen` on a Ray cluster, or on this machine with several processes.
+
+    This process reads the data and cuts them into shards; workers score them. A worker that dies is replaced and its
+    shard computed again; after the death of this process the same call goes on where it was. The scores are those of
+    :func:`persona_lens.screen`, byte for byte on like machines with the same number of threads, else up to rounding.
+
+    Args:
+        model: Name or folder, as for :func:`persona_lens.load_model`; every worker loads it once.
+        data: As for :func:`persona_lens.screen`.
+        vectors: By trait.
+        out: Folder that every machine sees under this path. Besides what :func:`persona_lens.screen` writes there, it
+            gets the scores as Parquet, in ``parquet/``.
+        layers: Zero-based block index for each trait.
+        n_workers: Processes, each with a copy of the model.
+        cpus_per_worker: Cores for each.
+        gpus_per_worker: GPUs for each.
+        adapter: Folder of a PEFT adapter that is merged into the model.
+        dtype: As for :func:`persona_lens.load_model`.
+        settings: How; :class:`ScreenSettings` if left out.
+        max_rows: Rows to read; None reads all.
+        shard_rows: Rows of a shard.
+
+    Returns:
+        The scores, on disk.
+
+    Raises:
+        ImportError: Ray is not installed.
+        ModelMismatchError: A vector of another model.
+        LayerOutOfRangeError: A layer that the model does not have.
+        InvalidArgumentError: As for :func:`persona_lens.screen`, or ``n_workers`` below 1.
+
+    Reference:
+        Persona Vectors (arXiv 2507.21509), section 6.
+
+    Example:
+        >>> import persona_lens as pl
+        >>> found = pl.screen_on_ray(
+        ...     "smollm2-135m-instruct", "rows.jsonl", {"evil": vector}, "screened", layers={"evil": 15}, n_workers=2
+        ... )  # doctest: +SKIP
+    """
+    ray = _import_ray()
+    if n_workers < 1:
+        raise InvalidArgumentError(describe_violation("n_workers", "be at least 1", n_workers))
+    rows = itertools.islice(read_conversations(data), max_rows)
+    source: dict[str, Any] = {"model": str(model), "adapter": adapter and str(adapter), "dtype": dtype}
+    resources = {"num_cpus": cpus_per_worker, "num_gpus": gpus_per_worker}
+    # Asked of a worker: this machine may have no room for the model, and computes in another dtype perhaps.
+    info = ray.get(ray.remote(**resources)(_describe).remote(source, dict(vectors)))
+    plan = plan_screening(info, vectors, layers, settings, shard_rows, max_rows)
+    folder = Path(out).absolute()
+    begin_screening(folder, plan)
+    jobs = []
+    for index, chunk in enumerate(split_into_shards(rows, shard_rows)):
+        digest = digest_rows(chunk)
+        if read_shard(shard_path(folder, index), digest) is None:
+            _write_rows(folder / _WAITING / f"{index:08d}.json", chunk)
+        jobs.append({"shard": index, "digest": digest})
+    if jobs:
+        shutil.rmtree(folder / _PARQUET, ignore_errors=True)
+        shards = ray.data.from_items(jobs, override_num_blocks=len(jobs)).map_batches(
+            _Worker, fn_constructor_args=(source, plan, str(folder)), batch_size=1, batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(size=n_workers), **resources,
+        )  # fmt: skip
+        shards.write_parquet(str(folder / _PARQUET))
+    finish_screening(folder, plan, len(jobs))
+    shutil.rmtree(folder / _WAITING, ignore_errors=True)
+    return Screening.load(folder)
+
+
+class _Worker:
+    """A process with the model; called with one shard at a time."""
+
+    def __init__(self, source: dict[str, Any], plan: ScreenPlan, folder: str) -> None:
+        self.model: Any = load_model(**source)
+        self.plan = plan
+        self.folder = Path(folder)
+
+    def __call__(self, job: pa.Table) -> pa.Table:
+        index, digest = job["shard"][0].as_py(), job["digest"][0].as_py()
+        path = shard_path(self.folder, index)
+        table = read_shard(path, digest)
+        if table is None:  # not there yet: neither from an earlier run nor from a worker that died after writing it
+            table = make_shard(self.model, _read_rows(self.folder / _WAITING / f"{index:08d}.json"), self.plan)
+            write_shard(path, table, digest)
+        return table.replace_schema_metadata(None)
+
+
+def _describe(source: dict[str, Any], vectors: dict[str, PersonaVector]) -> ModelInfo:
+    model: Any = load_model(**source)
+    for vector in vectors.values():
+        vector.check_model(model)
+    return describe_model(model)
+
+
+def _write_rows(path: Path, rows: Rows) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [{"is_bad": isinstance(row, BadRow), "row": asdict(row)} for row in rows]
+    path.write_text(json.dumps(lines), encoding="utf-8")
+
+
+def _read_rows(path: Path) -> Rows:
+    lines = json.loads(path.read_text(encoding="utf-8"))
+    return [
+        BadRow(**line["row"])
+        if line["is_bad"]
+        else Conversation(**line["row"] | {"messages": tuple(line["row"]["messages"])})
+        for line in lines
+    ]
+
+
+def _import_ray() -> Any:
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise ImportError("screen_on_ray needs Ray Data. Install it with: pip install 'persona-lens[ray]'") from error
+    return ray

@@ -1,0 +1,154 @@
+"""A screened dataset on disk: its scores, what they say of the whole, and how near cheaper scores come."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import datasets
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from persona_lens.errors import FileFormatError, InvalidArgumentError, describe_violation
+from persona_lens.screening.shards import RECORD, list_shards
+from persona_lens.tensors.statistics import Interval, bootstrap_mean, bootstrap_pearson_r
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+
+@dataclass(frozen=True)
+class ApproximationCheck:
+    """How near the paper's cheaper ways come to the exact projection difference of a dataset.
+
+    Args:
+        exact: ΔP over all samples.
+        subset: ΔP over a random subset.
+        n_subset: Its size.
+        last_prompt: ΔP with the last prompt token's projection in place of the base response's.
+        r_last_prompt: Correlation of that with the exact ΔP over samples.
+        r_raw: Correlation of the raw projection with the exact ΔP over samples.
+    """
+
+    exact: Interval
+    subset: Interval
+    n_subset: int
+    last_prompt: Interval
+    r_last_prompt: Interval
+    r_raw: Interval
+
+
+@dataclass(frozen=True, eq=False)
+class Screening:
+    """A screened dataset, on disk.
+
+    Args:
+        folder: Where it is.
+        traits: Traits screened for.
+        counts: Rows by what became of them: ``scored``, or the reason why not.
+        n_cut: Scored rows whose response goes on beyond what was projected.
+        config: What the scores depend on.
+    """
+
+    folder: Path
+    traits: tuple[str, ...]
+    counts: dict[str, int]
+    n_cut: int
+    config: dict[str, Any]
+
+    @property
+    def rows(self) -> datasets.Dataset:
+        """Every row in order, memory-mapped: ``status`` is ``scored`` or the reason why a row was not.
+
+        A scored row has ``question``, ``response``, ``base_response`` and for each trait ``TRAIT.raw``, ``.base``,
+        ``.prompt`` and ``.delta``, in residual-stream units.
+        """
+        return datasets.concatenate_datasets(
+            [datasets.Dataset.from_file(str(path)) for path in list_shards(self.folder)]
+        )
+
+    def values(self, trait: str, column: str = "delta") -> Float[Tensor, " sample"]:
+        """Return one number for each scored row; rows without a base response are left out of ``delta`` and ``base``.
+
+        Raises:
+            InvalidArgumentError: A trait or column that was not screened for.
+        """
+        if trait not in self.traits:
+            raise InvalidArgumentError(describe_violation("trait", f"be one of {self.traits}", trait))
+        if column not in ("raw", "base", "prompt", "delta"):
+            raise InvalidArgumentError(describe_violation("column", "be raw, base, prompt or delta", column))
+        return torch.tensor([v for v in self.rows[f"{trait}.{column}"][:] if v is not None], dtype=torch.float64)
+
+    def measure(self, trait: str) -> Interval:
+        """Return the dataset's projection difference with its 95 % bootstrap interval over samples; NaN for one."""
+        values = self.values(trait)
+        return bootstrap_mean(values) if len(values) > 1 else Interval(float("nan"), float("nan"), float("nan"))
+
+    def threshold(self, trait: str, quantile: float = 0.95) -> float:
+        """Return the ΔP below which a fraction of this dataset's samples lies; for data that are called clean.
+
+        Raises:
+            InvalidArgumentError: A quantile outside (0, 1).
+
+        Reference:
+            Persona Vectors (arXiv 2507.21509), appendix K.
+        """
+        if not 0 < quantile < 1:
+            raise InvalidArgumentError(describe_violation("quantile", "be in (0, 1)", quantile))
+        return float(self.values(trait).quantile(quantile))
+
+    def check_approximations(self, trait: str, *, n_subset: int = 100, seed: int = 0) -> ApproximationCheck:
+        """Compare the paper's two approximations, and the raw projection, with the exact projection difference.
+
+        Args:
+            trait: Which.
+            n_subset: Samples of the random subset; all of them if there are fewer.
+            seed: Draws the subset.
+
+        Reference:
+            Persona Vectors (arXiv 2507.21509), appendix I.
+        """
+        rows = self.rows
+        columns = [rows[f"{trait}.{name}"][:] for name in ("delta", "raw", "prompt")]
+        whole = [row for row in zip(*columns, strict=True) if row[0] is not None]
+        delta, raw, prompt = torch.tensor(whole, dtype=torch.float64).T
+        chosen = torch.randperm(len(delta), generator=torch.Generator().manual_seed(seed))[:n_subset]
+        return ApproximationCheck(
+            exact=bootstrap_mean(delta),
+            subset=bootstrap_mean(delta[chosen]),
+            n_subset=len(chosen),
+            last_prompt=bootstrap_mean(raw - prompt),
+            r_last_prompt=bootstrap_pearson_r(raw - prompt, delta),
+            r_raw=bootstrap_pearson_r(raw, delta),
+        )
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Screening:
+        """Read what :func:`screen` wrote.
+
+        Raises:
+            FileNotFoundError: No such screening.
+            FileFormatError: One that was not finished.
+        """
+        path = Path(folder) / RECORD
+        if not path.is_file():
+            raise FileNotFoundError(f"`folder` must hold a screening, with {RECORD}. Got {str(folder)!r}.")
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if "counts" not in content:
+            hint = "Run the same command again: it goes on where it was."
+            raise FileFormatError(describe_violation("folder", "hold a finished screening", str(folder), hint))
+        config = content["config"]
+        return cls(Path(folder), tuple(config["traits"]), content["counts"], content["n_cut"], config)
+
+    def plot(self) -> Figure:
+        """Draw each trait's distribution of ΔP; returns a plotly Figure."""
+        from persona_lens.plots import plot_screening  # plotly is imported only when drawing
+
+        return plot_screening(self, {})
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{trait} ΔP {self.measure(trait)}" for trait in self.traits)
+        return f"Screening({self.folder.name!r}, {self.counts}, {shown})"

@@ -1,0 +1,216 @@
+"""The work of screening in pieces: shards of rows, scored one by one and written whole, by whichever process."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import datasets
+import pyarrow as pa
+from jaxtyping import Float
+from torch import Tensor
+
+from persona_lens.conversations import BadRow, Conversation
+from persona_lens.errors import InvalidArgumentError, describe_violation
+from persona_lens.models.loading import ModelInfo
+from persona_lens.models.model_type import HookedModel
+from persona_lens.models.sites import check_layer
+from persona_lens.screening.scores import ScoredRow, ScreenSettings, score_rows
+from persona_lens.storage import collect_versions, write_bytes_atomically, write_json
+from persona_lens.vectors import PersonaVector
+
+Source: TypeAlias = str | Path | datasets.Dataset | datasets.IterableDataset | Iterable[Any]
+Rows: TypeAlias = Sequence[Conversation | BadRow]
+
+RECORD = "screening.json"
+SCORED = "scored"
+_SHARDS = "shards"
+
+
+@dataclass(frozen=True, eq=False)
+class ScreenPlan:
+    """What is done to every shard; the same in every process.
+
+    Args:
+        units: By trait, a zero-based block index and the unit direction there.
+        settings: How rows are scored.
+        shard_rows: Rows of a shard.
+        max_rows: Rows to read; None for all.
+        config: What the scores depend on, as it is written beside them.
+    """
+
+    units: dict[str, tuple[int, Float[Tensor, " d_model"]]]
+    settings: ScreenSettings
+    shard_rows: int
+    max_rows: int | None
+    config: dict[str, Any]
+
+
+def plan_screening(
+    info: ModelInfo,
+    vectors: Mapping[str, PersonaVector],
+    layers: Mapping[str, int],
+    settings: ScreenSettings | None,
+    shard_rows: int,
+    max_rows: int | None,
+) -> ScreenPlan:
+    """Check the arguments of a screening and put them together.
+
+    Raises:
+        InvalidArgumentError: No vector, names that ``layers`` lacks, or a number below 1.
+        LayerOutOfRangeError: A layer that the model does not have.
+    """
+    settings = settings or ScreenSettings()
+    if not vectors or vectors.keys() != layers.keys():
+        rule = f"name the traits of `vectors`, {sorted(vectors)}, at least one"
+        raise InvalidArgumentError(describe_violation("layers", rule, sorted(layers)))
+    for name, number in (("shard_rows", shard_rows), ("max_rows", 1 if max_rows is None else max_rows)):
+        if number < 1:
+            raise InvalidArgumentError(describe_violation(name, "be at least 1", number))
+    for layer in layers.values():
+        check_layer(layer, info.n_layers)
+    units = {trait: (layers[trait], vector.unit(layers[trait]).cpu()) for trait, vector in vectors.items()}
+    config = {
+        "model": asdict(info),
+        "traits": list(vectors),
+        "layers": dict(layers),
+        "vectors": {
+            trait: hashlib.sha256(unit.numpy().tobytes()).hexdigest()[:16] for trait, (_, unit) in units.items()
+        },
+        "norms": {trait: float(vector.norms[layers[trait]]) for trait, vector in vectors.items()},
+        "settings": asdict(settings),
+        "shard_rows": shard_rows,
+        "max_rows": max_rows,
+        "versions": collect_versions(),
+    }
+    return ScreenPlan(units, settings, shard_rows, max_rows, config)
+
+
+def begin_screening(folder: Path, plan: ScreenPlan) -> None:
+    """Claim a folder, or find that it is this same screening's.
+
+    Raises:
+        InvalidArgumentError: It holds another screening, or other files.
+    """
+    path = folder / RECORD
+    if path.is_file():
+        found = json.loads(path.read_text(encoding="utf-8"))["config"]
+        config = json.loads(json.dumps(plan.config))
+        if found != config:
+            changed = sorted(key for key in config if found.get(key) != config[key])
+            got, hint = f"one with other {', '.join(changed)}", "Choose a new folder."
+            raise InvalidArgumentError(describe_violation("out", "be new, or hold this screening", got, hint))
+    elif folder.is_dir() and any(folder.iterdir()):
+        raise InvalidArgumentError(
+            describe_violation("out", "be new, or hold this screening", "other files", "Choose a new folder.")
+        )
+    write_json(path, {"config": plan.config})  # without counts: not finished
+
+
+def finish_screening(folder: Path, plan: ScreenPlan, n_shards: int) -> None:
+    """Count what became of the rows, which marks the screening as finished.
+
+    Raises:
+        InvalidArgumentError: Not one row was scored.
+    """
+    for stale in list_shards(folder)[n_shards:]:  # of longer data that this folder once held
+        stale.unlink()
+    counts: Counter[str] = Counter()
+    n_cut = 0
+    for path in list_shards(folder):
+        with pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as reader:
+            table = reader.read_all().select(["status", "is_cut"]).to_pydict()
+        counts.update(table["status"])
+        n_cut += sum(filter(None, table["is_cut"]))
+    if not counts[SCORED]:
+        rule = "hold a conversation that can be scored"
+        raise InvalidArgumentError(describe_violation("data", rule, dict(counts)))
+    content = {"config": plan.config, "counts": dict(counts.most_common()), "n_cut": n_cut}
+    write_json(folder / RECORD, content)
+
+
+def make_shard(model: HookedModel, rows: Rows, plan: ScreenPlan) -> pa.Table:
+    """Score a shard's rows: a line for each, in order."""
+    good = [row for row in rows if isinstance(row, Conversation)]
+    scored = iter(score_rows(model, good, plan.units, plan.settings))
+    traits = list(plan.units)
+    lines = [_to_line(next(scored) if isinstance(row, Conversation) else row, traits) for row in rows]
+    return pa.Table.from_pylist(lines, _make_schema(traits))
+
+
+def write_shard(path: Path, table: pa.Table, digest: str) -> None:
+    """Write a shard so that a reader sees all of it or none, with the digest of its rows."""
+    sink = pa.BufferOutputStream()
+    marked = table.replace_schema_metadata({"rows": digest})
+    with pa.ipc.new_stream(sink, marked.schema) as writer:  # the stream form, which datasets maps into memory
+        writer.write_table(marked)
+    write_bytes_atomically(path, sink.getvalue().to_pybytes())
+
+
+def read_shard(path: Path, digest: str) -> pa.Table | None:
+    """Return a finished shard; None if it is missing, damaged or of other rows."""
+    if not path.is_file():
+        return None
+    try:
+        with pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as reader:
+            table = reader.read_all()
+    except (pa.ArrowInvalid, OSError):
+        return None
+    return table if (table.schema.metadata or {}).get(b"rows") == digest.encode() else None
+
+
+def digest_rows(rows: Rows) -> str:
+    """Return what tells these rows from others."""
+    content = json.dumps([asdict(row) for row in rows], ensure_ascii=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:32]
+
+
+def split_into_shards(rows: Iterator[Any], size: int) -> Iterator[list[Any]]:
+    """Yield the rows in lists of ``size``; the last may be shorter."""
+    while chunk := list(itertools.islice(rows, size)):
+        yield chunk
+
+
+def shard_path(folder: Path, index: int) -> Path:
+    """Return where a shard of a screening lies."""
+    return folder / _SHARDS / f"{index:08d}.arrow"
+
+
+def list_shards(folder: Path) -> list[Path]:
+    """Return a screening's shards in order."""
+    return sorted((folder / _SHARDS).glob("*.arrow"))
+
+
+def _to_line(row: ScoredRow | BadRow, traits: list[str]) -> dict[str, Any]:
+    if isinstance(row, BadRow):
+        return {"index": row.index, "place": row.place, "status": row.reason, "detail": row.detail}
+    values: dict[str, Any] = {
+        "index": row.conversation.index,
+        "place": row.conversation.place,
+        "status": SCORED,
+        "question": row.question,
+        "response": row.response,
+        "base_response": row.base_response,
+        "n_prompt_tokens": row.n_prompt_tokens,
+        "n_response_tokens": row.n_response_tokens,
+        "is_cut": row.is_cut,
+    }
+    for trait in traits:
+        base = row.base[trait]
+        values |= {f"{trait}.raw": row.raw[trait], f"{trait}.base": base, f"{trait}.prompt": row.prompt[trait]}
+        values[f"{trait}.delta"] = None if base is None else row.raw[trait] - base
+    return values
+
+
+def _make_schema(traits: list[str]) -> pa.Schema:
+    texts = ("place", "status", "detail", "question", "response", "base_response")
+    numbers = [f"{trait}.{name}" for trait in traits for name in ("raw", "base", "prompt", "delta")]
+    fields = {"index": pa.int64()} | dict.fromkeys(texts, pa.large_string())
+    fields |= {"n_prompt_tokens": pa.int32(), "n_response_tokens": pa.int32(), "is_cut": pa.bool_()}
+    return pa.schema(list((fields | dict.fromkeys(numbers, pa.float32())).items()))

@@ -1,0 +1,95 @@
+"""Screening on a real Ray of two worker processes on this machine."""
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+
+import persona_lens as pl
+from tests.screening.test_screen import LAYERS, SETTINGS, converse, make_rows, make_vectors, read_shards, run
+
+ray = pytest.importorskip("ray")
+# Ray's own, about its own settings.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray", "ignore::FutureWarning:ray")
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    os.environ["RAY_AUTH_MODE"] = "disabled"  # else it writes a token into the home folder
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=200 * 2**20)
+    yield
+    ray.shutdown()
+
+
+def run_on_ray(folder, vectors, data, out, **more):
+    given = {"layers": LAYERS, "settings": SETTINGS, "shard_rows": 4, "n_workers": 2, "dtype": "float32"} | more
+    return pl.screen_on_ray(folder, data, vectors, out, **given)
+
+
+def kill_one_worker_after(out, n_finished, killed):
+    """Kill a process that scores shards as soon as so many are finished."""
+    while len(list(out.glob("shards/*.arrow"))) < n_finished:
+        time.sleep(0.005)
+    workers = [p for p in psutil.process_iter(["cmdline"]) if "MapWorker" in " ".join(p.info["cmdline"] or ())]
+    if workers:
+        os.kill(workers[0].pid, signal.SIGKILL)
+        killed.append(len(list(out.glob("shards/*.arrow"))))
+
+
+@pytest.mark.usefixtures("cluster")
+def test_with_a_worker_killed_in_the_middle_the_result_is_the_plain_runs(tiny_folder, tiny_model, tmp_path):
+    folder = tiny_folder("llama")
+    data = tmp_path / "rows.jsonl"
+    rows = [json.dumps(row) for row in make_rows(240)]
+    data.write_text("\n".join([*rows[:5], "{not json", *rows[5:]]))
+    plain = run(tiny_model, data, tmp_path / "plain")
+    killed = []
+    killer = threading.Thread(target=kill_one_worker_after, args=(tmp_path / "ray", 5, killed), daemon=True)
+    killer.start()
+    found = run_on_ray(folder, make_vectors(tiny_model), data, tmp_path / "ray")
+    killer.join(10)
+    assert killed, "no worker was there to be killed"
+    assert killed[0] < 61, "it was killed when all was done"
+    assert found.counts == plain.counts == {"scored": 240, "not JSON": 1}
+    assert read_shards(tmp_path / "ray") == read_shards(tmp_path / "plain")
+    table = pq.read_table(tmp_path / "ray" / "parquet").sort_by("index").to_pylist()
+    assert table == [dict(row) for row in plain.rows]
+    assert not (tmp_path / "ray" / "waiting").exists()
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_second_call_keeps_the_shards_and_writes_the_parquet_files_again(tiny_folder, tiny_model, tmp_path):
+    folder, rows = tiny_folder("llama"), make_rows(10)
+    run_on_ray(folder, make_vectors(tiny_model), rows, tmp_path / "out")
+    times = [path.stat().st_mtime_ns for path in sorted((tmp_path / "out" / "shards").iterdir())]
+    rows[9] = converse("Another question?", "Another.")
+    found = run_on_ray(folder, make_vectors(tiny_model), rows, tmp_path / "out")
+    after = [path.stat().st_mtime_ns for path in sorted((tmp_path / "out" / "shards").iterdir())]
+    assert after[:2] == times[:2]
+    assert after[2] != times[2]
+    assert found.rows[9]["response"] == "Another."
+    assert len(pq.read_table(tmp_path / "out" / "parquet")) == 10
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_vector_of_another_model_and_bad_numbers_are_refused_before_anything_is_written(
+    tiny_folder, tiny_model, tmp_path
+):
+    vectors = make_vectors(tiny_model)
+    with pytest.raises(pl.errors.ModelMismatchError):
+        run_on_ray(tiny_folder("qwen2"), vectors, make_rows(2), tmp_path / "out")
+    with pytest.raises(pl.errors.InvalidArgumentError, match="n_workers"):
+        run_on_ray(tiny_folder("llama"), vectors, make_rows(2), tmp_path / "out", n_workers=0)
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_ray_the_message_says_what_to_install(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ImportError, match=r"persona-lens\[ray\]"):
+        run_on_ray("any", make_vectors(tiny_model), make_rows(2), tmp_path / "out")
