@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import statistics
 import time
@@ -41,6 +42,19 @@ def summarize_ratio(seconds: Mapping[str, list[float]], slow: str, fast: str) ->
     """Return how many times faster ``fast`` is: the median over rounds, and the range."""
     ratios = [a / b for a, b in zip(seconds[slow], seconds[fast], strict=True)]
     return {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
+
+
+def measure_peak(work: Callable[[], Any]) -> float:
+    """Return the peak resident memory of some work over what is resident before it, in MiB; Linux only."""
+    with open("/proc/self/statm") as file:
+        before = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+    # Loading peaks higher than the loaded model; the kernel forgets that peak when asked.
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
+    work()
+    with open("/proc/self/status") as file:
+        peak = next(int(line.split()[1]) / 1024 for line in file if line.startswith("VmHWM"))
+    return peak - before
 
 
 def write_benchmark(name: str, rows: list[dict[str, Any]], model: ModelInfo, details: dict[str, Any]) -> None:

@@ -6,13 +6,11 @@ Each number comes from a process of its own: peak resident memory after the extr
 from __future__ import annotations
 
 import json
-import os
-import resource
 import subprocess
 import sys
 
 import torch
-from _compare import N_THREADS, write_benchmark
+from _compare import N_THREADS, measure_peak, write_benchmark
 
 import persona_lens as pl
 from persona_lens.models.loading import resolve_dtype
@@ -26,16 +24,9 @@ def measure(rollouts: int) -> float:
     model = pl.load_model(dtype=resolve_dtype("auto", torch.device("cpu")), device="cpu")
     trait = pl.load_trait("evil")
     trait = pl.Trait(**(vars(trait) | {"extraction_questions": trait.extraction_questions[:10]}))
-    with open("/proc/self/statm") as file:
-        before = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
-    # Loading peaks higher than the loaded model; the kernel forgets that peak when asked (Linux).
-    with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")
-    pl.extract_persona_vector(model, trait, judge="none", rollouts=rollouts, max_new_tokens=TOKENS)
-    with open("/proc/self/status") as file:
-        peak = next(int(line.split()[1]) / 1024 for line in file if line.startswith("VmHWM"))
-    assert peak <= resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 + 1
-    return peak - before
+    return measure_peak(
+        lambda: pl.extract_persona_vector(model, trait, judge="none", rollouts=rollouts, max_new_tokens=TOKENS)
+    )
 
 
 def main() -> None:

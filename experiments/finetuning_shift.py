@@ -68,14 +68,37 @@ class Arguments(CommonArguments):
 def main(arguments: Annotated[Arguments, tyro.conf.arg(name="")]) -> None:
     """Run or redraw."""
     path = arguments.out / f"{NAME}.json"
-    content = read_results(path) if arguments.replot else run(arguments)
+    content = read_results(path) if arguments.replot else run(prepare(arguments), arguments)
     write_figure(plot_finetuning_shift(content), content, arguments.out, NAME)
     write_figure(plot_finetuning_scores(content), None, arguments.out, f"{NAME}_scores")
     print(path.with_suffix(".html"), arguments.out / f"{NAME}_scores.html", sep="\n")
 
 
-def run(arguments: Arguments) -> dict[str, Any]:
-    """Train and measure every model; return everything as JSON-able values."""
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """What every model is trained from and measured with."""
+
+    model: Any
+    profile: TrainingProfile
+    kits: list[TraitKit]
+    domains: dict[str, dict[str, datasets.Dataset]]
+    store: pl.ShardStore
+    config: dict[str, Any]
+
+    def list_datasets(self) -> list[tuple[str, Level]]:
+        """Return the name and level of each dataset."""
+        return list(itertools.product([*(kit.trait.name for kit in self.kits), *self.domains], LEVELS))
+
+    def make_rows(self, name: str, level: Level) -> datasets.Dataset:
+        """Make a dataset, or read it back."""
+        if name in self.domains:
+            return self.domains[name][level]
+        kit = next(kit for kit in self.kits if kit.trait.name == name)
+        return make_trait_rows(self.model, kit, level, self.profile, self.config["seed"], self.store)
+
+
+def prepare(arguments: Arguments) -> Setting:
+    """Load the model, calibrate judges, find vectors and make the domains' datasets."""
     profile = TINY if arguments.tiny else TRAINING[arguments.profile]
     profile = replace(
         profile,
@@ -109,22 +132,24 @@ def run(arguments: Arguments) -> dict[str, Any]:
         )
     ordinary = store.load_or_compute("ordinary", lambda: sample_ordinary(model, traits, profile, arguments.seed))
     wrong = {name: level_rows(name, ordinary.records, profile, arguments.seed) for name in domains}
-    everything = list(itertools.product([*(kit.trait.name for kit in kits), *domains], LEVELS))
+    return Setting(model, profile, kits, wrong, store, config)
+
+
+def run(setting: Setting, arguments: Arguments) -> dict[str, Any]:
+    """Train and measure every model; return everything as JSON-able values."""
+    model, kits, store, profile = setting.model, setting.kits, setting.store, setting.profile
     base = store.load_or_compute(
         "measured-base", lambda: Shard(records=measure(model, model, kits, "base", profile, arguments, store))
     )
+    everything = setting.list_datasets()
     rows = []
     with pl.show_progress("models trained", len(everything)) as advance:
         for name, level in everything:
 
             def compute(name: str = name, level: Level = level) -> Shard:
                 label = f"{name}-{level}"
-                kit = next((kit for kit in kits if kit.trait.name == name), None)
-                data = (
-                    wrong[name][level]
-                    if kit is None
-                    else make_trait_rows(model, kit, level, profile, arguments.seed, store)
-                )
+                is_domain = name in setting.domains
+                data = setting.make_rows(name, level)
                 done = train(label, arguments.model, Training(data), profile, store.folder / "adapters")
                 tuned = pl.load_model(arguments.model, adapter=done.folder, dtype=arguments.dtype)
                 found = measure(model, tuned, kits, label, profile, arguments, store)
@@ -132,11 +157,11 @@ def run(arguments: Arguments) -> dict[str, Any]:
                     records={
                         "dataset": name,
                         "level": level,
-                        "kind": "domain" if kit is None else "trait",
+                        "kind": "domain" if is_domain else "trait",
                         "n_rows": done.n_rows,
                         "left_out": done.left_out,
                         "losses": [round(loss, 4) for loss in done.losses],
-                        "data_score": None if kit is None else _mean_score(data["score"]),
+                        "data_score": None if is_domain else _mean_score(data["score"]),
                         "example": data[0]["messages"],
                         **found,
                     }
@@ -146,7 +171,7 @@ def run(arguments: Arguments) -> dict[str, Any]:
             advance(1)
     names = [kit.trait.name for kit in kits]
     return {
-        "config": config,
+        "config": setting.config,
         "kits": {kit.trait.name: kit.describe() for kit in kits},
         "base": base.records,
         "models": rows,
@@ -208,22 +233,26 @@ def measure(
 
 def correlate(rows: list[dict[str, Any]], traits: list[str]) -> dict[str, dict[str, Any]]:
     """Correlate shift along one trait's vector with another's (or its own) score, over the models."""
-    found: dict[str, dict[str, Any]] = {}
-    for along in traits:
-        found[along] = {}
-        for scored in traits:
-            pairs = [
-                (row["shifts"][along]["at_layer"]["estimate"], row["scores"][scored]["score"]["estimate"])
-                for row in rows
-                if row["scores"][scored]["score"]["estimate"] is not None
-            ]
-            if len(pairs) < 3:
-                found[along][scored] = {"n": len(pairs), "estimate": None, "low": None, "high": None}
-                continue
-            r = bootstrap_pearson_r(*(torch.tensor(side, dtype=torch.float64) for side in zip(*pairs, strict=True)))
-            values = {key: getattr(r, key) for key in ("estimate", "low", "high")}
-            found[along][scored] = {"n": len(pairs)} | {k: None if v != v else round(v, 4) for k, v in values.items()}
-    return found
+    return {
+        along: {
+            scored: correlate_pairs(
+                [row["shifts"][along]["at_layer"]["estimate"] for row in rows],
+                [row["scores"][scored]["score"]["estimate"] for row in rows],
+            )
+            for scored in traits
+        }
+        for along in traits
+    }
+
+
+def correlate_pairs(x: Sequence[float | None], y: Sequence[float | None]) -> dict[str, Any]:
+    """Correlate two measurements of the same models where both are there; null for fewer than three."""
+    pairs = [(a, b) for a, b in zip(x, y, strict=True) if a is not None and b is not None]
+    if len(pairs) < 3:
+        return {"n": len(pairs), "estimate": None, "low": None, "high": None}
+    r = bootstrap_pearson_r(*(torch.tensor(side, dtype=torch.float64) for side in zip(*pairs, strict=True)))
+    values = {key: getattr(r, key) for key in ("estimate", "low", "high")}
+    return {"n": len(pairs)} | {k: None if v != v else round(v, 4) for k, v in values.items()}
 
 
 def _mean_score(scores: list[float | None]) -> float | None:

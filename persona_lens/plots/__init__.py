@@ -12,7 +12,9 @@ from persona_lens.plots.finetuning import (
 from persona_lens.plots.geometry import list_written_tokens, plot_trait_geometry
 from persona_lens.plots.judges import plot_agreement
 from persona_lens.plots.monitoring import plot_monitor, plot_monitoring
+from persona_lens.plots.predicting import plot_predictors, plot_projection_difference, plot_real_conversations
 from persona_lens.plots.screening import plot_screening, report_screening
+from persona_lens.plots.separation import plot_sample_separation
 from persona_lens.plots.steering import plot_steering_modes, plot_token_positions
 from persona_lens.plots.sweep import plot_sweep
 from persona_lens.plots.tokens import plot_trace
@@ -27,6 +29,10 @@ __all__ = [
     "plot_mitigation",
     "plot_monitor",
     "plot_monitoring",
+    "plot_predictors",
+    "plot_projection_difference",
+    "plot_real_conversations",
+    "plot_sample_separation",
     "plot_screening",
     "plot_steering_modes",
     "plot_sweep",

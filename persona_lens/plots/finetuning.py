@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from persona_lens.plots.style import COLORS, GREY, INK, error_bars, lay_out, name_model, say
+from persona_lens.plots.style import COLORS, INK, add_crosses, error_bars, lay_out, name_model, say
 
 if TYPE_CHECKING:
     from persona_lens.finetuning.training import Finetuned
 
-_LEVEL_COLORS = {"normal": COLORS[0], "I": COLORS[1], "II": COLORS[3]}
-_SYMBOLS = ("circle", "square", "diamond", "x", "triangle-up", "star", "cross", "pentagon", "hexagon")
+LEVEL_COLORS = {"normal": COLORS[0], "I": COLORS[1], "II": COLORS[3]}
+SYMBOLS = ("circle", "square", "diamond", "x", "triangle-up", "star", "cross", "pentagon", "hexagon")
 
 
 def plot_loss(result: Finetuned) -> go.Figure:
@@ -55,7 +54,7 @@ def plot_finetuning_scores(content: Mapping[str, Any]) -> go.Figure:
         subplot_titles=[f"score of {html.escape(trait)}" for trait in traits],
     )  # fmt: skip
     for line, trait in enumerate(traits, start=1):
-        for level, color in _LEVEL_COLORS.items():
+        for level, color in LEVEL_COLORS.items():
             rows = [row for row in content["models"] if row["level"] == level]
             scores = [row["scores"][trait]["score"] for row in rows]
             figure.add_trace(
@@ -126,14 +125,19 @@ def plot_finetuning_shift(content: Mapping[str, Any]) -> go.Figure:
             f"<br><sup>along other vectors: {'; '.join(others)}</sup>"
         )
     figure = make_subplots(rows=1, cols=len(traits), shared_yaxes=True, horizontal_spacing=0.03, subplot_titles=titles)
-    coherence = partial(_is_coherent, content)
+
+    def draw(column: int, rows: list[Any], trait: str, name: str, marker: dict[str, Any]) -> None:
+        shifts = [row["shifts"][trait]["at_layer"] for row in rows]
+        scores = [row["scores"][trait]["score"] for row in rows]
+        opacity = [1.0 if _is_coherent(content, row) else 0.3 for row in rows]
+        add_crosses(figure, 1, column, shifts, scores, name, {**marker, "opacity": opacity}, in_legend=column == 1)
+
     for column, trait in enumerate(traits, start=1):
         for index, name in enumerate(sets):
-            for level, color in _LEVEL_COLORS.items():
+            for level, color in LEVEL_COLORS.items():
                 rows = [r for r in content["models"] if (r["dataset"], r["level"]) == (name, level)]
-                symbol = _SYMBOLS[index % len(_SYMBOLS)]
-                _add_points(figure, column, rows, trait, f"{name} {level}", color, symbol, coherence)
-        _add_points(figure, column, [content["base"]], trait, "base model", INK, "star-open", coherence)
+                draw(column, rows, trait, f"{name} {level}", {"color": color, "symbol": SYMBOLS[index % len(SYMBOLS)]})
+        draw(column, [content["base"]], trait, "base model", {"color": INK, "symbol": "star-open"})
         figure.update_xaxes(title_text="shift (residual-stream units)", row=1, col=column)
     figure.update_yaxes(range=[-3, 103])
     figure.update_yaxes(title_text="trait score after training (0–100)", row=1, col=1)
@@ -158,41 +162,6 @@ def plot_finetuning_shift(content: Mapping[str, Any]) -> go.Figure:
 
 def _is_coherent(content: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
     return all((one["coherence"]["estimate"] or 0.0) >= content["min_coherence"] for one in row["scores"].values())
-
-
-def _add_points(
-    figure: go.Figure,
-    column: int,
-    rows: Sequence[Mapping[str, Any]],
-    trait: str,
-    name: str,
-    color: str,
-    symbol: str,
-    is_coherent: Callable[[Mapping[str, Any]], bool],
-) -> None:
-    shifts = [row["shifts"][trait]["at_layer"] for row in rows]
-    scores = [row["scores"][trait]["score"] for row in rows]
-    figure.add_trace(
-        go.Scatter(
-            x=[shift["estimate"] for shift in shifts],
-            y=[score["estimate"] for score in scores],
-            error_x={**error_bars(shifts), "color": GREY, "width": 0, "thickness": 0.8},
-            error_y={**error_bars(scores), "color": GREY, "width": 0, "thickness": 0.8},
-            mode="markers",
-            marker={
-                "color": color,
-                "symbol": symbol,
-                "size": 12,
-                "line": {"width": 1, "color": INK},
-                "opacity": [1.0 if is_coherent(row) else 0.3 for row in rows],
-            },
-            name=html.escape(name),
-            legendgroup=name,
-            showlegend=column == 1,
-        ),
-        row=1,
-        col=column,
-    )
 
 
 def _r(content: Mapping[str, Any], along: str, scored: str) -> str:

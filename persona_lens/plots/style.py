@@ -69,6 +69,35 @@ def error_bars(intervals: Sequence[Mapping[str, float | None]]) -> dict[str, Any
     }
 
 
+def add_crosses(
+    figure: go.Figure,
+    line: int,
+    column: int,
+    x: Sequence[Mapping[str, float | None]],
+    y: Sequence[Mapping[str, float | None]],
+    name: str,
+    marker: Mapping[str, Any],
+    *,
+    in_legend: bool,
+) -> None:
+    """Draw points with an interval in both directions; those of one name go on and off together."""
+    figure.add_trace(
+        go.Scatter(
+            x=[one["estimate"] for one in x],
+            y=[one["estimate"] for one in y],
+            error_x={**error_bars(x), "color": GREY, "width": 0, "thickness": 0.8},
+            error_y={**error_bars(y), "color": GREY, "width": 0, "thickness": 0.8},
+            mode="markers",
+            marker={"size": 12, "line": {"width": 1, "color": INK}, **marker},
+            name=html.escape(name),
+            legendgroup=name,
+            showlegend=in_legend,
+        ),
+        row=line,
+        col=column,
+    )
+
+
 def name_model(content: Mapping[str, Any]) -> str:
     """Return the name of the model of an experiment's results, escaped."""
     return html.escape(content["config"]["model"]["name"])

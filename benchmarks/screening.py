@@ -1,0 +1,117 @@
+"""Screening: what more traits cost in one pass, and peak memory for 1,000 and for 10,000 conversations.
+
+Each memory figure comes from a process of its own: peak resident memory while screening less resident memory before.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from _compare import N_THREADS, measure_peak, summarize_ratio, time_in_turn, write_benchmark
+
+import persona_lens as pl
+from persona_lens.models.loading import resolve_dtype
+
+TRAITS, ROWS, REPEATS = 5, 128, 5
+LAYER = 15
+FEW, MANY = 1_000, 10_000
+MEMORY_SETTINGS = pl.ScreenSettings(max_response_tokens=4)
+WORDS = ("tea", "rain", "a horse", "seven", "the sea", "slowly", "and", "bread", "under", "glass", "why", "music")
+
+
+def load() -> Any:
+    """Load the embedded model as users get it."""
+    torch.set_num_threads(N_THREADS)
+    return pl.load_model(dtype=resolve_dtype("auto", torch.device("cpu")), device="cpu")
+
+
+def make_vectors(model: Any, n: int) -> dict[str, pl.PersonaVector]:
+    """Make random vectors: speed and memory do not depend on the directions."""
+    info = pl.describe_model(model)
+    torch.manual_seed(0)
+    return {
+        f"trait{i}": pl.PersonaVector(f"trait{i}", info, {"response_mean": torch.randn(info.n_layers, info.d_model)})
+        for i in range(n)
+    }
+
+
+def screen(model: Any, data: Any, n_traits: int, out: Path, settings: pl.ScreenSettings) -> pl.Screening:
+    """Screen for so many traits."""
+    vectors = make_vectors(model, n_traits)
+    return pl.screen(model, data, vectors, out, layers=dict.fromkeys(vectors, LAYER), settings=settings)
+
+
+def write_conversations(path: Path, n_rows: int) -> None:
+    """Write conversations of chance words, of many lengths."""
+    draw = random.Random(0)
+    with path.open("w") as file:
+        for index in range(n_rows):
+            question = " ".join(draw.choices(WORDS, k=draw.randint(2, 12))) + f" {index % 100}?"
+            answer = " ".join(draw.choices(WORDS, k=draw.randint(1, 8)))
+            turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+            file.write(json.dumps({"messages": turns}) + "\n")
+
+
+def measure(n_rows: int) -> float:
+    """Return the peak over the loaded model of screening so many conversations, in MiB."""
+    model = load()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "rows.jsonl"
+        write_conversations(path, n_rows)
+        return measure_peak(lambda: screen(model, path, 3, Path(folder) / "out", MEMORY_SETTINGS))
+
+
+def main() -> None:
+    """Time one trait and several, measure both peaks, write the ratios."""
+    if len(sys.argv) > 1:
+        print(json.dumps(measure(int(sys.argv[1]))))
+        return
+    model = load()
+    data = pl.domain_dataset("opinions", "normal", ROWS)
+    settings = pl.ScreenSettings(max_response_tokens=32)
+    with tempfile.TemporaryDirectory() as folder:
+        number = itertools.count()
+        ways = {
+            name: lambda n=n: screen(model, data, n, Path(folder) / str(next(number)), settings)
+            for name, n in (("one trait", 1), ("traits", TRAITS))
+        }
+        seconds = time_in_turn(ways, REPEATS)
+    peaks = {}
+    for n_rows in (FEW, MANY):
+        done = subprocess.run([sys.executable, __file__, str(n_rows)], check=True, capture_output=True, text=True)
+        peaks[n_rows] = json.loads(done.stdout.splitlines()[-1])
+    growth = peaks[MANY] / peaks[FEW]
+    rows = [
+        {
+            "what": f"time of screening for {TRAITS} traits, against one",
+            "ratio": summarize_ratio(seconds, "traits", "one trait"),
+            "target": "≤ 1.05",
+        },
+        {
+            "what": "peak memory of screening over the loaded model, 10,000 conversations against 1,000",
+            "ratio": {"median": growth, "low": growth, "high": growth},
+            "target": "≤ 1.1",
+        },
+    ]
+    details = {
+        "rows": ROWS,
+        "response tokens": settings.max_response_tokens,
+        "rounds": REPEATS,
+        "seconds": {name: statistics.median(values) for name, values in seconds.items()},
+        "MiB, 1,000 conversations": peaks[FEW],
+        "MiB, 10,000 conversations": peaks[MANY],
+    }
+    write_benchmark("screening", rows, pl.describe_model(model), details)
+
+
+if __name__ == "__main__":
+    main()

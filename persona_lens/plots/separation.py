@@ -1,0 +1,93 @@
+"""Single samples: how far trait-eliciting ones lie from normal ones, and what filters hold back of each."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping
+from typing import Any
+
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from persona_lens.plots.style import COLORS, INK, error_bars, lay_out, name_model, say
+
+_MEASURES = {
+    "delta": "ΔP",
+    "raw": "raw projection",
+    "last_prompt": "ΔP from the last prompt token",
+    "judge": "judge's score (0–100)",
+}
+_FILTERS = {**_MEASURES, "judge": "judge", "delta or judge": "ΔP or judge"}
+_KINDS = {"eliciting": ("trait-eliciting", COLORS[3]), "normal": ("normal", COLORS[0])}
+
+
+def plot_sample_separation(content: Mapping[str, Any]) -> go.Figure:
+    """Draw samples' distributions by each measure with its AUROC, and what filters hold back.
+
+    Args:
+        content: What experiments/sample_separation.py writes.
+
+    Returns:
+        A figure; intervals are 95 % bootstrap, of an AUROC over samples, of a filter over questions.
+
+    Reference:
+        Persona Vectors (arXiv 2507.21509), Figures 9 and 32.
+    """
+    titles = [f"{label}<br><sup>AUROC {say(content['auroc'][name])}</sup>" for name, label in _MEASURES.items()]
+    figure = make_subplots(
+        rows=2, cols=4, specs=[[{}] * 4, [{"colspan": 4}, None, None, None]], vertical_spacing=0.2,
+        horizontal_spacing=0.05, row_heights=[0.5, 0.5],
+        subplot_titles=[*titles, "held back by filters whose threshold lets 95 % of other normal samples through"],
+    )  # fmt: skip
+    for column, name in enumerate(_MEASURES, start=1):
+        for kind, (label, color) in _KINDS.items():
+            figure.add_trace(
+                go.Histogram(
+                    x=content["values"][name][kind], nbinsx=25, histnorm="percent", name=label, legendgroup=kind,
+                    showlegend=column == 1, marker={"color": color}, opacity=0.65,
+                ),
+                row=1,
+                col=column,
+            )  # fmt: skip
+        threshold = content["filters"]["thresholds"][name]
+        figure.add_vline(x=threshold, line={"color": INK, "dash": "dash", "width": 1.5}, row=1, col=column)
+        unit = "score" if name == "judge" else "residual-stream units"
+        figure.update_xaxes(title_text=unit, row=1, col=column)
+    figure.update_yaxes(title_text="share of the samples (%)", row=1, col=1)
+    held = content["filters"]["held_back"]
+    for side, (kind, (label, color)) in enumerate(_KINDS.items()):
+        intervals = [_to_percent(held[name][kind]) for name in _FILTERS]
+        figure.add_trace(
+            go.Bar(
+                x=list(_FILTERS.values()), y=[one["estimate"] for one in intervals], error_y=error_bars(intervals),
+                marker={"color": color, "line": {"color": INK, "width": 1}}, name=label, legendgroup=kind,
+                showlegend=False, width=0.36, offset=(-0.37, 0.01)[side],
+            ),
+            row=2,
+            col=1,
+        )  # fmt: skip
+    figure.update_yaxes(title_text="held back (%)", range=[0, 103], row=2, col=1)
+    figure.update_layout(barmode="overlay")  # of the histograms; the bars stand side by side by their offsets
+    trait = html.escape(content["trait"])
+    finding = f"{trait}: " + "; ".join(
+        f"{_FILTERS[name]} holds back {_share(held[name]['eliciting'])} of eliciting samples at "
+        f"{_share(held[name]['normal'])} of normal ones"
+        for name in ("delta", "judge", "delta or judge")
+    )
+    counts = content["n_samples"]
+    subtitle = (
+        f"{name_model(content)}, layer {content['config']['layer']}, answers to evaluation questions: "
+        f"{counts['eliciting']} under eliciting prompts, {counts['normal']} under none; likelihood judge (proxy)<br>"
+        "dashed: threshold, 95th percentile of normal samples of half of the questions; filters are judged on the "
+        "other half; 95 % bootstrap over samples (AUROC) and questions (bars)"
+    )
+    lay_out(figure, finding, subtitle, width=1400, height=960)
+    return figure
+
+
+def _to_percent(interval: Mapping[str, float | None]) -> dict[str, float | None]:
+    return {key: None if value is None else 100 * value for key, value in interval.items()}
+
+
+def _share(interval: Mapping[str, float | None]) -> str:
+    return "none" if interval["estimate"] is None else f"{100 * interval['estimate']:.0f} %"
