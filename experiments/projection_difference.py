@@ -5,10 +5,12 @@
     python experiments/projection_difference.py --replot  # redraw from figures/projection_difference.json
 
 Reproduces Figures 8, 17, 21 and 23 of "Persona Vectors" (arXiv 2507.21509): every dataset of finetuning_shift.py is
-screened with the base model alone, and its projection difference set against the trait score and the shift of the
-model that was trained on it. Beside it stand the two approximations that need less sampling, a random subset and the
-last prompt token in place of the base model's response, and the raw projection. Killed at any point, the same command
-goes on where it was.
+screened with the base model alone, and its projection difference set against the trait score and the shift of the model
+that was trained on it. Beside it stand the two approximations that need less sampling, a random subset and the last
+prompt token in place of the base model's response, and the raw projection. The trait datasets are the base model's own
+answers under the prompts that the vectors come from, so their ΔP is high partly by construction; the judge that scores
+the models accepted their rows. Levels of one dataset are not independent, so the intervals over datasets are narrower
+than they should be. Killed at any point, the same command goes on where it was.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ from persona_lens.plots import plot_predictors, plot_projection_difference
 from persona_lens.tensors.statistics import bootstrap_mean
 
 NAME = "projection_difference"
-# ΔP against score and shift, over datasets: the paper gives the range over traits and models.
+# ΔP against the score, over datasets, for the paper's four further traits (Fig. 19); against the shift, over its first
+# three traits and two models.
 PAPER = {"score": (0.79, 0.94), "shift": (0.41, 0.95)}
 PREDICTORS = ("exact", "subset", "last_prompt", "raw")
 SUBSET_FRACTION = 0.25

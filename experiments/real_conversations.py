@@ -10,7 +10,9 @@ Reproduces Figure 10 of "Persona Vectors" (arXiv 2507.21509): the first answers 
 traits in one pass; one model is trained on those highest in ΔP, one on a random choice, one on the lowest; and the same
 again after a judge has removed the half of the answers that it scores highest. Without --data it reads the ShareGPT
 conversations of the wheel above, a JSON file that is cut off at its end: what is whole is used, and counted. Scores and
-a report with the texts stay in --runs; no conversation is written into the results. Killed at any point, the same
+a report with the texts stay in --runs; no conversation is written into the results. The pool is the first --max-rows
+of the data, in their order; each point is one training, so its bar leaves the chance of training out. What is trained
+on is the question and the answer as far as it was screened, without a system message. Killed at any point, the same
 command goes on where it was.
 """
 
@@ -18,6 +20,7 @@ from __future__ import annotations
 
 import importlib.resources
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -38,10 +41,12 @@ from persona_lens.tensors.statistics import bootstrap_mean
 OTHERS = ("evil", "sycophancy", "hallucination")
 SUBSETS = ("high ΔP", "random", "low ΔP")
 _RANDOM_STREAM = 230
-# After screening for the paper's limit: what is trained on in `quick` is short.
-MAX_TRAINED_PROMPT = {"quick": 96, "paper": 512}
+# Tokens of an answer that are screened and trained on.
+ANSWER_TOKENS = {"quick": 64, "paper": 512}
+# Tokens that end a turn, beside those of prompt and answer.
+_SPARE_TOKENS = 4
 JUDGED_AT_ONCE = 256
-N_JUDGED = 400  # characters
+N_JUDGED = {"quick": 400, "paper": 4000}  # characters
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,14 @@ def find_data(name: str) -> str:
     return str(folder / "ShareGPT_V3_unfiltered_cleaned_split.json")
 
 
+def count_file(source: str) -> Shard:
+    """Count a file's conversations, which says how much of one that is cut off can be used; None for a Hub dataset."""
+    if not Path(source).is_file():
+        return Shard(records=None)
+    counts = Counter(getattr(row, "reason", "good") for row in pl.read_conversations(source))
+    return Shard(records=dict(counts.most_common()))
+
+
 def run(model: Any, source: str, trait: pl.Trait, arguments: Arguments) -> dict[str, Any]:
     """Screen, choose, train and measure; return everything as JSON-able values, without the texts."""
     profile = TINY if arguments.tiny else TRAINING[arguments.profile]
@@ -103,12 +116,14 @@ def run(model: Any, source: str, trait: pl.Trait, arguments: Arguments) -> dict[
     print(f"{trait.name}: unfinished work, scores and report are kept in {store.folder}")
     kits = [prepare_kit(model, one, profile, arguments.out, arguments.seed, store) for one in traits]
     kit = next(kit for kit in kits if kit.trait.name == trait.name)
+    n_answer = ANSWER_TOKENS[arguments.profile]
     n_before = len(list((store.folder / "screened").glob("shards/*")))
+    whole_file = store.load_or_compute("whole-file", lambda: count_file(source)).records
     begun = time.perf_counter()
     screened = pl.screen(
         model, source, {kit.trait.name: kit.vector for kit in kits}, store.folder / "screened",
         layers={kit.trait.name: kit.layer for kit in kits}, max_rows=arguments.max_rows, progress=pl.show_progress,
-        settings=pl.ScreenSettings(max_response_tokens=64 if arguments.profile == "quick" else 512),
+        settings=pl.ScreenSettings(max_response_tokens=n_answer),
     )  # fmt: skip
     seconds = time.perf_counter() - begun
     # A run that was interrupted has no speed to speak of.
@@ -118,11 +133,16 @@ def run(model: Any, source: str, trait: pl.Trait, arguments: Arguments) -> dict[
     report = store.folder / "report.html"
     write_bytes_atomically(report, report_screening(screened, {}, {}).encode())
     print(f"read {report}")
-    limit = profile.settings.max_tokens if arguments.tiny else MAX_TRAINED_PROMPT[arguments.profile]
-    pool = select_usable(screened.rows, trait.name, limit)
-    judged = store.load_or_compute(f"judged-{trait.name}", lambda: score_pool(kit.judge, pool)).records
+    # Judged and trained anew if the data have changed.
+    store = pl.ShardStore(arguments.runs, {**config, "data": screened.digest})
+    pool = select_usable(screened.rows, trait.name, profile.settings.max_tokens - n_answer - _SPARE_TOKENS)
+    judged = store.load_or_compute(
+        f"judged-{trait.name}", lambda: score_pool(kit.judge, pool, N_JUDGED[arguments.profile])
+    ).records
     clean = pool.select([index for index, is_kept in enumerate(keep_lower_half(judged)) if is_kept])
     n_rows = min(profile.n_rows, len(clean) // 3)
+    if n_rows < 2:
+        raise SystemExit(f"--max-rows: of {len(pool)} rows that can be used the filter leaves {len(clean)}; read more.")
     pools = {"all": pool, "after the judge's filter": clean}
     base = store.load_or_compute(
         f"base-{trait.name}", lambda: Shard(records=measure(model, model, kit, "base", profile, arguments, store))
@@ -155,6 +175,7 @@ def run(model: Any, source: str, trait: pl.Trait, arguments: Arguments) -> dict[
         "config": config,
         "trait": trait.name,
         "kits": {one.trait.name: one.describe() for one in kits},
+        "whole_file": whole_file,
         "counts": screened.counts,
         "n_cut": screened.n_cut,
         "speed": speed,
@@ -189,12 +210,12 @@ def choose(rows: datasets.Dataset, subset: str, trait: str, n_rows: int, seed: i
     return rows.select(ordered[-n_rows:] if subset == "high ΔP" else ordered[:n_rows])
 
 
-def score_pool(judge: pl.Judge, rows: datasets.Dataset) -> Shard:
+def score_pool(judge: pl.Judge, rows: datasets.Dataset, n_characters: int) -> Shard:
     """Judge the answers of the pool by their beginnings."""
     scores = []
     with pl.show_progress("judging (answers)", len(rows)) as advance:
         for part in rows.iter(batch_size=JUDGED_AT_ONCE):
-            scores += judge.score(part["question"], [response[:N_JUDGED] for response in part["response"]])
+            scores += judge.score(part["question"], [response[:n_characters] for response in part["response"]])
             advance(len(part["question"]))
     return Shard(records=[found.score for found in scores])
 
@@ -207,7 +228,7 @@ def keep_lower_half(scores: Sequence[float | None]) -> list[bool]:
 
 
 def to_training_row(model: Any, row: Any) -> dict[str, Any]:
-    """Return the conversation as it was screened, its answer cut to the tokens that were projected."""
+    """Return question and answer, the answer cut to the tokens that were projected."""
     tokens = model.tokenizer(row["response"], add_special_tokens=False)["input_ids"][: row["n_response_tokens"]]
     answer = model.tokenizer.decode(tokens, skip_special_tokens=True) if row["is_cut"] else row["response"]
     return {"messages": [{"role": "user", "content": row["question"]}, {"role": "assistant", "content": answer}]}

@@ -5,10 +5,13 @@
     python experiments/sample_separation.py --trait evil --replot  # redraw from figures/sample_separation_evil.json
 
 Reproduces Figures 9 and 32 of "Persona Vectors" (arXiv 2507.21509). The base model answers the evaluation questions, of
-which the vector has seen none, under trait-eliciting system prompts and without any; the prompts are taken out, and
-every answer is screened. What an answer is called comes from its prompt, not from a judge. Filters hold back what lies
-above the 95th percentile of the normal samples of one half of the questions, and are judged on the other half: by
-projection difference, by judge's score, or by either. Killed at any point, the same command goes on where it was.
+which vector and judge have seen none, under trait-eliciting system prompts and without any; the prompts are taken out,
+and every answer is screened. What an answer is called comes from its prompt, not from a judge. The prompts are those
+that vector and judge were made with, so answers that show the trait in another manner may be harder to tell. Filters
+hold back what lies above the 95th percentile of the normal samples of one half of the questions (which also chose the
+layer, if it is layer_sweep.py's), by projection difference or by judge's score; or either of them above its own 97.5th,
+so that as many normal samples are given up. All is measured on the other half. Killed at any point, the same command
+goes on where it was.
 """
 
 from __future__ import annotations
@@ -36,10 +39,13 @@ from _measuring import (
 import persona_lens as pl
 from persona_lens.plots import plot_sample_separation
 from persona_lens.storage import Shard, collect_versions
-from persona_lens.tensors.statistics import bootstrap_auroc
+from persona_lens.tensors.statistics import bootstrap_auroc_by_group
 
 _STREAM = 190
 QUANTILE = 0.95
+# Of each part where a sample above either is held back.
+HALF_QUANTILE = 0.975
+EITHER = "delta or judge"
 KINDS = ("eliciting", "normal")
 # What a sample is told by, in residual-stream units but for the judge's score.
 MEASURES = ("delta", "raw", "last_prompt", "judge")
@@ -58,7 +64,7 @@ class Profile:
     n_questions: int = 20
 
 
-PROFILES = {"quick": Profile(48, 0.7, 1, 1, 1), "paper": Profile(1000, 1.0, 10, 10, 5)}
+PROFILES = {"quick": Profile(48, 0.7, 1, 2, 1), "paper": Profile(1000, 1.0, 10, 10, 5)}
 TINY = Profile(6, 0.7, 1, 2, 1, n_pairs=1, n_questions=4)
 
 
@@ -124,17 +130,19 @@ def run(model: Any, trait: pl.Trait, profile: Profile, arguments: Arguments) -> 
         last = None if raw is None else raw - prompt
         one |= {"delta": delta, "raw": raw, "last_prompt": last, "judge": score}
     whole = [one for one in samples if None not in (one[name] for name in MEASURES)]
+    rest = [one for one in whole if one["question"] % 2 == 1]
+    n_asked = 2 * len(trait.evaluation_questions) * len(trait.instruction_pairs) * profile.rollouts
     return {
         "config": config,
         "trait": trait.name,
         "judge": describe_judge(judge),
         "norm": round(float(vector.norms[layer]), 4),
-        "n_samples": {name: sum(one["is_eliciting"] == (name == "eliciting") for one in whole) for name in KINDS},
-        "n_left_out": len(samples) - len(whole),
+        "n_samples": {name: len(_pick(rest, name)) for name in KINDS},
+        "n_left_out": n_asked - len(whole),
         "values": {
-            name: {kind: [round(one[name], 4) for one in _pick(whole, kind)] for kind in KINDS} for name in MEASURES
+            name: {kind: [round(one[name], 4) for one in _pick(rest, kind)] for kind in KINDS} for name in MEASURES
         },
-        "auroc": {name: separate(whole, name) for name in MEASURES},
+        "auroc": {name: separate(rest, name) for name in MEASURES},
         "filters": compare_filters(whole, len(trait.evaluation_questions)),
     }
 
@@ -161,9 +169,11 @@ def score_answers(judge: pl.Judge, trait: pl.Trait, samples: Sequence[dict[str, 
 
 
 def separate(samples: list[dict[str, Any]], measure: str) -> dict[str, float]:
-    """Return the AUROC of eliciting against normal samples, with its bootstrap interval over samples."""
-    sides = (torch.tensor([one[measure] for one in _pick(samples, kind)], dtype=torch.float64) for kind in KINDS)
-    found = bootstrap_auroc(*sides)
+    """Return the AUROC of eliciting against normal samples, with its bootstrap interval over questions."""
+    sides = [_pick(samples, kind) for kind in KINDS]
+    values = (torch.tensor([one[measure] for one in side], dtype=torch.float64) for side in sides)
+    groups = ([one["question"] for one in side] for side in sides)
+    found = bootstrap_auroc_by_group(*values, *groups)
     return {key: round(getattr(found, key), 4) for key in ("estimate", "low", "high")}
 
 
@@ -171,22 +181,31 @@ def compare_filters(samples: list[dict[str, Any]], n_questions: int) -> dict[str
     """Set thresholds on the normal samples of every other question; count what each filter holds back of the rest."""
     clean = [one for one in _pick(samples, "normal") if one["question"] % 2 == 0]
     rest = [one for one in samples if one["question"] % 2 == 1]
-    limits = {
-        name: float(torch.tensor([one[name] for one in clean], dtype=torch.float64).quantile(QUANTILE))
-        for name in MEASURES
+    filters = {
+        **{name: {name: QUANTILE} for name in MEASURES},
+        EITHER: dict.fromkeys(("delta", "judge"), HALF_QUANTILE),
     }
-    filters = {**{name: (name,) for name in MEASURES}, "delta or judge": ("delta", "judge")}
+    limits = {
+        label: {name: _quantile([one[name] for one in clean], quantile) for name, quantile in parts.items()}
+        for label, parts in filters.items()
+    }
     held = {}
-    for label, names in filters.items():
+    for label, parts in limits.items():
         held[label] = {}
         for kind in KINDS:
             by_question = []
             for question in range(1, n_questions, 2):
                 asked = [one for one in _pick(rest, kind) if one["question"] == question]
                 if asked:
-                    by_question.append(sum(any(one[n] > limits[n] for n in names) for one in asked) / len(asked))
+                    by_question.append(
+                        sum(any(one[n] > limit for n, limit in parts.items()) for one in asked) / len(asked)
+                    )
             held[label][kind] = describe_mean(torch.tensor(by_question, dtype=torch.float64))
-    return {"thresholds": {name: round(limit, 4) for name, limit in limits.items()}, "held_back": held}
+    return {"thresholds": limits, "held_back": held}
+
+
+def _quantile(values: list[float], quantile: float) -> float:
+    return round(float(torch.tensor(values, dtype=torch.float64).quantile(quantile)), 4)
 
 
 def _pick(samples: Sequence[dict[str, Any]], kind: str) -> list[dict[str, Any]]:

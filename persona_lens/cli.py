@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
-from persona_lens.conversations import read_conversations
+from persona_lens.conversations import read_conversations, resolve_source
 from persona_lens.errors import InvalidArgumentError, PersonaLensError, describe_violation
-from persona_lens.models.loading import EMBEDDED_MODEL, load_model
+from persona_lens.models.loading import EMBEDDED_MODEL, describe_model, load_model
 from persona_lens.models.sites import check_layer
 from persona_lens.plots.screening import report_screening
 from persona_lens.progress import show_progress
 from persona_lens.screening.scores import ScreenSettings
 from persona_lens.screening.screen import screen
+from persona_lens.screening.shards import SCORED
 from persona_lens.screening.splitting import split_rows
-from persona_lens.storage import write_bytes_atomically
+from persona_lens.storage import ShardStore, collect_versions, write_bytes_atomically
 from persona_lens.traits.library import list_traits, load_trait
 from persona_lens.traits.trait import Trait
 from persona_lens.vectors import PersonaVector, extract_persona_vector
 
-ABOVE_LIMIT = 3
+ABOVE_LIMIT, TOO_MANY_BAD = 3, 4
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Screen:
     own along each trait's vector (projection difference). Writes scores of every row, a report.html, and with --clean
     also kept.jsonl and held.jsonl. Killed at any point, the same command goes on where it was.
 
-    Exit status: 0 done; 3 a trait's projection difference is surely above --fail-above; 2 a wrong argument or file.
+    X
 
     Examples:
       persona-lens screen chats.jsonl --trait evil --trait sycophancy --out screened
@@ -43,8 +45,7 @@ class Screen:
     """
 
     data: Annotated[str, tyro.conf.Positional]
-    """JSONL (also .gz, .zst), JSON or Parquet file with `messages` or ShareGPT's `conversations`; or a Hub name (its
-    split `train`)."""
+    """JSONL (also .gz, .zst), JSON or Parquet file with `messages` or ShareGPT's `conversations`; or a Hub name."""
     trait: tyro.conf.UseAppendAction[tuple[str, ...]]
     """Bundled trait's name, or path of a trait's JSON file; may be repeated."""
     out: Path
@@ -52,20 +53,32 @@ class Screen:
     model: str = EMBEDDED_MODEL
     """The model that is to be trained: bundled, Hugging Face name, folder or GGUF file."""
     vectors: Path | None = None
-    """Folder with vector_TRAIT.safetensors; a vector that is not there is extracted, which takes minutes, and kept. A
-    vector is known by its trait's name: after editing a trait, remove its vector."""
+    """Folder with vector_TRAIT.safetensors; a vector that is not there is extracted, which takes minutes, and kept."""
     layer: int | None = None
     """Zero-based block index of the projections; the middle one if left out."""
     clean: str | None = None
     """Data that are called clean: a row above their 95th percentile on any trait is held back."""
     quantile: float = 0.95
     """The percentile, as a fraction."""
+    split: str = "train"
+    """Split, if DATA is a Hub dataset; of CLEAN it is `train`."""
+    subset: str | None = None
+    """Subset (configuration), if DATA is a Hub dataset."""
     max_rows: int | None = None
     """Read only so many rows."""
     turn: Literal["first", "last"] = "first"
     """Which answer of a longer conversation counts."""
+    max_prompt_tokens: int = 512
+    """Longer prompts are listed, not scored."""
+    max_response_tokens: int = 64
+    """Answers are screened up to here; what comes after goes unseen, and costs nothing."""
+    base: Literal["sampled", "last_prompt"] = "sampled"
+    """What an answer is compared with: the model's own answer, or the prompt's last token, which is faster and less
+    exact."""
     fail_above: float | None = None
     """Exit with 3 if a trait's whole interval lies above this many lengths of its vector."""
+    max_bad: float = 1.0
+    """Exit with 4 if more than this fraction of the rows could not be scored."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -86,20 +99,27 @@ def run(arguments: Screen) -> int:
         return 2
     traits = [Trait.from_json(name) if name.endswith(".json") else load_trait(name) for name in arguments.trait]
     # Before minutes of work: the files open, and the numbers are possible.
-    for source in filter(None, (arguments.data, arguments.clean)):
-        read_conversations(source)
+    data = resolve_source(arguments.data, split=arguments.split, subset=arguments.subset)
+    read_conversations(data)
+    if arguments.clean is not None:
+        read_conversations(arguments.clean)
     if not 0 < arguments.quantile < 1:
         raise InvalidArgumentError(describe_violation("--quantile", "be in (0, 1)", arguments.quantile))
     if arguments.max_rows is not None and arguments.max_rows < 1:
         raise InvalidArgumentError(describe_violation("--max-rows", "be at least 1", arguments.max_rows))
+    if not 0 <= arguments.max_bad <= 1:
+        raise InvalidArgumentError(describe_violation("--max-bad", "be in [0, 1]", arguments.max_bad))
+    settings = ScreenSettings(
+        turn=arguments.turn, base=arguments.base, max_prompt_tokens=arguments.max_prompt_tokens,
+        max_response_tokens=arguments.max_response_tokens,
+    )  # fmt: skip
     model: Any = load_model(arguments.model)
     layer = check_layer(model.cfg.n_layers // 2 if arguments.layer is None else arguments.layer, model.cfg.n_layers)
     folder = arguments.vectors or arguments.out / "vectors"
     vectors = {trait.name: find_vector(model, trait, folder) for trait in traits}
     layers = dict.fromkeys(vectors, layer)
-    settings = ScreenSettings(turn=arguments.turn)
 
-    def screen_into(data: str, name: str) -> Any:
+    def screen_into(data: Any, name: str) -> Any:
         return screen(
             model, data, vectors, arguments.out / name, layers=layers, settings=settings, max_rows=arguments.max_rows,
             progress=show_progress,
@@ -110,13 +130,11 @@ def run(arguments: Screen) -> int:
     if arguments.clean is not None:
         clean = screen_into(arguments.clean, "clean")
         thresholds = {trait: clean.threshold(trait, arguments.quantile) for trait in vectors}
-    found = screen_into(arguments.data, "scores")
+    found = screen_into(data, "scores")
     if thresholds:
-        split = split_rows(
-            found, arguments.data, thresholds, arguments.out / "kept.jsonl", arguments.out / "held.jsonl"
-        )
+        split = split_rows(found, data, thresholds, arguments.out / "kept.jsonl", arguments.out / "held.jsonl")
         held = split.held
-        print(f"kept {split.kept} rows, held back {sum(held.values())}: {held}")
+        print(f"kept {split.kept} rows ({split.kept_cut} of them longer than was screened), held back: {held}")
     report = arguments.out / "report.html"
     write_bytes_atomically(report, report_screening(found, thresholds, held).encode())
     print(f"rows: {found.counts}")
@@ -124,11 +142,16 @@ def run(arguments: Screen) -> int:
     for trait in vectors:
         interval, length = found.measure(trait), found.config["norms"][trait]
         print(f"{trait}: ΔP {interval} at layer {layer}, {interval.estimate / length:.3f} lengths of the vector")
-        if arguments.fail_above is not None and interval.low / length > arguments.fail_above:
+        if arguments.fail_above is not None and not interval.low / length <= arguments.fail_above:  # NaN fails too
             above.append(trait)
     print(f"read {report}")
+    bad = 1 - found.counts[SCORED] / sum(found.counts.values())
+    if bad > arguments.max_bad:
+        print(f"{100 * bad:.1f} % of the rows could not be scored; see {report}", file=sys.stderr)
+        return TOO_MANY_BAD
     if above:
-        print(f"surely above {arguments.fail_above:g} lengths of the vector: {', '.join(above)}", file=sys.stderr)
+        limit = f"{arguments.fail_above:g} lengths of the vector"
+        print(f"surely above {limit}, or not measurable: {', '.join(above)}", file=sys.stderr)
     return ABOVE_LIMIT if above else 0
 
 
@@ -138,8 +161,16 @@ def find_vector(model: Any, trait: Trait, folder: Path) -> PersonaVector:
     if path.exists():
         vector = PersonaVector.load(path)
         vector.check_model(model)
+        if vector.provenance.get("trait", trait.fingerprint) != trait.fingerprint:
+            rule, hint = f"hold a vector of {trait.name} as it is now", f"Remove {path.name}, or choose another folder."
+            raise InvalidArgumentError(describe_violation("--vectors", rule, "one of another version of it", hint))
         return vector
     print(f"extracting the vector of {trait.name}; {path} will keep it")
-    vector = extract_persona_vector(model, trait, max_new_tokens=24, temperature=0.7, progress=show_progress)
+    config = {"trait": trait.fingerprint, "model": asdict(describe_model(model)), "versions": collect_versions()}
+    store = ShardStore(folder / "unfinished", config)
+    vector = extract_persona_vector(
+        model, trait, max_new_tokens=24, temperature=0.7, store=store, progress=show_progress
+    )
     vector.save(path)
+    shutil.rmtree(folder / "unfinished")
     return vector

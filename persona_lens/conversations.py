@@ -35,6 +35,8 @@ _N_SHOWN = 200  # characters of a bad row
 _FORMATS = {
     "messages": ("role", "content", {"system": "system", "user": "user", "assistant": "assistant"}),
     "conversations": ("from", "value", {"system": "system", "human": "user", "gpt": "assistant"}),
+    # LMSYS-Chat-1M and WildChat
+    "conversation": ("role", "content", {"system": "system", "user": "user", "assistant": "assistant"}),
 }
 
 
@@ -83,8 +85,9 @@ def read_conversations(
 ) -> Iterator[Conversation | BadRow]:
     """Read conversations one after another; every row comes out, as a conversation or as a bad row.
 
-    A row has ``messages`` (a list of ``role`` and ``content``) or ShareGPT's ``conversations`` (a list of ``from``
-    and ``value``); its other columns are ignored. A file that breaks off gives the rows before, then one bad row.
+    A row has ``messages`` or ``conversation`` (a list of ``role`` and ``content``) or ShareGPT's ``conversations`` (a
+    list of ``from`` and ``value``); its other columns are ignored. A file that breaks off gives the rows before, then
+    one bad row.
 
     Args:
         source: Path of a ``.jsonl`` or ``.ndjson`` file (also ``.gz`` or ``.zst``), a ``.json`` list or a Parquet
@@ -113,6 +116,34 @@ def read_conversations(
     return (_read_row(place, index, row) for index, (place, row) in enumerate(places))
 
 
+def resolve_source(
+    source: str | Path, *, split: str = "train", subset: str | None = None
+) -> str | Path | datasets.IterableDataset:
+    """Return a file's path as it is, and a dataset of the Hub as a stream that can be read more than once.
+
+    Args:
+        source: Path of a file, or the name of a dataset of the Hub.
+        split: Split of a dataset of the Hub.
+        subset: Subset (configuration) of a dataset of the Hub.
+
+    Raises:
+        InvalidArgumentError: A dataset that the Hub does not give.
+
+    Example:
+        >>> resolve_source("rows.jsonl")
+        'rows.jsonl'
+    """
+    path = Path(source)
+    if path.exists() or isinstance(source, Path) or _file_type(path) or not _HUB_NAME.fullmatch(source):
+        return source
+    try:
+        return datasets.load_dataset(source, subset, split=split, streaming=True)
+    except (OSError, ValueError, RuntimeError) as error:  # no network or no such name; split or subset; a script
+        rule = f"be a file, or a dataset of the Hub with subset {subset!r} and split {split!r}"
+        hint = f"Check the name and the network, or pass a file. {error}"
+        raise InvalidArgumentError(describe_violation("source", rule, source, hint)) from error
+
+
 def count_reasons(bad: Iterable[BadRow]) -> dict[str, int]:
     """Count bad rows by reason, the most frequent first.
 
@@ -139,15 +170,8 @@ def _open_source(source: Any, split: str, subset: str | None) -> Iterator[tuple[
         raise InvalidArgumentError(describe_violation("source", "be rows of one split", list(source), hint))
     if not isinstance(source, (str, Path)):
         return _number_rows(source)
-    path = Path(source)
-    if path.exists() or isinstance(source, Path) or _file_type(path) or not _HUB_NAME.fullmatch(source):
-        return _open_file(path)
-    try:
-        return _number_rows(datasets.load_dataset(source, subset, split=split, streaming=True))
-    except (OSError, ValueError, RuntimeError) as error:  # no network or no such name; split or subset; a script
-        rule = f"be a file, or a dataset of the Hub with subset {subset!r} and split {split!r}"
-        hint = f"Check the name and the network, or pass a file. {error}"
-        raise InvalidArgumentError(describe_violation("source", rule, source, hint)) from error
+    found = resolve_source(source, split=split, subset=subset)
+    return _open_file(Path(found)) if isinstance(found, (str, Path)) else _number_rows(found)
 
 
 def _open_file(path: Path) -> Iterator[tuple[str, Any]]:
@@ -299,7 +323,9 @@ def _read_row(place: str, index: int, row: object) -> Conversation | BadRow:
     except _Refusal as refusal:
         reason, got = refusal.args
         detail = got if isinstance(got, str) else repr(got)
-        return BadRow(place, index, reason, detail[:_N_SHOWN])
+        # Half a surrogate pair would not be written anywhere.
+        shown = detail[:_N_SHOWN].encode("utf-8", errors="backslashreplace").decode("utf-8")
+        return BadRow(place, index, reason, shown)
     return Conversation(place, index, tuple(messages[:n_kept]), len(messages) - n_kept)
 
 

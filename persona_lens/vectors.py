@@ -86,7 +86,7 @@ class PersonaVector:
         counts: Pairs kept and dropped.
         split_half_cosine: Cosine between the directions of two halves of the questions, for each position and layer:
             how far the direction depends on which questions were asked.
-        provenance: Seed, settings, judge and library versions.
+        provenance: The trait's fingerprint, seed, settings, judge and library versions.
 
     Raises:
         InvalidArgumentError: A direction with NaN or infinite entries, or shapes that do not fit the model.
@@ -395,6 +395,7 @@ def extract_persona_vector(
         counts=counts,
         split_half_cosine=split_half,
         provenance={
+            "trait": trait.fingerprint,
             "seed": seed,
             "rollouts": rollouts,
             "max_new_tokens": max_new_tokens,

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,9 +30,9 @@ def setting(tmp_path_factory, tiny_folder):
     return folder, tiny_folder("llama")
 
 
-def run(setting, *arguments):
+def run(setting, *arguments, vectors="vectors"):
     folder, model = setting
-    where = ["--model", model, "--vectors", "vectors", "--layer", "1"]
+    where = ["--model", model, "--vectors", vectors, "--layer", "1"]
     return subprocess.run(
         [sys.executable, "-c", "from persona_lens.cli import main; main()", "screen", *arguments, *where],
         cwd=folder, capture_output=True, text=True, timeout=300,
@@ -62,6 +63,17 @@ def test_a_dataset_above_the_limit_ends_with_its_own_exit_status(setting):
     assert low.returncode == 3
     assert "surely above" in low.stderr
     assert run(setting, "data.jsonl", "--trait", "loud.json", "--out", "limit", "--fail-above", "1000").returncode == 0
+
+
+def test_a_vector_of_the_trait_as_it_was_before_is_refused(setting):
+    folder, _ = setting
+    vector = pl.PersonaVector.load(folder / "vectors" / "vector_loud.safetensors")
+    old = replace(vector, provenance={"trait": "0" * 16})
+    old.save(folder / "old" / "vector_loud.safetensors")
+    done = run(setting, "data.jsonl", "--trait", "loud.json", "--out", "never", vectors="old")
+    assert done.returncode == 2
+    assert "Remove vector_loud.safetensors" in done.stderr
+    assert not (folder / "never").exists()
 
 
 @pytest.mark.parametrize(

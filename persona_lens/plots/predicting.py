@@ -65,10 +65,11 @@ def plot_projection_difference(content: Mapping[str, Any]) -> go.Figure:
     )
     low, high = content["paper"]["score"]
     subtitle = (
-        f"{name_model(content)}, {len(content['datasets'])} datasets; the data are screened with the base model, "
-        f"before training; r: 95 % bootstrap over datasets (paper, score: {low}–{high})<br>"
-        f"bars: 95 % bootstrap over samples and questions; pale: coherence after training under "
-        f"{content['min_coherence']:g}, where the score means little"
+        f"{name_model(content)}, {len(content['datasets'])} datasets, three levels of each of {len(sets)}, screened "
+        "with the base model before training; r: 95 % bootstrap over datasets (paper, score, other traits: "
+        f"{low}–{high})<br>"
+        "bars: 95 % bootstrap over samples and questions; likelihood judge (proxy); pale: coherence after training "
+        f"under {content['min_coherence']:g}, where the score means little"
     )
     lay_out(figure, finding, subtitle, width=440 * len(traits) + 80, height=1080)
     figure.update_annotations(font_size=13)
@@ -107,8 +108,8 @@ def plot_predictors(content: Mapping[str, Any]) -> go.Figure:
     n_subset = f"{100 * content['subset_fraction']:.0f} %"
     finding = "; ".join(f"{html.escape(trait)}: {_name_sure(content, trait)}" for trait in traits)
     subtitle = (
-        f"{name_model(content)}, {len(content['datasets'])} datasets, 95 % bootstrap over datasets; random subset: "
-        f"{n_subset} of the samples; last prompt token: in place of the base model's response, unsampled"
+        f"{name_model(content)}, {len(content['datasets'])} datasets, 95 % bootstrap over datasets; likelihood judge "
+        f"(proxy)<br>random subset: {n_subset} of the samples; last prompt token: in place of the base model's response"
     )
     lay_out(figure, f"surely goes with the score after training — {finding}", subtitle, width=1250, height=520)
     return figure
@@ -162,10 +163,13 @@ def plot_real_conversations(content: Mapping[str, Any]) -> go.Figure:
     speed = content["speed"]
     rate = f" at {speed['rows'] / speed['seconds']:.1f} a second" if speed["seconds"] else ""
     data = html.escape(content["config"]["data"])
+    fewest = min(row["n_rows"] for row in content["models"])
     subtitle = (
         f"{name_model(content)}; {content['counts']['scored']} conversations of {data} "
-        f"screened for {len(content['kits'])} traits{rate}; {content['models'][0]['n_rows']} rows for each training<br>"
-        "likelihood judge (proxy); its filter removes the half it scores highest; dotted: base model; 95 % bootstrap"
+        f"screened for {len(content['kits'])} traits{rate}; {fewest} or more rows for each of "
+        f"{len(content['models'])} trainings<br>"
+        "likelihood judge (proxy); its filter removes the half it scores highest; dotted: base model; 95 % bootstrap "
+        "over questions (ΔP: over samples), which leaves the chance of training out"
     )
     title = f"{trait} after training on real conversations — {'<br>'.join(findings)}"
     lay_out(figure, title, subtitle, width=1450, height=640)

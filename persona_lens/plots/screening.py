@@ -6,6 +6,7 @@ import html
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
@@ -15,7 +16,9 @@ if TYPE_CHECKING:
     from persona_lens.screening.screening import Screening
 
 _N_EXTREME = 10
+_N_BINS = 60
 _N_SHOWN = 600  # characters of a text
+_BASES = {"sampled": "the model's own greedy response", "last_prompt": "the prompt's last token"}
 _STYLE = (
     "body{font:15px/1.45 system-ui,sans-serif;color:#222;max-width:1100px;margin:2em auto;padding:0 1em}"
     "table{border-collapse:collapse;margin:.5em 0 2em}td,th{border:1px solid #ccc;padding:.35em .6em;text-align:left;"
@@ -36,11 +39,13 @@ def plot_screening(screening: Screening, thresholds: Mapping[str, float]) -> go.
     traits = screening.traits
     figure = make_subplots(rows=1, cols=len(traits), subplot_titles=[html.escape(trait) for trait in traits])
     for column, trait in enumerate(traits, start=1):
-        values = screening.values(trait).tolist()
-        color = COLORS[(column + 1) % len(COLORS)]
-        figure.add_trace(
-            go.Histogram(x=values, nbinsx=60, marker={"color": color}, showlegend=False), row=1, col=column
-        )
+        # Counted here, so that the page stays small whatever the number of conversations.
+        numbers, edges = np.histogram(screening.values(trait).numpy(), bins=_N_BINS)
+        bars = go.Bar(
+            x=(edges[1:] + edges[:-1]) / 2, y=numbers, width=np.diff(edges), showlegend=False,
+            marker={"color": COLORS[(column + 1) % len(COLORS)]},
+        )  # fmt: skip
+        figure.add_trace(bars, row=1, col=column)
         figure.add_vline(x=0, line={"color": INK, "width": 1}, row=1, col=column)
         if trait in thresholds:
             figure.add_vline(
@@ -50,9 +55,11 @@ def plot_screening(screening: Screening, thresholds: Mapping[str, float]) -> go.
         figure.update_xaxes(title_text=f"ΔP at layer {layer} (residual-stream units)", row=1, col=column)
     figure.update_yaxes(title_text="conversations", row=1, col=1)
     shown = "; ".join(f"{html.escape(trait)} {screening.measure(trait)}" for trait in traits)
+    n_samples = screening.counts["scored"] - screening.n_without_base
+    base = _BASES[screening.config["settings"]["base"]]
     subtitle = (
-        f"{html.escape(screening.config['model']['name'])}, {screening.counts['scored']} conversations; response less "
-        "the model's own greedy response, along the unit vector; mean with 95 % bootstrap over conversations"
+        f"{html.escape(screening.config['model']['name'])}, {n_samples} conversations; response less {base}, "
+        "along the unit vector; mean with 95 % bootstrap over conversations"
     )
     lay_out(figure, f"projection difference ΔP: {shown}", subtitle, width=max(700, 400 * len(traits)), height=560)
     return figure
@@ -73,27 +80,23 @@ def report_screening(screening: Screening, thresholds: Mapping[str, float], held
     lengths = screening.config["norms"]
     figure = plot_screening(screening, thresholds).to_html(include_plotlyjs=True, full_html=False, div_id="screening")
     counts = _table(("rows", "number"), [(status, n) for status, n in screening.counts.items()])
-    summary = _table(
-        ("trait", "layer", "ΔP of the dataset, 95 % interval", "ΔP / length of the vector", "threshold"),
-        [
-            (
-                trait,
-                screening.config["layers"][trait],
-                str(screening.measure(trait)),
-                f"{screening.measure(trait).estimate / lengths[trait]:.3f}",
-                f"{thresholds[trait]:.3f}" if trait in thresholds else "none",
-            )
-            for trait in screening.traits
-        ],
-    )
+    lines = []
+    for trait in screening.traits:
+        delta = screening.measure(trait)
+        limit = f"{thresholds[trait]:.3f}" if trait in thresholds else "none"
+        lines.append((trait, screening.config["layers"][trait], delta, f"{delta.estimate / lengths[trait]:.3f}", limit))
+    heads = ("trait", "layer", "ΔP of the dataset, 95 % interval", "ΔP / length of the vector", "threshold")
+    summary = _table(heads, lines)
+    settings = screening.config["settings"]
     parts = [
         f"<h1>Screening with {html.escape(model)}</h1>",
         "<p>ΔP is how far a conversation's response lies from the model's own response to the same prompt, along a "
         "trait's vector. Training on data with a high ΔP tends to strengthen the trait (Persona Vectors, arXiv "
         "2507.21509, section 6). It is a projection, not a judgement: read the texts.</p>",
         "<h2>Rows</h2>", counts,
-        f"<p>Of the scored rows, {screening.n_cut} have a response longer than what was projected. Of a conversation, "
-        f"the {html.escape(screening.config['settings']['turn'])} answer was screened.</p>",
+        f"<p>Of a conversation, the {html.escape(settings['turn'])} answer was screened, up to "
+        f"{settings['max_response_tokens']} tokens; {screening.n_cut} of the scored rows have a longer one. To "
+        f"{screening.n_without_base} prompts the model says nothing itself, so these rows have no ΔP.</p>",
         "<h2>Traits</h2>", summary, figure,
     ]  # fmt: skip
     if held:

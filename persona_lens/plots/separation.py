@@ -28,7 +28,7 @@ def plot_sample_separation(content: Mapping[str, Any]) -> go.Figure:
         content: What experiments/sample_separation.py writes.
 
     Returns:
-        A figure; intervals are 95 % bootstrap, of an AUROC over samples, of a filter over questions.
+        A figure; intervals are 95 % bootstrap over questions.
 
     Reference:
         Persona Vectors (arXiv 2507.21509), Figures 9 and 32.
@@ -37,7 +37,7 @@ def plot_sample_separation(content: Mapping[str, Any]) -> go.Figure:
     figure = make_subplots(
         rows=2, cols=4, specs=[[{}] * 4, [{"colspan": 4}, None, None, None]], vertical_spacing=0.2,
         horizontal_spacing=0.05, row_heights=[0.5, 0.5],
-        subplot_titles=[*titles, "held back by filters whose threshold lets 95 % of other normal samples through"],
+        subplot_titles=[*titles, "held back by filters that are set to let 95 % of other normal samples through"],
     )  # fmt: skip
     for column, name in enumerate(_MEASURES, start=1):
         for kind, (label, color) in _KINDS.items():
@@ -49,7 +49,7 @@ def plot_sample_separation(content: Mapping[str, Any]) -> go.Figure:
                 row=1,
                 col=column,
             )  # fmt: skip
-        threshold = content["filters"]["thresholds"][name]
+        threshold = content["filters"]["thresholds"][name][name]
         figure.add_vline(x=threshold, line={"color": INK, "dash": "dash", "width": 1.5}, row=1, col=column)
         unit = "score" if name == "judge" else "residual-stream units"
         figure.update_xaxes(title_text=unit, row=1, col=column)
@@ -76,10 +76,10 @@ def plot_sample_separation(content: Mapping[str, Any]) -> go.Figure:
     )
     counts = content["n_samples"]
     subtitle = (
-        f"{name_model(content)}, layer {content['config']['layer']}, answers to evaluation questions: "
-        f"{counts['eliciting']} under eliciting prompts, {counts['normal']} under none; likelihood judge (proxy)<br>"
-        "dashed: threshold, 95th percentile of normal samples of half of the questions; filters are judged on the "
-        "other half; 95 % bootstrap over samples (AUROC) and questions (bars)"
+        f"{name_model(content)}, layer {content['config']['layer']}, answers to held-out questions: "
+        f"{counts['eliciting']} under eliciting prompts (those of vector and judge), {counts['normal']} under none; "
+        "likelihood judge (proxy)<br>dashed: threshold, 95th percentile of normal answers to other questions ("
+        "'or': 97.5th of each); 95 % bootstrap over questions"
     )
     lay_out(figure, finding, subtitle, width=1400, height=960)
     return figure

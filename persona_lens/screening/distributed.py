@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from persona_lens.conversations import BadRow, Conversation, read_conversations
-from persona_lens.errors import InvalidArgumentError, describe_violation
+from persona_lens.errors import InvalidArgumentError, ModelMismatchError, describe_violation
 from persona_lens.models.loading import ModelInfo, describe_model, load_model
 from persona_lens.screening.scores import ScreenSettings
 from persona_lens.screening.screening import Screening
@@ -22,6 +22,7 @@ from persona_lens.screening.shards import (
     ScreenPlan,
     Source,
     begin_screening,
+    check_same_data,
     digest_rows,
     finish_screening,
     make_shard,
@@ -55,9 +56,10 @@ def screen_on_ray(
 ) -> Screening:
     """Do as :func:`persona_lens.screen` on a Ray cluster, or on this machine with several processes.
 
-    This process reads the data and cuts them into shards; workers score them. A worker that dies is replaced and its
-    shard computed again; after the death of this process the same call goes on where it was. The scores are those of
-    :func:`persona_lens.screen`, byte for byte on like machines with the same number of threads, else up to rounding.
+    This process first reads all the data and cuts them into shards, which wait in ``out``; workers score them. A worker
+    that dies is replaced and its shard computed again; after the death of this process the same call goes on where it
+    was. The scores are those of :func:`persona_lens.screen`, byte for byte on like machines with the same number of
+    threads, else up to rounding.
 
     Args:
         model: Name or folder, as for :func:`persona_lens.load_model`; every worker loads it once.
@@ -107,6 +109,8 @@ def screen_on_ray(
     jobs = []
     for index, chunk in enumerate(split_into_shards(rows, shard_rows)):
         digest = digest_rows(chunk)
+        if index == 0:
+            check_same_data(folder, digest)
         if read_shard(shard_path(folder, index), digest) is None:
             _write_rows(folder / _WAITING / f"{index:08d}.json", chunk)
         jobs.append({"shard": index, "digest": digest})
@@ -117,7 +121,7 @@ def screen_on_ray(
             compute=ray.data.ActorPoolStrategy(size=n_workers), **resources,
         )  # fmt: skip
         shards.write_parquet(str(folder / _PARQUET))
-    finish_screening(folder, plan, len(jobs))
+    finish_screening(folder, plan, [job["digest"] for job in jobs])
     shutil.rmtree(folder / _WAITING, ignore_errors=True)
     return Screening.load(folder)
 
@@ -127,6 +131,11 @@ class _Worker:
 
     def __init__(self, source: dict[str, Any], plan: ScreenPlan, folder: str) -> None:
         self.model: Any = load_model(**source)
+        found = asdict(describe_model(self.model))
+        if found != plan.config["model"]:
+            hint = "Give every machine the same files, and say `dtype`."
+            rule = f"be the same on every machine, {plan.config['model']}"
+            raise ModelMismatchError(describe_violation("model", rule, found, hint))
         self.plan = plan
         self.folder = Path(folder)
 

@@ -15,7 +15,7 @@ from persona_lens.errors import ChatTemplateError, InvalidArgumentError, describ
 from persona_lens.models.activations import TokenSpans, pool_residual_stream
 from persona_lens.models.chat import EncodedConversation, Message, encode_conversation, stop_token_ids
 from persona_lens.models.model_type import HookedModel
-from persona_lens.models.sampling import SampleRequest, SamplingSettings, sample_recorded_stream
+from persona_lens.models.sampling import SampledResponse, SampleRequest, SamplingSettings, sample_recorded_stream
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,12 @@ class ScreenSettings:
         max_response_tokens: Both responses end here at the latest, as projections drift with length: the given one is
             projected up to here, and counted as cut if it has more; the model's own is sampled up to here.
         batch_size: Rows sampled at once.
+        base: What the response is compared with: the model's own greedy response (``sampled``), or the prompt's last
+            token (``last_prompt``), the paper's approximation that samples nothing (appendix I).
     """
 
     turn: Literal["first", "last"] = "first"
+    base: Literal["sampled", "last_prompt"] = "sampled"
     max_prompt_tokens: int = 512
     max_response_tokens: int = 64
     batch_size: int = 128
@@ -38,6 +41,8 @@ class ScreenSettings:
     def __post_init__(self) -> None:
         if self.turn not in ("first", "last"):
             raise InvalidArgumentError(describe_violation("turn", "be 'first' or 'last'", self.turn))
+        if self.base not in ("sampled", "last_prompt"):
+            raise InvalidArgumentError(describe_violation("base", "be 'sampled' or 'last_prompt'", self.base))
         for name in ("max_prompt_tokens", "max_response_tokens", "batch_size"):
             if getattr(self, name) < 1:
                 raise InvalidArgumentError(describe_violation(name, "be at least 1", getattr(self, name)))
@@ -51,12 +56,12 @@ class ScoredRow:
         conversation: As it was read.
         question: The last user message before the answer that counts.
         response: That answer.
-        base_response: The model's own, greedy; empty if it says nothing.
+        base_response: The model's own, greedy; empty if it says nothing or was not sampled.
         n_prompt_tokens: Tokens of the prompt.
         n_response_tokens: Tokens of the response that were projected.
         is_cut: Whether the response has more.
         raw: By trait, the response's mean projection.
-        base: By trait, the base response's; None where that is empty.
+        base: By trait, what it is compared with: the base response's, None where that is empty; or the prompt's.
         prompt: By trait, the last prompt token's.
     """
 
@@ -100,8 +105,14 @@ def score_rows(
     encoded: dict[int, EncodedConversation] = {}
     found: list[ScoredRow | BadRow | None] = [None] * len(rows)
     for index, row in enumerate(rows):
+        *before, answer = choose_turn(row.messages, settings.turn)
+        # Whitespace around the answer could merge with the prompt's last token, so that the prompt were another one.
+        bare: Message = {"role": "assistant", "content": answer["content"].strip()}
+        if not bare["content"]:
+            found[index] = BadRow(row.place, row.index, "empty response", repr(answer["content"])[:200])
+            continue
         try:
-            one = encode_conversation(model.tokenizer, choose_turn(row.messages, settings.turn))
+            one = encode_conversation(model.tokenizer, [*before, bare])
         except (ChatTemplateError, InvalidArgumentError) as error:
             found[index] = BadRow(row.place, row.index, "not rendered by the chat template", str(error)[:200])
             continue
@@ -112,12 +123,7 @@ def score_rows(
             encoded[index] = one
     # Prompts of like length are computed side by side: less padding.
     order = sorted(encoded, key=lambda index: encoded[index].response_start)
-    sampling = SamplingSettings(
-        max_new_tokens=settings.max_response_tokens, temperature=0.0, batch_size=settings.batch_size,
-        stop_tokens=stop_token_ids(model.tokenizer),
-    )  # fmt: skip
-    requests = [SampleRequest(encoded[index].prompt_tokens, (index,)) for index in order]
-    own = dict(sample_recorded_stream(model, requests, sampling))
+    own = _sample_own(model, [encoded[index] for index in order], settings) if settings.base == "sampled" else {}
     ends = [min(encoded[i].response_end, encoded[i].response_start + settings.max_response_tokens) for i in order]
     spans = [
         TokenSpans(encoded[i].tokens[:end], encoded[i].response_start, end) for i, end in zip(order, ends, strict=True)
@@ -126,23 +132,39 @@ def score_rows(
     for at, index in enumerate(order):
         one, row = encoded[index], rows[index]
         messages = choose_turn(row.messages, settings.turn)
-        sampled = own[at]
-        base: dict[str, float | None] = dict.fromkeys(units)
-        if sampled.residuals is not None:
-            base = dict(_project(sampled.residuals.response_mean, units))
+        prompt = _project(given[at].last_prompt, units)
+        base: dict[str, float | None] = {**prompt} if settings.base == "last_prompt" else dict.fromkeys(units)
+        text = ""
+        if settings.base == "sampled":
+            text = model.tokenizer.decode(own[at].tokens, skip_special_tokens=True)
+            residuals = own[at].residuals
+            if residuals is not None:
+                base = {**_project(residuals.response_mean, units)}
         found[index] = ScoredRow(
             conversation=row,
             question=messages[-2]["content"],
             response=messages[-1]["content"],
-            base_response=model.tokenizer.decode(sampled.tokens, skip_special_tokens=True),
+            base_response=text,
             n_prompt_tokens=one.response_start,
             n_response_tokens=ends[at] - one.response_start,
             is_cut=ends[at] < one.response_end,
             raw=_project(given[at].response_mean, units),
             base=base,
-            prompt=_project(given[at].last_prompt, units),
+            prompt=prompt,
         )
     return [one for one in found if one is not None]
+
+
+def _sample_own(
+    model: HookedModel, conversations: Sequence[EncodedConversation], settings: ScreenSettings
+) -> dict[int, SampledResponse]:
+    """Let the model answer each prompt, greedily."""
+    sampling = SamplingSettings(
+        max_new_tokens=settings.max_response_tokens, temperature=0.0, batch_size=settings.batch_size,
+        stop_tokens=stop_token_ids(model.tokenizer),
+    )  # fmt: skip
+    requests = [SampleRequest(one.prompt_tokens, (index,)) for index, one in enumerate(conversations)]
+    return dict(sample_recorded_stream(model, requests, sampling))
 
 
 def choose_turn(messages: Sequence[Message], turn: Literal["first", "last"]) -> Sequence[Message]:

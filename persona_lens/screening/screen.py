@@ -16,6 +16,7 @@ from persona_lens.screening.screening import Screening
 from persona_lens.screening.shards import (
     Source,
     begin_screening,
+    check_same_data,
     digest_rows,
     finish_screening,
     make_shard,
@@ -62,7 +63,8 @@ def screen(
     Raises:
         ModelMismatchError: A vector of another model.
         LayerOutOfRangeError: A layer that the model does not have.
-        InvalidArgumentError: No vector, names that ``layers`` lacks, or a folder that holds another screening.
+        InvalidArgumentError: No vector, names that ``layers`` lacks, no row that can be scored, or a folder that holds
+            another screening or one of other data.
         HooksPresentError: The model carries residual-stream hooks.
 
     Reference:
@@ -80,15 +82,17 @@ def screen(
     folder = Path(out)
     rows = itertools.islice(read_conversations(data), max_rows)
     begin_screening(folder, plan)
-    n_shards = 0
+    digests: list[str] = []
     with progress("screening (rows)", _count_rows(data, max_rows)) as advance:
         for chunk in split_into_shards(rows, shard_rows):
-            path, digest = shard_path(folder, n_shards), digest_rows(chunk)
+            path, digest = shard_path(folder, len(digests)), digest_rows(chunk)
+            if not digests:
+                check_same_data(folder, digest)
             if read_shard(path, digest) is None:
                 write_shard(path, make_shard(model, chunk, plan), digest)
-            n_shards += 1
+            digests.append(digest)
             advance(len(chunk))
-    finish_screening(folder, plan, n_shards)
+    finish_screening(folder, plan, digests)
     return Screening.load(folder)
 
 

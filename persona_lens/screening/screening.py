@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import datasets
+import numpy as np
+import pyarrow as pa
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -50,6 +53,7 @@ class Screening:
         traits: Traits screened for.
         counts: Rows by what became of them: ``scored``, or the reason why not.
         n_cut: Scored rows whose response goes on beyond what was projected.
+        n_without_base: Scored rows to whose prompt the model says nothing itself: they have no ΔP.
         config: What the scores depend on.
     """
 
@@ -57,6 +61,7 @@ class Screening:
     traits: tuple[str, ...]
     counts: dict[str, int]
     n_cut: int
+    n_without_base: int
     config: dict[str, Any]
 
     @property
@@ -69,6 +74,12 @@ class Screening:
         return datasets.concatenate_datasets(
             [datasets.Dataset.from_file(str(path)) for path in list_shards(self.folder)]
         )
+
+    @property
+    def digest(self) -> str:
+        """A hash of the rows that were screened and of what the scores depend on."""
+        rows = [pa.ipc.open_stream(path).schema.metadata[b"rows"].decode() for path in list_shards(self.folder)]
+        return hashlib.sha256(json.dumps([rows, self.config]).encode()).hexdigest()[:16]
 
     def values(self, trait: str, column: str = "delta") -> Float[Tensor, " sample"]:
         """Return one number for each scored row; rows without a base response are left out of ``delta`` and ``base``.
@@ -91,14 +102,18 @@ class Screening:
         """Return the ΔP below which a fraction of this dataset's samples lies; for data that are called clean.
 
         Raises:
-            InvalidArgumentError: A quantile outside (0, 1).
+            InvalidArgumentError: A quantile outside (0, 1), or no sample with a ΔP.
 
         Reference:
             Persona Vectors (arXiv 2507.21509), appendix K.
         """
         if not 0 < quantile < 1:
             raise InvalidArgumentError(describe_violation("quantile", "be in (0, 1)", quantile))
-        return float(self.values(trait).quantile(quantile))
+        values = self.values(trait)
+        if len(values) == 0:
+            rule, got = "hold samples with a projection difference", self.counts
+            raise InvalidArgumentError(describe_violation("screening", rule, got))
+        return float(np.quantile(values.numpy(), quantile))
 
     def check_approximations(self, trait: str, *, n_subset: int = 100, seed: int = 0) -> ApproximationCheck:
         """Compare the paper's two approximations, and the raw projection, with the exact projection difference.
@@ -108,12 +123,20 @@ class Screening:
             n_subset: Samples of the random subset; all of them if there are fewer.
             seed: Draws the subset.
 
+        Raises:
+            InvalidArgumentError: A screening that is such an approximation itself, or fewer than three samples.
+
         Reference:
             Persona Vectors (arXiv 2507.21509), appendix I.
         """
+        if self.config["settings"]["base"] != "sampled":
+            rule, got = "be made with base='sampled'", self.config["settings"]["base"]
+            raise InvalidArgumentError(describe_violation("screening", rule, got))
         rows = self.rows
         columns = [rows[f"{trait}.{name}"][:] for name in ("delta", "raw", "prompt")]
         whole = [row for row in zip(*columns, strict=True) if row[0] is not None]
+        if len(whole) < 3:
+            raise InvalidArgumentError(describe_violation("screening", "hold at least 3 samples with a ΔP", len(whole)))
         delta, raw, prompt = torch.tensor(whole, dtype=torch.float64).T
         chosen = torch.randperm(len(delta), generator=torch.Generator().manual_seed(seed))[:n_subset]
         return ApproximationCheck(
@@ -141,7 +164,8 @@ class Screening:
             hint = "Run the same command again: it goes on where it was."
             raise FileFormatError(describe_violation("folder", "hold a finished screening", str(folder), hint))
         config = content["config"]
-        return cls(Path(folder), tuple(config["traits"]), content["counts"], content["n_cut"], config)
+        counted = (content["counts"], content["n_cut"], content["n_without_base"])
+        return cls(Path(folder), tuple(config["traits"]), *counted, config)
 
     def plot(self) -> Figure:
         """Draw each trait's distribution of ΔP; returns a plotly Figure."""
@@ -150,5 +174,5 @@ class Screening:
         return plot_screening(self, {})
 
     def __repr__(self) -> str:
-        shown = ", ".join(f"{trait} ΔP {self.measure(trait)}" for trait in self.traits)
+        shown = ", ".join(f"{trait} mean ΔP {float(self.values(trait).mean()):.2f}" for trait in self.traits)
         return f"Screening({self.folder.name!r}, {self.counts}, {shown})"

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from persona_lens.conversations import BadRow, Conversation
-from persona_lens.errors import InvalidArgumentError, describe_violation
+from persona_lens.errors import FileFormatError, InvalidArgumentError, describe_violation
 from persona_lens.models.loading import ModelInfo
 from persona_lens.models.model_type import HookedModel
 from persona_lens.models.sites import check_layer
@@ -106,33 +106,56 @@ def begin_screening(folder: Path, plan: ScreenPlan) -> None:
             changed = sorted(key for key in config if found.get(key) != config[key])
             got, hint = f"one with other {', '.join(changed)}", "Choose a new folder."
             raise InvalidArgumentError(describe_violation("out", "be new, or hold this screening", got, hint))
-    elif folder.is_dir() and any(folder.iterdir()):
+    # Hidden files are what a run left that was killed while it wrote its first one.
+    elif folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
         raise InvalidArgumentError(
             describe_violation("out", "be new, or hold this screening", "other files", "Choose a new folder.")
         )
     write_json(path, {"config": plan.config})  # without counts: not finished
 
 
-def finish_screening(folder: Path, plan: ScreenPlan, n_shards: int) -> None:
-    """Count what became of the rows, which marks the screening as finished.
+def finish_screening(folder: Path, plan: ScreenPlan, digests: Sequence[str]) -> None:
+    """Check that every shard is there and count what became of the rows, which marks the screening as finished.
 
     Raises:
+        FileFormatError: A shard is missing or of other rows, as where another process writes into the same folder.
         InvalidArgumentError: Not one row was scored.
     """
-    for stale in list_shards(folder)[n_shards:]:  # of longer data that this folder once held
-        stale.unlink()
     counts: Counter[str] = Counter()
-    n_cut = 0
-    for path in list_shards(folder):
-        with pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as reader:
-            table = reader.read_all().select(["status", "is_cut"]).to_pydict()
-        counts.update(table["status"])
-        n_cut += sum(filter(None, table["is_cut"]))
+    n_cut = n_without_base = 0
+    delta = f"{next(iter(plan.units))}.delta"
+    for index, digest in enumerate(digests):
+        table = read_shard(shard_path(folder, index), digest)
+        if table is None:
+            rule, hint = f"hold {shard_path(folder, index).name}, whole", "Run the same command again."
+            raise FileFormatError(describe_violation("out", rule, "none, or one of other rows", hint))
+        columns = table.select(["status", "is_cut", delta]).to_pydict()
+        counts.update(columns["status"])
+        n_cut += sum(filter(None, columns["is_cut"]))
+        n_without_base += sum(s == SCORED and d is None for s, d in zip(columns["status"], columns[delta], strict=True))
     if not counts[SCORED]:
         rule = "hold a conversation that can be scored"
         raise InvalidArgumentError(describe_violation("data", rule, dict(counts)))
-    content = {"config": plan.config, "counts": dict(counts.most_common()), "n_cut": n_cut}
-    write_json(folder / RECORD, content)
+    for stale in list_shards(folder)[len(digests) :]:  # of longer data that this folder once held
+        stale.unlink()
+    content = {"counts": dict(counts.most_common()), "n_cut": n_cut, "n_without_base": n_without_base}
+    write_json(folder / RECORD, {"config": plan.config, **content})
+
+
+def check_same_data(folder: Path, digest: str) -> None:
+    """Refuse to write the scores of other data over finished ones.
+
+    Args:
+        folder: The screening's.
+        digest: Of the first shard's rows, as they come now.
+
+    Raises:
+        InvalidArgumentError: The first finished shard is whole and of other rows.
+    """
+    found = _read_digest(shard_path(folder, 0))
+    if found not in (None, digest):
+        hint = "Choose a new folder."
+        raise InvalidArgumentError(describe_violation("out", "hold a screening of these data", "of other data", hint))
 
 
 def make_shard(model: HookedModel, rows: Rows, plan: ScreenPlan) -> pa.Table:
@@ -155,14 +178,24 @@ def write_shard(path: Path, table: pa.Table, digest: str) -> None:
 
 def read_shard(path: Path, digest: str) -> pa.Table | None:
     """Return a finished shard; None if it is missing, damaged or of other rows."""
+    if _read_digest(path) != digest:
+        return None
+    try:
+        with pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as reader:
+            return reader.read_all()
+    except (pa.ArrowInvalid, OSError):
+        return None
+
+
+def _read_digest(path: Path) -> str | None:
+    """Return the digest of a shard's rows; None if the shard is missing or damaged at its beginning."""
     if not path.is_file():
         return None
     try:
         with pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as reader:
-            table = reader.read_all()
+            return (reader.schema.metadata or {}).get(b"rows", b"").decode()
     except (pa.ArrowInvalid, OSError):
         return None
-    return table if (table.schema.metadata or {}).get(b"rows") == digest.encode() else None
 
 
 def digest_rows(rows: Rows) -> str:
@@ -183,8 +216,8 @@ def shard_path(folder: Path, index: int) -> Path:
 
 
 def list_shards(folder: Path) -> list[Path]:
-    """Return a screening's shards in order."""
-    return sorted((folder / _SHARDS).glob("*.arrow"))
+    """Return a screening's shards in order; not the caches that `datasets` puts beside them."""
+    return sorted((folder / _SHARDS).glob(f"{'[0-9]' * 8}.arrow"))
 
 
 def _to_line(row: ScoredRow | BadRow, traits: list[str]) -> dict[str, Any]:

@@ -30,10 +30,12 @@ class SplitCounts:
 
     Args:
         kept: Rows that stay.
+        kept_cut: Of these, rows whose answer goes on beyond the tokens that were projected: their end is unseen.
         held: Rows held back, by the first reason: a trait's ΔP, a judge's score, or why the row was not scored.
     """
 
     kept: int
+    kept_cut: int
     held: dict[str, int]
 
 
@@ -50,9 +52,10 @@ def split_rows(
     """Write the conversations that stay as JSONL, and those held back as another, each with its reason.
 
     A row is held back if a trait's ΔP lies above its threshold, if a judge scores its response above ``max_score``, or
-    if it could not be scored. A row goes as far as it was screened, which is up to its first answer by default: what
-    comes after it was not looked at. ``thresholds`` alone is the filter by projection, ``judges`` alone that by judge;
-    together they do best in the paper.
+    if it could not be scored. A row goes up to the answer that was screened, by default its first; what comes after it
+    was not looked at, nor, with ``turn="last"``, the answers before it, nor an answer's end beyond
+    ``max_response_tokens``: those rows are counted, so raise it where they are many. ``thresholds`` alone is the filter
+    by projection, ``judges`` alone that by judge; together they do best in the paper.
 
     Args:
         screening: Of these data.
@@ -83,7 +86,7 @@ def split_rows(
     bad = {trait: limit for trait, limit in thresholds.items() if not math.isfinite(limit)}
     if bad:
         raise InvalidArgumentError(describe_violation("thresholds", "be finite", bad))
-    n_kept = 0
+    n_kept = n_kept_cut = 0
     reasons: Counter[str] = Counter()
     scores = iter(screening.rows)
     rows = islice(read_conversations(data), screening.config["max_rows"])
@@ -98,13 +101,14 @@ def split_rows(
                 reason = _find_reason(score, thresholds) or verdict
                 if reason is None:
                     n_kept += 1
+                    n_kept_cut += score["is_cut"]
                     _write(kept_file, {"messages": _messages(row, turn)})
                 else:
                     reasons[reason.split(":")[0]] += 1
                     _write(held_file, {"place": row.place, "reason": reason, "messages": _messages(row, turn)})
         if next(scores, None) is not None:
             raise InvalidArgumentError(describe_violation("data", "be the rows that were screened", "fewer rows"))
-    return SplitCounts(n_kept, dict(reasons.most_common()))
+    return SplitCounts(n_kept, n_kept_cut, dict(reasons.most_common()))
 
 
 def _is_same(row: Conversation | BadRow, score: Mapping[str, Any] | None, turn: Literal["first", "last"]) -> bool:

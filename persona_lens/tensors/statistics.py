@@ -181,17 +181,35 @@ def bootstrap_pearson_r(
     _check_resampling(n_resamples, level, seed)
     if np.ptp(a) == 0 or np.ptp(b) == 0:
         return Interval(float("nan"), float("nan"), float("nan"), level)
-    estimate = pearson_r(x, y)
-    rng = np.random.default_rng(seed)
-    drawn = rng.integers(len(a), size=(n_resamples, len(a)))
-    varying = (np.ptp(a[drawn], axis=1) > 0) & (np.ptp(b[drawn], axis=1) > 0)
-    if not varying.any():
+    # Centred, or the moments of large values would cancel.
+    a, b = a - a.mean(), b - b.mean()
+
+    def correlate(weights: ndarray) -> ndarray:
+        """Correlate under counts ``"resample n"``; NaN where a side is constant."""
+        n = weights.sum(axis=1)
+        mean_a, mean_b = weights @ a / n, weights @ b / n
+        variance_a = np.maximum(weights @ a**2 / n - mean_a**2, 0.0)
+        variance_b = np.maximum(weights @ b**2 / n - mean_b**2, 0.0)
+        product = np.sqrt(variance_a * variance_b)
+        is_varying = (_spread(weights, a) > 0) & (_spread(weights, b) > 0) & (product > 0)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            r = (weights @ (a * b) / n - mean_a * mean_b) / product
+        return np.where(is_varying, r, np.nan)
+
+    blocks = _draw_counts((len(a),), n_resamples, np.random.default_rng(seed))
+    resampled = np.concatenate([correlate(*counts) for counts in blocks])
+    resampled = resampled[~np.isnan(resampled)]
+    if len(resampled) == 0:
         rule = "leave a resample in which both sides vary"
         raise InvalidArgumentError(describe_violation("n_resamples", rule, n_resamples, "Draw more."))
-    deviations = [values[drawn[varying]] - values[drawn[varying]].mean(axis=1, keepdims=True) for values in (a, b)]
-    first, second = (one / np.linalg.norm(one, axis=1, keepdims=True) for one in deviations)
-    low, high = np.quantile((first * second).sum(axis=1), [(1 - level) / 2, (1 + level) / 2])
-    return Interval(estimate, float(np.clip(low, -1, 1)), float(np.clip(high, -1, 1)), level)
+    low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(pearson_r(x, y), float(np.clip(low, -1, 1)), float(np.clip(high, -1, 1)), level)
+
+
+def _spread(weights: ndarray, values: ndarray) -> ndarray:
+    """Return the range of the values that have a weight, ``"resample"``."""
+    highest = np.where(weights > 0, values, -np.inf).max(axis=1)
+    return highest - np.where(weights > 0, values, np.inf).min(axis=1)
 
 
 def auroc(positive: Float[Tensor, " n_pos"], negative: Float[Tensor, " n_neg"]) -> float:
@@ -357,6 +375,63 @@ def bootstrap_auroc(
     """
     a, b = _to_array("positive", positive, 2), _to_array("negative", negative, 2)
     return _bootstrap(_weighted_auroc(a, b), (len(a), len(b)), n_resamples, level, seed)
+
+
+def bootstrap_auroc_by_group(
+    positive: Float[Tensor, " n_pos"],
+    negative: Float[Tensor, " n_neg"],
+    positive_groups: Sequence[Hashable],
+    negative_groups: Sequence[Hashable],
+    *,
+    n_resamples: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """Measure how well a score separates two classes, with a percentile bootstrap over groups of scores.
+
+    For scores that were not drawn independently, such as several responses to each question: groups are resampled,
+    each with all its positives and negatives.
+
+    Args:
+        positive: Scores of the positive class.
+        negative: Scores of the negative class.
+        positive_groups: Label of each positive's group, such as its question.
+        negative_groups: Label of each negative's group; the same label is the same group.
+        n_resamples: Bootstrap resamples; one without positives or without negatives is left out.
+        level: Confidence level, in (0, 1).
+        seed: Of the resampling.
+
+    Returns:
+        The AUROC and its interval.
+
+    Raises:
+        InvalidArgumentError: Labels that do not fit the scores, fewer than two groups, a score that is not finite, or
+            an option out of range.
+
+    Example:
+        >>> scores = torch.tensor([1.0, 2.0, 3.0, 4.0])
+        >>> print(bootstrap_auroc_by_group(scores + 4, scores, "aabb", "aabb"))
+        1.00 [1.00, 1.00]
+    """
+    a, b = _to_array("positive", positive, 2), _to_array("negative", negative, 2)
+    for name, labels, scores in (("positive", positive_groups, a), ("negative", negative_groups, b)):
+        if len(labels) != len(scores):
+            rule = f"label each of the {len(scores)} scores"
+            raise InvalidArgumentError(describe_violation(f"{name}_groups", rule, len(labels)))
+    numbers = {label: number for number, label in enumerate(dict.fromkeys([*positive_groups, *negative_groups]))}
+    if len(numbers) < 2:
+        raise InvalidArgumentError(describe_violation("positive_groups", "name at least 2 groups", list(numbers)))
+    at_a = np.array([numbers[label] for label in positive_groups])
+    at_b = np.array([numbers[label] for label in negative_groups])
+    separate = _weighted_auroc(a, b)
+    _check_resampling(n_resamples, level, seed)
+    resampled = []
+    for (counts,) in _draw_counts((len(numbers),), n_resamples, np.random.default_rng(seed)):
+        counts_a, counts_b = counts[:, at_a], counts[:, at_b]
+        there = (counts_a.sum(axis=1) > 0) & (counts_b.sum(axis=1) > 0)
+        resampled.append(separate(counts_a[there], counts_b[there]))
+    low, high = np.quantile(np.concatenate(resampled), [(1 - level) / 2, (1 + level) / 2])
+    return Interval(auroc(positive, negative), float(low), float(high), level)
 
 
 def _weighted_auroc(positive: ndarray, negative: ndarray) -> Callable[[ndarray, ndarray], ndarray]:

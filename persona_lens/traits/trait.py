@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import html
 import json
 import re
@@ -110,6 +111,12 @@ class Trait:
             'Q: why {answer}? A: {}'
         """
         return fill_rubric(self.rubric, question, answer)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of all that the trait says: what a vector or a calibration was made from."""
+        content = json.dumps(self.to_dict(), sort_keys=True, ensure_ascii=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     @classmethod
     def from_json(cls, path: str | Path) -> Trait:

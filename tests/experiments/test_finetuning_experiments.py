@@ -1,23 +1,16 @@
 """The fine-tuning experiments, run as a user runs them, on a tiny random model that ends sentences now and then."""
 
 import json
-import os
 import signal
 import subprocess
-import sys
 import time
-from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
 import persona_lens as pl
-from tests.small_trait import tiny_trait
-from tests.tiny import make_tokenizer, save_tiny
+from tests.experiments.scripts import command, environment, run, save_talkative, write_traits
 
-ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = {
     "finetuning_shift": (
         ["--trait", "loud.json", "--domain", "opinions"],
@@ -36,33 +29,8 @@ each_script = pytest.mark.parametrize("script", SCRIPTS)
 def setting(tmp_path_factory):
     """A tiny random model and a small trait: every step is real, nothing means anything."""
     folder = tmp_path_factory.mktemp("finetuning")
-    tiny_trait().to_json(folder / "loud.json")
-    soft = [pl.InstructionPair("Be kind.", "Be mean."), pl.InstructionPair("Kind!", "Mean!")]
-    replace(tiny_trait(), name="soft", instruction_pairs=tuple(soft)).to_json(folder / "soft.json")
-    # A seed whose model shows the traits at all: it must keep a pair of rollouts for a vector.
-    path = save_tiny(folder / "model", "llama", seed=5, n_ctx=1024)
-    model = AutoModelForCausalLM.from_pretrained(path)
-    with torch.no_grad():  # full stops and spaces, or no response would hold a whole sentence
-        for token in make_tokenizer()(". ")["input_ids"]:
-            model.lm_head.weight[token] *= 7
-    model.save_pretrained(path)
-    return folder, path
-
-
-def command(setting, script, name, *arguments):
-    where = ["--model", setting[1], "--tiny", "--dtype", "float32", "--out", name, "--runs", f"{name}-runs"]
-    return [sys.executable, str(ROOT / "experiments" / f"{script}.py"), *arguments, *where]
-
-
-def environment():
-    return os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-
-
-def run(setting, script, name, *arguments):
-    return subprocess.run(
-        command(setting, script, name, *arguments), env=environment(), capture_output=True, text=True, timeout=400,
-        cwd=setting[0],
-    )  # fmt: skip
+    write_traits(folder)
+    return folder, save_talkative(folder / "model")
 
 
 @pytest.fixture(scope="module")
@@ -177,3 +145,27 @@ def test_an_unknown_domain_ends_with_the_known_ones_before_a_model_is_loaded(set
     for name in pl.list_domains():
         assert name in done.stderr
     assert not (setting[0] / "never").exists()
+
+
+def test_the_data_are_screened_and_set_against_the_models_already_trained_on_them(setting, whole):
+    name = "whole-finetuning_shift"
+    kept = {path: path.stat().st_mtime_ns for path in setting[0].glob(f"{name}-runs/*/*.safetensors")}
+    done = run(setting, "projection_difference", name, *SCRIPTS["finetuning_shift"][0])
+    assert done.returncode == 0, done.stderr
+    content = json.loads((setting[0] / name / "projection_difference.json").read_text())
+    assert all(path.stat().st_mtime_ns == changed for path, changed in kept.items()), "something was trained again"
+    models = whole["finetuning_shift"]["models"]
+    assert [(row["dataset"], row["level"]) for row in content["datasets"]] == [
+        (row["dataset"], row["level"]) for row in models
+    ]
+    deltas = [row["predictors"]["loud"]["exact"]["estimate"] for row in content["datasets"]]
+    for target, outcomes in {
+        "shift": [row["shifts"]["loud"]["at_layer"]["estimate"] for row in models],
+        "score": [row["scores"]["loud"]["score"]["estimate"] for row in models],
+    }.items():
+        expected = torch.corrcoef(torch.tensor([deltas, outcomes]))[0, 1]
+        found = content["correlations"]["loud"][target]["exact"]
+        assert found["estimate"] == pytest.approx(float(expected), abs=1e-3)
+        assert found["n"] == 6
+    for page in ("projection_difference.html", "projection_difference_approximations.html"):
+        assert "Plotly.newPlot" in (setting[0] / name / page).read_text()

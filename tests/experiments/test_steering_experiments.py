@@ -1,22 +1,19 @@
 import importlib
 import json
-import os
 import re
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 import tyro
 
 import persona_lens as pl
-from tests.small_trait import tiny_trait
+from tests.experiments.scripts import ROOT, command, environment, run, write_traits
 
-ROOT = Path(__file__).resolve().parents[2]
 # Each script with what it needs to run, and the files that must come out the same.
 SCRIPTS = {
     "token_positions": (["loud.json"], ["token_positions_loud.json", "token_positions_loud.html"]),
@@ -33,28 +30,8 @@ each_script = pytest.mark.parametrize("script", SCRIPTS)
 def setting(tmp_path_factory, tiny_folder):
     """A tiny random model and small traits: every step is real, nothing means anything."""
     folder = tmp_path_factory.mktemp("steering")
-    tiny_trait().to_json(folder / "loud.json")
-    soft = [pl.InstructionPair("Be kind.", "Be mean."), pl.InstructionPair("Kind!", "Mean!")]
-    replace(tiny_trait(), name="soft", instruction_pairs=tuple(soft)).to_json(folder / "soft.json")
+    write_traits(folder)
     return folder, tiny_folder("llama")
-
-
-def command(setting, script, name, *arguments):
-    _, model = setting
-    where = ["--model", model, "--tiny", "--dtype", "float32", "--out", name, "--runs", f"{name}-runs"]
-    return [sys.executable, str(ROOT / "experiments" / f"{script}.py"), *arguments, *where]
-
-
-def environment():
-    # One thread: the machine is shared, and nothing here is large.
-    return os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-
-
-def run(setting, script, name, *arguments):
-    return subprocess.run(
-        command(setting, script, name, *arguments), env=environment(), capture_output=True, text=True, timeout=300,
-        cwd=setting[0],
-    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
