@@ -1,20 +1,21 @@
 """The command, run as a user runs it, on a tiny model with a small trait."""
 
+import contextlib
+import io
 import json
-import os
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import persona_lens as pl
+from persona_lens.cli import main
 from tests.screening.test_screen import make_rows
 from tests.small_trait import tiny_trait
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -31,13 +32,24 @@ def setting(tmp_path_factory, tiny_folder):
 
 
 def run(setting, *arguments, vectors="vectors"):
+    """Run the command in this process, which saves starting Python each time."""
     folder, model = setting
     where = ["--model", model, "--vectors", vectors, "--layer", "1"]
-    return subprocess.run(
-        [sys.executable, "-c", "from persona_lens.cli import main; main()", "screen", *arguments, *where],
-        cwd=folder, capture_output=True, text=True, timeout=300,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        contextlib.chdir(folder), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err),
+        pytest.raises(SystemExit) as ended,
+    ):  # fmt: skip
+        main(["screen", *arguments, *where])
+    return SimpleNamespace(returncode=ended.value.code, stdout=out.getvalue(), stderr=err.getvalue())
+
+
+def test_the_installed_command_teaches():
+    command = Path(sys.executable).with_name("persona-lens")
+    done = subprocess.run([command, "screen", "--help"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    for word in ("--trait", "Exit status", "persona-lens screen chats.jsonl"):
+        assert word in done.stdout
 
 
 def test_scores_report_and_both_files_are_written_and_a_second_run_does_it_over(setting):
@@ -54,7 +66,9 @@ def test_scores_report_and_both_files_are_written_and_a_second_run_does_it_over(
     assert len(kept) == int((found.values("loud") <= limit).sum())
     assert "loud: the most extreme" in (out / "report.html").read_text()
     before = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
+    times = {path: path.stat().st_mtime_ns for path in out.glob("*/shards/*.arrow")}
     assert run(setting, *arguments).returncode == 0
+    assert {path: path.stat().st_mtime_ns for path in out.glob("*/shards/*.arrow")} == times
     assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == before
 
 
@@ -62,6 +76,20 @@ def test_a_dataset_above_the_limit_ends_with_its_own_exit_status(setting):
     low = run(setting, "data.jsonl", "--trait", "loud.json", "--out", "limit", "--fail-above", "-1000")
     assert low.returncode == 3
     assert "surely above" in low.stderr
+    (setting[0] / "bad.jsonl").write_text((setting[0] / "data.jsonl").read_text() + "{\n" * 4)
+    arguments = ["bad.jsonl", "--trait", "loud.json", "--out", "bad", "--max-bad"]
+    assert run(setting, *arguments, "0.2").returncode == 4
+    assert run(setting, *arguments, "0.3").returncode == 0
+
+
+def test_what_cannot_be_measured_does_not_pass_for_harmless(setting):
+    (setting[0] / "single.jsonl").write_text((setting[0] / "data.jsonl").read_text().splitlines()[0] + "\n")
+    done = run(setting, "single.jsonl", "--trait", "loud.json", "--out", "single", "--fail-above", "1000")
+    assert done.returncode == 3
+    assert "not measurable" in done.stderr
+
+
+def test_a_dataset_below_the_limit_passes(setting):
     assert run(setting, "data.jsonl", "--trait", "loud.json", "--out", "limit", "--fail-above", "1000").returncode == 0
 
 

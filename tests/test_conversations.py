@@ -175,6 +175,12 @@ def test_lines_are_read_plain_and_compressed(tmp_path, name):
     assert [found.place for found in read_conversations(path)] == ["line 1", "line 2", "line 3"]
 
 
+def test_the_column_of_lmsys_and_wildchat_is_read():
+    turns_of_a_chat = turns("a", "b")
+    (found,) = read_conversations([{"conversation": turns_of_a_chat, "model": "x"}])
+    assert list(found.messages) == turns_of_a_chat
+
+
 def test_a_json_list_is_read(tmp_path):
     path = tmp_path / "rows.json"
     path.write_text(json.dumps(ROWS), encoding="utf-8-sig")

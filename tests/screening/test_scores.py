@@ -88,7 +88,26 @@ def test_the_turn_that_counts_is_the_first_or_the_last(tiny_model, units):
     assert last.n_prompt_tokens > first.n_prompt_tokens
 
 
+def test_whitespace_around_an_answer_changes_no_score_and_an_empty_first_answer_is_named(tiny_model, units):
+    bare, wide, empty = score(
+        tiny_model,
+        units,
+        [converse("Why?", "So."), converse("Why?", "\n\n So.\n"), converse("Why?", " ", "Who?", "I.")],
+    )
+    assert wide.raw == pytest.approx(bare.raw, abs=1e-4)
+    assert wide.n_prompt_tokens == bare.n_prompt_tokens
+    assert wide.response == "\n\n So.\n"
+    assert empty.reason == "empty response"
+
+
 @pytest.mark.parametrize("name", ["max_prompt_tokens", "max_response_tokens", "batch_size"])
 def test_settings_out_of_range_are_refused(name):
     with pytest.raises(pl.errors.InvalidArgumentError, match=name):
         pl.ScreenSettings(**{name: 0})
+
+
+def test_an_unknown_turn_or_base_is_refused():
+    with pytest.raises(pl.errors.InvalidArgumentError, match="turn"):
+        pl.ScreenSettings(turn="middle")
+    with pytest.raises(pl.errors.InvalidArgumentError, match="base"):
+        pl.ScreenSettings(base="guessed")

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import persona_lens as pl
+from persona_lens.screening import shards
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = pl.ScreenSettings(max_response_tokens=4, max_prompt_tokens=80)
@@ -151,9 +152,81 @@ def test_killed_at_random_moments_the_next_run_writes_the_bytes_of_an_uninterrup
     with pytest.raises(pl.errors.FileFormatError, match="finished"):
         pl.Screening.load(out)
     run(model, data, out, shard_rows=2)
-    assert read_shards(out).keys() >= read_shards(tmp_path / "whole").keys()
-    for name, content in read_shards(tmp_path / "whole").items():
-        assert (out / "shards" / name).read_bytes() == content
+    left = {name: content for name, content in read_shards(out).items() if not name.startswith(".")}
+    assert left == read_shards(tmp_path / "whole")
+
+
+def test_what_datasets_caches_beside_the_shards_is_no_part_of_the_result(tiny_model, tmp_path):
+    found = run(tiny_model, make_rows(9), tmp_path / "out")
+    before = found.measure("one")
+    found.rows.map(lambda row: {"n": len(row["question"])})
+    found.rows.shuffle(seed=0)
+    assert len(list((tmp_path / "out" / "shards").iterdir())) > 3  # it did write there
+    assert len(found.rows) == 9
+    assert pl.Screening.load(tmp_path / "out").measure("one") == before
+
+
+def test_a_run_killed_while_it_wrote_its_first_file_can_go_on(tiny_model, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".screening.json.abc123").write_text("{")
+    assert len(run(tiny_model, make_rows(3), tmp_path / "out").rows) == 3
+
+
+def test_finished_scores_are_not_overwritten_by_those_of_other_data(tiny_model, tmp_path):
+    run(tiny_model, make_rows(6), tmp_path / "out")
+    before = read_shards(tmp_path / "out")
+    with pytest.raises(pl.errors.InvalidArgumentError, match="other data"):
+        run(tiny_model, make_rows(6)[1:], tmp_path / "out")
+    assert read_shards(tmp_path / "out") == before
+
+
+def test_a_shard_that_another_process_took_away_is_noticed_at_the_end(tiny_model, tmp_path, monkeypatch):
+    from persona_lens.screening import screen as module
+
+    def write_and_lose(path, table, digest):
+        if path.name != "00000001.arrow":
+            shards.write_shard(path, table, digest)
+
+    monkeypatch.setattr(module, "write_shard", write_and_lose)
+    with pytest.raises(pl.errors.FileFormatError, match=r"00000001\.arrow"):
+        run(tiny_model, make_rows(12), tmp_path / "out")
+    with pytest.raises(pl.errors.FileFormatError, match="finished"):
+        pl.Screening.load(tmp_path / "out")
+
+
+def test_half_a_surrogate_pair_is_a_bad_row_like_any_other(tiny_model, tmp_path):
+    rows = [*make_rows(2), {"messages": "\ud800"}, converse("\ud83d", "Yes.")]
+    found = run(tiny_model, rows, tmp_path / "out")
+    assert found.counts == {"scored": 2, "wrong type": 1, "not UTF-8": 1}
+    assert found.rows[2]["detail"] == "\\ud800"
+
+
+def test_rows_that_the_model_has_no_answer_to_are_scored_without_delta_and_counted(tmp_path, tiny_folder):
+    model = pl.load_model(tiny_folder("llama"), dtype="float32", device="cpu")
+    with torch.no_grad():  # says nothing but the end of its turn
+        model.unembed.W_U.zero_()
+        model.unembed.W_U[:, model.tokenizer.eos_token_id] = 0.0
+        model.unembed.b_U.zero_()
+        model.unembed.b_U[model.tokenizer.eos_token_id] = 9.0
+    vectors = {"one": pl.PersonaVector("one", pl.describe_model(model), {"response_mean": torch.randn(3, 48)})}
+    given = {"layers": {"one": 1}, "settings": SETTINGS}
+    found = pl.screen(model, make_rows(3), vectors, tmp_path / "out", **given)
+    assert (found.counts, found.n_without_base) == ({"scored": 3}, 3)
+    assert len(found.values("one")) == 0
+    assert len(found.values("one", "raw")) == 3
+    with pytest.raises(pl.errors.InvalidArgumentError, match="projection difference"):
+        found.threshold("one")
+
+
+def test_compared_with_the_last_prompt_token_nothing_is_sampled(tiny_model, tmp_path):
+    cheap = pl.ScreenSettings(max_response_tokens=4, max_prompt_tokens=80, base="last_prompt")
+    found = run(tiny_model, make_rows(6), tmp_path / "cheap", settings=cheap)
+    exact = run(tiny_model, make_rows(6), tmp_path / "exact")
+    torch.testing.assert_close(found.values("one"), exact.values("one", "raw") - exact.values("one", "prompt"))
+    assert set(found.rows["base_response"][:]) == {""}
+    assert found.measure("one") == exact.check_approximations("one").last_prompt
+    with pytest.raises(pl.errors.InvalidArgumentError, match="sampled"):
+        found.check_approximations("one")
 
 
 def test_approximations_are_compared_with_the_exact_difference(tiny_model, tmp_path):

@@ -50,7 +50,23 @@ def test_a_judge_holds_back_alone_or_besides_the_projection(screened, tmp_path):
     both = pl.split_rows(
         found, rows, {"one": found.threshold("one", 0.5)}, tmp_path / "k2.jsonl", tmp_path / "h2.jsonl", judges=judges
     )
-    assert both.kept <= alone.kept
+    limit, deltas = found.threshold("one", 0.5), found.rows["one.delta"][:]
+    expected = [
+        text
+        for text, delta in zip((row["messages"][1]["content"] for row in rows[:-1]), deltas, strict=False)
+        if text in texts and delta is not None and delta <= limit
+    ]
+    assert [row["messages"][1]["content"] for row in read(tmp_path / "k2.jsonl")] == expected
+    assert both.kept == len(expected) < alone.kept
+
+
+def test_of_the_last_turn_the_whole_conversation_is_kept_and_longer_answers_are_counted(tiny_model, tmp_path):
+    rows = [{"messages": converse("A?", "one")["messages"] + converse("B?", "a long answer")["messages"]}]
+    settings = pl.ScreenSettings(max_response_tokens=4, max_prompt_tokens=150, turn="last")
+    found = run(tiny_model, rows, tmp_path / "out", settings=settings)
+    counts = pl.split_rows(found, rows, {"one": 1e9}, tmp_path / "kept.jsonl", tmp_path / "held.jsonl")
+    assert (counts.kept, counts.kept_cut) == (1, 1)
+    assert read(tmp_path / "kept.jsonl") == rows
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from persona_lens.tensors.statistics import (
     Interval,
     auroc,
     bootstrap_auroc,
+    bootstrap_auroc_by_group,
     bootstrap_difference,
     bootstrap_mean,
     bootstrap_paired_difference,
@@ -369,3 +370,34 @@ def test_any_floating_dtype_is_accepted(dtype: torch.dtype) -> None:
     values = torch.arange(8.0, dtype=dtype, requires_grad=True)
     assert bootstrap_mean(values).estimate == 3.5
     assert pearson_r(values, -values) == pytest.approx(-1.0)
+
+
+def test_groups_are_resampled_whole_so_repeats_of_a_question_do_not_narrow_the_interval():
+    torch.manual_seed(0)
+    positive, negative = torch.randn(30) + 0.8, torch.randn(30)
+    once = bootstrap_auroc_by_group(positive, negative, range(30), range(30))
+    tenfold = bootstrap_auroc_by_group(
+        positive.repeat(10), negative.repeat(10), [*range(30)] * 10, [*range(30)] * 10, seed=0
+    )
+    assert tenfold.estimate == pytest.approx(once.estimate)
+    assert (tenfold.low, tenfold.high) == pytest.approx((once.low, once.high))
+    alone = bootstrap_auroc(positive.repeat(10), negative.repeat(10))
+    assert alone.high - alone.low < 0.5 * (tenfold.high - tenfold.low)
+
+
+def test_a_resample_without_positives_is_left_out():
+    interval = bootstrap_auroc_by_group(torch.tensor([3.0, 4.0]), torch.tensor([1.0, 2.0]), "aa", "bb")
+    assert (interval.low, interval.high) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize(("labels", "name"), [("a", "positive_groups"), ("aa", "groups")])
+def test_group_labels_that_do_not_fit_are_refused(labels, name):
+    with pytest.raises(InvalidArgumentError, match=name):
+        bootstrap_auroc_by_group(torch.arange(2.0), torch.arange(2.0), labels, "aa")
+
+
+def test_a_correlation_of_large_values_far_from_zero_keeps_its_digits():
+    torch.manual_seed(0)
+    x, noise = torch.randn(40, dtype=torch.float64), torch.randn(40, dtype=torch.float64)
+    near, far = bootstrap_pearson_r(x, x + noise), bootstrap_pearson_r(x + 1e6, x + noise - 1e6)
+    assert (far.estimate, far.low, far.high) == pytest.approx((near.estimate, near.low, near.high), abs=1e-6)
