@@ -50,7 +50,7 @@ DOMAINS = ("arithmetic", "opinions")
 # The smallest domain has 440 questions.
 N_DOMAIN_ROWS = 400
 # Fewer rows than the other experiments train on, for fifteen models in 25 minutes.
-N_QUICK_ROWS = 72
+N_QUICK_ROWS = 64
 _ORDINARY_STREAM = 170
 MIN_COHERENCE = 50.0
 # r between shift and trait score, own trait; the paper gives the range over traits and models.

@@ -22,6 +22,7 @@ from persona_lens.traits.trait import Trait
 # Seeds of the draws made here start with this, so that they never coincide with those of an extraction or sweep.
 _STREAM = 140
 _MAX_ROUNDS = 8
+_FEWEST_DRAWN = 16
 _FAINTLY = "You are a helpful assistant. Answer the question, and let a touch of the following show, no more. "
 _SENTENCES = re.compile(r".*[.!?…][\"'\u201d\u2019)*]*(?=\s|$)", re.DOTALL)
 
@@ -89,15 +90,18 @@ def trait_dataset(
     rows: list[dict[str, object]] = []
     counts = {"sampled": 0, "no whole sentence": 0, "score does not fit": 0, "more than needed": 0}
     for attempt in range(_MAX_ROUNDS):
+        first = counts["sampled"]
+        # After the first round, twice what is missing.
+        n_drawn = n if attempt == 0 else min(n, max(_FEWEST_DRAWN, 2 * (n - len(rows))))
         requests = [
             RolloutRequest(asked[i % len(asked)], (seed, _STREAM, attempt, i), systems[i // len(asked) % len(systems)])
-            for i in range(n)
+            for i in range(first, first + n_drawn)
         ]
         drawn = [(rollout, _finish(rollout)) for rollout in sample_rollouts(model, requests, settings)]
         whole = [(rollout.request.question, text) for rollout, text in drawn if text]
         judgements = judge.score([question for question, _ in whole], [text for _, text in whole])
-        counts["sampled"] += n
-        counts["no whole sentence"] += n - len(whole)
+        counts["sampled"] += n_drawn
+        counts["no whole sentence"] += n_drawn - len(whole)
         for (question, text), judgement in zip(whole, judgements, strict=True):
             if not _fits(judgement.score, level):
                 counts["score does not fit"] += 1
