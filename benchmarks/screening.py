@@ -1,4 +1,4 @@
-"""Screening: what more traits cost in one pass, and peak memory for 1,000 and for 10,000 conversations.
+"""Screening: what more traits and the model's own responses cost, and peak memory for 1,000 and 10,000 conversations.
 
 Each memory figure comes from a process of its own: peak resident memory while screening less resident memory before.
 """
@@ -12,6 +12,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from _compare import N_THREADS, measure_peak, summarize_ratio, time_in_turn, wri
 
 import persona_lens as pl
 from persona_lens.models.loading import resolve_dtype
+from persona_lens.screening.shards import digest_rows, split_into_shards
 
 TRAITS, ROWS, REPEATS = 5, 128, 5
 LAYER = 15
@@ -81,10 +84,20 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         number = itertools.count()
         ways = {
-            name: lambda n=n: screen(model, data, n, Path(folder) / str(next(number)), settings)
-            for name, n in (("one trait", 1), ("traits", TRAITS))
+            name: lambda n=n, how=how: screen(model, data, n, Path(folder) / str(next(number)), how)
+            for name, n, how in (
+                ("one trait", 1, settings),
+                ("traits", TRAITS, settings),
+                ("unsampled", 1, replace(settings, base="last_prompt")),
+            )
         }
         seconds = time_in_turn(ways, REPEATS)
+        path = Path(folder) / "rows.jsonl"
+        write_conversations(path, MANY)
+        begun = time.perf_counter()
+        for chunk in split_into_shards(pl.read_conversations(path), 256):
+            digest_rows(chunk)
+        reading = time.perf_counter() - begun
     peaks = {}
     for n_rows in (FEW, MANY):
         done = subprocess.run([sys.executable, __file__, str(n_rows)], check=True, capture_output=True, text=True)
@@ -97,6 +110,11 @@ def main() -> None:
             "target": "≤ 1.05",
         },
         {
+            "what": "speed-up of screening by the last prompt token in place of the model's own response",
+            "ratio": summarize_ratio(seconds, "one trait", "unsampled"),
+            "target": "none",
+        },
+        {
             "what": "peak memory of screening over the loaded model, 10,000 conversations against 1,000",
             "ratio": {"median": growth, "low": growth, "high": growth},
             "target": "≤ 1.1",
@@ -107,6 +125,7 @@ def main() -> None:
         "response tokens": settings.max_response_tokens,
         "rounds": REPEATS,
         "seconds": {name: statistics.median(values) for name, values in seconds.items()},
+        "rows read a second, without a model": round(MANY / reading),
         "MiB, 1,000 conversations": peaks[FEW],
         "MiB, 10,000 conversations": peaks[MANY],
     }

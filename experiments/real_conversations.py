@@ -179,6 +179,9 @@ def run(model: Any, source: str, trait: pl.Trait, arguments: Arguments) -> dict[
         "counts": screened.counts,
         "n_cut": screened.n_cut,
         "speed": speed,
+        "max_answer_tokens": n_answer,
+        "mean_tokens": {name: mean_tokens(screened, f"n_{name}_tokens") for name in ("prompt", "response")},
+        "bytes": sum(path.stat().st_size for path in (screened.folder / "shards").glob("[0-9]*.arrow")),
         "dataset_delta": {one.trait.name: _describe(screened.measure(one.trait.name)) for one in kits},
         "approximations": {one.trait.name: _describe_check(screened, one.trait.name, arguments.seed) for one in kits},
         "n_pool": {name: len(rows) for name, rows in pools.items()},
@@ -187,6 +190,12 @@ def run(model: Any, source: str, trait: pl.Trait, arguments: Arguments) -> dict[
         "models": models,
         "n_questions": len(trait.evaluation_questions),
     }
+
+
+def mean_tokens(screened: pl.Screening, column: str) -> float:
+    """Return the mean length over the scored rows."""
+    lengths = [length for length in screened.rows[column][:] if length is not None]
+    return round(sum(lengths) / len(lengths), 1)
 
 
 def select_usable(rows: datasets.Dataset, trait: str, max_prompt_tokens: int) -> datasets.Dataset:

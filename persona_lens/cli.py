@@ -12,6 +12,7 @@ import tyro
 
 from persona_lens.conversations import read_conversations, resolve_source
 from persona_lens.errors import InvalidArgumentError, PersonaLensError, describe_violation
+from persona_lens.judges.likelihood import calibrate_likelihood_judge
 from persona_lens.models.loading import EMBEDDED_MODEL, describe_model, load_model
 from persona_lens.models.sites import check_layer
 from persona_lens.plots.screening import report_screening
@@ -33,8 +34,8 @@ class Screen:
     """Screen conversations for persona traits before anyone trains on them.
 
     Reads DATA, lets the model answer every prompt itself, and measures how far the answers in the data lie from its
-    own along each trait's vector (projection difference). Writes scores of every row, a report.html, and with --clean
-    also kept.jsonl and held.jsonl. Killed at any point, the same command goes on where it was.
+    own along each trait's vector (projection difference). Writes scores of every row, a report.html, and with --clean or
+    --judge also kept.jsonl and held.jsonl. Killed at any point, the same command goes on where it was.
 
     X
 
@@ -57,9 +58,11 @@ class Screen:
     layer: int | None = None
     """Zero-based block index of the projections; the middle one if left out."""
     clean: str | None = None
-    """Data that are called clean: a row above their 95th percentile on any trait is held back."""
+    """Data that are called clean: a row above their 95th percentile of ΔP on any trait is held back."""
     quantile: float = 0.95
     """The percentile, as a fraction."""
+    judge: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Hold back what the likelihood judge scores above 50 on any trait; with --clean either reason is enough."""
     split: str = "train"
     """Split, if DATA is a Hub dataset; of CLEAN it is `train`."""
     subset: str | None = None
@@ -131,8 +134,13 @@ def run(arguments: Screen) -> int:
         clean = screen_into(arguments.clean, "clean")
         thresholds = {trait: clean.threshold(trait, arguments.quantile) for trait in vectors}
     found = screen_into(data, "scores")
-    if thresholds:
-        split = split_rows(found, data, thresholds, arguments.out / "kept.jsonl", arguments.out / "held.jsonl")
+    judges = {
+        trait.name: calibrate_likelihood_judge(model, trait, max_new_tokens=24, temperature=0.7)
+        for trait in (traits if arguments.judge else ())
+    }
+    if thresholds or judges:
+        kept, left = arguments.out / "kept.jsonl", arguments.out / "held.jsonl"
+        split = split_rows(found, data, thresholds, kept, left, judges=judges)
         held = split.held
         print(f"kept {split.kept} rows ({split.kept_cut} of them longer than was screened), held back: {held}")
     report = arguments.out / "report.html"

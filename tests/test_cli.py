@@ -72,6 +72,19 @@ def test_scores_report_and_both_files_are_written_and_a_second_run_does_it_over(
     assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == before
 
 
+def test_a_judge_alone_holds_back_what_it_scores_above_fifty(setting):
+    done = run(setting, "data.jsonl", "--trait", "loud.json", "--out", "judged", "--judge")
+    assert done.returncode == 0, done.stderr
+    lines = [(setting[0] / "judged" / name).read_text().splitlines() for name in ("kept.jsonl", "held.jsonl")]
+    assert sum(map(len, lines)) == 12
+    assert all("judge of loud" in json.loads(line)["reason"] for line in lines[1])
+    model = pl.load_model(setting[1], device="cpu")
+    judge = pl.calibrate_likelihood_judge(model, tiny_trait(), max_new_tokens=24, temperature=0.7)
+    turns = [json.loads(line)["messages"] for line in lines[0]]
+    scores = judge.score([one[0]["content"] for one in turns], [one[1]["content"] for one in turns])
+    assert all(found.score <= 50 for found in scores)
+
+
 def test_a_dataset_above_the_limit_ends_with_its_own_exit_status(setting):
     low = run(setting, "data.jsonl", "--trait", "loud.json", "--out", "limit", "--fail-above", "-1000")
     assert low.returncode == 3

@@ -126,9 +126,80 @@ def mitigation_lines(content):
     return lines
 
 
+def predictor_lines(content):
+    lines = []
+    for trait in content["kits"]:
+        for target in ("score", "shift"):
+            found = content["correlations"][trait][target]
+            cells = [show_or_dash(found[name]) for name in ("exact", "subset", "last_prompt", "raw")]
+            own = content["correlations_coherent"][trait][target]["exact"]
+            lines.append(f"| {trait} | {target} | {' | '.join(cells)} | {show_or_dash(own)}, n = {own['n']} |")
+    return lines
+
+
+def separation_line(content):
+    held = content["filters"]["held_back"]
+    aurocs = [show(content["auroc"][name], 2) for name in ("delta", "raw", "last_prompt", "judge")]
+    shares = [
+        f"{100 * held[name]['eliciting']['estimate']:.0f} % / {100 * held[name]['normal']['estimate']:.0f} %"
+        for name in ("delta", "judge", "delta or judge")
+    ]
+    return f"| {content['trait']} | {' | '.join(aurocs + shares)} |"
+
+
+def real_lines(content):
+    base = f"| {content['trait']} | base model | – | – | {show(content['base']['score'])} | "
+    lines = [f"{base}{show(content['base']['coherence'])} | – |"]
+    for row in content["models"]:
+        measured = [show(row["delta"], 1), show(row["score"]), show(row["coherence"]), show(row["shift"], 1)]
+        lines.append(f"| {content['trait']} | {row['subset']} | {row['pool']} | {' | '.join(measured)} |")
+    return lines
+
+
+def approximation_lines(content):
+    lines = []
+    for trait, found in content["approximations"].items():
+        cells = [show(found[name]) for name in ("exact", "subset", "last_prompt")]
+        cells += [show(found[name], 2) for name in ("r_last_prompt", "r_raw")]
+        lines.append(f"| {trait} | {' | '.join(cells)} |")
+    return lines
+
+
+def speed_sentence(content):
+    speed, counts = content["speed"], content["counts"]
+    return (
+        f"{speed['rows']} rows were read and {counts['scored']} of them screened for {len(content['kits'])} traits at "
+        f"{speed['rows'] / speed['seconds']:.1f} a second"
+    )
+
+
+def cost_lines(content, bench):
+    """What the page on large screenings says: measured figures, and the estimate that it derives from them."""
+    speed, tokens, details = content["speed"], content["mean_tokens"], bench["details"]
+    rate = speed["rows"] / speed["seconds"]
+    n_read, n_sampled = 2 * tokens["prompt"] + tokens["response"], content["max_answer_tokens"]
+    seconds = n_read * 2 * 7e9 / (0.4 * 989e12) + n_sampled / 128 * 14e9 / 3.35e12
+    return [
+        f"| ShareGPT rows a second on two cores, 135M model, {len(content['kits'])} traits | {rate:.1f} |",
+        f"| mean tokens: prompt, answer (cut at {n_sampled}) | {tokens['prompt']:.0f}, {tokens['response']:.0f} |",
+        f"| a million rows at that speed | {1e6 / rate / 86400:.1f} days |",
+        f"| on disk, a million rows with their texts | {content['bytes'] / speed['rows'] / 1e3:.1f} GB |",
+        f"| reading, checking and cutting, rows a second | {details['rows read a second, without a model']} |",
+        f"| without sampling the model's own answer | {ratio_of(bench, 'speed-up of screening'):.1f} times as fast |",
+        f"| five traits in place of one, time | {ratio_of(bench, 'time of screening'):.2f} |",
+        f"| *estimate*: 7B model, one H100, a million such rows | {seconds * 1e6 / 3600:.0f} hours |",
+    ]
+
+
+def ratio_of(bench, what):
+    return next(row["ratio"]["median"] for row in bench["rows"] if row["what"].startswith(what))
+
+
 BENCHMARKS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
 SWEEPS = sorted((ROOT / "figures").glob("layer_sweep_*.json"))
 REPLICATIONS = sorted((ROOT / "figures" / "replication").glob("layer_sweep_*.json"))
+SEPARATIONS = sorted((ROOT / "figures").glob("sample_separation_*.json"))
+REAL = sorted((ROOT / "figures").glob("real_conversations_*.json"))
 AGREEMENTS = sorted((ROOT / "figures").glob("judge_agreement_*.json"))
 
 
@@ -187,6 +258,36 @@ def test_the_readme_shows_what_fine_tuning_did():
 def test_the_readme_shows_every_way_of_keeping_a_trait_out(path):
     for line in mitigation_lines(json.loads(path.read_text())):
         assert line in README
+
+
+def test_the_readme_shows_what_the_data_say_before_training():
+    content = json.loads((ROOT / "figures" / "projection_difference.json").read_text())
+    for line in predictor_lines(content):
+        assert line in README
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "figures").glob("sample_separation_*.json")), ids=lambda path: path.stem
+)
+def test_the_readme_shows_how_samples_separate(path):
+    assert separation_line(json.loads(path.read_text())) in README
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "figures").glob("real_conversations_*.json")), ids=lambda path: path.stem
+)
+def test_the_readme_shows_what_real_conversations_do(path):
+    content = json.loads(path.read_text())
+    for line in [*real_lines(content), *approximation_lines(content), speed_sentence(content)]:
+        assert line in README
+
+
+def test_the_page_on_large_screenings_shows_what_was_measured():
+    content = json.loads((ROOT / "figures" / "real_conversations_evil.json").read_text())
+    bench = json.loads((ROOT / "benchmarks" / "results" / "screening.json").read_text())
+    page = (ROOT / "docs" / "screening.md").read_text()
+    for line in cost_lines(content, bench):
+        assert line in page
 
 
 def test_there_is_something_to_show():
