@@ -45,7 +45,7 @@ _RANDOM_STREAM = 230
 ANSWER_TOKENS = {"quick": 64, "paper": 512}
 # Tokens that end a turn, beside those of prompt and answer.
 _SPARE_TOKENS = 4
-JUDGED_AT_ONCE = 256
+SHARD_ROWS = JUDGED_AT_ONCE = 256
 N_JUDGED = {"quick": 400, "paper": 4000}  # characters
 
 
@@ -55,7 +55,7 @@ class Arguments(CommonArguments):
 
     data: str = "sharegpt"
     """JSONL, JSON or Parquet file, Hub name, or `sharegpt`: the PyPI wheel's."""
-    max_rows: int = 2300
+    max_rows: int = 4300
     """Rows to read; not all can be used."""
     other: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Trait that is screened for besides; evil, sycophancy and hallucination if left out."""
@@ -117,19 +117,19 @@ def run(model: Any, source: str, trait: pl.Trait, arguments: Arguments) -> dict[
     kits = [prepare_kit(model, one, profile, arguments.out, arguments.seed, store) for one in traits]
     kit = next(kit for kit in kits if kit.trait.name == trait.name)
     n_answer = ANSWER_TOKENS[arguments.profile]
-    n_before = len(list((store.folder / "screened").glob("shards/*")))
+    # Rows that an interrupted run left take no time now.
+    n_before = SHARD_ROWS * len(list((store.folder / "screened").glob("shards/*")))
     whole_file = store.load_or_compute("whole-file", lambda: count_file(source)).records
     begun = time.perf_counter()
     screened = pl.screen(
         model, source, {kit.trait.name: kit.vector for kit in kits}, store.folder / "screened",
-        layers={kit.trait.name: kit.layer for kit in kits}, max_rows=arguments.max_rows, progress=pl.show_progress,
-        settings=pl.ScreenSettings(max_response_tokens=n_answer),
+        layers={kit.trait.name: kit.layer for kit in kits}, max_rows=arguments.max_rows, shard_rows=SHARD_ROWS,
+        progress=pl.show_progress, settings=pl.ScreenSettings(max_response_tokens=n_answer),
     )  # fmt: skip
     seconds = time.perf_counter() - begun
-    # A run that was interrupted has no speed to speak of.
-    timing = {"seconds": None if n_before else round(seconds, 1), "rows": sum(screened.counts.values())}
+    timing = {"seconds": round(seconds, 1), "rows": sum(screened.counts.values()) - n_before}
     speed = store.load_or_compute("speed", lambda: Shard(records=timing)).records
-    print(f"screened {speed['rows']} rows for {len(kits)} traits in {speed['seconds']} s: {screened.counts}")
+    print(f"screened {speed['rows']} more rows for {len(kits)} traits in {speed['seconds']} s: {screened.counts}")
     report = store.folder / "report.html"
     write_bytes_atomically(report, report_screening(screened, {}, {}).encode())
     print(f"read {report}")

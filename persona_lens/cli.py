@@ -34,10 +34,11 @@ class Screen:
     """Screen conversations for persona traits before anyone trains on them.
 
     Reads DATA, lets the model answer every prompt itself, and measures how far the answers in the data lie from its
-    own along each trait's vector (projection difference). Writes scores of every row, a report.html, and with --clean or
-    --judge also kept.jsonl and held.jsonl. Killed at any point, the same command goes on where it was.
+    own along each trait's vector (projection difference). Writes scores of every row, a report.html, and with --clean
+    or --judge also kept.jsonl and held.jsonl. Killed at any point, the same command goes on where it was.
 
-    X
+    Exit status: 0 done; 2 a wrong argument or file; 3 a trait's projection difference is surely above --fail-above, or
+    cannot be measured; 4 more rows could not be scored than --max-bad allows.
 
     Examples:
       persona-lens screen chats.jsonl --trait evil --trait sycophancy --out screened

@@ -9,7 +9,7 @@ from hypothesis import settings
 import persona_lens as pl
 from tests.tiny import save_tiny
 
-torch.set_num_threads(2)
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))  # 1 beside other work
 settings.register_profile("repository", deadline=None)
 settings.load_profile("repository")
 

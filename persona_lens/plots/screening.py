@@ -17,12 +17,14 @@ if TYPE_CHECKING:
 
 _N_EXTREME = 10
 _N_BINS = 60
+_N_BAD = 20
 _N_SHOWN = 600  # characters of a text
 _BASES = {"sampled": "the model's own greedy response", "last_prompt": "the prompt's last token"}
 _STYLE = (
-    "body{font:15px/1.45 system-ui,sans-serif;color:#222;max-width:1100px;margin:2em auto;padding:0 1em}"
+    "body{font:15px/1.45 system-ui,sans-serif;color:#222;max-width:1200px;margin:2em auto;padding:0 1em}"
     "table{border-collapse:collapse;margin:.5em 0 2em}td,th{border:1px solid #ccc;padding:.35em .6em;text-align:left;"
     "vertical-align:top}td.text{max-width:24em;white-space:pre-wrap;overflow-wrap:anywhere}td.n{text-align:right}"
+    "td{overflow-wrap:anywhere}"
 )
 
 
@@ -61,7 +63,8 @@ def plot_screening(screening: Screening, thresholds: Mapping[str, float]) -> go.
         f"{html.escape(screening.config['model']['name'])}, {n_samples} conversations; response less {base}, "
         "along the unit vector; mean with 95 % bootstrap over conversations"
     )
-    lay_out(figure, f"projection difference ΔP: {shown}", subtitle, width=max(700, 400 * len(traits)), height=560)
+    lay_out(figure, f"projection difference ΔP: {shown}", subtitle, width=max(700, 390 * len(traits)), height=520)
+    figure.update_layout(margin={"t": 120})
     return figure
 
 
@@ -102,6 +105,14 @@ def report_screening(screening: Screening, thresholds: Mapping[str, float], held
     if held:
         parts += ["<h2>Held back</h2>", _table(("reason", "rows"), list(held.items()))]
     rows = screening.rows
+    bad = [index for index, status in enumerate(rows["status"][:]) if status != "scored"]
+    if bad:
+        shown = [rows[index] for index in bad[:_N_BAD]]
+        cells = [(row["place"], row["status"], row["detail"]) for row in shown]
+        parts += [
+            f"<h2>Not scored: the first {len(shown)} of {len(bad)}</h2>",
+            _table(("place", "reason", "detail"), cells),
+        ]
     for trait in screening.traits:
         deltas = [(value, index) for index, value in enumerate(rows[f"{trait}.delta"][:]) if value is not None]
         deltas.sort()

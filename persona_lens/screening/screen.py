@@ -53,7 +53,7 @@ def screen(
         out: Folder for the scores; new, or that of this same screening.
         layers: Zero-based block index for each trait.
         settings: How; :class:`ScreenSettings` if left out.
-        max_rows: Rows to read; None reads all.
+        max_rows: Rows to read; None reads all. A later call may ask for more, and keeps what is there.
         shard_rows: Rows of a shard.
         progress: Makes a progress bar.
 

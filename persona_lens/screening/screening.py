@@ -54,6 +54,7 @@ class Screening:
         counts: Rows by what became of them: ``scored``, or the reason why not.
         n_cut: Scored rows whose response goes on beyond what was projected.
         n_without_base: Scored rows to whose prompt the model says nothing itself: they have no ΔP.
+        max_rows: Rows that were read at most; None for all.
         config: What the scores depend on.
     """
 
@@ -62,6 +63,7 @@ class Screening:
     counts: dict[str, int]
     n_cut: int
     n_without_base: int
+    max_rows: int | None
     config: dict[str, Any]
 
     @property
@@ -164,7 +166,7 @@ class Screening:
             hint = "Run the same command again: it goes on where it was."
             raise FileFormatError(describe_violation("folder", "hold a finished screening", str(folder), hint))
         config = content["config"]
-        counted = (content["counts"], content["n_cut"], content["n_without_base"])
+        counted = (content["counts"], content["n_cut"], content["n_without_base"], content["max_rows"])
         return cls(Path(folder), tuple(config["traits"]), *counted, config)
 
     def plot(self) -> Figure:

@@ -86,7 +86,6 @@ def plan_screening(
         "norms": {trait: float(vector.norms[layers[trait]]) for trait, vector in vectors.items()},
         "settings": asdict(settings),
         "shard_rows": shard_rows,
-        "max_rows": max_rows,
         "versions": collect_versions(),
     }
     return ScreenPlan(units, settings, shard_rows, max_rows, config)
@@ -96,11 +95,15 @@ def begin_screening(folder: Path, plan: ScreenPlan) -> None:
     """Claim a folder, or find that it is this same screening's.
 
     Raises:
-        InvalidArgumentError: It holds another screening, or other files.
+        InvalidArgumentError: It holds another screening, one of more rows, or other files.
     """
     path = folder / RECORD
     if path.is_file():
-        found = json.loads(path.read_text(encoding="utf-8"))["config"]
+        record = json.loads(path.read_text(encoding="utf-8"))
+        found, had = record["config"], record["max_rows"]
+        if plan.max_rows is not None and (had is None or had > plan.max_rows):
+            rule, hint = f"be at least that of the screening in {str(folder)!r}, {had}", "Choose a new folder."
+            raise InvalidArgumentError(describe_violation("max_rows", rule, plan.max_rows, hint))
         config = json.loads(json.dumps(plan.config))
         if found != config:
             changed = sorted(key for key in config if found.get(key) != config[key])
@@ -111,7 +114,7 @@ def begin_screening(folder: Path, plan: ScreenPlan) -> None:
         raise InvalidArgumentError(
             describe_violation("out", "be new, or hold this screening", "other files", "Choose a new folder.")
         )
-    write_json(path, {"config": plan.config})  # without counts: not finished
+    write_json(path, {"config": plan.config, "max_rows": plan.max_rows})  # without counts: not finished
 
 
 def finish_screening(folder: Path, plan: ScreenPlan, digests: Sequence[str]) -> None:
@@ -139,7 +142,7 @@ def finish_screening(folder: Path, plan: ScreenPlan, digests: Sequence[str]) -> 
     for stale in list_shards(folder)[len(digests) :]:  # of longer data that this folder once held
         stale.unlink()
     content = {"counts": dict(counts.most_common()), "n_cut": n_cut, "n_without_base": n_without_base}
-    write_json(folder / RECORD, {"config": plan.config, **content})
+    write_json(folder / RECORD, {"config": plan.config, "max_rows": plan.max_rows, **content})
 
 
 def check_same_data(folder: Path, digest: str) -> None:

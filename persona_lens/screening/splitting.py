@@ -89,7 +89,7 @@ def split_rows(
     n_kept = n_kept_cut = 0
     reasons: Counter[str] = Counter()
     scores = iter(screening.rows)
-    rows = islice(read_conversations(data), screening.config["max_rows"])
+    rows = islice(read_conversations(data), screening.max_rows)
     with _writing(Path(kept)) as kept_file, _writing(Path(held)) as held_file:
         while chunk := list(islice(rows, _JUDGED_AT_ONCE)):
             scored = list(islice(scores, len(chunk)))

@@ -126,7 +126,7 @@ def test_shards_of_longer_data_do_not_stay(tiny_model, tmp_path):
 SCRIPT = """
 import sys, torch
 sys.path.insert(0, {root!r})
-torch.set_num_threads(2)
+torch.set_num_threads({threads})
 import persona_lens as pl
 from tests.screening.test_screen import run
 run(pl.load_model({model!r}, dtype="float32", device="cpu"), {data!r}, {out!r}, shard_rows=2)
@@ -138,7 +138,8 @@ def test_killed_at_random_moments_the_next_run_writes_the_bytes_of_an_uninterrup
     model = pl.load_model(tiny_folder("llama"), dtype="float32", device="cpu")
     run(model, data, tmp_path / "whole", shard_rows=2)
     out = tmp_path / "killed"
-    code = SCRIPT.format(root=str(ROOT), model=tiny_folder("llama"), data=str(data), out=str(out))
+    paths = {"root": str(ROOT), "model": tiny_folder("llama"), "data": str(data), "out": str(out)}
+    code = SCRIPT.format(threads=torch.get_num_threads(), **paths)
     rng = random.Random(1)
     for n_finished in (1, 7, 14):
         process = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"HF_HUB_OFFLINE": "1"}, cwd=ROOT)
@@ -154,6 +155,19 @@ def test_killed_at_random_moments_the_next_run_writes_the_bytes_of_an_uninterrup
     run(model, data, out, shard_rows=2)
     left = {name: content for name, content in read_shards(out).items() if not name.startswith(".")}
     assert left == read_shards(tmp_path / "whole")
+
+
+def test_a_screening_can_be_made_longer_and_not_shorter(tiny_model, tmp_path):
+    rows = make_rows(12)
+    run(tiny_model, rows, tmp_path / "out", max_rows=6)
+    kept = (tmp_path / "out" / "shards" / "00000000.arrow").stat().st_mtime_ns
+    assert len(run(tiny_model, rows, tmp_path / "out", max_rows=11).rows) == 11
+    with pytest.raises(pl.errors.InvalidArgumentError, match="max_rows"):
+        run(tiny_model, rows, tmp_path / "out", max_rows=6)
+    longest = run(tiny_model, rows, tmp_path / "out")
+    assert (tmp_path / "out" / "shards" / "00000000.arrow").stat().st_mtime_ns == kept
+    assert read_shards(tmp_path / "out") == read_shards(run(tiny_model, rows, tmp_path / "at once").folder)
+    assert longest.max_rows is None
 
 
 def test_what_datasets_caches_beside_the_shards_is_no_part_of_the_result(tiny_model, tmp_path):
