@@ -24,7 +24,7 @@ import persona_lens as pl
 from persona_lens.models.loading import resolve_dtype
 from persona_lens.screening.shards import digest_rows, split_into_shards
 
-TRAITS, ROWS, REPEATS = 5, 128, 5
+TRAITS, ROWS, REPEATS = 5, 128, 3
 LAYER = 15
 FEW, MANY = 1_000, 10_000
 MEMORY_SETTINGS = pl.ScreenSettings(max_response_tokens=4)

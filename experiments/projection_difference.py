@@ -15,13 +15,13 @@ than they should be. Killed at any point, the same command goes on where it was.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Annotated, Any
 
-import finetuning_shift
 import tyro
 from _figures import write_figure
 from _measuring import read_results
+from _trained_models import MIN_COHERENCE, ShiftArguments, correlate_pairs, is_coherent, prepare, train_models
 
 import persona_lens as pl
 from persona_lens.plots import plot_predictors, plot_projection_difference
@@ -35,12 +35,7 @@ PREDICTORS = ("exact", "subset", "last_prompt", "raw")
 SUBSET_FRACTION = 0.25
 
 
-@dataclass(frozen=True)
-class Arguments(finetuning_shift.Arguments):
-    """Screen what finetuning_shift.py trains on, with the same arguments."""
-
-
-def main(arguments: Annotated[Arguments, tyro.conf.arg(name="")]) -> None:
+def main(arguments: Annotated[ShiftArguments, tyro.conf.arg(name="")]) -> None:
     """Run or redraw."""
     path = arguments.out / f"{NAME}.json"
     content = read_results(path) if arguments.replot else run(arguments)
@@ -49,15 +44,15 @@ def main(arguments: Annotated[Arguments, tyro.conf.arg(name="")]) -> None:
     print(path.with_suffix(".html"), arguments.out / f"{NAME}_approximations.html", sep="\n")
 
 
-def run(arguments: Arguments) -> dict[str, Any]:
+def run(arguments: ShiftArguments) -> dict[str, Any]:
     """Screen every dataset and set it against the trained models; return everything as JSON-able values."""
-    setting = finetuning_shift.prepare(arguments)
-    trained = finetuning_shift.run(setting, arguments)
+    setting = prepare(arguments)
+    trained = train_models(setting, arguments)
     vectors = {kit.trait.name: kit.vector for kit in setting.kits}
     layers = {kit.trait.name: kit.layer for kit in setting.kits}
     settings = pl.ScreenSettings(max_response_tokens=setting.profile.max_row_tokens)
     rows = []
-    for model in trained["models"]:
+    for model in trained.models:
         name, level = model["dataset"], model["level"]
         screened = pl.screen(
             setting.model, setting.make_rows(name, level), vectors,
@@ -82,14 +77,14 @@ def run(arguments: Arguments) -> dict[str, Any]:
                 "outcome": outcome,
             }
         )
-    coherent = [row for row, model in zip(rows, trained["models"], strict=True) if finetuning_shift.is_coherent(model)]
+    coherent = [row for row, model in zip(rows, trained.models, strict=True) if is_coherent(model)]
     return {
         "config": {**setting.config, "experiment": NAME, "screening": asdict(settings)},
-        "kits": trained["kits"],
+        "kits": {kit.trait.name: kit.describe() for kit in setting.kits},
         "datasets": rows,
         "correlations": correlate(rows, list(vectors)),
         "correlations_coherent": correlate(coherent, list(vectors)),
-        "min_coherence": finetuning_shift.MIN_COHERENCE,
+        "min_coherence": MIN_COHERENCE,
         "subset_fraction": SUBSET_FRACTION,
         "paper": PAPER,
     }
@@ -110,7 +105,7 @@ def correlate(rows: list[dict[str, Any]], traits: list[str]) -> dict[str, Any]:
     return {
         trait: {
             target: {
-                predictor: finetuning_shift.correlate_pairs(
+                predictor: correlate_pairs(
                     [row["predictors"][trait][predictor]["estimate"] for row in rows],
                     [row["outcome"][trait][target]["estimate"] for row in rows],
                 )
@@ -128,4 +123,4 @@ def _describe(interval: Any) -> dict[str, float | None]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments, description=__doc__))
+    main(tyro.cli(ShiftArguments, description=__doc__))

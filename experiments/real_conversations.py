@@ -46,7 +46,9 @@ ANSWER_TOKENS = {"quick": 64, "paper": 512}
 # Tokens that end a turn, beside those of prompt and answer.
 _SPARE_TOKENS = 4
 SHARD_ROWS = JUDGED_AT_ONCE = 256
-N_JUDGED = {"quick": 400, "paper": 4000}  # characters
+# How much of an answer the judge sees, in characters, and how many usable rows it is asked about: the first ones.
+N_JUDGED = {"quick": 300, "paper": 4000}
+MAX_POOL = {"quick": 800, "paper": 1_000_000}
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,8 @@ def run(model: Any, source: str, trait: pl.Trait, arguments: Arguments) -> dict[
     print(f"read {report}")
     # Judged and trained anew if the data have changed.
     store = pl.ShardStore(arguments.runs, {**config, "data": screened.digest})
-    pool = select_usable(screened.rows, trait.name, profile.settings.max_tokens - n_answer - _SPARE_TOKENS)
+    longest = profile.settings.max_tokens - n_answer - _SPARE_TOKENS
+    pool = select_usable(screened.rows, trait.name, longest, MAX_POOL[arguments.profile])
     judged = store.load_or_compute(
         f"judged-{trait.name}", lambda: score_pool(kit.judge, pool, N_JUDGED[arguments.profile])
     ).records
@@ -198,15 +201,15 @@ def mean_tokens(screened: pl.Screening, column: str) -> float:
     return round(sum(lengths) / len(lengths), 1)
 
 
-def select_usable(rows: datasets.Dataset, trait: str, max_prompt_tokens: int) -> datasets.Dataset:
-    """Keep the rows that were scored and are short enough to be trained on."""
+def select_usable(rows: datasets.Dataset, trait: str, max_prompt_tokens: int, max_rows: int) -> datasets.Dataset:
+    """Keep the first rows that were scored and are short enough to be trained on."""
     columns = (rows["status"][:], rows[f"{trait}.delta"][:], rows["n_prompt_tokens"][:])
     return rows.select(
         [
             index
             for index, (status, delta, n_tokens) in enumerate(zip(*columns, strict=True))
             if status == "scored" and delta is not None and n_tokens <= max_prompt_tokens
-        ]
+        ][:max_rows]
     )
 
 
@@ -219,12 +222,12 @@ def choose(rows: datasets.Dataset, subset: str, trait: str, n_rows: int, seed: i
     return rows.select(ordered[-n_rows:] if subset == "high ΔP" else ordered[:n_rows])
 
 
-def score_pool(judge: pl.Judge, rows: datasets.Dataset, n_characters: int) -> Shard:
+def score_pool(judge: pl.LikelihoodJudge, rows: datasets.Dataset, n_characters: int) -> Shard:
     """Judge the answers of the pool by their beginnings."""
     scores = []
     with pl.show_progress("judging (answers)", len(rows)) as advance:
         for part in rows.iter(batch_size=JUDGED_AT_ONCE):
-            scores += judge.score(part["question"], [response[:n_characters] for response in part["response"]])
+            scores += judge.score_trait(part["question"], [response[:n_characters] for response in part["response"]])
             advance(len(part["question"]))
     return Shard(records=[found.score for found in scores])
 

@@ -64,7 +64,7 @@ class Profile:
     n_questions: int = 20
 
 
-PROFILES = {"quick": Profile(48, 0.7, 1, 2, 1), "paper": Profile(1000, 1.0, 10, 10, 5)}
+PROFILES = {"quick": Profile(48, 0.7, 1, 1, 1), "paper": Profile(1000, 1.0, 10, 10, 5)}
 TINY = Profile(6, 0.7, 1, 2, 1, n_pairs=1, n_questions=4)
 
 
@@ -151,7 +151,7 @@ def sample_answers(model: Any, trait: pl.Trait, profile: Profile, seed: int) -> 
     """Let the model answer every question under each eliciting prompt, and as often under none."""
     settings = pl.SamplingSettings(max_new_tokens=profile.max_new_tokens, temperature=profile.temperature)
     prompts = trait.positive_system_prompts
-    requests, about = [], []
+    requests, about = [], list[dict[str, Any]]()
     for question, text in enumerate(trait.evaluation_questions):
         for number, prompt in enumerate([*prompts, *[None] * len(prompts)]):
             for rollout in range(profile.rollouts):
@@ -171,9 +171,9 @@ def score_answers(judge: pl.Judge, trait: pl.Trait, samples: Sequence[dict[str, 
 def separate(samples: list[dict[str, Any]], measure: str) -> dict[str, float]:
     """Return the AUROC of eliciting against normal samples, with its bootstrap interval over questions."""
     sides = [_pick(samples, kind) for kind in KINDS]
-    values = (torch.tensor([one[measure] for one in side], dtype=torch.float64) for side in sides)
-    groups = ([one["question"] for one in side] for side in sides)
-    found = bootstrap_auroc_by_group(*values, *groups)
+    positive, negative = (torch.tensor([one[measure] for one in side], dtype=torch.float64) for side in sides)
+    asked, asked_normally = ([one["question"] for one in side] for side in sides)
+    found = bootstrap_auroc_by_group(positive, negative, asked, asked_normally)
     return {key: round(getattr(found, key), 4) for key in ("estimate", "low", "high")}
 
 
@@ -189,7 +189,7 @@ def compare_filters(samples: list[dict[str, Any]], n_questions: int) -> dict[str
         label: {name: _quantile([one[name] for one in clean], quantile) for name, quantile in parts.items()}
         for label, parts in filters.items()
     }
-    held = {}
+    held: dict[str, Any] = {}
     for label, parts in limits.items():
         held[label] = {}
         for kind in KINDS:

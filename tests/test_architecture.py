@@ -150,10 +150,9 @@ def test_nothing_unpickles(path: Path):
 @each_source("persona_lens", "experiments", "benchmarks")
 def test_every_imported_package_is_a_declared_dependency(path: Path):
     ours = {"persona_lens", "experiments", "benchmarks"} | {other.stem for other in path.parent.glob("*.py")}
-    declared = {
-        _normalize(re.split(r"[<>=!~\[; ]", requirement)[0])
-        for requirement in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    }
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    requirements = [*project["dependencies"], *project["optional-dependencies"]["ray"]]
+    declared = {_normalize(re.split(r"[<>=!~\[; ]", requirement)[0]) for requirement in requirements}
     distributions = packages_distributions()
     for name in {found.module.split(".")[0] for found in list_imports(path)} - ours - sys.stdlib_module_names:
         owners = {_normalize(owner) for owner in distributions.get(name, [name])}

@@ -168,22 +168,22 @@ def approximation_lines(content):
 def speed_sentence(content):
     speed, counts = content["speed"], content["counts"]
     return (
-        f"{speed['rows']} rows were read and {counts['scored']} of them screened for {len(content['kits'])} traits at "
-        f"{speed['rows'] / speed['seconds']:.1f} a second"
+        f"of {sum(counts.values())} rows {counts['scored']} could be screened, for {len(content['kits'])} traits at "
+        f"{speed['rows'] / speed['seconds']:.1f} rows a second"
     )
 
 
 def cost_lines(content, bench):
     """What the page on large screenings says: measured figures, and the estimate that it derives from them."""
     speed, tokens, details = content["speed"], content["mean_tokens"], bench["details"]
-    rate = speed["rows"] / speed["seconds"]
+    rate, size = speed["rows"] / speed["seconds"], content["bytes"] / sum(content["counts"].values())
     n_read, n_sampled = 2 * tokens["prompt"] + tokens["response"], content["max_answer_tokens"]
     seconds = n_read * 2 * 7e9 / (0.4 * 989e12) + n_sampled / 128 * 14e9 / 3.35e12
     return [
         f"| ShareGPT rows a second on two cores, 135M model, {len(content['kits'])} traits | {rate:.1f} |",
         f"| mean tokens: prompt, answer (cut at {n_sampled}) | {tokens['prompt']:.0f}, {tokens['response']:.0f} |",
         f"| a million rows at that speed | {1e6 / rate / 86400:.1f} days |",
-        f"| on disk, a million rows with their texts | {content['bytes'] / speed['rows'] / 1e3:.1f} GB |",
+        f"| on disk, a million rows with their texts | {size / 1e3:.1f} GB |",
         f"| reading, checking and cutting, rows a second | {details['rows read a second, without a model']} |",
         f"| without sampling the model's own answer | {ratio_of(bench, 'speed-up of screening'):.1f} times as fast |",
         f"| five traits in place of one, time | {ratio_of(bench, 'time of screening'):.2f} |",

@@ -106,22 +106,23 @@ def screen_on_ray(
     plan = plan_screening(info, vectors, layers, settings, shard_rows, max_rows)
     folder = Path(out).absolute()
     begin_screening(folder, plan)
-    jobs = []
+    digests = []
     for index, chunk in enumerate(split_into_shards(rows, shard_rows)):
         digest = digest_rows(chunk)
         if index == 0:
             check_same_data(folder, digest)
         if read_shard(shard_path(folder, index), digest) is None:
             _write_rows(folder / _WAITING / f"{index:08d}.json", chunk)
-        jobs.append({"shard": index, "digest": digest})
-    if jobs:
+        digests.append(digest)
+    if digests:
+        jobs = [{"shard": index, "digest": digest} for index, digest in enumerate(digests)]
         shutil.rmtree(folder / _PARQUET, ignore_errors=True)
         shards = ray.data.from_items(jobs, override_num_blocks=len(jobs)).map_batches(
             _Worker, fn_constructor_args=(source, plan, str(folder)), batch_size=1, batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(size=n_workers), **resources,
         )  # fmt: skip
         shards.write_parquet(str(folder / _PARQUET))
-    finish_screening(folder, plan, [job["digest"] for job in jobs])
+    finish_screening(folder, plan, digests)
     shutil.rmtree(folder / _WAITING, ignore_errors=True)
     return Screening.load(folder)
 

@@ -104,10 +104,3 @@ def test_whitespace_around_an_answer_changes_no_score_and_an_empty_first_answer_
 def test_settings_out_of_range_are_refused(name):
     with pytest.raises(pl.errors.InvalidArgumentError, match=name):
         pl.ScreenSettings(**{name: 0})
-
-
-def test_an_unknown_turn_or_base_is_refused():
-    with pytest.raises(pl.errors.InvalidArgumentError, match="turn"):
-        pl.ScreenSettings(turn="middle")
-    with pytest.raises(pl.errors.InvalidArgumentError, match="base"):
-        pl.ScreenSettings(base="guessed")
