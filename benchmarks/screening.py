@@ -54,13 +54,14 @@ def screen(model: Any, data: Any, n_traits: int, out: Path, settings: pl.ScreenS
 
 
 def write_conversations(path: Path, n_rows: int) -> None:
-    """Write conversations of chance words, of many lengths."""
+    """Write conversations of chance words, short ones: memory must not grow with their number."""
     draw = random.Random(0)
     with path.open("w") as file:
         for index in range(n_rows):
-            question = " ".join(draw.choices(WORDS, k=draw.randint(2, 12))) + f" {index % 100}?"
-            answer = " ".join(draw.choices(WORDS, k=draw.randint(1, 8)))
-            turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+            question = " ".join(draw.choices(WORDS, k=draw.randint(1, 4))) + f" {index % 50}?"
+            answer = " ".join(draw.choices(WORDS, k=draw.randint(1, 6)))
+            texts = {"system": "Be short.", "user": question, "assistant": answer}
+            turns = [{"role": role, "content": text} for role, text in texts.items()]
             file.write(json.dumps({"messages": turns}) + "\n")
 
 
