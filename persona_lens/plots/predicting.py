@@ -106,12 +106,13 @@ def plot_predictors(content: Mapping[str, Any]) -> go.Figure:
     figure.update_traces(showlegend=False)
     figure.update_traces(showlegend=True, selector=lambda trace: trace.xaxis in (None, "x"))
     n_subset = f"{100 * content['subset_fraction']:.0f} %"
-    finding = "; ".join(f"{html.escape(trait)}: {_name_sure(content, trait)}" for trait in traits)
+    finding = "<br>".join(f"{html.escape(trait)}: {_name_sure(content, trait)}" for trait in traits)
     subtitle = (
         f"{name_model(content)}, {len(content['datasets'])} datasets, 95 % bootstrap over datasets; likelihood judge "
         f"(proxy)<br>random subset: {n_subset} of the samples; last prompt token: in place of the base model's response"
     )
-    lay_out(figure, f"surely goes with the score after training — {finding}", subtitle, width=1250, height=520)
+    lay_out(figure, f"surely goes with the score after training<br>{finding}", subtitle, width=1350, height=600)
+    figure.update_layout(margin={"t": 180, "b": 120, "l": 210}, legend={"y": -0.3}, title={"font": {"size": 15}})
     return figure
 
 
@@ -173,7 +174,7 @@ def plot_real_conversations(content: Mapping[str, Any]) -> go.Figure:
     )
     title = f"{trait} after training on real conversations — {'<br>'.join(findings)}"
     lay_out(figure, title, subtitle, width=1450, height=640)
-    figure.update_layout(margin={"t": 170, "b": 110}, legend={"y": -0.16})
+    figure.update_layout(margin={"t": 190, "b": 110}, legend={"y": -0.16}, title={"font": {"size": 15}})
     return figure
 
 

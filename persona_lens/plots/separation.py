@@ -69,9 +69,8 @@ def plot_sample_separation(content: Mapping[str, Any]) -> go.Figure:
     figure.update_yaxes(title_text="held back (%)", range=[0, 103], row=2, col=1)
     figure.update_layout(barmode="overlay")  # of the histograms; the bars stand side by side by their offsets
     trait = html.escape(content["trait"])
-    finding = f"{trait}: " + "; ".join(
-        f"{_FILTERS[name]} holds back {_share(held[name]['eliciting'])} of eliciting samples at "
-        f"{_share(held[name]['normal'])} of normal ones"
+    finding = f"{trait}, held back of eliciting and of normal samples: " + "; ".join(
+        f"by {_FILTERS[name]} {_share(held[name]['eliciting'])} and {_share(held[name]['normal'])}"
         for name in ("delta", "judge", "delta or judge")
     )
     counts = content["n_samples"]
