@@ -162,7 +162,8 @@ def plot_real_conversations(content: Mapping[str, Any]) -> go.Figure:
         shown = ", ".join(f"{row['subset']} {say(row['score'])}" for row in rows)
         findings.append(f"{html.escape(pool)}: {html.escape(shown)}")
     speed = content["speed"]
-    rate = f" at {speed['rows'] / speed['seconds']:.1f} a second" if speed["seconds"] else ""
+    share = content["counts"]["scored"] / sum(content["counts"].values())
+    rate = f" at {share * speed['rows'] / speed['seconds']:.1f} a second" if speed["seconds"] else ""
     data = html.escape(content["config"]["data"])
     fewest = min(row["n_rows"] for row in content["models"])
     subtitle = (
