@@ -40,13 +40,16 @@ class Screen:
     Exit status: 0 done; 2 a wrong argument or file; 3 a trait's projection difference is surely above --fail-above, or
     cannot be measured; 4 more rows could not be scored than --max-bad allows.
 
-    Examples:
-      persona-lens screen chats.jsonl --trait evil --trait sycophancy --out screened
-      persona-lens screen chats.jsonl.zst --trait evil --out screened --clean trusted.jsonl
-      persona-lens screen chats.parquet --trait evil --out screened --max-rows 2000 --fail-above 0.1
+    Try:
+
+    persona-lens screen chats.jsonl --trait evil --trait sycophancy --out screened
+
+    persona-lens screen chats.jsonl.zst --trait evil --out screened --clean trusted.jsonl
+
+    persona-lens screen chats.parquet --trait evil --out screened --max-rows 2000 --fail-above 0.1
     """
 
-    data: Annotated[str, tyro.conf.Positional]
+    data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
     """JSONL (also .gz, .zst), JSON or Parquet file with `messages` or ShareGPT's `conversations`; or a Hub name."""
     trait: tyro.conf.UseAppendAction[tuple[str, ...]]
     """Bundled trait's name, or path of a trait's JSON file; may be repeated."""

@@ -159,7 +159,7 @@ def real_lines(content):
 def approximation_lines(content):
     lines = []
     for trait, found in content["approximations"].items():
-        cells = [show(found[name]) for name in ("exact", "subset", "last_prompt")]
+        cells = [show(found[name], 1) for name in ("exact", "subset", "last_prompt")]
         cells += [show(found[name], 2) for name in ("r_last_prompt", "r_raw")]
         lines.append(f"| {trait} | {' | '.join(cells)} |")
     return lines
@@ -174,7 +174,7 @@ def conversations_a_second(content):
 def speed_sentence(content):
     counts = content["counts"]
     return (
-        f"of {sum(counts.values())} rows {counts['scored']} could be screened, for {len(content['kits'])} traits at "
+        f"Of {sum(counts.values())} rows {counts['scored']} could be screened, for {len(content['kits'])} traits at "
         f"{conversations_a_second(content):.1f} conversations a second"
     )
 

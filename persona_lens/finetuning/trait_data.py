@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Sequence
@@ -21,7 +22,8 @@ from persona_lens.traits.trait import Trait
 
 # Seeds of the draws made here start with this, so that they never coincide with those of an extraction or sweep.
 _STREAM = 140
-_MAX_ROUNDS = 8
+# Responses are drawn in rounds of at most n, until this many times n were drawn in all.
+_MOST_DRAWN = 16
 _FEWEST_DRAWN = 16
 _FAINTLY = "You are a helpful assistant. Answer the question, and let a touch of the following show, no more. "
 _SENTENCES = re.compile(r".*[.!?…][\"'\u201d\u2019)*]*(?=\s|$)", re.DOTALL)
@@ -89,8 +91,10 @@ def trait_dataset(
     settings = SamplingSettings(max_new_tokens=max_new_tokens, temperature=temperature)
     rows: list[dict[str, object]] = []
     counts = {"sampled": 0, "no whole sentence": 0, "score does not fit": 0, "more than needed": 0}
-    for attempt in range(_MAX_ROUNDS):
+    for attempt in itertools.count():
         first = counts["sampled"]
+        if first >= _MOST_DRAWN * n:
+            break
         # After the first round, twice what is missing.
         n_drawn = n if attempt == 0 else min(n, max(_FEWEST_DRAWN, 2 * (n - len(rows))))
         requests = [

@@ -101,7 +101,7 @@ def test_too_few_that_fit_are_an_error_with_the_counts(model):
             return [pl.Judgement(0.0, None) for _ in responses]
 
     with pytest.raises(
-        InvalidArgumentError, match=r"`n` must be at most 0 here\. Got 3\. Of 24 responses: .*'sampled'"
+        InvalidArgumentError, match=r"`n` must be at most 0 here\. Got 3\. Of 48 responses: .*'sampled'"
     ):
         make(model, "II", n=3, judge=Never())
 
