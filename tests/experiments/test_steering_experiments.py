@@ -13,6 +13,7 @@ import tyro
 
 import persona_lens as pl
 from tests.experiments.scripts import ROOT, command, environment, run, write_traits
+from tests.small_trait import tiny_trait
 
 # Each script with what it needs to run, and the files that must come out the same.
 SCRIPTS = {
