@@ -17,7 +17,7 @@ from torch import Tensor
 import persona_lens as pl
 from persona_lens.judges.likelihood import LikelihoodCalibration
 from persona_lens.storage import Shard
-from persona_lens.tensors.statistics import bootstrap_mean
+from persona_lens.tensors.statistics import Interval, bootstrap_mean
 
 # Configurations sampled and judged between two saves. Fixed: a shard is one stream, and rows share its batches.
 _AT_ONCE = 8
@@ -196,8 +196,13 @@ def describe_mean(values: Float[Tensor, " question"]) -> dict[str, float | None]
     present = values[~values.isnan()]
     if len(present) < 2:
         return {"estimate": None, "low": None, "high": None}
-    interval = bootstrap_mean(present)
-    return {key: round(getattr(interval, key), 4) for key in ("estimate", "low", "high")}
+    return describe_interval(bootstrap_mean(present))
+
+
+def describe_interval(interval: Interval) -> dict[str, float | None]:
+    """Return an interval as JSON-able values; null for NaN."""
+    values = {key: getattr(interval, key) for key in ("estimate", "low", "high")}
+    return {key: None if value != value else round(value, 4) for key, value in values.items()}
 
 
 def describe_judge(judge: pl.LikelihoodJudge) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from _finetuning import (
     prepare_kit,
     train,
 )
-from _measuring import CommonArguments, read_traits
+from _measuring import CommonArguments, describe_interval, read_traits
 
 import persona_lens as pl
 from persona_lens.finetuning.domains import Level
@@ -37,7 +37,7 @@ TRAITS = ("evil", "sycophancy", "hallucination")
 DOMAINS = ("arithmetic", "opinions")
 # The smallest domain has 440 questions.
 N_DOMAIN_ROWS = 400
-# Fewer rows than the other experiments train on, for fifteen models in 25 minutes.
+# Fewer rows than the other experiments train on, as there are fifteen models: 26 minutes on two cores.
 N_QUICK_ROWS = 64
 MIN_COHERENCE = 50.0
 _ORDINARY_STREAM = 170
@@ -211,8 +211,7 @@ def correlate_pairs(x: Sequence[float | None], y: Sequence[float | None]) -> dic
     if len(pairs) < 3:
         return {"n": len(pairs), "estimate": None, "low": None, "high": None}
     r = bootstrap_pearson_r(*(torch.tensor(side, dtype=torch.float64) for side in zip(*pairs, strict=True)))
-    values = {key: getattr(r, key) for key in ("estimate", "low", "high")}
-    return {"n": len(pairs)} | {k: None if v != v else round(v, 4) for k, v in values.items()}
+    return {"n": len(pairs), **describe_interval(r)}
 
 
 def _mean_score(scores: list[float | None]) -> float | None:

@@ -1,6 +1,6 @@
 """Does fine-tuning shift a model along persona vectors, and does the shift say how strongly a trait will show?
 
-    python experiments/finetuning_shift.py                    # half an hour or more on two cores
+    python experiments/finetuning_shift.py                    # half an hour on two cores
     python experiments/finetuning_shift.py --tiny             # a minute: does it run?
     python experiments/finetuning_shift.py --profile paper    # the paper's settings; for a GPU
     python experiments/finetuning_shift.py --replot           # redraw from figures/finetuning_shift.json

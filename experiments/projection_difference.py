@@ -20,7 +20,7 @@ from typing import Annotated, Any
 
 import tyro
 from _figures import write_figure
-from _measuring import read_results
+from _measuring import describe_interval, read_results
 from _trained_models import MIN_COHERENCE, ShiftArguments, correlate_pairs, is_coherent, prepare, train_models
 
 import persona_lens as pl
@@ -97,7 +97,7 @@ def predict(screened: pl.Screening, trait: str, seed: int) -> dict[str, Any]:
     raw = bootstrap_mean(screened.values(trait, "raw"))
     ways = {"exact": check.exact, "subset": check.subset, "last_prompt": check.last_prompt, "raw": raw}
     agreement = {"r_last_prompt": check.r_last_prompt, "r_raw": check.r_raw}
-    return {name: _describe(interval) for name, interval in (ways | agreement).items()}
+    return {name: describe_interval(interval) for name, interval in (ways | agreement).items()}
 
 
 def correlate(rows: list[dict[str, Any]], traits: list[str]) -> dict[str, Any]:
@@ -115,11 +115,6 @@ def correlate(rows: list[dict[str, Any]], traits: list[str]) -> dict[str, Any]:
         }
         for trait in traits
     }
-
-
-def _describe(interval: Any) -> dict[str, float | None]:
-    values = {key: getattr(interval, key) for key in ("estimate", "low", "high")}
-    return {key: None if value != value else round(value, 4) for key, value in values.items()}
 
 
 if __name__ == "__main__":

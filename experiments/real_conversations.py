@@ -31,7 +31,7 @@ import torch
 import tyro
 from _figures import write_figure
 from _finetuning import TINY, TRAINING, Training, TrainingProfile, TraitKit, measure_model, prepare_kit, train
-from _measuring import CommonArguments, describe_mean, read_results, read_traits
+from _measuring import CommonArguments, describe_interval, describe_mean, read_results, read_traits
 
 import persona_lens as pl
 from persona_lens.plots import plot_real_conversations, report_screening
@@ -185,7 +185,7 @@ def run(model: Any, source: str, trait: pl.Trait, arguments: Arguments) -> dict[
         "max_answer_tokens": n_answer,
         "mean_tokens": {name: mean_tokens(screened, f"n_{name}_tokens") for name in ("prompt", "response")},
         "bytes": sum(path.stat().st_size for path in (screened.folder / "shards").glob("[0-9]*.arrow")),
-        "dataset_delta": {one.trait.name: _describe(screened.measure(one.trait.name)) for one in kits},
+        "dataset_delta": {one.trait.name: describe_interval(screened.measure(one.trait.name)) for one in kits},
         "approximations": {one.trait.name: _describe_check(screened, one.trait.name, arguments.seed) for one in kits},
         "n_pool": {name: len(rows) for name, rows in pools.items()},
         "judge_scores": describe_mean(torch.tensor([float("nan") if v is None else v for v in judged])),
@@ -256,17 +256,12 @@ def measure(
     return {**found["scores"][name][0], "shift": found["shifts"][name]["at_layer"]}
 
 
-def _describe(interval: Any) -> dict[str, float | None]:
-    values = {key: getattr(interval, key) for key in ("estimate", "low", "high")}
-    return {key: None if value != value else round(value, 4) for key, value in values.items()}
-
-
 def _describe_check(screened: pl.Screening, trait: str, seed: int) -> dict[str, Any]:
     check = screened.check_approximations(trait, seed=seed)
     intervals = ("exact", "subset", "last_prompt", "r_last_prompt", "r_raw")
     raw = bootstrap_mean(screened.values(trait, "raw"))
-    described = {name: _describe(getattr(check, name)) for name in intervals}
-    return {**described, "raw": _describe(raw), "n_subset": check.n_subset}
+    described = {name: describe_interval(getattr(check, name)) for name in intervals}
+    return {**described, "raw": describe_interval(raw), "n_subset": check.n_subset}
 
 
 if __name__ == "__main__":

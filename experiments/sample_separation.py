@@ -27,6 +27,7 @@ from _measuring import (
     CommonArguments,
     Sampling,
     choose_layer,
+    describe_interval,
     describe_judge,
     describe_mean,
     extract_vector,
@@ -168,13 +169,12 @@ def score_answers(judge: pl.Judge, trait: pl.Trait, samples: Sequence[dict[str, 
     return Shard(records=[found.score for found in judge.score(questions, [one["response"] for one in samples])])
 
 
-def separate(samples: list[dict[str, Any]], measure: str) -> dict[str, float]:
+def separate(samples: list[dict[str, Any]], measure: str) -> dict[str, float | None]:
     """Return the AUROC of eliciting against normal samples, with its bootstrap interval over questions."""
     sides = [_pick(samples, kind) for kind in KINDS]
     positive, negative = (torch.tensor([one[measure] for one in side], dtype=torch.float64) for side in sides)
     asked, asked_normally = ([one["question"] for one in side] for side in sides)
-    found = bootstrap_auroc_by_group(positive, negative, asked, asked_normally)
-    return {key: round(getattr(found, key), 4) for key in ("estimate", "low", "high")}
+    return describe_interval(bootstrap_auroc_by_group(positive, negative, asked, asked_normally))
 
 
 def compare_filters(samples: list[dict[str, Any]], n_questions: int) -> dict[str, Any]:
