@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,7 +15,14 @@ from persona_lens.errors import ChatTemplateError, InvalidArgumentError, describ
 from persona_lens.models.activations import TokenSpans, pool_residual_stream
 from persona_lens.models.chat import EncodedConversation, Message, encode_conversation, stop_token_ids
 from persona_lens.models.model_type import HookedModel
-from persona_lens.models.sampling import SampledResponse, SampleRequest, SamplingSettings, sample_recorded_stream
+from persona_lens.models.sampling import (
+    ResidualMeans,
+    SampledResponse,
+    SampleRequest,
+    SamplingSettings,
+    sample_recorded_stream,
+)
+from persona_lens.progress import Advance, count_nothing
 
 
 @dataclass(frozen=True)
@@ -82,6 +89,7 @@ def score_rows(
     rows: Sequence[Conversation],
     units: Mapping[str, tuple[int, Float[Tensor, " d_model"]]],
     settings: ScreenSettings,
+    advance: Advance = count_nothing,
 ) -> list[ScoredRow | BadRow]:
     r"""Project responses and the model's own ones, for every trait in the same passes.
 
@@ -95,6 +103,7 @@ def score_rows(
         rows: Conversations.
         units: By trait, a zero-based block index and the unit direction there.
         settings: How.
+        advance: Called with 1 for every row, when most of its work is done.
 
     Returns:
         One entry a row, in order; prompts that are too long or cannot be rendered as bad rows.
@@ -121,21 +130,30 @@ def score_rows(
             found[index] = BadRow(row.place, row.index, "prompt too long", f"{n_prompt} tokens")
         else:
             encoded[index] = one
+    advance(len(rows) - len(encoded))
     # Prompts of like length are computed side by side: less padding.
     order = sorted(encoded, key=lambda index: encoded[index].response_start)
-    own = _sample_own(model, [encoded[index] for index in order], settings) if settings.base == "sampled" else {}
+    samples = settings.base == "sampled"
+    own: dict[int, SampledResponse] = {}
+    if samples:
+        for at, response in _sample_own(model, [encoded[index] for index in order], settings):
+            own[at] = response
+            advance(1)
     ends = [min(encoded[i].response_end, encoded[i].response_start + settings.max_response_tokens) for i in order]
     spans = [
         TokenSpans(encoded[i].tokens[:end], encoded[i].response_start, end) for i, end in zip(order, ends, strict=True)
     ]
-    given = dict(pool_residual_stream(model, spans))
+    given: dict[int, ResidualMeans] = {}
+    for at, means in pool_residual_stream(model, spans):
+        given[at] = means
+        advance(0 if samples else 1)
     for at, index in enumerate(order):
         one, row = encoded[index], rows[index]
         messages = choose_turn(row.messages, settings.turn)
         prompt = _project(given[at].last_prompt, units)
         base: dict[str, float | None] = {**prompt} if settings.base == "last_prompt" else dict.fromkeys(units)
         text = ""
-        if settings.base == "sampled":
+        if samples:
             text = model.tokenizer.decode(own[at].tokens, skip_special_tokens=True)
             residuals = own[at].residuals
             if residuals is not None:
@@ -157,14 +175,14 @@ def score_rows(
 
 def _sample_own(
     model: HookedModel, conversations: Sequence[EncodedConversation], settings: ScreenSettings
-) -> dict[int, SampledResponse]:
+) -> Iterator[tuple[int, SampledResponse]]:
     """Let the model answer each prompt, greedily."""
     sampling = SamplingSettings(
         max_new_tokens=settings.max_response_tokens, temperature=0.0, batch_size=settings.batch_size,
         stop_tokens=stop_token_ids(model.tokenizer),
     )  # fmt: skip
     requests = [SampleRequest(one.prompt_tokens, (index,)) for index, one in enumerate(conversations)]
-    return dict(sample_recorded_stream(model, requests, sampling))
+    return sample_recorded_stream(model, requests, sampling)
 
 
 def choose_turn(messages: Sequence[Message], turn: Literal["first", "last"]) -> Sequence[Message]:

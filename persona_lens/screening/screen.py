@@ -89,9 +89,10 @@ def screen(
             if not digests:
                 check_same_data(folder, digest)
             if read_shard(path, digest) is None:
-                write_shard(path, make_shard(model, chunk, plan), digest)
+                write_shard(path, make_shard(model, chunk, plan, advance), digest)
+            else:
+                advance(len(chunk))
             digests.append(digest)
-            advance(len(chunk))
     finish_screening(folder, plan, digests)
     return Screening.load(folder)
 

@@ -21,6 +21,7 @@ from persona_lens.errors import FileFormatError, InvalidArgumentError, describe_
 from persona_lens.models.loading import ModelInfo
 from persona_lens.models.model_type import HookedModel
 from persona_lens.models.sites import check_layer
+from persona_lens.progress import Advance, count_nothing
 from persona_lens.screening.scores import ScoredRow, ScreenSettings, score_rows
 from persona_lens.storage import collect_versions, write_bytes_atomically, write_json
 from persona_lens.vectors import PersonaVector
@@ -161,10 +162,11 @@ def check_same_data(folder: Path, digest: str) -> None:
         raise InvalidArgumentError(describe_violation("out", "hold a screening of these data", "of other data", hint))
 
 
-def make_shard(model: HookedModel, rows: Rows, plan: ScreenPlan) -> pa.Table:
+def make_shard(model: HookedModel, rows: Rows, plan: ScreenPlan, advance: Advance = count_nothing) -> pa.Table:
     """Score a shard's rows: a line for each, in order."""
     good = [row for row in rows if isinstance(row, Conversation)]
-    scored = iter(score_rows(model, good, plan.units, plan.settings))
+    advance(len(rows) - len(good))
+    scored = iter(score_rows(model, good, plan.units, plan.settings, advance))
     traits = list(plan.units)
     lines = [_to_line(next(scored) if isinstance(row, Conversation) else row, traits) for row in rows]
     return pa.Table.from_pylist(lines, _make_schema(traits))

@@ -1,3 +1,5 @@
+import contextlib
+import dataclasses
 import json
 import os
 import random
@@ -98,6 +100,23 @@ def test_a_second_call_computes_nothing_and_changes_nothing(tiny_model, mixed, t
     again = run(tiny_model, mixed, tmp_path / "out")
     assert read_shards(tmp_path / "out") == before
     assert again.counts["scored"] == 9
+
+
+@pytest.mark.parametrize("base", ["sampled", "last_prompt"])
+def test_the_bar_counts_every_row_once_as_it_is_done(tiny_model, mixed, tmp_path, base):
+    totals = []
+
+    @contextlib.contextmanager
+    def bar(label, total):
+        steps = []
+        yield steps.append
+        totals.append((sum(steps), max(steps)))
+
+    settings = dataclasses.replace(SETTINGS, base=base)
+    run(tiny_model, mixed, tmp_path / "out", settings=settings, progress=bar)
+    run(tiny_model, mixed, tmp_path / "out", settings=settings, progress=bar)
+    # A step is a row, or the bad rows of a shard; what is there already comes a shard of four at a time.
+    assert totals == [(13, 2), (13, 4)]
 
 
 def test_a_damaged_shard_and_changed_rows_are_computed_again_and_nothing_else(tiny_model, tmp_path):
