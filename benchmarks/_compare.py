@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,21 @@ def summarize_ratio(seconds: Mapping[str, list[float]], slow: str, fast: str) ->
     return {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
 
 
-def measure_peak(work: Callable[[], Any]) -> float:
-    """Return the peak resident memory of some work over what is resident before it, in MiB; Linux only."""
+@dataclass(frozen=True)
+class Memory:
+    """Resident memory of this process, in MiB: before some work, and its peak during it."""
+
+    before: float
+    peak: float
+
+    @property
+    def growth(self) -> float:
+        """The work's own: the peak over what was resident before."""
+        return self.peak - self.before
+
+
+def measure_memory(work: Callable[[], Any]) -> Memory:
+    """Do some work and measure its memory; Linux only."""
     with open("/proc/self/statm") as file:
         before = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
     # Loading peaks higher than the loaded model; the kernel forgets that peak when asked.
@@ -54,7 +68,7 @@ def measure_peak(work: Callable[[], Any]) -> float:
     work()
     with open("/proc/self/status") as file:
         peak = next(int(line.split()[1]) / 1024 for line in file if line.startswith("VmHWM"))
-    return peak - before
+    return Memory(before, peak)
 
 
 def write_benchmark(name: str, rows: list[dict[str, Any]], model: ModelInfo, details: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 
 import torch
-from _compare import N_THREADS, measure_peak, write_benchmark
+from _compare import N_THREADS, measure_memory, write_benchmark
 
 import persona_lens as pl
 from persona_lens.models.loading import resolve_dtype
@@ -24,9 +24,10 @@ def measure(rollouts: int) -> float:
     model = pl.load_model(dtype=resolve_dtype("auto", torch.device("cpu")), device="cpu")
     trait = pl.load_trait("evil")
     trait = pl.Trait(**(vars(trait) | {"extraction_questions": trait.extraction_questions[:10]}))
-    return measure_peak(
+    memory = measure_memory(
         lambda: pl.extract_persona_vector(model, trait, judge="none", rollouts=rollouts, max_new_tokens=TOKENS)
     )
+    return memory.growth
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 import persona_lens as pl
 from persona_lens.judges.likelihood import LikelihoodCalibration
+from persona_lens.models.loading import EMBEDDED_MODEL
 from persona_lens.storage import Shard
 from persona_lens.tensors.statistics import Interval, bootstrap_mean
 
@@ -24,15 +25,13 @@ _AT_ONCE = 8
 
 
 @dataclass(frozen=True)
-class CommonArguments:
+class BaseArguments:
     """What every script understands."""
 
     trait: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Bundled trait's name, or path of a trait's JSON file; may be repeated."""
-    model: str = "smollm2-135m-instruct"
+    model: str = EMBEDDED_MODEL
     """Bundled model, Hugging Face name, folder or GGUF file."""
-    profile: Literal["quick", "paper"] = "quick"
-    """`quick` for two cores, `paper` for a GPU."""
     tiny: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Seconds instead of minutes; the figure means nothing."""
     replot: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -41,10 +40,27 @@ class CommonArguments:
     """Seed of all sampling."""
     dtype: str = "auto"
     """`auto`, `float32` or `bfloat16`."""
-    out: Path = Path("figures")
-    """Where results and figures go; vectors and layer sweeps are looked for there too."""
+    folder: Annotated[Path | None, tyro.conf.arg(name="out")] = None
+    """Where results and figures go; vectors and layer sweeps are looked for there too. If left out: `figures`, for
+    another than the bundled model `figures/MODEL`, with --tiny `figures/tiny`."""
     runs: Path = Path(".persona-lens-runs")
     """Where unfinished work is kept."""
+
+    @property
+    def out(self) -> Path:
+        """Where results go: one model's never over another's, a trial's never over real ones."""
+        if self.folder is not None:
+            return self.folder
+        part = "tiny" if self.tiny else "" if self.model == EMBEDDED_MODEL else Path(self.model).name
+        return Path("figures") / part
+
+
+@dataclass(frozen=True)
+class CommonArguments(BaseArguments):
+    """What most scripts understand."""
+
+    profile: Literal["quick", "paper"] = "quick"
+    """`quick` for two cores, `paper` for a GPU."""
 
 
 @dataclass(frozen=True)

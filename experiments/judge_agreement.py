@@ -109,17 +109,19 @@ def run(source: dict[str, Any], questions: list[str], responses: list[str], argu
     calibration = LikelihoodCalibration(**source["judge"]["calibration"])
     n_pairs = source["judge"]["n_pairs"]
     cache = pl.ScoreCache(arguments.cache)
-    others = replace(trait, instruction_pairs=trait.instruction_pairs[n_pairs:] or trait.instruction_pairs)
+    other_pairs = trait.instruction_pairs[n_pairs:]
     profile = source["config"]["profile"]
     sampling: Any = {"max_new_tokens": profile["max_new_tokens"], "temperature": profile["temperature"]}
     judges: list[Any] = [
         pl.LikelihoodJudge(model, trait, n_pairs, calibration),
-        Renamed(
-            pl.calibrate_likelihood_judge(model, others, n_pairs=min(2, len(others.instruction_pairs)), **sampling),
-            "likelihood judge, other instructions",
-        ),
         pl.ExpectedScoreJudge(model, trait),
     ]
+    if other_pairs:
+        others = replace(trait, instruction_pairs=other_pairs)
+        judge = pl.calibrate_likelihood_judge(model, others, n_pairs=min(2, len(other_pairs)), **sampling)
+        judges.insert(1, Renamed(judge, "likelihood judge, other instructions"))
+    else:
+        print("The sweep's judge uses all of the trait's instructions: none are left for another judge.")
     if os.environ.get("ANTHROPIC_API_KEY"):
         judges.append(pl.ClaudeJudge(trait))
     cached: list[pl.Judge] = [pl.CachedJudge(judge, cache) for judge in judges]

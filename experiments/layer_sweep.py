@@ -11,17 +11,24 @@ where it was, and writes what an uninterrupted run writes.
 
 from __future__ import annotations
 
-import json
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import tyro
 from _figures import write_figure
+from _measuring import (
+    CommonArguments,
+    Sampling,
+    describe_judge,
+    extract_vector,
+    prepare_judge,
+    read_results,
+    read_traits,
+)
 
 import persona_lens as pl
-from persona_lens.judges.likelihood import LikelihoodCalibration
 from persona_lens.plots import plot_sweep
 from persona_lens.storage import Shard, collect_versions, write_bytes_atomically
 
@@ -53,59 +60,26 @@ TINY = Profile(0.7, 8, 1, (1.0, 2.0), 10, 1, 1, 1, 1, max_pairs=1, max_questions
 
 
 @dataclass(frozen=True)
-class Arguments:
+class Arguments(CommonArguments):
     """Sweep layers for one or several traits."""
-
-    trait: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Bundled trait's name, or path of a trait's JSON file; may be repeated."""
-    model: str = "smollm2-135m-instruct"
-    """Bundled model, Hugging Face name, folder or GGUF file."""
-    profile: Literal["quick", "paper"] = "quick"
-    """`quick` for two cores, `paper` for a GPU."""
-    tiny: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Seconds instead of minutes; the figure means nothing."""
-    replot: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Redraw from the results already written; no model runs."""
-    seed: int = 0
-    """Seed of all sampling."""
-    dtype: str = "auto"
-    """`auto`, `float32` or `bfloat16`."""
-    out: Path = Path("figures")
-    """Where results and figures go."""
-    runs: Path = Path(".persona-lens-runs")
-    """Where unfinished work is kept."""
 
 
 def main(arguments: Annotated[Arguments, tyro.conf.arg(name="")]) -> None:
     """Run or redraw each trait's sweep."""
-    if not arguments.trait:
-        raise SystemExit(
-            f"--trait is missing: one of {', '.join(pl.list_traits())}, or the path of a trait's JSON file."
-        )
-    traits = [read_trait(name) for name in arguments.trait]  # before any model runs
+    profile = TINY if arguments.tiny else PROFILES[arguments.profile]
+    traits = read_traits(arguments.trait, profile.max_pairs, profile.max_questions)  # before any model runs
     model = None if arguments.replot else pl.load_model(arguments.model, dtype=arguments.dtype)
     for trait in traits:
         path = arguments.out / f"layer_sweep_{trait.name}.json"
         start = time.perf_counter()
-        content = json.loads(path.read_text()) if model is None else run(model, trait, arguments)
+        content = read_results(path) if model is None else run(model, trait, arguments)
         draw(content, arguments.out)
         print(f"{trait.name}: {path.with_suffix('.html')} ({time.perf_counter() - start:.0f} s)")
-
-
-def read_trait(name: str) -> pl.Trait:
-    """Load a bundled trait, or one from a file."""
-    return pl.Trait.from_json(name) if name.endswith(".json") else pl.load_trait(name)
 
 
 def run(model: Any, trait: pl.Trait, arguments: Arguments) -> dict[str, Any]:
     """Calibrate, extract, sweep, confirm; return everything as JSON-able values."""
     profile = TINY if arguments.tiny else PROFILES[arguments.profile]
-    trait = replace(
-        trait,
-        instruction_pairs=trait.instruction_pairs[: profile.max_pairs],
-        extraction_questions=trait.extraction_questions[: profile.max_questions],
-        evaluation_questions=trait.evaluation_questions[: profile.max_questions],
-    )
     config = {
         "model": asdict(pl.describe_model(model)),
         "trait": trait.to_dict(),
@@ -117,16 +91,12 @@ def run(model: Any, trait: pl.Trait, arguments: Arguments) -> dict[str, Any]:
     print(f"{trait.name}: unfinished work is kept in {store.folder}")
     # Chosen on every other question, confirmed on the rest: nothing is judged by what it was chosen on.
     selection, fresh = trait.evaluation_questions[0::2], trait.evaluation_questions[1::2]
-    sampling: Any = {
-        "max_new_tokens": profile.max_new_tokens,
-        "temperature": profile.temperature,
-        "seed": arguments.seed,
-    }
+    sampling = Sampling(profile.max_new_tokens, profile.temperature, arguments.seed)
+    drawing: Any = asdict(sampling)
     keeping: Any = {"store": store, "progress": pl.show_progress}
-    judge, separation = prepare_judge(model, trait, profile.judge_pairs, sampling, store)
-    vector = pl.extract_persona_vector(
-        model, trait, judge=judge, rollouts=profile.extraction_rollouts, **sampling, **keeping
-    )
+    judge = prepare_judge(model, trait, profile.judge_pairs, sampling, store)
+    separation = store.load_or_compute("separation", lambda: measure_judge(judge, sampling)).records
+    vector = extract_vector(model, trait, judge, profile.extraction_rollouts, sampling, store)
     sweep = pl.sweep_layers(
         model,
         trait,
@@ -137,7 +107,7 @@ def run(model: Any, trait: pl.Trait, arguments: Arguments) -> dict[str, Any]:
         judge=judge,
         rollouts=profile.sweep_rollouts,
         random_directions=profile.random_directions,
-        **sampling,
+        **drawing,
         **keeping,
     )
     choice = sweep.choose_coherent() or sweep.choose_by_score()
@@ -148,7 +118,7 @@ def run(model: Any, trait: pl.Trait, arguments: Arguments) -> dict[str, Any]:
         questions=fresh,
         judge=judge,
         rollouts=profile.confirmation_rollouts,
-        **sampling,
+        **drawing,
         **keeping,
     )
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -156,9 +126,7 @@ def run(model: Any, trait: pl.Trait, arguments: Arguments) -> dict[str, Any]:
     return {
         "config": config,
         "judge": {
-            "name": judge.name,
-            "n_pairs": judge.n_pairs,
-            "calibration": asdict(judge.calibration),
+            **describe_judge(judge),
             "separation": separation,
         },
         "vector": {
@@ -172,25 +140,10 @@ def run(model: Any, trait: pl.Trait, arguments: Arguments) -> dict[str, Any]:
     }
 
 
-def prepare_judge(
-    model: Any, trait: pl.Trait, n_pairs: int, sampling: Any, store: pl.ShardStore
-) -> tuple[pl.LikelihoodJudge, dict[str, Any]]:
-    """Calibrate the judge on extraction questions and measure it on evaluation questions, or read both back."""
-
-    def calibrate() -> Shard:
-        print(f"{trait.name}: calibrating the judge on the extraction questions")
-        return Shard(
-            records=asdict(pl.calibrate_likelihood_judge(model, trait, n_pairs=n_pairs, **sampling).calibration)
-        )
-
-    calibration = LikelihoodCalibration(**store.load_or_compute("calibration", calibrate).records)
-    judge = pl.LikelihoodJudge(model, trait, n_pairs, calibration)
-
-    def measure() -> Shard:
-        print(f"{trait.name}: measuring the judge on held-out questions")
-        return Shard(records=asdict(pl.measure_separation(judge, rollouts=2, **sampling)))
-
-    return judge, store.load_or_compute("separation", measure).records
+def measure_judge(judge: pl.LikelihoodJudge, sampling: Sampling) -> Shard:
+    """Measure the judge on the evaluation questions, which it was not fitted on."""
+    print(f"{judge.trait.name}: measuring the judge on held-out questions")
+    return Shard(records=asdict(pl.measure_separation(judge, rollouts=2, **asdict(sampling))))
 
 
 def draw(content: dict[str, Any], out: Path) -> None:

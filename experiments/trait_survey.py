@@ -11,13 +11,12 @@ Killed at any point, the same command goes on where it was.
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 from _figures import write_figure
+from _measuring import BaseArguments, read_results, read_traits
 
 import persona_lens as pl
 from persona_lens.plots import plot_trait_survey
@@ -34,7 +33,8 @@ class Profile:
     n_pairs: int = 3
     n_extraction_questions: int = 10
     n_evaluation_questions: int = 20
-    layers: tuple[int, ...] = (12, 15, 18)
+    # Of the model's layers.
+    depths: tuple[float, ...] = (0.4, 0.5, 0.6)
     coefficients: tuple[float, ...] = (2.0, 3.0)
     max_new_tokens: int = 24
     temperature: float = 0.7
@@ -42,39 +42,26 @@ class Profile:
     random_directions: int = 3
 
 
-TINY = Profile(1, 4, 4, (0, 1), (1.0,), 6, 0.7, 1, 1)
+TINY = Profile(1, 4, 4, (0.0, 0.4), (1.0,), 6, 0.7, 1, 1)
 
 
 @dataclass(frozen=True)
-class Arguments:
-    """Survey traits."""
-
-    trait: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Bundled trait's name, or path of a trait's JSON file; may be repeated. All bundled ones if left out."""
-    model: str = "smollm2-135m-instruct"
-    """Bundled model, Hugging Face name, folder or GGUF file."""
-    tiny: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Seconds instead of minutes; the figure means nothing."""
-    replot: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Redraw from the results already written; no model runs."""
-    seed: int = 0
-    """Seed of all sampling."""
-    dtype: str = "auto"
-    """`auto`, `float32` or `bfloat16`."""
-    out: Path = Path("figures")
-    """Where results and figures go."""
-    runs: Path = Path(".persona-lens-runs")
-    """Where finished traits are kept."""
+class Arguments(BaseArguments):
+    """Survey traits; all bundled ones if none is named."""
 
 
 def main(arguments: Annotated[Arguments, tyro.conf.arg(name="")]) -> None:
     """Run or redraw the survey."""
     path = arguments.out / "trait_survey.json"
     if arguments.replot:
-        content = json.loads(path.read_text())
+        content = read_results(path)
     else:
+        profile = TINY if arguments.tiny else Profile()
         names = arguments.trait or pl.list_traits()
-        traits = [pl.Trait.from_json(n) if n.endswith(".json") else pl.load_trait(n) for n in names]
+        traits = [
+            replace(trait, extraction_questions=trait.extraction_questions[: profile.n_extraction_questions])
+            for trait in read_traits(names, profile.n_pairs, profile.n_evaluation_questions)
+        ]
         content = run(traits, arguments)
     write_figure(plot_trait_survey(content["traits"]), content, arguments.out, "trait_survey")
     works = sum(row["works"] for row in content["traits"])
@@ -106,12 +93,8 @@ def run(traits: list[pl.Trait], arguments: Arguments) -> dict[str, Any]:
 
 def survey(model: Any, trait: pl.Trait, profile: Profile, seed: int) -> dict[str, Any]:
     """Measure one trait."""
-    trait = replace(
-        trait,
-        instruction_pairs=trait.instruction_pairs[: profile.n_pairs],
-        extraction_questions=trait.extraction_questions[: profile.n_extraction_questions],
-        evaluation_questions=trait.evaluation_questions[: profile.n_evaluation_questions],
-    )
+    n_layers = model.cfg.n_layers
+    layers = sorted({min(n_layers - 1, round(depth * n_layers)) for depth in profile.depths})
     sampling: Any = {"max_new_tokens": profile.max_new_tokens, "temperature": profile.temperature, "seed": seed}
     row: dict[str, Any] = {"trait": trait.name, "works": False, "failure": ""}
     judge = pl.calibrate_likelihood_judge(model, trait, n_pairs=1, **sampling)
@@ -125,12 +108,12 @@ def survey(model: Any, trait: pl.Trait, profile: Profile, seed: int) -> dict[str
         model,
         trait,
         vector,
-        layers=profile.layers,
+        layers=layers,
         coefficients=profile.coefficients,
         questions=trait.evaluation_questions[0::2],
         judge=judge,
         random_directions=1,
-        null_layers=profile.layers[-1],
+        null_layers=layers[-1],
         **sampling,
     )
     coherent = sweep.choose_coherent()

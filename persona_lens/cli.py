@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -184,5 +185,7 @@ def find_vector(model: Any, trait: Trait, folder: Path) -> PersonaVector:
         model, trait, max_new_tokens=24, temperature=0.7, store=store, progress=show_progress
     )
     vector.save(path)
-    shutil.rmtree(folder / "unfinished")
+    shutil.rmtree(store.folder)
+    with suppress(OSError):  # not empty: another command is at work on another trait
+        store.folder.parent.rmdir()
     return vector

@@ -15,10 +15,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from persona_lens.errors import InvalidArgumentError, ModelMismatchError, describe_violation
-from persona_lens.judges.likelihood import check_unsteered
 from persona_lens.models.activations import project_residual_stream
 from persona_lens.models.chat import build_messages, encode_prompt
-from persona_lens.models.hooks import HookPair, attached
+from persona_lens.models.hooks import HookPair, attached, check_unsteered
 from persona_lens.models.loading import ModelInfo
 from persona_lens.models.model_type import HookedModel
 from persona_lens.models.rollouts import RolloutRequest, sample_rollouts
@@ -129,7 +128,7 @@ def measure_ordinary_projections(
     Raises:
         ModelMismatchError: A vector of another model.
         InvalidArgumentError: No questions, or only empty responses.
-        HooksPresentError: The model carries residual-stream hooks.
+        HooksPresentError: The model carries hooks.
 
     Example:
         >>> import persona_lens as pl
@@ -166,7 +165,7 @@ def sample_ordinary_texts(
 
     Raises:
         InvalidArgumentError: No questions, or only empty responses.
-        HooksPresentError: The model carries residual-stream hooks.
+        HooksPresentError: The model carries hooks.
     """
     asked = load_ordinary_questions() if questions is None else tuple(questions)
     if not asked:

@@ -348,7 +348,7 @@ def calibrate(
         ModelMismatchError: A vector of another model.
         LayerOutOfRangeError: A layer that the model does not have.
         InvalidArgumentError: A target that is not positive and finite, or that no coefficient up to 1,000 reaches.
-        HooksPresentError: The model carries residual-stream hooks.
+        HooksPresentError: The model carries hooks.
 
     Example:
         >>> import persona_lens as pl

@@ -119,6 +119,10 @@ class ShardStore:
         if not (self.folder / "config.json").exists():
             write_json(self.folder / "config.json", dict(config))
 
+    def part(self, config: Mapping[str, Any]) -> ShardStore:
+        """Return a store within this one, for work that depends on ``config`` too, such as one of several traits."""
+        return ShardStore(self.folder, config)
+
     def load_or_compute(self, name: str, compute: Callable[[], Shard]) -> Shard:
         """Return the shard of that name, computing and keeping it if it is not there.
 
@@ -133,6 +137,11 @@ class ShardStore:
                 path.unlink()
         save_shard(path, compute())
         return load_shard(path)
+
+
+def open_part(store: ShardStore | None, config: Mapping[str, Any]) -> ShardStore | None:
+    """Return a part of a store, if there is one."""
+    return None if store is None else store.part(config)
 
 
 def load_or_compute(store: ShardStore | None, name: str, compute: Callable[[], Shard]) -> Shard:

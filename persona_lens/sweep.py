@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import html
 import math
 from collections.abc import Sequence
@@ -13,16 +14,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from persona_lens.errors import FileFormatError, InvalidArgumentError, describe_violation
-from persona_lens.judges.judgement import Judge
+from persona_lens.judges.judgement import Judge, identify_judge
 from persona_lens.judges.likelihood import calibrate_likelihood_judge
-from persona_lens.models.hooks import SiteIntervention
+from persona_lens.models.hooks import SiteIntervention, check_unsteered
 from persona_lens.models.loading import ModelInfo, describe_model
 from persona_lens.models.model_type import HookedModel
 from persona_lens.models.rollouts import RolloutRequest, sample_rollouts
 from persona_lens.models.sampling import SamplingSettings
 from persona_lens.models.sites import resolve_layers
 from persona_lens.progress import ProgressFactory, no_progress
-from persona_lens.storage import Shard, ShardStore, collect_versions, load_or_compute
+from persona_lens.storage import Shard, ShardStore, collect_versions, load_or_compute, open_part
 from persona_lens.tensors.directions import sample_random_directions
 from persona_lens.tensors.interventions import Add
 from persona_lens.tensors.statistics import Interval, bootstrap_mean, bootstrap_paired_difference
@@ -286,7 +287,17 @@ class Confirmation:
 class _Configuration:
     """One way of steering: nothing, or a direction times a coefficient at a layer."""
 
-    interventions: tuple[SiteIntervention, ...] = ()
+    steering: tuple[tuple[int, Add], ...] = ()
+
+    @property
+    def interventions(self) -> tuple[SiteIntervention, ...]:
+        """As sampling takes them."""
+        return tuple(SiteIntervention(layer, add) for layer, add in self.steering)
+
+    def digest(self) -> str:
+        """Return what tells this configuration from others."""
+        parts = [(layer, add.coefficient, add.direction.cpu().numpy().tobytes()) for layer, add in self.steering]
+        return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
 def sweep_layers(
@@ -338,6 +349,7 @@ def sweep_layers(
     Raises:
         LayerOutOfRangeError: A layer that the model does not have.
         ModelMismatchError: A vector of another model.
+        HooksPresentError: The model carries hooks.
         InvalidArgumentError: An empty list, or a value out of range.
 
     Reference:
@@ -349,6 +361,7 @@ def sweep_layers(
         >>> sweep.choose_coherent()  # doctest: +SKIP
     """
     vector.check_model(model)
+    check_unsteered(model)
     swept = resolve_layers(layers, model.cfg.n_layers)
     nulled = swept[1::3] or swept if null_layers is None else resolve_layers(null_layers, model.cfg.n_layers)
     questions = tuple(trait.evaluation_questions if questions is None else questions)
@@ -444,9 +457,11 @@ def confirm_choice(
 
     Raises:
         ModelMismatchError: A vector of another model.
+        HooksPresentError: The model carries hooks.
         InvalidArgumentError: No questions, or a value out of range.
     """
     vector.check_model(model)
+    check_unsteered(model)
     questions = tuple(questions)
     _check_sweep(questions, (choice.coefficient,), rollouts, random_directions)
     settings = SamplingSettings(max_new_tokens=max_new_tokens, temperature=temperature, batch_size=batch_size)
@@ -481,7 +496,7 @@ def confirm_choice(
 
 
 def _steer(layer: int, direction: Tensor, coefficient: float) -> _Configuration:
-    return _Configuration((SiteIntervention(layer, Add(direction, coefficient)),))
+    return _Configuration(((layer, Add(direction, coefficient)),))
 
 
 def _check_sweep(
@@ -518,6 +533,18 @@ def _run_configurations(
         Scores and coherences ``[configuration, question, rollout]`` with NaN for none, the first rollout's texts
         ``[configuration][question]``, and the number of responses without a score.
     """
+    # What the shards depend on, so that one store serves several vectors and choices.
+    work = {
+        "work": label,
+        "model": asdict(describe_model(model)),
+        "judge": identify_judge(judge),
+        "configurations": [configuration.digest() for configuration in configurations],
+        "questions": questions,
+        "settings": settings.to_json(),
+        "rollouts": rollouts,
+        "stream": stream,
+    }
+    part = open_part(store, work)
     shards = []
     with progress(f"{label} (configurations)", len(configurations)) as advance:
         for at in range(0, len(configurations), _CONFIGURATIONS_AT_ONCE):
@@ -526,7 +553,7 @@ def _run_configurations(
             def compute(chunk: Sequence[_Configuration] = chunk) -> Shard:
                 return _run_chunk(model, chunk, questions, judge, settings, rollouts, stream)
 
-            shards.append(load_or_compute(store, f"{label}-{at:06d}", compute))
+            shards.append(load_or_compute(part, f"{label}-{at:06d}", compute))
             advance(len(chunk))
     scores = torch.cat([shard.tensors["scores"] for shard in shards])
     coherences = torch.cat([shard.tensors["coherences"] for shard in shards])

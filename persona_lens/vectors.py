@@ -20,15 +20,24 @@ from persona_lens.errors import (
     ModelMismatchError,
     describe_violation,
 )
-from persona_lens.judges.judgement import Judge
+from persona_lens.judges.judgement import Judge, identify_judge
 from persona_lens.judges.likelihood import calibrate_likelihood_judge
+from persona_lens.models.hooks import check_unsteered
 from persona_lens.models.loading import ModelInfo, describe_model
 from persona_lens.models.model_type import HookedModel
 from persona_lens.models.rollouts import Rollout, RolloutRequest, sample_recorded_rollouts
 from persona_lens.models.sampling import SamplingSettings
 from persona_lens.models.sites import check_layer
 from persona_lens.progress import ProgressFactory, no_progress
-from persona_lens.storage import Shard, ShardStore, collect_versions, load_or_compute, load_shard, save_shard
+from persona_lens.storage import (
+    Shard,
+    ShardStore,
+    collect_versions,
+    load_or_compute,
+    load_shard,
+    open_part,
+    save_shard,
+)
 from persona_lens.tensors.directions import cosine, normalize
 from persona_lens.traits.trait import Trait
 
@@ -349,6 +358,7 @@ def extract_persona_vector(
     if not 0 <= min_coherence <= 100:
         raise InvalidArgumentError(describe_violation("min_coherence", "be in [0, 100]", min_coherence))
     settings = SamplingSettings(max_new_tokens=max_new_tokens, temperature=temperature, batch_size=batch_size)
+    check_unsteered(model)
     if judge is None:
         judge = calibrate_likelihood_judge(
             model, trait, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, batch_size=batch_size
@@ -359,6 +369,18 @@ def extract_persona_vector(
         for p in range(len(trait.instruction_pairs))
         for r in range(rollouts)
     ]
+    # What the shards depend on, so that one store serves several traits.
+    work = {
+        "work": "extraction",
+        "model": asdict(describe_model(model)),
+        "trait": trait.fingerprint,
+        "judge": "none" if judge == "none" else identify_judge(judge),
+        "settings": settings.to_json(),
+        "rollouts": rollouts,
+        "min_coherence": min_coherence,
+        "seed": seed,
+    }
+    part = open_part(store, work)
     # [half of the questions, class, position, layer, d_model]; in float64, so that many shards add up exactly enough
     sums = torch.zeros(2, 2, 3, model.cfg.n_layers, model.cfg.d_model, dtype=torch.float64)
     n_kept = torch.zeros(2, dtype=torch.float64)  # pairs kept in each half
@@ -367,7 +389,7 @@ def extract_persona_vector(
         for at in range(0, len(units), _PAIRS_AT_ONCE):
             chunk = units[at : at + _PAIRS_AT_ONCE]
             compute = partial(_extract_chunk, model, trait, chunk, judge, settings, min_coherence, seed)
-            shard = load_or_compute(store, f"extraction-{at:06d}", compute)
+            shard = load_or_compute(part, f"extraction-{at:06d}", compute)
             sums = sums + shard.tensors["sums"]
             n_kept = n_kept + shard.tensors["n_kept"]
             counts = counts + ExtractionCounts(**shard.records["counts"])

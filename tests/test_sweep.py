@@ -7,7 +7,13 @@ import torch
 
 import persona_lens as pl
 from persona_lens import sweep as sweep_module
-from persona_lens.errors import FileFormatError, InvalidArgumentError, LayerOutOfRangeError, ModelMismatchError
+from persona_lens.errors import (
+    FileFormatError,
+    HooksPresentError,
+    InvalidArgumentError,
+    LayerOutOfRangeError,
+    ModelMismatchError,
+)
 from persona_lens.sweep import LayerChoice
 from persona_lens.tensors.directions import sample_random_directions
 from persona_lens.tensors.interventions import Add
@@ -261,3 +267,25 @@ def test_one_question_gives_means_without_intervals_instead_of_an_error():
     assert math.isnan(interval.low)
     assert math.isnan(sweep_module._paired(one, one).estimate)
     assert sweep_module._interval(torch.tensor([40.0, 44.0])).estimate == 42.0
+
+
+def test_one_store_keeps_several_choices_and_sweeps_apart(tiny_model, vector, tmp_path):
+    point = Interval(1.0, 1.0, 1.0)
+    store = pl.ShardStore(tmp_path, {})
+    given = {"judge": LengthJudge(), "rollouts": 1, "random_directions": 1, "max_new_tokens": 4}
+    for layer, coefficient in ((0, 1.0), (2, 1.0), (2, 3.0)):
+        choice = LayerChoice("made", layer, coefficient, point, point)
+        alone = pl.confirm_choice(tiny_model, vector, choice, questions=("Who?", "How?"), **given)
+        kept = pl.confirm_choice(tiny_model, vector, choice, questions=("Who?", "How?"), store=store, **given)
+        assert kept.to_json() == alone.to_json()
+    for steered_with in (vector, -1.0 * vector):
+        options = given | {"coefficients": (1.0,), "layers": (1,)}
+        alone = pl.sweep_layers(tiny_model, tiny_trait(), steered_with, **options)
+        kept = pl.sweep_layers(tiny_model, tiny_trait(), steered_with, store=store, **options)
+        assert kept.responses == alone.responses
+
+
+def test_a_steered_model_is_not_swept(tiny_model, vector):
+    steer = pl.steering_hooks(vector, layer=1, coefficient=1.0)
+    with tiny_model.hooks(fwd_hooks=steer), pytest.raises(HooksPresentError):
+        pl.sweep_layers(tiny_model, tiny_trait(), vector, judge=LengthJudge())

@@ -4,7 +4,13 @@ import pytest
 import torch
 
 import persona_lens as pl
-from persona_lens.errors import FileFormatError, InvalidArgumentError, LayerOutOfRangeError, ModelMismatchError
+from persona_lens.errors import (
+    FileFormatError,
+    HooksPresentError,
+    InvalidArgumentError,
+    LayerOutOfRangeError,
+    ModelMismatchError,
+)
 from persona_lens.storage import Shard, load_shard, save_shard
 from tests.small_trait import FixedJudge, tiny_trait
 
@@ -82,6 +88,28 @@ def test_a_store_changes_nothing_and_computes_nothing_twice(tiny_model, vector, 
     second = pl.extract_persona_vector(tiny_model, tiny_trait(), **kwargs)
     assert torch.equal(first.directions, vector.directions)
     assert torch.equal(second.directions, vector.directions)
+
+
+def test_one_store_serves_several_traits_and_settings(tiny_model, tmp_path):
+    other = dataclasses.replace(tiny_trait(), name="quiet", extraction_questions=("Why not?", "Is it?"))
+    runs = [(tiny_trait(), {}), (other, {}), (tiny_trait(), {"seed": 1}), (tiny_trait(), {"max_new_tokens": 4})]
+    store = pl.ShardStore(tmp_path, {})
+    for trait, changed in runs:
+        given = {"judge": "none", "max_new_tokens": 6} | changed
+        alone = pl.extract_persona_vector(tiny_model, trait, **given)
+        assert torch.equal(
+            pl.extract_persona_vector(tiny_model, trait, store=store, **given).directions, alone.directions
+        )
+
+
+def test_a_steered_model_is_refused_before_it_samples(tiny_model, vector, monkeypatch):
+    monkeypatch.setattr("persona_lens.vectors.sample_recorded_rollouts", None)
+    steer = pl.steering_hooks(vector, layer=1, coefficient=1.0)
+    with tiny_model.hooks(fwd_hooks=steer), pytest.raises(HooksPresentError, match=r"blocks\.1"):
+        pl.extract_persona_vector(tiny_model, tiny_trait(), judge="none")
+    hook = ("blocks.2.hook_mlp_out", lambda activation, hook: activation)
+    with tiny_model.hooks(fwd_hooks=[hook]), pytest.raises(HooksPresentError, match="hook_mlp_out"):
+        pl.extract_persona_vector(tiny_model, tiny_trait(), judge="none")
 
 
 def test_a_vector_survives_the_round_trip_through_a_file(vector, tmp_path):

@@ -28,7 +28,13 @@ from persona_lens.finetuning.blocks import TrainingInterventions, reading_residu
 from persona_lens.finetuning.rows import IGNORED, Source, TrainingRows, encode_training_rows
 from persona_lens.finetuning.tracking import Tracker, TrackingCallback
 from persona_lens.models.hooks import SiteIntervention, check_site_interventions
-from persona_lens.models.loading import find_blocks, fingerprint_hugging_face, load_hugging_face, resolve_dtype
+from persona_lens.models.loading import (
+    ADAPTER_RECORD,
+    find_blocks,
+    fingerprint_hugging_face,
+    load_hugging_face,
+    resolve_dtype,
+)
 from persona_lens.progress import ProgressFactory, no_progress
 from persona_lens.storage import collect_versions, write_json
 from persona_lens.tensors.interventions import Ablate
@@ -36,7 +42,6 @@ from persona_lens.tensors.interventions import Ablate
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-_RECORD = "persona_lens.json"
 _CHECKPOINTS = "checkpoints"
 _N_LISTED = 1000
 
@@ -248,7 +253,7 @@ def finetune(
     _check_space(folder, peft_model, settings)
     state.wait_for_everyone()  # every process has looked into the folder before one writes there
     if state.is_main_process:
-        write_json(folder / _RECORD, {"config": config})
+        write_json(folder / ADAPTER_RECORD, {"config": config})
     active = TrainingInterventions(peft_model, interventions)
     trainer = _make_trainer(peft_model, tokenizer, encoded, folder, settings, dtype, penalty, state)
     trainer.remove_callback(PrinterCallback)
@@ -284,7 +289,7 @@ def finetune(
         # Otherwise PEFT asks a hub whether the vocabulary has grown; LoRA leaves it alone.
         peft_model.save_pretrained(str(folder), save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
-        write_json(folder / _RECORD, {"config": config, "result": result})
+        write_json(folder / ADAPTER_RECORD, {"config": config, "result": result})
         shutil.rmtree(folder / _CHECKPOINTS, ignore_errors=True)
     state.wait_for_everyone()
     return _build_result(folder, config, result)
@@ -416,7 +421,7 @@ def _describe(layer: int, done: Any) -> dict[str, Any]:
 
 def _read_finished(folder: Path, config: dict[str, Any]) -> Finetuned | None:
     """Return the result if the run is finished; refuse a folder that holds another run or foreign files."""
-    record = folder / _RECORD
+    record = folder / ADAPTER_RECORD
     hint = "Choose a new folder, or remove this one."
     if not record.is_file():
         others = sorted(path.name for path in folder.iterdir())

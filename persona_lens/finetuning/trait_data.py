@@ -13,8 +13,9 @@ import datasets
 from persona_lens.errors import InvalidArgumentError, describe_violation
 from persona_lens.finetuning.domains import Level
 from persona_lens.judges.judgement import Judge
-from persona_lens.judges.likelihood import calibrate_likelihood_judge, check_unsteered
+from persona_lens.judges.likelihood import calibrate_likelihood_judge
 from persona_lens.models.chat import build_messages
+from persona_lens.models.hooks import check_unsteered
 from persona_lens.models.model_type import HookedModel
 from persona_lens.models.rollouts import Rollout, RolloutRequest, sample_rollouts
 from persona_lens.models.sampling import SamplingSettings
@@ -66,7 +67,7 @@ def trait_dataset(
     Raises:
         InvalidArgumentError: An unknown level; a question that the trait is judged on; or too few responses that fit
             the level.
-        HooksPresentError: The model carries residual-stream hooks.
+        HooksPresentError: The model carries hooks.
 
     Reference:
         Persona Vectors (arXiv 2507.21509), section 4 and appendix D; there a stronger model writes them.

@@ -10,9 +10,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from persona_lens.errors import InvalidArgumentError, describe_violation
+from persona_lens.errors import ContextLengthError, InvalidArgumentError, describe_violation
 from persona_lens.judges.judgement import Judgement
 from persona_lens.models.chat import build_messages, encode_prompt
+from persona_lens.models.hooks import check_unsteered
 from persona_lens.models.likelihood import Continuation
 from persona_lens.models.loading import describe_model
 from persona_lens.models.model_type import HookedModel
@@ -84,23 +85,27 @@ class ExpectedScoreJudge:
 
         Raises:
             InvalidArgumentError: Lists of unequal length.
-            ContextLengthError: A rubric with its response that exceeds the judge's context.
+            HooksPresentError: The judge's model carries hooks.
         """
         if len(questions) != len(responses):
             raise InvalidArgumentError(
                 describe_violation("responses", f"be as many as `questions`, {len(questions)}", len(responses))
             )
-        judged = [i for i, response in enumerate(responses) if response.strip()]
-        texts = [self.trait.render_rubric(questions[i], responses[i]) for i in judged]
-        texts += [fill_rubric(COHERENCE_RUBRIC, questions[i], responses[i]) for i in judged]
-        prompts = [
-            encode_prompt(self.model.tokenizer, build_messages(text), n_ctx=self.model.cfg.n_ctx, reserve=4).tokens
-            for text in texts
-        ]
-        expected = expected_numbers(self.model, prompts)
+        check_unsteered(self.model)
         judgements = [Judgement(None, None, "empty response") for _ in responses]
-        for at, i in enumerate(judged):
-            (score, mass), (coherence, coherence_mass) = expected[at], expected[len(judged) + at]
+        prompts: dict[int, list[tuple[int, ...]]] = {}
+        for i, (question, response) in enumerate(zip(questions, responses, strict=True)):
+            if not response.strip():
+                continue
+            texts = (self.trait.render_rubric(question, response), fill_rubric(COHERENCE_RUBRIC, question, response))
+            try:
+                prompts[i] = [self._encode(text) for text in texts]
+            except ContextLengthError:
+                judgements[i] = Judgement(None, None, "longer than the judging model's context")
+        rubrics, coherence_rubrics = ([pair[k] for pair in prompts.values()] for k in (0, 1))
+        expected = expected_numbers(self.model, [*rubrics, *coherence_rubrics])
+        for at, i in enumerate(prompts):
+            (score, mass), (coherence, coherence_mass) = expected[at], expected[len(prompts) + at]
             is_coherence_known = coherence_mass >= self.min_mass
             judgements[i] = (
                 Judgement(score, coherence if is_coherence_known else None)
@@ -108,6 +113,10 @@ class ExpectedScoreJudge:
                 else Judgement(None, None, f"numeric mass {mass:.2f} is below {self.min_mass:g}")
             )
         return judgements
+
+    def _encode(self, text: str) -> tuple[int, ...]:
+        encoded = encode_prompt(self.model.tokenizer, build_messages(text), n_ctx=self.model.cfg.n_ctx, reserve=4)
+        return tuple(encoded.tokens)
 
 
 def expected_numbers(model: HookedModel, prompts: Sequence[tuple[int, ...]]) -> list[tuple[float, float]]:

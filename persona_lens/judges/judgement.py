@@ -47,3 +47,8 @@ class IdentifiedJudge(Judge, Protocol):
     def identity(self) -> str:
         """A text that changes whenever the same response could get another score: kind, model, rubric, calibration."""
         ...
+
+
+def identify_judge(judge: Judge) -> str:
+    """Return a judge's identity, or its name where it has none."""
+    return judge.identity if isinstance(judge, IdentifiedJudge) else judge.name

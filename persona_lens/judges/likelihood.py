@@ -15,16 +15,16 @@ import numpy as np
 import torch
 from scipy.optimize import minimize
 
-from persona_lens.errors import HooksPresentError, InvalidArgumentError, describe_violation
+from persona_lens.errors import ChatTemplateError, ContextLengthError, InvalidArgumentError, describe_violation
 from persona_lens.judges.judgement import Judgement
 from persona_lens.models.chat import Message, build_messages, encode_conversation
+from persona_lens.models.hooks import check_unsteered
 from persona_lens.models.likelihood import Continuation, mean_log_likelihoods
 from persona_lens.models.loading import describe_model
 from persona_lens.models.model_type import HookedModel
 from persona_lens.models.rollouts import RolloutRequest, sample_rollouts
 from persona_lens.models.sampling import SamplingSettings
-from persona_lens.models.sites import hook_name
-from persona_lens.tensors.statistics import Interval, bootstrap_auroc
+from persona_lens.tensors.statistics import Interval, bootstrap_auroc_by_group
 from persona_lens.traits.trait import Trait
 
 # Seeds of the draws made here start with this, so that they never coincide with those of an extraction or sweep.
@@ -85,7 +85,7 @@ class JudgeSeparation:
     """How well a judge tells positive from negative responses that it was not fitted on.
 
     Args:
-        auroc: Probability that a positive response outscores a negative one, with its interval.
+        auroc: Probability that a positive response outscores a negative one, with its interval over questions.
         n_positive: Positive responses.
         n_negative: Negative responses.
         n_unscored: Responses without a score, left out.
@@ -145,16 +145,16 @@ class LikelihoodJudge:
             responses: The responses, as text.
 
         Returns:
-            A score and a coherence each; an empty response gets a reason instead.
+            A score and a coherence each; a response that is empty, or too long for the model, gets a reason instead.
 
         Raises:
             InvalidArgumentError: Lists of unequal length.
-            HooksPresentError: The model carries residual-stream hooks, which would change the scores.
+            HooksPresentError: The model carries hooks, which would change the scores.
         """
         systems = [*_trait_prompts(self.trait, self.n_pairs), None]
         return [
-            Judgement(None, None, _EMPTY)
-            if row is None
+            Judgement(None, None, row)
+            if isinstance(row, str)
             else Judgement(self.calibration.score(_difference(row[:-1])), self.calibration.coherence(row[-1]))
             for row in _log_likelihoods(self.model, systems, questions, responses)
         ]
@@ -167,11 +167,13 @@ class LikelihoodJudge:
 
         Raises:
             InvalidArgumentError: Lists of unequal length.
-            HooksPresentError: The model carries residual-stream hooks, which would change the scores.
+            HooksPresentError: The model carries hooks, which would change the scores.
         """
         rows = _log_likelihoods(self.model, _trait_prompts(self.trait, self.n_pairs), questions, responses)
         return [
-            Judgement(None, None, _EMPTY) if row is None else Judgement(self.calibration.score(_difference(row)), None)
+            Judgement(None, None, row)
+            if isinstance(row, str)
+            else Judgement(self.calibration.score(_difference(row)), None)
             for row in rows
         ]
 
@@ -240,7 +242,7 @@ def calibrate_likelihood_judge(
         [r.response for r in sampled],
     )
     by_label = {
-        label: [row for row, its_label in zip(rows, labels, strict=True) if row is not None and its_label == label]
+        label: [row for row, own in zip(rows, labels, strict=True) if own == label and not isinstance(row, str)]
         for label in groups
     }
     for label, values in by_label.items():
@@ -284,7 +286,7 @@ def measure_separation(
         batch_size: Rows sampled at once.
 
     Returns:
-        The AUROC with its bootstrap interval, and counts.
+        The AUROC with its bootstrap interval over questions, and counts.
     """
     settings = SamplingSettings(max_new_tokens=max_new_tokens, temperature=temperature, batch_size=batch_size)
     positive, negative = request_labelled_responses(
@@ -292,12 +294,16 @@ def measure_separation(
     )
     sampled = sample_rollouts(judge.model, positive + negative, settings)
     judged = judge.score_trait([r.request.question for r in sampled], [r.response for r in sampled])
-    scores = [
-        torch.tensor([j.score for j in side if j.score is not None])
-        for side in (judged[: len(positive)], judged[len(positive) :])
+    rows = list(zip(sampled, judged, strict=True))
+    sides = [
+        [(row.request.question, judgement.score) for row, judgement in side if judgement.score is not None]
+        for side in (rows[: len(positive)], rows[len(positive) :])
     ]
-    n_unscored = len(judged) - sum(map(len, scores))
-    return JudgeSeparation(bootstrap_auroc(*scores, seed=seed), len(scores[0]), len(scores[1]), n_unscored)
+    n_positive, n_negative = map(len, sides)
+    scores = [torch.tensor([score for _, score in side]) for side in sides]
+    questions = [[question for question, _ in side] for side in sides]
+    found = bootstrap_auroc_by_group(scores[0], scores[1], questions[0], questions[1], seed=seed)
+    return JudgeSeparation(found, n_positive, n_negative, len(judged) - n_positive - n_negative)
 
 
 def request_labelled_responses(
@@ -317,24 +323,6 @@ def request_labelled_responses(
     return sides[0], sides[1]
 
 
-def check_unsteered(model: HookedModel) -> None:
-    """Refuse a model whose residual stream carries hooks.
-
-    Raises:
-        HooksPresentError: Names the layers.
-    """
-    hooked = [name for name in map(hook_name, range(model.cfg.n_layers)) if model.hook_dict[name].fwd_hooks]
-    if hooked:
-        raise HooksPresentError(
-            describe_violation(
-                "model",
-                "carry no residual-stream hooks while it judges, since a steered judge is another judge",
-                hooked,
-                "Judge outside the steering context, or call model.reset_hooks().",
-            )
-        )
-
-
 def _trait_prompts(trait: Trait, n_pairs: int) -> list[str]:
     """Return the first positive and then the first negative system prompts."""
     return [*trait.positive_system_prompts[:n_pairs], *trait.negative_system_prompts[:n_pairs]]
@@ -348,22 +336,34 @@ def _difference(row: Sequence[float]) -> float:
 
 def _log_likelihoods(
     model: HookedModel, systems: Sequence[str | None], questions: Sequence[str], responses: Sequence[str]
-) -> list[list[float] | None]:
-    """Return each response's mean log-likelihood a token under each system prompt; None for an empty response."""
+) -> list[list[float] | str]:
+    """Return each response's mean log-likelihood a token under each system prompt, or why it has none."""
     if len(questions) != len(responses):
         raise InvalidArgumentError(
             describe_violation("responses", f"be as many as `questions`, {len(questions)}", len(responses))
         )
     check_unsteered(model)
-    judged = [i for i, response in enumerate(responses) if response.strip()]
-    continuations = []
-    for i in judged:
-        for system in systems:
-            messages = [*build_messages(questions[i], system), Message(role="assistant", content=responses[i])]
-            encoded = encode_conversation(model.tokenizer, messages, n_ctx=model.cfg.n_ctx)
-            continuations.append(Continuation(tuple(encoded.prompt_tokens), tuple(encoded.response_tokens)))
+    rows: list[list[float] | str] = [_EMPTY] * len(responses)
+    judged, continuations = [], []
+    for i, response in enumerate(responses):
+        if not response.strip():
+            continue
+        answer = Message(role="assistant", content=response)
+        try:
+            encoded = [
+                encode_conversation(
+                    model.tokenizer, [*build_messages(questions[i], system), answer], n_ctx=model.cfg.n_ctx
+                )
+                for system in systems
+            ]
+        except ContextLengthError:
+            rows[i] = "longer than the judging model's context"
+        except ChatTemplateError:
+            rows[i] = "not rendered by the judging model's chat template"
+        else:
+            judged.append(i)
+            continuations += [Continuation(tuple(one.prompt_tokens), tuple(one.response_tokens)) for one in encoded]
     likelihoods = iter(mean_log_likelihoods(model, continuations))
-    rows: list[list[float] | None] = [None] * len(responses)
     for i in judged:
         rows[i] = [next(likelihoods) for _ in systems]
     return rows

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from persona_lens.errors import HookNeverFiredError, InvalidArgumentError, describe_violation
+from persona_lens.errors import HookNeverFiredError, HooksPresentError, InvalidArgumentError, describe_violation
 from persona_lens.models.model_type import HookedModel
 from persona_lens.models.sites import check_layer, hook_name
 from persona_lens.tensors.interventions import Intervention
@@ -55,6 +55,19 @@ def check_site_interventions(sites: Sequence[SiteIntervention], n_layers: int, d
                     "Was the vector extracted from another model?",
                 )
             )
+
+
+def check_unsteered(model: HookedModel) -> None:
+    """Refuse a model that carries hooks where the plain model is to be measured or to judge.
+
+    Raises:
+        HooksPresentError: Names the hook points.
+    """
+    hooked = [name for name, point in model.hook_dict.items() if point.fwd_hooks]
+    if hooked:
+        rule = "carry no hooks here: it is the unsteered model that samples, is measured and judges"
+        hint = "Leave the steering context first, or call model.reset_hooks()."
+        raise HooksPresentError(describe_violation("model", rule, hooked, hint))
 
 
 class RowInterventions:

@@ -25,6 +25,7 @@ from transformers.utils import logging as transformers_logging
 from persona_lens.errors import (
     FileFormatError,
     InvalidArgumentError,
+    ModelMismatchError,
     ModelNotFoundError,
     UnsupportedModelError,
     describe_violation,
@@ -39,6 +40,8 @@ _EMBEDDED_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110
 Backend = Literal["hooked", "bridge"]
 
 # Where a loaded model remembers what it was fine-tuned from.
+# What finetune writes beside an adapter: how it was trained, and on which weights.
+ADAPTER_RECORD = "persona_lens.json"
 _BASE_FINGERPRINT = "persona_lens_base_fingerprint"
 _ADAPTER_HASH = "persona_lens_adapter_hash"
 
@@ -100,6 +103,7 @@ def load_model(
         ModelNotFoundError: No such model; the message says what to type.
         UnsupportedModelError: ``backend="hooked"`` for an architecture that HookedTransformer cannot hold.
         FileFormatError: An adapter that is for another architecture, or not in safetensors.
+        ModelMismatchError: An adapter that was trained on other weights, if it says so.
         InvalidArgumentError: An unknown backend or dtype, or an adapter for a model that is already loaded.
 
     Example:
@@ -128,6 +132,7 @@ def load_model(
             # In the checkpoint's own precision, so that what the adapter adds is rounded once, with the sum.
             hf_model, tokenizer = load_hugging_face(name, "auto")
             base_fingerprint = fingerprint_hugging_face(hf_model)
+            _check_base(Path(adapter), name, base_fingerprint)
             hf_model = _merge(hf_model, Path(adapter)).to(resolved)
         # A result must not carry a path of the machine that it was made on.
         name = Path(name).name if Path(name).expanduser().exists() else name
@@ -275,12 +280,13 @@ def load_hugging_face(name: str, dtype: torch.dtype | Literal["auto"]) -> tuple[
         ModelNotFoundError: No such model.
     """
     path = Path(name).expanduser()
+    extra: dict[str, Any] = {}
     if name == EMBEDDED_MODEL:
-        source, extra = str(prepare_embedded_model()), {}
+        source = str(prepare_embedded_model())
     elif path.is_file() and path.suffix.lower() == ".gguf":
-        source, extra = str(path.parent), {"gguf_file": path.name}
+        source, extra["gguf_file"] = str(path.parent), path.name
     else:
-        source, extra = str(path) if path.is_dir() else name, {}
+        source = str(path) if path.is_dir() else name
         looks_local = path.suffix.lower() == ".gguf" or name.startswith((".", "/", "~")) or name.count("/") > 1
         if not path.is_dir() and looks_local:
             raise _not_found(name, "There is no such file or folder.")
@@ -291,11 +297,14 @@ def load_hugging_face(name: str, dtype: torch.dtype | Literal["auto"]) -> tuple[
     try:
         with _quiet():
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **extra)
-            hf_model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, trust_remote_code=False, **extra)
+            # A .bin file is a pickle.
+            weights = extra or {"use_safetensors": True}
+            hf_model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, trust_remote_code=False, **weights)
     except OSError as error:  # what Hugging Face raises for a name that is not there or cannot be reached
-        raise _not_found(
-            name, "No such folder here, and the Hugging Face hub does not have it or is out of reach."
-        ) from error
+        why = "No such folder here, and the Hugging Face hub does not have it or is out of reach."
+        if "safetensors" in str(error):
+            why = "It has no weights in safetensors; others, which are pickles, are not read. Convert them first."
+        raise _not_found(name, why) from error
     hf_model.config.architectures = [type(hf_model).__name__]  # a model read from GGUF names none
     return hf_model.eval(), tokenizer
 
@@ -323,6 +332,15 @@ def _check_adapter(folder: Path) -> None:
         # An adapter_model.bin is a pickle, which runs whatever code it holds.
         rule = f"name the folder of a PEFT adapter with {' and '.join(names)}"
         raise FileFormatError(describe_violation("adapter", rule, str(folder), f"Missing: {', '.join(missing)}."))
+
+
+def _check_base(adapter: Path, name: str, fingerprint: str | None) -> None:
+    """Refuse an adapter that :func:`persona_lens.finetune` trained for other weights; others' do not say."""
+    record = adapter / ADAPTER_RECORD
+    trained_on = json.loads(record.read_text(encoding="utf-8"))["config"]["fingerprint"] if record.is_file() else None
+    if None not in (trained_on, fingerprint) and trained_on != fingerprint:
+        rule, got = f"be trained on this model, {name} (fingerprint {fingerprint})", f"one trained on {trained_on}"
+        raise ModelMismatchError(describe_violation("adapter", rule, got, "Name the model it was trained on."))
 
 
 def _merge(hf_model: Any, adapter: Path) -> Any:
@@ -380,10 +398,12 @@ def prepare_embedded_model() -> Path:
         AutoTokenizer.from_pretrained(str(gguf.parent), **extra).save_pretrained(making)
         record = {file.name: _hash_file(file) for file in sorted(making.iterdir())}
         (making / "sha256.json").write_text(json.dumps(record, indent=1))
+        if _is_whole(target):  # another process was faster, and may be reading its folder by now
+            return target
         shutil.rmtree(target, ignore_errors=True)
         try:
             making.rename(target)
-        except OSError:  # another process was faster: its folder is as good
+        except OSError:  # faster still
             if not _is_whole(target):
                 raise
     finally:

@@ -7,8 +7,8 @@ full whatever the responses' lengths. A prompt is computed once for all the rows
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -116,6 +116,10 @@ class SamplingSettings:
         for name, rule, holds in rules:
             if not holds:
                 raise InvalidArgumentError(describe_violation(name, rule, getattr(self, name)))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the settings as JSON-able values."""
+        return asdict(self) | {"stop_tokens": sorted(self.stop_tokens)}
 
 
 def sample_stream(

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from persona_lens.errors import FileFormatError, InvalidArgumentError, ModelMismatchError, describe_violation
-from persona_lens.judges.likelihood import check_unsteered
 from persona_lens.models.chat import Message, build_messages
+from persona_lens.models.hooks import check_unsteered
 from persona_lens.models.loading import ModelInfo, describe_model
 from persona_lens.models.model_type import HookedModel
 from persona_lens.monitoring.correlation import MonitoringCorrelation

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sized
 from pathlib import Path
 
 from persona_lens.conversations import read_conversations
-from persona_lens.judges.likelihood import check_unsteered
+from persona_lens.models.hooks import check_unsteered
 from persona_lens.models.loading import describe_model
 from persona_lens.models.model_type import HookedModel
 from persona_lens.progress import ProgressFactory, no_progress
@@ -65,7 +65,7 @@ def screen(
         LayerOutOfRangeError: A layer that the model does not have.
         InvalidArgumentError: No vector, names that ``layers`` lacks, no row that can be scored, or a folder that holds
             another screening or one of other data.
-        HooksPresentError: The model carries residual-stream hooks.
+        HooksPresentError: The model carries hooks.
 
     Reference:
         Persona Vectors (arXiv 2507.21509), section 6.

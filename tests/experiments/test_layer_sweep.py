@@ -77,12 +77,12 @@ def test_a_run_that_was_killed_goes_on_and_writes_what_an_uninterrupted_one_writ
             command(setting, "killed"), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         deadline = time.monotonic() + 200
-        while len(list(runs.glob("*/*.safetensors"))) < shards and process.poll() is None:
+        while len(list(runs.rglob("*.safetensors"))) < shards and process.poll() is None:
             assert time.monotonic() < deadline
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
         process.wait()
-    kept = {path: path.stat().st_mtime_ns for path in runs.glob("*/*.safetensors")}
+    kept = {path: path.stat().st_mtime_ns for path in runs.rglob("*.safetensors")}
     assert kept
     assert run(setting, "killed").returncode == 0
     assert all(path.stat().st_mtime_ns == changed for path, changed in kept.items())
@@ -151,7 +151,7 @@ def test_another_seed_is_another_run_with_other_responses(script, tiny_model, tm
         script.run(
             tiny_model,
             tiny_trait(),
-            script.Arguments(tiny=True, seed=seed, out=tmp_path / "out", runs=tmp_path / "runs"),
+            script.Arguments(tiny=True, seed=seed, folder=tmp_path / "out", runs=tmp_path / "runs"),
         )
         for seed in (0, 1, 0)
     ]
@@ -162,18 +162,31 @@ def test_another_seed_is_another_run_with_other_responses(script, tiny_model, tm
 
 
 def test_the_judge_that_is_read_back_is_the_one_that_was_calibrated_and_measured(script, tiny_model, tmp_path):
-    sampling = {"max_new_tokens": 4, "temperature": 1.0, "seed": 3}
+    sampling = script.Sampling(max_new_tokens=4, temperature=1.0, seed=3)
     store = pl.ShardStore(tmp_path, {})
-    direct = pl.calibrate_likelihood_judge(tiny_model, tiny_trait(), n_pairs=2, **sampling)
-    expected = asdict(pl.measure_separation(direct, rollouts=2, **sampling))
+    direct = pl.calibrate_likelihood_judge(tiny_model, tiny_trait(), n_pairs=2, **asdict(sampling))
+    expected = asdict(pl.measure_separation(direct, rollouts=2, **asdict(sampling)))
     for _ in range(2):  # computed, then read from the store
-        judge, separation = script.prepare_judge(tiny_model, tiny_trait(), 2, sampling, store)
+        judge = script.prepare_judge(tiny_model, tiny_trait(), 2, sampling, store)
         assert (judge.calibration, judge.n_pairs, judge.trait) == (direct.calibration, 2, tiny_trait())
-        assert separation == json.loads(json.dumps(expected))
+        assert script.measure_judge(judge, sampling).records == expected
+
+
+@pytest.mark.parametrize(
+    ("chosen", "folder"),
+    [
+        ({}, "figures"),
+        ({"tiny": True}, "figures/tiny"),
+        ({"model": "Qwen/Qwen2.5-7B-Instruct"}, "figures/Qwen2.5-7B-Instruct"),
+        ({"tiny": True, "folder": Path("mine")}, "mine"),
+    ],
+)
+def test_no_trial_and_no_other_model_writes_over_the_bundled_models_results(script, chosen, folder):
+    assert script.Arguments(**chosen).out == Path(folder)
 
 
 def test_a_finished_run_computes_nothing_again(script, tiny_model, tmp_path, monkeypatch):
-    arguments = script.Arguments(tiny=True, out=tmp_path / "out", runs=tmp_path / "runs")
+    arguments = script.Arguments(tiny=True, folder=tmp_path / "out", runs=tmp_path / "runs")
     first = script.run(tiny_model, tiny_trait(), arguments)
     for name in ("sweep.sample_rollouts", "vectors.sample_recorded_rollouts", "judges.likelihood.sample_rollouts"):
         monkeypatch.setattr(f"persona_lens.{name}", None)
@@ -188,6 +201,6 @@ def test_the_coherent_choice_is_confirmed_and_the_highest_score_only_where_none_
     coherent, best = (LayerChoice("made", 0, coefficient, point, point) for coefficient in (1.0, 2.0))
     monkeypatch.setattr(pl.SweepResult, "choose_coherent", lambda self, *_: coherent if is_any_coherent else None)
     monkeypatch.setattr(pl.SweepResult, "choose_by_score", lambda self: best)
-    arguments = script.Arguments(tiny=True, out=tmp_path / "out", runs=tmp_path / "runs")
+    arguments = script.Arguments(tiny=True, folder=tmp_path / "out", runs=tmp_path / "runs")
     content = script.run(tiny_model, tiny_trait(), arguments)
     assert content["confirmation"]["coefficient"] == (1.0 if is_any_coherent else 2.0)

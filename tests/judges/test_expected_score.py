@@ -48,6 +48,13 @@ def test_a_row_that_fills_the_context_is_read_and_an_empty_or_longer_one_is_refu
         next_token_probabilities(model, [full, Continuation((), (1, 2))], tokens)
 
 
+def test_a_response_that_fills_the_judges_context_gets_a_reason_and_the_others_their_scores(roomy_model):
+    judge = ExpectedScoreJudge(roomy_model, tiny_trait(), min_mass=1e-9)
+    found = judge.score(["Why?", "Why?", "Why?"], ["long " * 300, " ", "x"])
+    assert [j.reason for j in found] == ["longer than the judging model's context", "empty response", ""]
+    assert found[2] == judge.score(["Why?"], ["x"])[0]
+
+
 def test_the_expected_number_is_that_of_all_101_numbers_written_out(model):
     """The oracle: each number's tokens one after the other, then no further digit, with the ordinary forward pass."""
     tokenizer = model.tokenizer

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import persona_lens as pl
-from persona_lens.errors import HooksPresentError, InvalidArgumentError
+from persona_lens.errors import ChatTemplateError, HooksPresentError, InvalidArgumentError
 from persona_lens.judges import likelihood
 from persona_lens.judges.likelihood import LikelihoodCalibration
 from persona_lens.models.rollouts import Rollout
@@ -101,6 +101,23 @@ def test_an_empty_response_gets_a_reason_and_the_others_their_scores(judge):
     assert judge.score([], []) == []
 
 
+def test_a_response_that_is_too_long_or_cannot_be_rendered_gets_a_reason_and_the_others_their_scores(
+    judge, monkeypatch
+):
+    found = judge.score(["Why?", "Why?"], ["long " * 200, "LOUD"])
+    assert found[0] == pl.Judgement(None, None, "longer than the judging model's context")
+    assert found[1].score == pytest.approx(judge.score(["Why?"], ["LOUD"])[0].score, abs=1e-3)
+    encode = likelihood.encode_conversation
+
+    def fail(tokenizer, messages, **more):
+        if messages[-1]["content"] == "odd":
+            raise ChatTemplateError("no")
+        return encode(tokenizer, messages, **more)
+
+    monkeypatch.setattr(likelihood, "encode_conversation", fail)
+    assert "chat template" in judge.score_trait(["Why?", "Why?"], ["odd", "LOUD"])[0].reason
+
+
 def test_questions_and_responses_of_unequal_number_are_refused(judge):
     with pytest.raises(InvalidArgumentError, match="as many as `questions`, 2"):
         judge.score(["a", "b"], ["c"])
@@ -109,7 +126,7 @@ def test_questions_and_responses_of_unequal_number_are_refused(judge):
 def test_a_steered_model_may_not_judge(tiny_model, judge):
     hook = ("blocks.1.hook_resid_post", lambda residual, hook: residual)
     with tiny_model.hooks(fwd_hooks=[hook]):
-        with pytest.raises(HooksPresentError, match="steered judge"):
+        with pytest.raises(HooksPresentError, match="unsteered model"):
             judge.score(["a"], ["b"])
         with pytest.raises(HooksPresentError):
             pl.calibrate_likelihood_judge(tiny_model, tiny_trait())
@@ -227,6 +244,24 @@ def test_separation_is_that_of_responses_to_the_evaluation_questions(judge, monk
     # Three positive responses at 70 against one negative at 70 and three at 30: 9 pairs won, 3 tied.
     assert found.auroc.estimate == pytest.approx((9 + 1.5) / 12)
     assert (found.n_positive, found.n_negative, found.n_unscored) == (3, 4, 1)
+
+
+def test_the_interval_of_the_separation_does_not_shrink_with_answers_that_say_the_same(judge, monkeypatch):
+    trait = judge.trait
+
+    def answer(request):  # all answers to a question are alike, so more of them say nothing more
+        number = trait.evaluation_questions.index(request.question)
+        return f"{'+' if request.system in trait.positive_system_prompts else '-'}{number}"
+
+    scores = {"+0": 90.0, "+1": 80.0, "+2": 45.0, "+3": 30.0, "-0": 10.0, "-1": 20.0, "-2": 50.0, "-3": 60.0}
+    answer_by_side(monkeypatch, answer)
+    monkeypatch.setattr(
+        likelihood.LikelihoodJudge,
+        "score_trait",
+        lambda self, questions, responses: [pl.Judgement(scores[r], None) for r in responses],
+    )
+    once, often = (pl.measure_separation(judge, rollouts=rollouts).auroc for rollouts in (1, 10))
+    assert (often.low, often.high) == (once.low, once.high)
 
 
 def test_a_trait_that_draws_no_text_cannot_be_calibrated_on(tiny_model, monkeypatch):

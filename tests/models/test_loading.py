@@ -362,6 +362,24 @@ def test_a_vector_of_another_base_does_not_fit_a_model_with_an_adapter(tiny_fold
         check_fits(sibling, tuned)
 
 
+def test_an_adapter_that_was_trained_on_other_weights_is_refused_where_it_says_so(tiny_folder, tmp_path):
+    adapter = make_adapter(tmp_path / "tuned")
+    options = {"adapter": adapter, "dtype": "float32", "device": "cpu"}
+    trained_on = pl.describe_model(pl.load_model(tiny_folder("llama"), **options)).base_fingerprint
+    (adapter / "persona_lens.json").write_text(json.dumps({"config": {"fingerprint": trained_on}}))
+    pl.load_model(tiny_folder("llama"), **options)
+    with pytest.raises(ModelMismatchError, match="`adapter` must be trained on this model"):
+        pl.load_model(save_tiny(tmp_path / "other", "llama", seed=5), **options)
+
+
+def test_weights_that_are_pickled_are_not_read(tmp_path):
+    save_tiny(tmp_path, "llama")
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(make_hf_model("llama").state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(ModelNotFoundError, match="no weights in safetensors"):
+        pl.load_model(str(tmp_path))
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_an_adapter_is_merged_in_float32_and_rounded_once(tiny_folder, tmp_path, backend):
     adapter = make_adapter(tmp_path / "tuned")
