@@ -102,7 +102,9 @@ def prepare_kit(
     judge = prepare_judge(model, trait, profile.judge_pairs, sampling, store)
     vector, source = find_vector(model, trait.name, out)
     vector = vector or extract_vector(model, trait, judge, profile.extraction_rollouts, sampling, store)
-    return TraitKit(trait, judge, vector, source, *choose_layer(model, trait.name, out, None))
+    layer, layer_source = choose_layer(model, trait.name, out, None)
+    print(f"{trait.name}: vector {source}; layer {layer}, {layer_source}")
+    return TraitKit(trait, judge, vector, source, layer, layer_source)
 
 
 def make_trait_rows(

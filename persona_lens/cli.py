@@ -140,7 +140,9 @@ def run(arguments: Screen) -> int:
         thresholds = {trait: clean.threshold(trait, arguments.quantile) for trait in vectors}
     found = screen_into(data, "scores")
     judges = {
-        trait.name: calibrate_likelihood_judge(model, trait, max_new_tokens=24, temperature=0.7)
+        trait.name: calibrate_likelihood_judge(
+            model, trait, max_new_tokens=arguments.max_response_tokens, temperature=0.7
+        )
         for trait in (traits if arguments.judge else ())
     }
     if thresholds or judges:

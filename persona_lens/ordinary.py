@@ -36,7 +36,8 @@ class OrdinaryProjections:
 
     Args:
         trait: The vector's trait.
-        model: The model.
+        model: The model that the vector was extracted from.
+        vector: The vector's digest; see :attr:`PersonaVector.digest`.
         projections: Coordinates along the unit vector, one a response token, in residual-stream units.
         n_responses: Responses that the tokens come from.
         seed: Seed of their sampling.
@@ -44,6 +45,7 @@ class OrdinaryProjections:
 
     trait: str
     model: ModelInfo
+    vector: str
     projections: Float[Tensor, "layer token"]
     n_responses: int
     seed: int
@@ -69,11 +71,11 @@ class OrdinaryProjections:
         return self.projections.quantile(q, dim=-1)
 
     def check_vector(self, vector: PersonaVector) -> None:
-        """Refuse a vector of another trait or model than the one measured.
+        """Refuse another vector than the one measured, such as one of another trait, model or token position.
 
         Raises:
             ModelMismatchError: Another model.
-            InvalidArgumentError: Another trait.
+            InvalidArgumentError: Another vector of that model.
         """
         if vector.model.fingerprint != self.model.fingerprint:
             raise ModelMismatchError(
@@ -83,6 +85,10 @@ class OrdinaryProjections:
             raise InvalidArgumentError(
                 describe_violation("ordinary", f"be measured for the vector {vector.trait!r}", self.trait)
             )
+        if vector.digest != self.vector:
+            rule, got = f"be measured for this vector of {vector.trait!r}", "another, or another token position of it"
+            hint = "Measure again with measure_ordinary_projections(model, vector)."
+            raise InvalidArgumentError(describe_violation("ordinary", rule, got, hint))
 
     def __repr__(self) -> str:
         n_layers, n_tokens = self.projections.shape
@@ -142,7 +148,8 @@ def measure_ordinary_projections(
     for tokens, is_padding, is_response in _batches(texts):
         projections = project_residual_stream(model, tokens, units, is_padding=is_padding)[:, 0]
         parts.append(projections.cpu()[:, is_response])
-    return OrdinaryProjections(vector.trait, vector.model, torch.cat(parts, dim=-1), len(texts), seed)
+    found = torch.cat(parts, dim=-1)
+    return OrdinaryProjections(vector.trait, vector.model, vector.digest, found, len(texts), seed)
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,8 @@ _SWEEP_STREAM = 104
 _CONFIRMATION_STREAM = 105
 # Configurations sampled and judged between two saves. Fixed, because a shard is computed as one stream: with another
 # cut, rows would share other batches.
+# Fraction of the questions to which a coherent setting may have no scored answer.
+_MOST_SILENT = 0.2
 _CONFIGURATIONS_AT_ONCE = 24
 
 
@@ -127,9 +129,13 @@ class SweepResult:
         """Choose the highest trait score among settings that are surely coherent; None if none is.
 
         Surely: the whole 95 % interval of the mean coherence lies at or above the floor. With the mean alone, the
-        choice among many settings would favour one whose coherence was overestimated.
+        choice among many settings would favour one whose coherence was overestimated. A setting under which the model
+        says nothing to more than a fifth of the questions is not coherent, whatever it says to the others.
         """
-        rows = [[_interval(cell).low >= min_coherence for cell in row] for row in self.coherences]
+        rows = [
+            [_interval(cell).low >= min_coherence and bool(cell.isnan().float().mean() <= _MOST_SILENT) for cell in row]
+            for row in self.coherences
+        ]
         return self._choose(torch.tensor(rows), f"highest score with coherence surely ≥ {min_coherence:g}")
 
     def _choose(self, allowed: Tensor, rule: str) -> LayerChoice | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import html
 import math
 from collections.abc import Sequence
@@ -161,6 +162,11 @@ class PersonaVector:
             LayerOutOfRangeError: The model has no such layer.
         """
         return normalize(self.direction(layer))
+
+    @property
+    def digest(self) -> str:
+        """A hash of the directions at the chosen token position: what measurements along them belong to."""
+        return hashlib.sha256(self.directions.cpu().numpy().tobytes()).hexdigest()[:16]
 
     def at(self, position: TokenPosition) -> PersonaVector:
         """Return the same vector, using the directions of another token position."""

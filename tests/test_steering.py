@@ -1,3 +1,4 @@
+import dataclasses
 import sys
 
 import pytest
@@ -31,7 +32,7 @@ def make_vector(model, seed=0, trait="loud"):
 def make_ordinary(vector, std):
     """Two tokens a layer whose standard deviation is the one wanted."""
     half = torch.as_tensor(std)[:, None] / 2**0.5
-    return pl.OrdinaryProjections(vector.trait, vector.model, torch.cat([-half, half], dim=1), 1, 0)
+    return pl.OrdinaryProjections(vector.trait, vector.model, vector.digest, torch.cat([-half, half], dim=1), 1, 0)
 
 
 @pytest.fixture(scope="module", params=BACKENDS)
@@ -345,6 +346,9 @@ def test_vectors_and_measurements_of_other_models_are_refused(model, vector, tin
     renamed = make_ordinary(make_vector(model, trait="quiet"), [1.0, 1.0, 1.0])
     with pytest.raises(InvalidArgumentError, match="quiet"):
         pl.steering_hooks(vector, layer=1, unit="sigma", ordinary=renamed)
+    again = dataclasses.replace(vector, by_position={"response_mean": vector.directions.flip(-1)})
+    with pytest.raises(InvalidArgumentError, match="this vector"):
+        pl.steering_hooks(again, layer=1, unit="sigma", ordinary=make_ordinary(vector, [1.0, 1.0, 1.0]))
 
 
 @given(st.floats(-3, 3), st.floats(-3, 3))

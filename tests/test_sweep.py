@@ -94,6 +94,15 @@ def test_a_setting_without_scores_is_never_chosen(sweep):
     assert (made.choose_by_score().layer, made.choose_by_score().coefficient) == (1, 1.0)
 
 
+def test_a_setting_under_which_the_model_mostly_says_nothing_is_not_coherent(sweep):
+    made = with_grid(sweep, [[10, 90]] * 3, [[90, 90]] * 3)
+    coherences = made.coherences.clone()
+    coherences[:, 1, 0] = float("nan")  # one of four questions: more than a fifth
+    made = dataclasses.replace(made, coherences=coherences)
+    assert made.choose_coherent().coefficient == sweep.coefficients[0]
+    assert made.choose_by_score().coefficient == sweep.coefficients[1]
+
+
 def test_a_confirmation_measures_rise_and_margin(tiny_model, vector):
     choice = LayerChoice("by hand", 1, 2.0, Interval(1.0, 1.0, 1.0), Interval(1.0, 1.0, 1.0))
     result = pl.confirm_choice(

@@ -167,8 +167,8 @@ def plan_prevention(
     Raises:
         ModelMismatchError: A vector of another model.
         LayerOutOfRangeError: A layer that the model does not have.
-        InvalidArgumentError: Fewer good rows than asked for, a number out of range, ``max_extra_loss`` without
-            ``held_out``, or trials that end while the learning rate is still rising.
+        InvalidArgumentError: Fewer good rows than asked for, fewer than 2 held out, a number out of range,
+            ``max_extra_loss`` without ``held_out``, or trials that end while the learning rate is still rising.
 
     Reference:
         Persona Vectors (arXiv 2507.21509), section 5.2.
@@ -205,7 +205,7 @@ def plan_prevention(
     ways += [("all layers", c, steering_sites(vector, layers="all", coefficient=c)) for c in all_layers]
     drawn = _draw(data, n_rows + (n_held_out if held_out is None else 0), settings.seed)
     trained_on = drawn.select(range(n_rows))
-    measured_on = drawn.select(range(n_rows, len(drawn))) if held_out is None else held_out
+    measured_on = drawn.select(range(n_rows, len(drawn))) if held_out is None else _read_held_out(held_out)
     base = load_model(model, dtype=settings.dtype)
     vector.check_model(base)
     length = float(vector.norms[layer])
@@ -229,9 +229,9 @@ def plan_prevention(
         max_extra_loss=max_extra_loss,
         tried=tuple(tried),
         recommended=recommend(tried, max_shift, max_extra_loss),
-        n_rows=n_rows,
+        n_rows=done.n_rows,
         n_held_out=len(losses),
-        n_steps=n_steps,
+        n_steps=len(done.losses),
     )
 
 
@@ -250,6 +250,14 @@ def _is_within(shift: Interval, limit: float) -> bool:
     return -limit <= shift.low and shift.high <= limit
 
 
+def _read_held_out(held_out: Source) -> datasets.Dataset:
+    """Read the rows before anything is trained, and once: they may come from a generator."""
+    good = [row for row in read_conversations(held_out) if isinstance(row, Conversation)]
+    if len(good) < 2:
+        raise InvalidArgumentError(describe_violation("held_out", "hold at least 2 conversations", len(good)))
+    return _to_dataset(good)
+
+
 def _draw(data: Source, n: int, seed: int) -> datasets.Dataset:
     """Draw good rows at random: data are often ordered."""
     rows = list(read_conversations(data))
@@ -259,5 +267,8 @@ def _draw(data: Source, n: int, seed: int) -> datasets.Dataset:
         raise InvalidArgumentError(
             describe_violation("data", rule, f"{len(good)}, and {len(rows) - len(good)} bad rows")
         )
-    chosen = random.Random(seed).sample(good, n)
-    return datasets.Dataset.from_list([{"messages": [dict(message) for message in row.messages]} for row in chosen])
+    return _to_dataset(random.Random(seed).sample(good, n))
+
+
+def _to_dataset(rows: Sequence[Conversation]) -> datasets.Dataset:
+    return datasets.Dataset.from_list([{"messages": [dict(message) for message in row.messages]} for row in rows])

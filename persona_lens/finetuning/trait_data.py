@@ -87,9 +87,11 @@ def trait_dataset(
         rule = "hold at least one question, and none that the trait is judged on"
         raise InvalidArgumentError(describe_violation("questions", rule, judged_on))
     check_unsteered(model)
-    judge = judge or calibrate_likelihood_judge(model, trait, seed=seed)
-    systems = _list_systems(trait, level)
     settings = SamplingSettings(max_new_tokens=max_new_tokens, temperature=temperature)
+    judge = judge or calibrate_likelihood_judge(
+        model, trait, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed
+    )
+    systems = _list_systems(trait, level)
     rows: list[dict[str, object]] = []
     counts = {"sampled": 0, "no whole sentence": 0, "score does not fit": 0, "more than needed": 0}
     for attempt in itertools.count():

@@ -142,7 +142,9 @@ def confirmed(low, coherence):
         (0.95, 1.0, None, "no setting that was tried is surely coherent; the highest score was taken"),
     ],
 )
-def test_a_trait_works_if_judge_effect_and_coherence_all_hold(load_script, monkeypatch, auroc, low, coherence, failure):
+def test_a_trait_works_if_judge_effect_and_coherence_all_hold(
+    load_script, tiny_model, monkeypatch, auroc, low, coherence, failure
+):
     script = load_script("trait_survey")
     asked = {}
 
@@ -159,7 +161,7 @@ def test_a_trait_works_if_judge_effect_and_coherence_all_hold(load_script, monke
     step("extract_persona_vector", SimpleNamespace(counts=pl.ExtractionCounts(4, 4)))
     step("sweep_layers", SimpleNamespace(choose_coherent=lambda: choice, choose_by_score=lambda: "highest"))
     step("confirm_choice", confirmed(low, coherence or 80.0))
-    row = script.survey(None, tiny_trait(), script.TINY, 0)
+    row = script.survey(tiny_model, tiny_trait(), script.TINY, 0)
     assert (row["works"], row["failure"]) == (not failure, failure)
     assert row["auroc"]["estimate"] == auroc
     assert asked["sweep_layers"].questions == ("Why?", "What for?")

@@ -93,7 +93,7 @@ def test_extra_loss_is_taken_on_the_rows_held_out_for_it(training, tmp_path):
     rows = [
         {"messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": text}]} for text in "ab"
     ]
-    found = plan(training, tmp_path, max_shift=1e-6, held_out=rows, max_extra_loss=0.5)
+    found = plan(training, tmp_path, max_shift=1e-6, held_out=iter(rows), max_extra_loss=0.5)
     plain, tuned = (
         pl.measure_task_loss(pl.load_model(training[0], adapter=tmp_path / name, dtype="float32"), rows)
         for name in ("none-0", "one-layer-1")
@@ -126,6 +126,7 @@ def test_where_none_is_needed_nothing_else_is_trained(training, tmp_path):
         ({"n_held_out": 1}, "n_held"),
         ({"max_extra_loss": 0.1}, "held_out"),
         ({"one_layer": (float("nan"),)}, "coefficient"),
+        ({"held_out": [{"messages": []}]}, "held_out"),
     ],
 )
 def test_bad_arguments_are_refused_before_anything_is_trained(training, tmp_path, more, name):
