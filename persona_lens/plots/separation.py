@@ -44,7 +44,7 @@ def plot_sample_separation(content: Mapping[str, Any]) -> go.Figure:
             figure.add_trace(
                 go.Histogram(
                     x=content["values"][name][kind], nbinsx=25, histnorm="percent", name=label, legendgroup=kind,
-                    showlegend=column == 1, marker={"color": color}, opacity=0.65,
+                    showlegend=column == 1, marker={"color": color}, opacity=0.65, bingroup=name,
                 ),
                 row=1,
                 col=column,

@@ -49,8 +49,8 @@ def plot_sweep(
     column = sweep.coefficients.index(shown.coefficient)
     for row, values in ((1, sweep.null_scores[:, :, column]), (2, sweep.null_coherences[:, :, column])):
         name = f"random directions × {shown.coefficient:g} (same norm)"
-        # Every question under every random direction is one value of a layer's mean.
-        _add_points(figure, row, list(sweep.null_layers), values.permute(1, 0, 2).flatten(1), name, show=row == 1)
+        # Averaged over directions first: questions are what is resampled.
+        _add_points(figure, row, list(sweep.null_layers), values.nanmean(dim=0), name, show=row == 1)
     for row, values in ((1, sweep.baseline_scores), (2, sweep.baseline_coherences)):
         interval = _mean_interval(values)
         figure.add_hrect(y0=interval.low, y1=interval.high, fillcolor=GREY, opacity=0.12, line_width=0, row=row, col=1)
