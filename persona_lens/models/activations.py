@@ -155,7 +155,8 @@ def pool_residual_stream(
     """Pool given conversations' residual stream over prompt, last prompt token and response, at all layers.
 
     Pooled inside the hooks, in float32: beyond one batch, memory grows with neither the number nor the length of
-    the conversations. Batches are sorted by length; no logits are formed.
+    the conversations. Batches are sorted by length; no logits are formed. While the iterator is read, the model carries
+    its hooks and gradients are off: read it to its end first, or make a list of it.
 
     Args:
         model: HookedTransformer or TransformerBridge.

@@ -21,8 +21,11 @@ _POSITIONS_AT_ONCE = 256
 # Summed in float32 for this many at a time: the buffers then stay in the processor's cache.
 _POSITIONS_SUMMED_AT_ONCE = 32
 _LENGTH_MULTIPLE = 8
-# Prefixes held in memory at once.
+# Prefixes computed and held in memory at once: so many, of so many padded tokens unless one alone has more.
 _PROMPTS_AT_ONCE = 32
+_PROMPT_TOKENS_AT_ONCE = 16384
+# Keys and values of one batch, prompts included; 65,536 tokens of a 7B model in bfloat16 with grouped heads are 4 GB.
+_CACHED_TOKENS_AT_ONCE = 65536
 
 
 @dataclass(frozen=True)
@@ -80,8 +83,7 @@ def mean_log_likelihoods(model: HookedModel, continuations: Sequence[Continuatio
     prompts = sorted(by_prompt, key=lambda prompt: (len(prompt), prompt))
     scores = [0.0] * len(continuations)
     with open_decoder(model) as decoder:
-        for at in range(0, len(prompts), _PROMPTS_AT_ONCE):
-            group = prompts[at : at + _PROMPTS_AT_ONCE]
+        for group in _group_prompts(prompts):
             prefixes = dict(zip(group, compute_prefixes(decoder, group), strict=True))
             indices = sorted(
                 (i for prompt in group for i in by_prompt[prompt]), key=lambda i: (len(continuations[i].response), i)
@@ -93,12 +95,28 @@ def mean_log_likelihoods(model: HookedModel, continuations: Sequence[Continuatio
     return scores
 
 
+def _group_prompts(prompts: Sequence[tuple[int, ...]]) -> list[Sequence[tuple[int, ...]]]:
+    """Cut prompts sorted by length into groups of bounded number and padded tokens."""
+    groups: list[list[tuple[int, ...]]] = [[]]
+    for prompt in prompts:
+        n = len(groups[-1]) + 1
+        if groups[-1] and (n > _PROMPTS_AT_ONCE or n * len(prompt) > _PROMPT_TOKENS_AT_ONCE):
+            groups.append([])
+        groups[-1].append(prompt)
+    return [group for group in groups if group]
+
+
 def _batches(indices: list[int], continuations: Sequence[Continuation]) -> list[list[int]]:
-    """Cut indices sorted by length into batches of about ``_TOKENS_AT_ONCE`` padded tokens."""
+    """Cut indices sorted by response length into batches of bounded padded tokens and of bounded cache."""
     batches: list[list[int]] = [[]]
+    longest_prompt = 0
     for index in indices:
-        if batches[-1] and (len(batches[-1]) + 1) * len(continuations[index].response) > _TOKENS_AT_ONCE:
+        n, item = len(batches[-1]) + 1, continuations[index]
+        longest_prompt = max(longest_prompt, len(item.prompt))
+        is_wide = n * len(item.response) > _TOKENS_AT_ONCE
+        if batches[-1] and (is_wide or n * (longest_prompt + len(item.response)) > _CACHED_TOKENS_AT_ONCE):
             batches.append([])
+            longest_prompt = len(item.prompt)
         batches[-1].append(index)
     return [batch for batch in batches if batch]
 

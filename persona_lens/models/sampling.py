@@ -131,7 +131,8 @@ def sample_stream(
 
     A row's tokens depend on its prompt, seed and interventions, not on the rows beside it: in float32 as tested, in
     bfloat16 up to rounding: a few matrix kernels round a row differently in batches of another height. The same
-    requests in the same order give the same bytes.
+    requests in the same order give the same bytes. While the iterator is read, the model carries its hooks and
+    gradients are off: read it to its end first, or make a list of it.
 
     Args:
         model: HookedTransformer or TransformerBridge.

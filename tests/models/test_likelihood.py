@@ -3,6 +3,7 @@ import torch
 
 import persona_lens as pl
 from persona_lens.errors import ContextLengthError, InvalidArgumentError
+from persona_lens.models import likelihood
 from persona_lens.models.likelihood import Continuation, mean_log_likelihoods
 from tests.backends import BACKENDS
 
@@ -88,3 +89,25 @@ def test_a_continuation_may_fill_the_whole_context(model):
     with torch.no_grad():
         log_probabilities = model(torch.tensor([(1,) * 200 + (2,) * 56]))[0].log_softmax(-1)
     assert found == pytest.approx(float(log_probabilities[199:255, 2].mean()), abs=1e-4)
+
+
+def test_the_tokens_computed_and_cached_at_once_are_bounded(model, monkeypatch):
+    monkeypatch.setattr(likelihood, "_PROMPT_TOKENS_AT_ONCE", 64)
+    monkeypatch.setattr(likelihood, "_CACHED_TOKENS_AT_ONCE", 128)
+    sizes = []
+
+    def compute(decoder, prompts):
+        sizes.append(len(prompts) * max(map(len, prompts)))
+        return compute_prefixes(decoder, prompts)
+
+    def score(decoder, items, prefixes):
+        sizes.append(len(items) * max(len(item.prompt) for item in items) / 2)
+        return score_batch(decoder, items, prefixes)
+
+    compute_prefixes, score_batch = likelihood.compute_prefixes, likelihood._score_batch
+    items = [Continuation((3,) * (5 + i), (6,) * (1 + i % 3)) for i in range(30)]
+    expected = mean_log_likelihoods(model, items)
+    monkeypatch.setattr(likelihood, "compute_prefixes", compute)
+    monkeypatch.setattr(likelihood, "_score_batch", score)
+    assert mean_log_likelihoods(model, items) == pytest.approx(expected, abs=1e-5)
+    assert max(sizes) <= 64
