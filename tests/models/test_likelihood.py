@@ -92,22 +92,24 @@ def test_a_continuation_may_fill_the_whole_context(model):
 
 
 def test_the_tokens_computed_and_cached_at_once_are_bounded(model, monkeypatch):
-    monkeypatch.setattr(likelihood, "_PROMPT_TOKENS_AT_ONCE", 64)
-    monkeypatch.setattr(likelihood, "_CACHED_TOKENS_AT_ONCE", 128)
-    sizes = []
+    items = [Continuation((3,) * (5 + i), (6,) * (1 + i % 3)) for i in range(30)]
+    items += [Continuation((3,) * 9, (i,)) for i in range(30)]  # many answers to one prompt
+    expected = mean_log_likelihoods(model, items)
+    computed, cached = [], []
+    compute_prefixes, score_batch = likelihood.compute_prefixes, likelihood._score_batch
 
     def compute(decoder, prompts):
-        sizes.append(len(prompts) * max(map(len, prompts)))
+        computed.append(len(prompts) * max(map(len, prompts)))
         return compute_prefixes(decoder, prompts)
 
-    def score(decoder, items, prefixes):
-        sizes.append(len(items) * max(len(item.prompt) for item in items) / 2)
-        return score_batch(decoder, items, prefixes)
+    def score(decoder, batch, prefixes):
+        cached.append(len(batch) * max(len(item.prompt) + len(item.response) for item in batch))
+        return score_batch(decoder, batch, prefixes)
 
-    compute_prefixes, score_batch = likelihood.compute_prefixes, likelihood._score_batch
-    items = [Continuation((3,) * (5 + i), (6,) * (1 + i % 3)) for i in range(30)]
-    expected = mean_log_likelihoods(model, items)
     monkeypatch.setattr(likelihood, "compute_prefixes", compute)
     monkeypatch.setattr(likelihood, "_score_batch", score)
+    monkeypatch.setattr(likelihood, "_PROMPT_TOKENS_AT_ONCE", 64)
+    monkeypatch.setattr(likelihood, "_CACHED_TOKENS_AT_ONCE", 128)
     assert mean_log_likelihoods(model, items) == pytest.approx(expected, abs=1e-5)
-    assert max(sizes) <= 64
+    assert max(computed) <= 64
+    assert max(cached) <= 128
