@@ -56,7 +56,7 @@ PROFILES = {
     "quick": Profile(0.7, 24, 1, (1.0, 2.0, 3.0), 3, 2, 1, 3, 1),
     "paper": Profile(1.0, 1000, 10, (0.5, 1.0, 1.5, 2.0, 2.5), 1, 10, 8, 10, 5),
 }
-TINY = Profile(0.7, 8, 1, (1.0, 2.0), 10, 1, 1, 1, 1, max_pairs=1, max_questions=4)
+TINY = Profile(0.7, 8, 1, (1.0, 2.0), 10, 1, 1, 1, 1, max_pairs=2, max_questions=4)
 
 
 @dataclass(frozen=True)

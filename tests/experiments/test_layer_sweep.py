@@ -63,7 +63,7 @@ def test_a_run_writes_results_figure_and_responses(whole):
     assert content["config"]["seed"] == 0
     assert content["config"]["versions"]["torch"]
     assert content["sweep"]["layers"] == [0]
-    assert content["vector"]["counts"]["pairs"] == 4
+    assert content["vector"]["counts"]["pairs"] == 8
     assert "Plotly.newPlot" in (folder / RESULTS[1]).read_text()
     assert "Steered:" in (folder / RESULTS[2]).read_text()
     assert (folder / RESULTS[3]).exists()
