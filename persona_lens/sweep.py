@@ -302,7 +302,7 @@ class _Configuration:
 
     def digest(self) -> str:
         """Return what tells this configuration from others."""
-        parts = [(layer, add.coefficient, add.direction.cpu().numpy().tobytes()) for layer, add in self.steering]
+        parts = [(layer, add.coefficient, add.direction.detach().cpu().tolist()) for layer, add in self.steering]
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 

@@ -166,7 +166,7 @@ class PersonaVector:
     @property
     def digest(self) -> str:
         """A hash of the directions at the chosen token position: what measurements along them belong to."""
-        return hashlib.sha256(self.directions.cpu().numpy().tobytes()).hexdigest()[:16]
+        return hashlib.sha256(self.directions.detach().cpu().float().numpy().tobytes()).hexdigest()[:16]
 
     def at(self, position: TokenPosition) -> PersonaVector:
         """Return the same vector, using the directions of another token position."""

@@ -112,6 +112,12 @@ def test_a_steered_model_is_refused_before_it_samples(tiny_model, vector, monkey
         pl.extract_persona_vector(tiny_model, tiny_trait(), judge="none")
 
 
+def test_a_digest_is_of_the_directions_in_use_in_whatever_precision(vector):
+    half = dataclasses.replace(vector, by_position={k: d.bfloat16() for k, d in vector.by_position.items()})
+    assert half.digest == dataclasses.replace(half).digest != vector.digest
+    assert vector.at("last_prompt").digest != vector.digest == vector.at("response_mean").digest
+
+
 def test_a_vector_survives_the_round_trip_through_a_file(vector, tmp_path):
     vector.at("last_prompt").save(tmp_path / "v.safetensors")
     loaded = pl.PersonaVector.load(tmp_path / "v.safetensors")

@@ -11,7 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from persona_lens.errors import ContextLengthError, InvalidArgumentError, describe_violation
-from persona_lens.judges.judgement import Judgement
+from persona_lens.judges.judgement import LONGER_THAN_CONTEXT, Judgement
 from persona_lens.models.chat import build_messages, encode_prompt
 from persona_lens.models.hooks import check_unsteered
 from persona_lens.models.likelihood import Continuation
@@ -101,7 +101,7 @@ class ExpectedScoreJudge:
             try:
                 prompts[i] = [self._encode(text) for text in texts]
             except ContextLengthError:
-                judgements[i] = Judgement(None, None, "longer than the judging model's context")
+                judgements[i] = Judgement(None, None, LONGER_THAN_CONTEXT)
         rubrics, coherence_rubrics = ([pair[k] for pair in prompts.values()] for k in (0, 1))
         expected = expected_numbers(self.model, [*rubrics, *coherence_rubrics])
         for at, i in enumerate(prompts):

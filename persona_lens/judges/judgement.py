@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+LONGER_THAN_CONTEXT = "longer than the judging model's context"
+"""A local judge's reason for a response that it cannot read whole."""
+
 
 @dataclass(frozen=True)
 class Judgement:

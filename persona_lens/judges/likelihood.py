@@ -16,7 +16,7 @@ import torch
 from scipy.optimize import minimize
 
 from persona_lens.errors import ChatTemplateError, ContextLengthError, InvalidArgumentError, describe_violation
-from persona_lens.judges.judgement import Judgement
+from persona_lens.judges.judgement import LONGER_THAN_CONTEXT, Judgement
 from persona_lens.models.chat import Message, build_messages, encode_conversation
 from persona_lens.models.hooks import check_unsteered
 from persona_lens.models.likelihood import Continuation, mean_log_likelihoods
@@ -357,7 +357,7 @@ def _log_likelihoods(
                 for system in systems
             ]
         except ContextLengthError:
-            rows[i] = "longer than the judging model's context"
+            rows[i] = LONGER_THAN_CONTEXT
         except ChatTemplateError:
             rows[i] = "not rendered by the judging model's chat template"
         else:

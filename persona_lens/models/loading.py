@@ -337,7 +337,8 @@ def _check_adapter(folder: Path) -> None:
 def _check_base(adapter: Path, name: str, fingerprint: str | None) -> None:
     """Refuse an adapter that :func:`persona_lens.finetune` trained for other weights; others' do not say."""
     record = adapter / ADAPTER_RECORD
-    trained_on = json.loads(record.read_text(encoding="utf-8"))["config"]["fingerprint"] if record.is_file() else None
+    content = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+    trained_on = content.get("config", {}).get("fingerprint")
     if None not in (trained_on, fingerprint) and trained_on != fingerprint:
         rule, got = f"be trained on this model, {name} (fingerprint {fingerprint})", f"one trained on {trained_on}"
         raise ModelMismatchError(describe_violation("adapter", rule, got, "Name the model it was trained on."))

@@ -146,7 +146,8 @@ def score_rows(
     given: dict[int, ResidualMeans] = {}
     for at, means in pool_residual_stream(model, spans):
         given[at] = means
-        advance(0 if samples else 1)
+        if not samples:
+            advance(1)
     for at, index in enumerate(order):
         one, row = encoded[index], rows[index]
         messages = choose_turn(row.messages, settings.turn)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 import persona_lens as pl
-from persona_lens.errors import ContextLengthError, InvalidArgumentError
+from persona_lens.errors import ContextLengthError, HooksPresentError, InvalidArgumentError
 from persona_lens.judges.expected_score import ExpectedScoreJudge, expected_numbers
 from persona_lens.models.chat import encode_prompt
 from persona_lens.models.likelihood import Continuation
@@ -46,6 +46,12 @@ def test_a_row_that_fills_the_context_is_read_and_an_empty_or_longer_one_is_refu
         next_token_probabilities(model, [full, Continuation(full.prompt, (*full.response, 11))], tokens)
     with pytest.raises(InvalidArgumentError, match=r"continuations\[1\]"):
         next_token_probabilities(model, [full, Continuation((), (1, 2))], tokens)
+
+
+def test_a_steered_model_may_not_read_the_rubric(roomy_model):
+    hook = ("blocks.1.hook_resid_post", lambda residual, hook: residual)
+    with roomy_model.hooks(fwd_hooks=[hook]), pytest.raises(HooksPresentError):
+        ExpectedScoreJudge(roomy_model, tiny_trait(), min_mass=1e-9).score(["Why?"], ["x"])
 
 
 def test_a_response_that_fills_the_judges_context_gets_a_reason_and_the_others_their_scores(roomy_model):
