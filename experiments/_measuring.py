@@ -17,8 +17,8 @@ from torch import Tensor
 import persona_lens as pl
 from persona_lens.judges.likelihood import LikelihoodCalibration
 from persona_lens.models.loading import EMBEDDED_MODEL
+from persona_lens.statistics import Interval, bootstrap_mean
 from persona_lens.storage import Shard
-from persona_lens.tensors.statistics import Interval, bootstrap_mean
 
 # Configurations sampled and judged between two saves. Fixed: a shard is one stream, and rows share its batches.
 _AT_ONCE = 8

@@ -30,8 +30,8 @@ from _measuring import CommonArguments, describe_interval, read_traits
 
 import persona_lens as pl
 from persona_lens.finetuning.domains import Level
+from persona_lens.statistics import bootstrap_pearson_r
 from persona_lens.storage import Shard, collect_versions
-from persona_lens.tensors.statistics import bootstrap_pearson_r
 
 TRAITS = ("evil", "sycophancy", "hallucination")
 DOMAINS = ("arithmetic", "opinions")

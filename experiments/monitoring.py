@@ -35,8 +35,8 @@ from _measuring import (
 )
 
 import persona_lens as pl
-from persona_lens.models.chat import Message, build_messages, encode_prompt, stop_token_ids
-from persona_lens.models.sampling import SampleRequest, sample_stream
+from persona_lens.models.engine.sampling import SampleRequest, sample_stream
+from persona_lens.models.text.chat import Message, build_messages, encode_prompt, stop_token_ids
 from persona_lens.monitoring import GradedProjections, MonitoringCorrelation, project_last_prompt_token
 from persona_lens.plots import plot_monitoring
 from persona_lens.storage import Shard, collect_versions

@@ -25,7 +25,7 @@ from _trained_models import MIN_COHERENCE, ShiftArguments, correlate_pairs, is_c
 
 import persona_lens as pl
 from persona_lens.plots import plot_predictors, plot_projection_difference
-from persona_lens.tensors.statistics import bootstrap_mean
+from persona_lens.statistics import bootstrap_mean
 
 NAME = "projection_difference"
 # ΔP against the score, over datasets, for the paper's four further traits (Fig. 19); against the shift, over its first

@@ -35,8 +35,8 @@ from _measuring import CommonArguments, describe_interval, describe_mean, read_r
 
 import persona_lens as pl
 from persona_lens.plots import plot_real_conversations, report_screening
+from persona_lens.statistics import bootstrap_mean
 from persona_lens.storage import Shard, collect_versions, write_bytes_atomically
-from persona_lens.tensors.statistics import bootstrap_mean
 
 OTHERS = ("evil", "sycophancy", "hallucination")
 SUBSETS = ("high ΔP", "random", "low ΔP")

@@ -39,8 +39,8 @@ from _measuring import (
 
 import persona_lens as pl
 from persona_lens.plots import plot_sample_separation
+from persona_lens.statistics import bootstrap_auroc_by_group
 from persona_lens.storage import Shard, collect_versions
-from persona_lens.tensors.statistics import bootstrap_auroc_by_group
 
 _STREAM = 190
 QUANTILE = 0.95

@@ -35,7 +35,8 @@ from _measuring import (
 )
 
 import persona_lens as pl
-from persona_lens.capability import load_multiple_choice, measure_capability
+from persona_lens.evaluation.capability import measure_capability
+from persona_lens.evaluation.multiple_choice import load_multiple_choice
 from persona_lens.plots import plot_steering_modes
 from persona_lens.storage import Shard, collect_versions
 

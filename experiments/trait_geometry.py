@@ -30,7 +30,7 @@ from _measuring import (
 )
 
 import persona_lens as pl
-from persona_lens.models.sites import check_layer
+from persona_lens.models.hooks.sites import check_layer
 from persona_lens.plots import list_written_tokens, plot_trait_geometry
 from persona_lens.storage import collect_versions, write_bytes_atomically
 

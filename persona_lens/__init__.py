@@ -5,8 +5,13 @@ Method: "Persona Vectors" (arXiv 2507.21509).
 """
 
 from persona_lens import errors
-from persona_lens.capability import Capability, MultipleChoiceItem, load_multiple_choice, measure_capability
 from persona_lens.conversations import BadRow, Conversation, read_conversations
+from persona_lens.evaluation.capability import Capability, measure_capability
+from persona_lens.evaluation.multiple_choice import MultipleChoiceItem, load_multiple_choice
+from persona_lens.evaluation.ordinary import measure_ordinary_projections
+from persona_lens.evaluation.strength import SteeringStrength, calibrate
+from persona_lens.evaluation.sweep import Confirmation, LayerChoice, SweepResult, confirm_choice, sweep_layers
+from persona_lens.evaluation.tracing import Trace, trace
 from persona_lens.finetuning.domains import domain_dataset, list_domains
 from persona_lens.finetuning.planning import PreventionPlan, plan_prevention
 from persona_lens.finetuning.shift import FinetuningShift, measure_shift
@@ -14,7 +19,15 @@ from persona_lens.finetuning.task_loss import measure_task_loss
 from persona_lens.finetuning.tracking import Tracker
 from persona_lens.finetuning.training import Finetuned, FinetuneSettings, ProjectionPenalty, finetune
 from persona_lens.finetuning.trait_data import trait_dataset
-from persona_lens.interventions import ablation_sites, capping_sites, steering_sites
+from persona_lens.interventions.making import ablation_sites, capping_sites, steering_sites
+from persona_lens.interventions.steering import (
+    ablation_hooks,
+    capping_hooks,
+    hooked,
+    intervention_hooks,
+    steering,
+    steering_hooks,
+)
 from persona_lens.judges.cache import CachedJudge, ScoreCache
 from persona_lens.judges.claude import ClaudeJudge
 from persona_lens.judges.expected_score import ExpectedScoreJudge
@@ -27,12 +40,12 @@ from persona_lens.judges.panel import (
     read_spot_check,
     write_spot_check,
 )
-from persona_lens.models.activations import TokenSpans, cache_residual_stream, pool_residual_stream
-from persona_lens.models.chat import encode_conversation, encode_prompt
-from persona_lens.models.hooks import SiteIntervention
+from persona_lens.models.engine.activations import TokenSpans, cache_residual_stream, pool_residual_stream
+from persona_lens.models.engine.rollouts import Rollout, RolloutRequest, sample_recorded_rollouts, sample_rollouts
+from persona_lens.models.engine.sampling import SamplingSettings
+from persona_lens.models.hooks.pairs import SiteIntervention
 from persona_lens.models.loading import describe_model, load_model
-from persona_lens.models.rollouts import Rollout, RolloutRequest, sample_recorded_rollouts, sample_rollouts
-from persona_lens.models.sampling import SamplingSettings
+from persona_lens.models.text.chat import encode_conversation, encode_prompt
 from persona_lens.monitoring import (
     GradedProjections,
     MonitoringCorrelation,
@@ -41,25 +54,13 @@ from persona_lens.monitoring import (
     measure_monitoring,
     project_last_prompt_token,
 )
-from persona_lens.ordinary import OrdinaryProjections, measure_ordinary_projections
 from persona_lens.progress import show_progress
 from persona_lens.screening.distributed import screen_on_ray
 from persona_lens.screening.scores import ScreenSettings
 from persona_lens.screening.screen import screen
 from persona_lens.screening.screening import ApproximationCheck, Screening
 from persona_lens.screening.splitting import SplitCounts, split_rows
-from persona_lens.steering import (
-    SteeringStrength,
-    ablation_hooks,
-    calibrate,
-    capping_hooks,
-    hooked,
-    intervention_hooks,
-    steering,
-    steering_hooks,
-)
 from persona_lens.storage import ShardStore
-from persona_lens.sweep import Confirmation, LayerChoice, SweepResult, confirm_choice, sweep_layers
 from persona_lens.tensors.directions import (
     cosine,
     layer_increments,
@@ -68,12 +69,12 @@ from persona_lens.tensors.directions import (
     project,
     project_layers,
 )
-from persona_lens.tensors.interventions import Ablate, Add, Cap
-from persona_lens.tracing import Trace, trace
+from persona_lens.tensors.operations import Ablate, Add, Cap
 from persona_lens.traits.authoring import author_trait, read_authored_answer, write_authoring_prompt
 from persona_lens.traits.library import list_traits, load_trait
 from persona_lens.traits.trait import InstructionPair, Trait
 from persona_lens.vectors import ExtractionCounts, PersonaVector, extract_persona_vector
+from persona_lens.vectors.ordinary import OrdinaryProjections
 
 __all__ = [
     "Ablate",

@@ -14,8 +14,8 @@ import tyro
 from persona_lens.conversations import read_conversations, resolve_source
 from persona_lens.errors import InvalidArgumentError, PersonaLensError, describe_violation
 from persona_lens.judges.likelihood import calibrate_likelihood_judge
+from persona_lens.models.hooks.sites import check_layer
 from persona_lens.models.loading import EMBEDDED_MODEL, describe_model, load_model
-from persona_lens.models.sites import check_layer
 from persona_lens.plots.screening import report_screening
 from persona_lens.progress import show_progress
 from persona_lens.screening.scores import ScreenSettings

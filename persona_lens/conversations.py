@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from persona_lens.errors import FileFormatError, InvalidArgumentError, describe_violation
-from persona_lens.models.chat import Message
+from persona_lens.models.text.chat import Message
 
 _FILE_TYPES = (".jsonl", ".ndjson", ".json", ".parquet")
 _COMPRESSIONS = (".gz", ".zst")  # of files with one row a line

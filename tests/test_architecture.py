@@ -54,7 +54,7 @@ class Import:
 
     @property
     def room(self) -> str:
-        """The room it leads to: ``models`` for ``persona_lens.models.sites``; empty if it is not ours."""
+        """The room it leads to: ``models`` for ``persona_lens.models.hooks.sites``; empty if it is not ours."""
         package, _, rest = self.module.partition(".")
         return (rest or "__init__").split(".")[0] if package == "persona_lens" else ""
 

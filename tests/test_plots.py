@@ -1,12 +1,12 @@
 import plotly.graph_objects as go
 import pytest
 import torch
+from tests.test_sweep import LengthJudge
 
 import persona_lens as pl
 from persona_lens.plots import plot_agreement, plot_sweep, plot_trait_survey, plot_vector
-from persona_lens.tensors.statistics import Interval
+from persona_lens.statistics import Interval
 from tests.small_trait import tiny_trait
-from tests.test_sweep import LengthJudge
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from persona_lens.errors import HookNeverFiredError
-from persona_lens.models.hooks import SiteIntervention
+from persona_lens.models.hooks.pairs import SiteIntervention
 from persona_lens.models.loading import find_blocks
-from persona_lens.tensors.interventions import Intervention
+from persona_lens.tensors.operations import Intervention
 
 
 class TrainingInterventions:

@@ -18,13 +18,13 @@ from persona_lens.finetuning.rows import Source
 from persona_lens.finetuning.shift import measure_shift
 from persona_lens.finetuning.task_loss import measure_task_loss
 from persona_lens.finetuning.training import FinetuneSettings, count_steps, finetune
-from persona_lens.interventions import steering_sites
-from persona_lens.models.hooks import SiteIntervention
+from persona_lens.interventions.making import steering_sites
+from persona_lens.models.hooks.pairs import SiteIntervention
+from persona_lens.models.hooks.sites import check_layer
 from persona_lens.models.loading import load_model
-from persona_lens.models.sites import check_layer
-from persona_lens.ordinary import load_ordinary_questions
 from persona_lens.progress import ProgressFactory, no_progress
-from persona_lens.tensors.statistics import Interval, bootstrap_mean, bootstrap_paired_difference
+from persona_lens.statistics import Interval, bootstrap_mean, bootstrap_paired_difference
+from persona_lens.traits.everyday import load_ordinary_questions
 from persona_lens.vectors import PersonaVector
 
 Method = Literal["none", "one layer", "all layers"]

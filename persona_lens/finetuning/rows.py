@@ -19,7 +19,7 @@ from persona_lens.errors import (
     InvalidArgumentError,
     describe_violation,
 )
-from persona_lens.models.chat import Message, encode_responses, stop_token_ids
+from persona_lens.models.text.chat import Message, encode_responses, stop_token_ids
 
 Source: TypeAlias = str | Path | datasets.Dataset | datasets.IterableDataset | Iterable[Any]
 

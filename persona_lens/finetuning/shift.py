@@ -10,12 +10,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from persona_lens.errors import InvalidArgumentError, describe_violation
-from persona_lens.models.activations import project_residual_stream
-from persona_lens.models.chat import build_messages, encode_prompt
-from persona_lens.models.model_type import HookedModel
-from persona_lens.models.sites import check_layer
+from persona_lens.models.engine.activations import project_residual_stream
+from persona_lens.models.hooked_model import HookedModel
+from persona_lens.models.hooks.sites import check_layer
+from persona_lens.models.text.chat import build_messages, encode_prompt
+from persona_lens.statistics import Interval, bootstrap_mean
 from persona_lens.tensors.directions import normalize
-from persona_lens.tensors.statistics import Interval, bootstrap_mean
 from persona_lens.vectors import PersonaVector
 
 _ROWS_AT_ONCE = 16

@@ -9,9 +9,9 @@ from torch import Tensor
 from persona_lens.conversations import BadRow, read_conversations
 from persona_lens.errors import InvalidArgumentError, describe_violation
 from persona_lens.finetuning.rows import Source
-from persona_lens.models.chat import encode_conversation
-from persona_lens.models.likelihood import Continuation, mean_log_likelihoods
-from persona_lens.models.model_type import HookedModel
+from persona_lens.models.engine.likelihood import Continuation, mean_log_likelihoods
+from persona_lens.models.hooked_model import HookedModel
+from persona_lens.models.text.chat import encode_conversation
 
 
 def measure_task_loss(model: HookedModel, data: Source) -> Float[Tensor, " row"]:

@@ -27,7 +27,7 @@ from persona_lens.errors import InvalidArgumentError, ModelMismatchError, ShortT
 from persona_lens.finetuning.blocks import TrainingInterventions, reading_residuals
 from persona_lens.finetuning.rows import IGNORED, Source, TrainingRows, encode_training_rows
 from persona_lens.finetuning.tracking import Tracker, TrackingCallback
-from persona_lens.models.hooks import SiteIntervention, check_site_interventions
+from persona_lens.models.hooks.pairs import SiteIntervention, check_site_interventions
 from persona_lens.models.loading import (
     ADAPTER_RECORD,
     find_blocks,
@@ -37,7 +37,7 @@ from persona_lens.models.loading import (
 )
 from persona_lens.progress import ProgressFactory, no_progress
 from persona_lens.storage import collect_versions, write_json
-from persona_lens.tensors.interventions import Ablate
+from persona_lens.tensors.operations import Ablate
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

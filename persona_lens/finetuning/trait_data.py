@@ -14,11 +14,11 @@ from persona_lens.errors import InvalidArgumentError, describe_violation
 from persona_lens.finetuning.domains import Level
 from persona_lens.judges.judgement import Judge
 from persona_lens.judges.likelihood import calibrate_likelihood_judge
-from persona_lens.models.chat import build_messages
-from persona_lens.models.hooks import check_unsteered
-from persona_lens.models.model_type import HookedModel
-from persona_lens.models.rollouts import Rollout, RolloutRequest, sample_rollouts
-from persona_lens.models.sampling import SamplingSettings
+from persona_lens.models.engine.rollouts import Rollout, RolloutRequest, sample_rollouts
+from persona_lens.models.engine.sampling import SamplingSettings
+from persona_lens.models.hooked_model import HookedModel
+from persona_lens.models.hooks.pairs import check_unsteered
+from persona_lens.models.text.chat import build_messages
 from persona_lens.traits.trait import Trait
 
 # Seeds of the draws made here start with this, so that they never coincide with those of an extraction or sweep.

@@ -17,14 +17,14 @@ from scipy.optimize import minimize
 
 from persona_lens.errors import ChatTemplateError, ContextLengthError, InvalidArgumentError, describe_violation
 from persona_lens.judges.judgement import LONGER_THAN_CONTEXT, Judgement
-from persona_lens.models.chat import Message, build_messages, encode_conversation
-from persona_lens.models.hooks import check_unsteered
-from persona_lens.models.likelihood import Continuation, mean_log_likelihoods
+from persona_lens.models.engine.likelihood import Continuation, mean_log_likelihoods
+from persona_lens.models.engine.rollouts import RolloutRequest, sample_rollouts
+from persona_lens.models.engine.sampling import SamplingSettings
+from persona_lens.models.hooked_model import HookedModel
+from persona_lens.models.hooks.pairs import check_unsteered
 from persona_lens.models.loading import describe_model
-from persona_lens.models.model_type import HookedModel
-from persona_lens.models.rollouts import RolloutRequest, sample_rollouts
-from persona_lens.models.sampling import SamplingSettings
-from persona_lens.tensors.statistics import Interval, bootstrap_auroc_by_group
+from persona_lens.models.text.chat import Message, build_messages, encode_conversation
+from persona_lens.statistics import Interval, bootstrap_auroc_by_group
 from persona_lens.traits.trait import Trait
 
 # Seeds of the draws made here start with this, so that they never coincide with those of an extraction or sweep.

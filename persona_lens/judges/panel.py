@@ -19,7 +19,7 @@ from torch import Tensor
 
 from persona_lens.errors import FileFormatError, InvalidArgumentError, describe_violation
 from persona_lens.judges.judgement import Judge, Judgement
-from persona_lens.tensors.statistics import Interval
+from persona_lens.statistics import Interval
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

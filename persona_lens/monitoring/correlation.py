@@ -14,7 +14,7 @@ from numpy import ndarray
 from torch import Tensor
 
 from persona_lens.errors import InvalidArgumentError, describe_violation
-from persona_lens.tensors.statistics import Interval
+from persona_lens.statistics import Interval
 
 # A correlation of two or three questions is near ±1 whatever they say, and so are its resamples.
 _MIN_QUESTIONS = 5

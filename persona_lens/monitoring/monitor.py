@@ -12,18 +12,18 @@ from typing import Any
 import torch
 
 from persona_lens.errors import FileFormatError, InvalidArgumentError, ModelMismatchError, describe_violation
-from persona_lens.models.chat import Message, build_messages
-from persona_lens.models.hooks import check_unsteered
+from persona_lens.models.hooked_model import HookedModel
+from persona_lens.models.hooks.pairs import check_unsteered
 from persona_lens.models.loading import ModelInfo, describe_model
-from persona_lens.models.model_type import HookedModel
+from persona_lens.models.text.chat import Message, build_messages
 from persona_lens.monitoring.correlation import MonitoringCorrelation
 from persona_lens.monitoring.graded import GradedProjections, check_keys
 from persona_lens.monitoring.prompts import check_names, collect_units, list_prompts, project_prompts
 from persona_lens.monitoring.readings import TraitMonitor
 from persona_lens.monitoring.score_map import ScoreMap, fit_score_map
 from persona_lens.monitoring.watched import WatchedConversation
-from persona_lens.ordinary import load_ordinary_questions
 from persona_lens.storage import collect_versions, write_json
+from persona_lens.traits.everyday import load_ordinary_questions
 from persona_lens.vectors import PersonaVector
 
 _FORMAT = "persona-monitor"

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from persona_lens.monitoring.correlation import MonitoringCorrelation
 from persona_lens.monitoring.score_map import ScoreMap
-from persona_lens.tensors.statistics import Interval
+from persona_lens.statistics import Interval
 
 
 @dataclass(frozen=True, eq=False)

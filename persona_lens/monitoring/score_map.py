@@ -9,7 +9,7 @@ import torch
 from numpy import ndarray
 
 from persona_lens.monitoring.graded import GradedProjections
-from persona_lens.tensors.statistics import Interval
+from persona_lens.statistics import Interval
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from persona_lens.tensors.statistics import Interval
+from persona_lens.statistics import Interval
 
 # Okabe and Ito's palette, told apart by colour-blind readers; ordered so that neighbours differ in lightness too.
 COLORS = ("#56B4E9", "#E69F00", "#0072B2", "#D55E00", "#CC79A7", "#009E73")

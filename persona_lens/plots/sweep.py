@@ -10,9 +10,9 @@ from jaxtyping import Float
 from plotly.subplots import make_subplots
 from torch import Tensor
 
+from persona_lens.evaluation.sweep import Confirmation, LayerChoice, SweepResult
 from persona_lens.plots.style import COLORS, GREY, INK
-from persona_lens.sweep import Confirmation, LayerChoice, SweepResult
-from persona_lens.tensors.statistics import Interval, bootstrap_mean
+from persona_lens.statistics import Interval, bootstrap_mean
 
 
 def plot_sweep(

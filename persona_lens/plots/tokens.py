@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import torch
 
+from persona_lens.evaluation.tracing import ColouredTokens, Trace
 from persona_lens.plots.style import GREY, INK
-from persona_lens.tracing import ColouredTokens, Trace
 
 
 def plot_trace(trace: Trace, layers: Sequence[int]) -> ColouredTokens:

@@ -12,16 +12,16 @@ from torch import Tensor
 
 from persona_lens.conversations import BadRow, Conversation
 from persona_lens.errors import ChatTemplateError, InvalidArgumentError, describe_violation
-from persona_lens.models.activations import TokenSpans, pool_residual_stream
-from persona_lens.models.chat import EncodedConversation, Message, encode_conversation, stop_token_ids
-from persona_lens.models.model_type import HookedModel
-from persona_lens.models.sampling import (
+from persona_lens.models.engine.activations import TokenSpans, pool_residual_stream
+from persona_lens.models.engine.sampling import (
     ResidualMeans,
     SampledResponse,
     SampleRequest,
     SamplingSettings,
     sample_recorded_stream,
 )
+from persona_lens.models.hooked_model import HookedModel
+from persona_lens.models.text.chat import EncodedConversation, Message, encode_conversation, stop_token_ids
 from persona_lens.progress import Advance, count_nothing
 
 

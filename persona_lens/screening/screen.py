@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sized
 from pathlib import Path
 
 from persona_lens.conversations import read_conversations
-from persona_lens.models.hooks import check_unsteered
+from persona_lens.models.hooked_model import HookedModel
+from persona_lens.models.hooks.pairs import check_unsteered
 from persona_lens.models.loading import describe_model
-from persona_lens.models.model_type import HookedModel
 from persona_lens.progress import ProgressFactory, no_progress
 from persona_lens.screening.scores import ScreenSettings
 from persona_lens.screening.screening import Screening

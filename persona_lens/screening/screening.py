@@ -17,7 +17,7 @@ from torch import Tensor
 
 from persona_lens.errors import FileFormatError, InvalidArgumentError, describe_violation
 from persona_lens.screening.shards import RECORD, list_shards
-from persona_lens.tensors.statistics import Interval, bootstrap_mean, bootstrap_pearson_r
+from persona_lens.statistics import Interval, bootstrap_mean, bootstrap_pearson_r
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

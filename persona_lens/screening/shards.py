@@ -18,9 +18,9 @@ from torch import Tensor
 
 from persona_lens.conversations import BadRow, Conversation
 from persona_lens.errors import FileFormatError, InvalidArgumentError, describe_violation
+from persona_lens.models.hooked_model import HookedModel
+from persona_lens.models.hooks.sites import check_layer
 from persona_lens.models.loading import ModelInfo
-from persona_lens.models.model_type import HookedModel
-from persona_lens.models.sites import check_layer
 from persona_lens.progress import Advance, count_nothing
 from persona_lens.screening.scores import ScoredRow, ScreenSettings, score_rows
 from persona_lens.storage import collect_versions, write_bytes_atomically, write_json

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import persona_lens as pl
-from persona_lens.sweep import LayerChoice
-from persona_lens.tensors.statistics import Interval
+from persona_lens.evaluation.sweep import LayerChoice
+from persona_lens.statistics import Interval
 from tests.small_trait import tiny_trait
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import persona_lens as pl
-from persona_lens.tensors.statistics import Interval
+from persona_lens.statistics import Interval
 from tests.anthropic_server import serve
 from tests.small_trait import tiny_trait
 

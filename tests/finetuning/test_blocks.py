@@ -8,7 +8,7 @@ from persona_lens.errors import HookNeverFiredError, InvalidArgumentError, Layer
 from persona_lens.finetuning import training
 from persona_lens.finetuning.blocks import TrainingInterventions, reading_residuals
 from persona_lens.models.loading import find_blocks
-from persona_lens.tensors.interventions import Ablate, Add, Cap
+from persona_lens.tensors.operations import Ablate, Add, Cap
 from tests.backends import ARCHITECTURES, BACKENDS
 from tests.tiny import make_hf_model
 

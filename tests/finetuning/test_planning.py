@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import persona_lens as pl
 from persona_lens.finetuning.planning import TriedPrevention, recommend
-from persona_lens.tensors.statistics import Interval
+from persona_lens.statistics import Interval
 
 SETTINGS = pl.FinetuneSettings(
     rank=2, alpha=4, learning_rate=1e-2, batch_size=4, accumulation=1, warmup_steps=0, max_tokens=200, dtype="float32"

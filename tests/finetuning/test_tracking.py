@@ -6,7 +6,7 @@ import torch
 import persona_lens as pl
 from persona_lens.errors import InvalidArgumentError, LayerOutOfRangeError
 from persona_lens.finetuning.shift import _project
-from persona_lens.tensors.interventions import Add
+from persona_lens.tensors.operations import Add
 from tests.tiny import make_tokenizer, save_tiny
 
 QUESTIONS = {"loud": ["Why?", "What on earth is this?", "When?"], "quiet": ["Who are you?"]}

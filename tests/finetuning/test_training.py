@@ -26,7 +26,7 @@ from persona_lens.finetuning import training
 from persona_lens.finetuning.rows import encode_training_rows
 from persona_lens.finetuning.training import _describe, _find_checkpoint
 from persona_lens.models import loading
-from persona_lens.tensors.interventions import Ablate, Add, Cap
+from persona_lens.tensors.operations import Ablate, Add, Cap
 from tests.backends import BACKENDS
 from tests.tiny import make_tokenizer
 

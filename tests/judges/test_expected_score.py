@@ -4,9 +4,9 @@ import torch
 import persona_lens as pl
 from persona_lens.errors import ContextLengthError, HooksPresentError, InvalidArgumentError
 from persona_lens.judges.expected_score import ExpectedScoreJudge, expected_numbers
-from persona_lens.models.chat import encode_prompt
-from persona_lens.models.likelihood import Continuation
-from persona_lens.models.next_token import next_token_probabilities
+from persona_lens.models.engine.likelihood import Continuation
+from persona_lens.models.engine.next_token import next_token_probabilities
+from persona_lens.models.text.chat import encode_prompt
 from tests.backends import BACKENDS
 from tests.small_trait import tiny_trait
 

@@ -9,7 +9,7 @@ import persona_lens as pl
 from persona_lens.errors import ChatTemplateError, HooksPresentError, InvalidArgumentError
 from persona_lens.judges import likelihood
 from persona_lens.judges.likelihood import LikelihoodCalibration
-from persona_lens.models.rollouts import Rollout
+from persona_lens.models.engine.rollouts import Rollout
 from tests.small_trait import tiny_trait
 
 CALIBRATION = LikelihoodCalibration(

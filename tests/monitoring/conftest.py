@@ -1,10 +1,10 @@
 import pytest
+from tests.test_steering import make_vector
 
 import persona_lens as pl
 from persona_lens.monitoring import PersonaMonitor
 from tests.backends import BACKENDS
 from tests.monitoring.examples import LAYERS, ORDINARY, make_graded
-from tests.test_steering import make_vector
 
 
 @pytest.fixture(scope="module", params=BACKENDS)

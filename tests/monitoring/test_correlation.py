@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from persona_lens.errors import InvalidArgumentError
 from persona_lens.monitoring import MonitoringCorrelation, measure_monitoring
-from persona_lens.tensors.statistics import pearson_r, pearson_r_within
+from persona_lens.statistics import pearson_r, pearson_r_within
 from tests.monitoring.examples import make_graded
 
 

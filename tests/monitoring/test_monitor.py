@@ -6,7 +6,7 @@ import torch
 import persona_lens as pl
 from persona_lens.errors import FileFormatError, HooksPresentError, InvalidArgumentError, ModelMismatchError
 from persona_lens.monitoring import PersonaMonitor, project_last_prompt_token
-from persona_lens.tensors.statistics import Interval
+from persona_lens.statistics import Interval
 from tests.monitoring.examples import CHAT, LAYERS, ORDINARY, make_graded
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from persona_lens.monitoring import GradedProjections, ScoreMap, fit_score_map
-from persona_lens.tensors.statistics import Interval
+from persona_lens.statistics import Interval
 from tests.monitoring.examples import make_graded
 
 

@@ -1,0 +1,1 @@
+"""Conditions and their scores: what steering does, where, and at what cost."""

@@ -1,0 +1,382 @@
+"""What an intervention costs: ordinary text under it, how far predictions move, and simple questions.
+
+The model is taken as it is: hooks that are on it when it is measured take effect. Everything here is the model's
+ordinary forward pass, so that a hook may sit anywhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from persona_lens.errors import (
+    ContextLengthError,
+    FileFormatError,
+    HookNeverFiredError,
+    InvalidArgumentError,
+    describe_violation,
+)
+from persona_lens.evaluation.multiple_choice import MultipleChoiceItem, load_multiple_choice
+from persona_lens.models.hooked_model import HookedModel
+from persona_lens.models.hooks.pairs import HookFn, HookPair, attached
+from persona_lens.models.loading import ModelInfo, describe_model
+from persona_lens.models.text.chat import Message, build_messages, encode_conversation
+from persona_lens.progress import Advance, ProgressFactory, no_progress
+from persona_lens.statistics import Interval, bootstrap_mean
+from persona_lens.storage import collect_versions
+
+_DATA = files("persona_lens") / "data"
+_INTERVALS = ("perplexity", "kl", "accuracy")
+_N_RESAMPLES = 2000
+_LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Capability:
+    """What a model can do, as it was measured.
+
+    Compare a steered with an unsteered one, both by :func:`measure_capability` on the same texts and items.
+
+    Args:
+        perplexity: Of ordinary text, a token; bootstrapped over texts. NaN if the logits are not finite.
+        kl: KL(unsteered || steered) in nats a token of ordinary text, bootstrapped over texts; None where no hooks
+            were given to compare with.
+        accuracy: Share of items answered rightly, bootstrapped over items.
+        chance_accuracy: What guessing would get.
+        n_texts: Texts.
+        n_tokens: Tokens predicted in them.
+        n_items: Multiple-choice items.
+        model: What was measured.
+        provenance: Hooks, data, settings, seed and versions.
+    """
+
+    perplexity: Interval
+    kl: Interval | None
+    accuracy: Interval
+    chance_accuracy: float
+    n_texts: int
+    n_tokens: int
+    n_items: int
+    model: ModelInfo
+    provenance: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the measurement as JSON-able values; numbers that are not finite become null."""
+        content = asdict(self)
+        for name in _INTERVALS:
+            if content[name] is not None:
+                content[name] = {k: v if math.isfinite(v) else None for k, v in content[name].items()}
+        return content
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Capability:
+        """Read what :meth:`to_json` returned; null becomes NaN.
+
+        Raises:
+            FileFormatError: A key is missing.
+        """
+        missing = [field.name for field in fields(cls) if field.name not in content]
+        if missing:
+            raise FileFormatError(f"`content` must hold a whole measurement. Missing: {missing}. Measure again.")
+        values = {field.name: content[field.name] for field in fields(cls)}
+        for name in _INTERVALS:
+            if values[name] is not None:
+                values[name] = Interval(**{k: math.nan if v is None else v for k, v in values[name].items()})
+        return cls(**{**values, "model": ModelInfo(**values["model"])})
+
+    def _describe(self) -> dict[str, str]:
+        """Return the measured numbers in words."""
+        return {
+            "perplexity": _show(self.perplexity),
+            "KL": "not compared" if self.kl is None else f"{_show(self.kl)} nats a token",
+            "accuracy": f"{_show(self.accuracy)} (chance {self.chance_accuracy:.3g})",
+        }
+
+    def __repr__(self) -> str:
+        numbers = ", ".join(f"{name} {value}" for name, value in self._describe().items())
+        return (
+            f"Capability({self.model.name!r}: {numbers}; {self.n_texts} texts of {self.n_tokens} tokens, "
+            f"{self.n_items} items)"
+        )
+
+    def _repr_html_(self) -> str:
+        rows = "".join(f"<tr><th>{name}</th><td>{value}</td></tr>" for name, value in self._describe().items())
+        caption = (
+            f"{html.escape(self.model.name)}: {self.n_texts} texts of {self.n_tokens} tokens, {self.n_items} items"
+        )
+        return f"<table><caption>{caption}</caption>{rows}</table>"
+
+
+def measure_capability(
+    model: HookedModel,
+    hooks: Sequence[HookPair] = (),
+    *,
+    texts: Sequence[str] | None = None,
+    items: Sequence[MultipleChoiceItem] | None = None,
+    batch_size: int = 16,
+    max_tokens: int = 128,
+    seed: int = 0,
+    progress: ProgressFactory = no_progress,
+) -> Capability:
+    r"""Measure perplexity, divergence and multiple-choice accuracy under an intervention.
+
+    .. math::
+        \text{perplexity} = \exp \frac{\sum_d \sum_t -\log q(x_{d,t} \mid x_{d,<t})}{\sum_d T_d}, \qquad
+        \text{KL} = \frac{\sum_d \sum_t \sum_v p_{d,t}(v) \log \frac{p_{d,t}(v)}{q_{d,t}(v)}}{\sum_d T_d}
+
+    Every token of every text counts the same: sums over all tokens are divided by their number, and the bootstrap
+    draws whole texts. A text follows the tokenizer's BOS token, if it has one, and is predicted from its second
+    token on: a chat model's BOS may open a turn, which no prose begins. ``q`` is the model with ``hooks``, ``p``
+    without them; hooks that are already on the model act in both.
+
+    An item is answered with the choice of the highest mean log-likelihood a token, as the assistant's answer to the
+    question alone (after ``Question: ...`` and ``Answer:`` where the tokenizer has no chat template). The mean
+    rather than the sum is the convention of GPT-3's evaluation: it does not favour short answers. Choices that tie,
+    as logits in bfloat16 often do, share the point.
+
+    Args:
+        model: HookedTransformer or TransformerBridge, with whatever hooks are on it.
+        hooks: TransformerLens ``(name, fn)`` pairs, attached around every forward pass and removed after it.
+        texts: Ordinary texts that the model was not fitted on, two or more; None takes 40 bundled paragraphs.
+        items: Two or more; None takes the bundled ones. See :func:`load_multiple_choice`.
+        batch_size: Rows of a forward pass; its logits take ``batch_size * max_tokens * vocab`` numbers.
+        max_tokens: Texts are cut after so many tokens, BOS included.
+        seed: Seed of the bootstrap.
+        progress: Makes a progress bar.
+
+    Returns:
+        The three measures with their 95 % intervals.
+
+    Raises:
+        InvalidArgumentError: Fewer than two texts or items, a text of fewer than two tokens, an unknown hook name, or
+            a number out of range.
+        ContextLengthError: An item exceeds the model's context.
+        HookNeverFiredError: The forward pass did not reach one of ``hooks``.
+
+    Reference:
+        Brown et al., Language Models are Few-Shot Learners (arXiv 2005.14165), section 2.4, for the likelihood a
+        token. Persona Vectors (arXiv 2507.21509), section 3.2, measures the cost of steering by MMLU accuracy.
+
+    Example:
+        >>> import persona_lens as pl
+        >>> model = pl.load_model()  # doctest: +SKIP
+        >>> measure_capability(model).accuracy.low > 0.3  # doctest: +SKIP
+        True
+    """
+    if batch_size < 1:
+        raise InvalidArgumentError(describe_violation("batch_size", "be at least 1", batch_size))
+    if not 3 <= max_tokens <= model.cfg.n_ctx:
+        rule = f"be in [3, {model.cfg.n_ctx}], the model's context"
+        raise InvalidArgumentError(describe_violation("max_tokens", rule, max_tokens))
+    unknown = [name for name, _ in hooks if name not in model.hook_dict]
+    if unknown:
+        raise InvalidArgumentError(describe_violation("hooks", "name hook points in model.hook_dict", unknown))
+    texts = _load_ordinary_texts() if texts is None else texts
+    items = load_multiple_choice() if items is None else items
+    if isinstance(texts, str) or len(texts) < 2:
+        rule = "be a list of at least two texts: intervals are drawn over texts"
+        raise InvalidArgumentError(describe_violation("texts", rule, texts))
+    if len(items) < 2:
+        rule = "be at least two items: the interval is drawn over items"
+        raise InvalidArgumentError(describe_violation("items", rule, items))
+    tokenizer: Any = model.tokenizer
+    paragraphs = [_encode_paragraph(tokenizer, text, f"texts[{i}]", max_tokens) for i, text in enumerate(texts)]
+    answers = [
+        _encode_answer(tokenizer, item.question, choice, f"items[{i}]", model.cfg.n_ctx)
+        for i, item in enumerate(items)
+        for choice in item.choices
+    ]
+    n_tokens = torch.tensor([len(sequence.tokens) - sequence.start for sequence in paragraphs], dtype=torch.float64)
+    watched, fired = _watch(hooks)
+    n_rows = len({s.tokens[:-1] for s in paragraphs}) + len({s.tokens[:-1] for s in answers})
+    with progress("Measuring capability", n_rows) as advance:
+        log_likelihoods, divergences = _score(model, watched, paragraphs, batch_size, advance, compare=bool(hooks))
+        unreached = [name for i, (name, _) in enumerate(hooks) if i not in fired]
+        if unreached:
+            hint = "Is the hook point switched off in model.cfg?"
+            raise HookNeverFiredError(describe_violation("hooks", "be reached by the forward pass", unreached, hint))
+        scores, _ = _score(model, watched, answers, batch_size, advance)
+    mean_nll = _bootstrap_ratio(-log_likelihoods, n_tokens, seed)
+    return Capability(
+        perplexity=Interval(_exp(mean_nll.estimate), _exp(mean_nll.low), _exp(mean_nll.high), mean_nll.level),
+        kl=None if divergences is None else _bootstrap_ratio(divergences, n_tokens, seed),
+        accuracy=bootstrap_mean(_grade(items, answers, scores), n_resamples=_N_RESAMPLES, level=_LEVEL, seed=seed),
+        chance_accuracy=sum(1 / len(item.choices) for item in items) / len(items),
+        n_texts=len(texts),
+        n_tokens=int(n_tokens.sum()),
+        n_items=len(items),
+        model=describe_model(model),
+        provenance={
+            "hooks": [name for name, _ in hooks],
+            "texts": _hash(list(texts)),
+            "items": _hash([asdict(item) for item in items]),
+            "max_tokens": max_tokens,
+            "seed": seed,
+            "versions": collect_versions(),
+        },
+    )
+
+
+# Running the model ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Sequence:
+    """Tokens, of which those from ``start`` on are predicted from all before them."""
+
+    tokens: tuple[int, ...]
+    start: int
+
+
+def _encode_paragraph(tokenizer: Any, text: str, name: str, max_tokens: int) -> _Sequence:
+    tokens, ends = _tokenize(tokenizer, text)
+    # From the second token that holds a character: a BOS holds none.
+    start = 1 + sum(end == 0 for end in ends)
+    if len(tokens) <= start:
+        raise InvalidArgumentError(describe_violation(name, "have two tokens or more", text))
+    return _Sequence(tokens[:max_tokens], start)
+
+
+def _encode_answer(tokenizer: Any, question: str, choice: str, name: str, n_ctx: int) -> _Sequence:
+    if getattr(tokenizer, "chat_template", None):
+        messages: list[Message] = [*build_messages(question), {"role": "assistant", "content": choice}]
+        encoded = encode_conversation(tokenizer, messages)
+        sequence = _Sequence(encoded.tokens[: encoded.response_end], encoded.response_start)
+    else:
+        prompt = f"Question: {question}\nAnswer: "
+        tokens, ends = _tokenize(tokenizer, prompt + choice)
+        # The token that holds the choice's first character, though it may begin with the space before.
+        sequence = _Sequence(tokens, next(i for i, end in enumerate(ends) if end > len(prompt)))
+    if len(sequence.tokens) > n_ctx:
+        rule = f"fit the model's context of {n_ctx} tokens with its question and a choice"
+        raise ContextLengthError(describe_violation(name, rule, len(sequence.tokens), "Leave the item out."))
+    return sequence
+
+
+def _tokenize(tokenizer: Any, text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return token ids after a BOS, if there is one, and the character at which each token ends."""
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    # Put there by hand: whether a tokenizer adds it by itself depends on how it was loaded.
+    bos = () if tokenizer.bos_token_id is None else (tokenizer.bos_token_id,)
+    return (*bos, *encoded["input_ids"]), (*(0 for _ in bos), *(end for _, end in encoded["offset_mapping"]))
+
+
+def _watch(hooks: Sequence[HookPair]) -> tuple[list[HookPair], set[int]]:
+    """Wrap hooks so that a set fills with the indices of those that were reached."""
+    fired: set[int] = set()
+
+    def wrap(index: int, fn: HookFn) -> HookFn:
+        def call(activation: Tensor, hook: object) -> Tensor | None:
+            fired.add(index)
+            return fn(activation, hook=hook)
+
+        return call
+
+    return [(name, wrap(index, fn)) for index, (name, fn) in enumerate(hooks)], fired
+
+
+def _score(
+    model: HookedModel,
+    hooks: Sequence[HookPair],
+    sequences: Sequence[_Sequence],
+    batch_size: int,
+    advance: Advance,
+    *,
+    compare: bool = False,
+) -> tuple[Float[Tensor, " sequence"], Float[Tensor, " sequence"] | None]:
+    """Sum over each sequence's predicted tokens the log-likelihood and, to compare, the KL to no hooks."""
+    # A last token predicts nothing and is not fed; choices of one token then share a single row.
+    members: dict[tuple[int, ...], list[int]] = {}
+    for index, sequence in enumerate(sequences):
+        members.setdefault(sequence.tokens[:-1], []).append(index)
+    rows = sorted(members, key=lambda fed: (len(fed), fed))
+    log_likelihoods = torch.zeros(len(sequences), dtype=torch.float64)
+    divergences = torch.zeros(len(sequences), dtype=torch.float64)
+    for at in range(0, len(rows), batch_size):
+        batch = rows[at : at + batch_size]
+        with attached(model, hooks):
+            logits = _forward(model, batch)
+        reference = _forward(model, batch) if compare else None
+        for row, fed in enumerate(batch):
+            for index in members[fed]:
+                tokens, start = sequences[index].tokens, sequences[index].start
+                predicting = slice(start - 1, len(fed))
+                log_q = logits[row, predicting].float().log_softmax(dim=-1)
+                targets = torch.tensor(tokens[start:], device=log_q.device)
+                log_likelihoods[index] = log_q.gather(-1, targets[:, None]).double().sum()
+                if reference is not None:
+                    log_p = reference[row, predicting].float().log_softmax(dim=-1)
+                    divergences[index] = (log_p.exp() * (log_p - log_q)).sum(dim=-1).double().sum()
+        advance(len(batch))
+    return log_likelihoods, divergences if compare else None
+
+
+def _forward(model: HookedModel, rows: Sequence[tuple[int, ...]]) -> Float[Tensor, "row pos vocab"]:
+    """Run right-padded rows through the ordinary forward pass."""
+    tokens = torch.zeros((len(rows), max(map(len, rows))), dtype=torch.long)
+    # An explicit mask, always: without one TransformerLens guesses padding from token ids.
+    attention_mask = torch.zeros_like(tokens)
+    for index, row in enumerate(rows):
+        tokens[index, : len(row)] = torch.tensor(row)
+        attention_mask[index, : len(row)] = 1
+    device = model.cfg.device
+    with torch.no_grad():
+        return model(tokens.to(device), return_type="logits", attention_mask=attention_mask.to(device))
+
+
+# Numbers -------------------------------------------------------------------------------------------------------
+
+
+def _grade(
+    items: Sequence[MultipleChoiceItem], answers: Sequence[_Sequence], log_likelihoods: Float[Tensor, " answer"]
+) -> Float[Tensor, " item"]:
+    """Return 1 where the right choice is the likeliest, its share of a tie, else 0 (as where a score is NaN)."""
+    lengths = torch.tensor([len(answer.tokens) - answer.start for answer in answers])
+    points = []
+    for item, scores in zip(
+        items, (log_likelihoods / lengths).split([len(item.choices) for item in items]), strict=True
+    ):
+        best = [choice for choice, is_best in zip(item.choices, scores >= scores.max(), strict=True) if is_best]
+        points.append(best.count(item.choices[item.answer]) / max(1, len(best)))
+    return torch.tensor(points, dtype=torch.float64)
+
+
+def _bootstrap_ratio(totals: Float[Tensor, " unit"], counts: Float[Tensor, " unit"], seed: int) -> Interval:
+    """Divide a sum over units by another, with a percentile bootstrap interval over units."""
+    if not bool(totals.isfinite().all()):
+        return Interval(math.nan, math.nan, math.nan, _LEVEL)
+    n_units = len(totals)
+    drawn = np.random.default_rng(seed).multinomial(n_units, np.full(n_units, 1 / n_units), size=_N_RESAMPLES)
+    ratios = (drawn @ totals.numpy()) / (drawn @ counts.numpy())
+    low, high = np.quantile(ratios, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
+    return Interval(float(totals.sum() / counts.sum()), float(low), float(high), _LEVEL)
+
+
+def _exp(value: float) -> float:
+    """Exponentiate to infinity where ``math.exp`` would raise."""
+    return float(torch.tensor(value, dtype=torch.float64).exp())
+
+
+def _show(interval: Interval) -> str:
+    """Show an interval with three digits, as a small divergence needs them."""
+    return f"{interval.estimate:.3g} [{interval.low:.3g}, {interval.high:.3g}]"
+
+
+def _hash(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()[:16]
+
+
+def _load_ordinary_texts() -> tuple[str, ...]:
+    lines = (_DATA / "ordinary_text.jsonl").read_text(encoding="utf-8").splitlines()
+    return tuple(json.loads(line)["text"] for line in lines)

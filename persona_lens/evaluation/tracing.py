@@ -1,0 +1,151 @@
+"""What an intervention did: each token's projection with and without it, and which tokens it reached."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from persona_lens.errors import InvalidArgumentError, describe_violation
+from persona_lens.models.engine.activations import project_residual_stream
+from persona_lens.models.hooked_model import HookedModel
+from persona_lens.models.hooks.pairs import HookPair, attached
+from persona_lens.models.hooks.positions import PositionedHook
+from persona_lens.models.hooks.sites import check_layer
+from persona_lens.models.text.chat import Message, encode_conversation
+from persona_lens.tensors.directions import normalize
+from persona_lens.vectors import PersonaVector
+
+
+@dataclass(frozen=True)
+class ColouredTokens:
+    """Text with coloured tokens, as HTML that shows itself in Jupyter.
+
+    Args:
+        html: One element; every piece of model text in it is escaped.
+    """
+
+    html: str
+
+    def _repr_html_(self) -> str:
+        return self.html
+
+    def write_html(self, path: str | Path) -> None:
+        """Write a page of its own."""
+        page = f'<!doctype html><meta charset="utf-8"><title>Projection by token</title>\n{self.html}\n'
+        Path(path).write_text(page, encoding="utf-8")
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """A conversation's tokens with their projections on a persona vector, with and without some hooks.
+
+    Args:
+        trait: The vector's trait.
+        tokens: Each token's text.
+        before: Projection without the hooks, in residual-stream units.
+        after: Projection with them; equal to ``before`` if there are none.
+        steered: Tokens that one of this package's hooks was placed on, at each layer.
+        read: Tokens that the response mean is taken over.
+    """
+
+    trait: str
+    tokens: tuple[str, ...]
+    before: Float[Tensor, "layer pos"]
+    after: Float[Tensor, "layer pos"]
+    steered: Bool[Tensor, "layer pos"]
+    read: Bool[Tensor, " pos"]
+
+    @property
+    def response_mean(self) -> Float[Tensor, "layer 2"]:
+        """Mean projection over the response's tokens at each layer, before and after."""
+        return torch.stack([self.before[:, self.read].mean(dim=-1), self.after[:, self.read].mean(dim=-1)], dim=-1)
+
+    def plot(self, layer: int | None = None, *, layers: Sequence[int] | None = None) -> ColouredTokens:
+        """Colour the text by projection: one layer, or one row for each of several.
+
+        Args:
+            layer: Zero-based block index; the layer with the largest difference made, or in the middle if there is
+                none, if neither is given.
+            layers: Instead of ``layer``: several.
+
+        Returns:
+            An object that shows itself in Jupyter; ``.write_html(path)`` writes it to a file.
+
+        Raises:
+            LayerOutOfRangeError: A layer that the model does not have.
+        """
+        from persona_lens.plots import plot_trace  # plotly is imported only when drawing
+
+        n_layers = len(self.before)
+        if layer is None and layers is None:
+            change = (self.after - self.before).abs().mean(dim=-1)
+            layer = int(change.argmax()) if bool(change.any()) else n_layers // 2
+        chosen = [layer] if layer is not None else list(layers or ())
+        return plot_trace(self, [check_layer(index, n_layers) for index in chosen])
+
+    def __repr__(self) -> str:
+        n_steered = int(self.steered.any(dim=0).sum())
+        return (
+            f"Trace({self.trait!r}, {len(self.tokens)} tokens, {int(self.read.sum())} of them read as the response, "
+            f"{n_steered} steered, {len(self.before)} layers)"
+        )
+
+    def _repr_html_(self) -> str:
+        return self.plot()._repr_html_()
+
+
+def trace(
+    model: HookedModel, conversation: Sequence[Message], vector: PersonaVector, hooks: Sequence[HookPair] = ()
+) -> Trace:
+    """Run a conversation with and without hooks, and project every token on a vector at every layer.
+
+    Answers: did it steer the tokens that I think it did?
+
+    Args:
+        model: HookedTransformer or TransformerBridge.
+        conversation: Messages with ``role`` and ``content``, the last one the assistant's.
+        vector: Projected on.
+        hooks: As :func:`persona_lens.steering_hooks` and its like return, with a user's own among them. Hooks placed
+            on ``"response"`` or ``"prompt"`` need their ``prompt_length``: what
+            ``encode_conversation(model.tokenizer, conversation).response_start`` says.
+
+    Returns:
+        Projections before and after, and which tokens were steered and read.
+
+    Raises:
+        ModelMismatchError: A vector of another model.
+        InvalidArgumentError: A conversation that does not end with a response.
+        ContextLengthError: Longer than the model's context.
+
+    Example:
+        >>> import persona_lens as pl
+        >>> chat = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Good day."}]
+        >>> pl.trace(model, chat, vector, pl.steering_hooks(vector, layer=14)).plot()  # doctest: +SKIP
+    """
+    vector.check_model(model)
+    if not conversation or conversation[-1]["role"] != "assistant":
+        got = [message["role"] for message in conversation]
+        raise InvalidArgumentError(describe_violation("conversation", "end with a message of the assistant", got))
+    encoded = encode_conversation(model.tokenizer, list(conversation), n_ctx=model.cfg.n_ctx)
+    tokens = torch.tensor([encoded.tokens])
+    units = normalize(vector.directions)[:, None]
+    before = project_residual_stream(model, tokens, units)[:, 0, 0]
+    reached = torch.zeros(before.shape, dtype=torch.bool)
+    after = before
+    if hooks:
+        with attached(model, hooks):
+            after = project_residual_stream(model, tokens, units)[:, 0, 0]
+        for _, fn in hooks:
+            if isinstance(fn, PositionedHook):
+                # The pass above has just told the positions where it lies.
+                chosen = fn.positions.select(1, tokens.shape[1], torch.device("cpu"))
+                reached[fn.layer] |= True if chosen is None else chosen[0]
+    read = torch.zeros(tokens.shape[1], dtype=torch.bool)
+    read[encoded.response_start : encoded.response_end] = True
+    texts = tuple(model.tokenizer.decode([token]) for token in encoded.tokens)
+    return Trace(vector.trait, texts, before.cpu(), after.cpu(), reached, read)

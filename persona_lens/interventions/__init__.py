@@ -1,0 +1,1 @@
+"""What is done to the residual stream, from vectors to hooks."""

@@ -1,0 +1,211 @@
+"""Persona vectors as interventions at sites: what is done to which layer, for sampling, for hooks and in training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from persona_lens.errors import InvalidArgumentError, ModelMismatchError, describe_violation
+from persona_lens.models.hooks.pairs import SiteIntervention
+from persona_lens.models.hooks.sites import check_layer, resolve_layers
+from persona_lens.tensors.directions import layer_increments
+from persona_lens.tensors.operations import Ablate, Add, Cap
+from persona_lens.vectors import PersonaVector
+from persona_lens.vectors.ordinary import OrdinaryProjections
+
+Layers = int | Sequence[int] | str
+
+
+def steering_sites(
+    vector: PersonaVector | Sequence[PersonaVector],
+    *,
+    layer: int | None = None,
+    layers: Layers | None = None,
+    coefficient: float | Sequence[float] = 1.0,
+    unit: Literal["raw", "sigma"] = "raw",
+    ordinary: OrdinaryProjections | Sequence[OrdinaryProjections] | None = None,
+) -> tuple[SiteIntervention, ...]:
+    """Return what adds multiples of persona vectors to the residual stream.
+
+    At one layer ``h <- h + coefficient * v``. At several, the increments of the vector from each of them to the next
+    are added, so that the additions sum up to ``coefficient * v`` at the last instead of piling up.
+
+    Args:
+        vector: One vector, or several to add at once.
+        layer: One zero-based block index.
+        layers: Instead of ``layer``: several, or ``"all"``.
+        coefficient: Multiplies the raw vector; one for all vectors, or one each. Negative steers away. 0 changes
+            nothing at all.
+        unit: ``raw``; or ``sigma``, where coefficient 1 moves each layer's projection by one standard deviation of
+            the unsteered model's, as ``ordinary`` measured it.
+        ordinary: From :func:`persona_lens.measure_ordinary_projections`, one for each vector; for ``unit="sigma"``.
+
+    Returns:
+        One intervention a layer and vector, for :class:`persona_lens.RolloutRequest` or :func:`persona_lens.finetune`.
+
+    Raises:
+        LayerOutOfRangeError: A layer that the vectors do not have.
+        InvalidArgumentError: Both or neither of ``layer`` and ``layers``; lists of unequal length; ``sigma`` without
+            ``ordinary``; a coefficient that is not finite.
+        ModelMismatchError: Vectors, or ``ordinary``, of different models.
+
+    Reference:
+        Persona Vectors (arXiv 2507.21509), section 3.2; all layers: appendix J; in training: section 5.2.
+
+    Example:
+        >>> import persona_lens as pl
+        >>> away = pl.steering_sites(vector, layer=14, coefficient=-2.0)  # doctest: +SKIP
+        >>> pl.RolloutRequest("Who are you?", seed=(0,), interventions=away)  # doctest: +SKIP
+    """
+    vectors = list_vectors(vector)
+    chosen = choose_layers(layer, layers, vectors[0].model.n_layers)
+    coefficients = [float(coefficient)] * len(vectors) if isinstance(coefficient, (int, float)) else list(coefficient)
+    if len(coefficients) != len(vectors):
+        raise InvalidArgumentError(
+            describe_violation("coefficient", f"be one number or {len(vectors)}, one a vector", coefficient)
+        )
+    if not all(math.isfinite(value) for value in coefficients):
+        raise InvalidArgumentError(describe_violation("coefficient", "be finite", coefficient))
+    scales = _list_scales(vectors, unit, ordinary)
+    rows = torch.tensor(chosen)
+    sites = []
+    for one, its_coefficient, scale in zip(vectors, coefficients, scales, strict=True):
+        steps = layer_increments(one.directions[rows] * scale[rows, None])
+        sites += [
+            SiteIntervention(index, Add(step, its_coefficient))
+            for index, step in zip(chosen, steps, strict=True)
+            if bool(step.any())
+        ]
+    return tuple(sites)
+
+
+def ablation_sites(
+    vector: PersonaVector | Sequence[PersonaVector], *, layer: int | None = None, layers: Layers | None = None
+) -> tuple[SiteIntervention, ...]:
+    """Return what removes the component along persona vectors: ``h <- h - (h · u) u``.
+
+    Args:
+        vector: One vector, or several, removed one after the other.
+        layer: One zero-based block index.
+        layers: Instead of ``layer``: several; ``"all"`` if neither is given. Each layer loses its own direction.
+
+    Returns:
+        One intervention a layer and vector.
+
+    Raises:
+        LayerOutOfRangeError: A layer that the vectors do not have.
+        InvalidArgumentError: Both ``layer`` and ``layers``.
+        ModelMismatchError: Vectors of different models.
+
+    Reference:
+        Persona Vectors (arXiv 2507.21509), appendix J; in training it is CAFT.
+
+    Example:
+        >>> import persona_lens as pl
+        >>> pl.finetune("smollm2-135m-instruct", rows, "out", interventions=pl.ablation_sites(vector))  # doctest: +SKIP
+    """
+    vectors = list_vectors(vector)
+    chosen = choose_layers(layer, "all" if layer is None and layers is None else layers, vectors[0].model.n_layers)
+    return tuple(SiteIntervention(index, Ablate(one.direction(index))) for index in chosen for one in vectors)
+
+
+def capping_sites(
+    vector: PersonaVector,
+    *,
+    layer: int | None = None,
+    layers: Layers | None = None,
+    ceiling: float | Float[Tensor, " layer"] | None = None,
+    floor: float | Float[Tensor, " layer"] | None = None,
+) -> tuple[SiteIntervention, ...]:
+    """Return what keeps the projection on a persona vector between bounds.
+
+    Args:
+        vector: The vector.
+        layer: One zero-based block index.
+        layers: Instead of ``layer``: several; ``"all"`` if neither is given.
+        ceiling: Highest projection allowed, in residual-stream units: one number, or one for each of the model's
+            layers.
+        floor: Lowest projection allowed, likewise.
+
+    Returns:
+        One intervention a layer.
+
+    Raises:
+        LayerOutOfRangeError: A layer that the vector does not have.
+        InvalidArgumentError: No bound, a floor above the ceiling, or bounds of another number of layers.
+
+    Example:
+        >>> import persona_lens as pl
+        >>> ordinary = pl.measure_ordinary_projections(model, vector)  # doctest: +SKIP
+        >>> sites = pl.capping_sites(vector, layer=14, ceiling=ordinary.quantile(0.99))  # doctest: +SKIP
+    """
+    n_layers = vector.model.n_layers
+    chosen = choose_layers(layer, "all" if layer is None and layers is None else layers, n_layers)
+    ceilings, floors = _list_bounds("ceiling", ceiling, n_layers), _list_bounds("floor", floor, n_layers)
+    return tuple(
+        SiteIntervention(index, Cap(vector.direction(index), floor=floors[index], ceiling=ceilings[index]))
+        for index in chosen
+    )
+
+
+def list_vectors(vector: PersonaVector | Sequence[PersonaVector]) -> list[PersonaVector]:
+    """Return one or several vectors as a list; refuse none, and vectors of different models."""
+    vectors = [vector] if isinstance(vector, PersonaVector) else list(vector)
+    if not vectors:
+        raise InvalidArgumentError(describe_violation("vector", "be a PersonaVector, or several", vector))
+    fingerprints = {one.model.fingerprint for one in vectors}
+    if len(fingerprints) > 1:
+        raise ModelMismatchError(
+            describe_violation("vector", "come from one model", sorted({one.model.name for one in vectors}))
+        )
+    return vectors
+
+
+def choose_layers(layer: int | None, layers: Layers | None, n_layers: int) -> tuple[int, ...]:
+    """Return the layers that ``layer`` or ``layers`` mean, ascending; refuse both, neither, and absent layers."""
+    if (layer is None) == (layers is None):
+        rule = 'be given, or `layers` (several, or "all"), but not both'
+        raise InvalidArgumentError(describe_violation("layer", rule, layer))
+    if layer is not None:
+        return (check_layer(layer, n_layers),)
+    assert layers is not None
+    return tuple(sorted(resolve_layers(layers, n_layers)))
+
+
+def _list_scales(
+    vectors: Sequence[PersonaVector],
+    unit: str,
+    ordinary: OrdinaryProjections | Sequence[OrdinaryProjections] | None,
+) -> list[Float[Tensor, " layer"]]:
+    """Return what multiplies each vector's layers: 1, or standard deviations over norm."""
+    if unit == "raw":
+        return [torch.ones(one.model.n_layers) for one in vectors]
+    if unit != "sigma":
+        raise InvalidArgumentError(describe_violation("unit", "be 'raw' or 'sigma'", unit))
+    measured = [ordinary] if isinstance(ordinary, OrdinaryProjections) else list(ordinary or ())
+    if len(measured) != len(vectors):
+        raise InvalidArgumentError(
+            describe_violation(
+                "ordinary",
+                f"hold {len(vectors)} OrdinaryProjections, one for each vector, for unit='sigma'",
+                len(measured),
+                "Measure them with measure_ordinary_projections(model, vector).",
+            )
+        )
+    for one, its_ordinary in zip(vectors, measured, strict=True):
+        its_ordinary.check_vector(one)
+    return [m.std / one.norms for m, one in zip(measured, vectors, strict=True)]
+
+
+def _list_bounds(name: str, bound: float | Tensor | None, n_layers: int) -> list[float | None]:
+    if bound is None or isinstance(bound, (int, float)):
+        return [bound] * n_layers
+    if bound.shape != (n_layers,):
+        rule = f"be one number, or {n_layers}, one for each of the model's layers"
+        raise InvalidArgumentError(describe_violation(name, rule, tuple(bound.shape)))
+    return [float(value) for value in bound]

@@ -1,0 +1,1 @@
+"""Sampling, scoring and reading a model, row by row, in full batches."""

@@ -1,0 +1,230 @@
+"""The residual stream of given tokens: whole, or pooled over spans while it streams by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from persona_lens.errors import ContextLengthError, InvalidArgumentError, describe_violation
+from persona_lens.models.engine.attention import round_up
+from persona_lens.models.engine.decoding import open_decoder
+from persona_lens.models.engine.sampling import ResidualMeans
+from persona_lens.models.hooked_model import HookedModel
+from persona_lens.models.hooks.pairs import HookFn, HookPair, ResidualRecorder, attached
+from persona_lens.models.hooks.sites import hook_name
+
+_TOKENS_AT_ONCE = 2048
+_LENGTH_MULTIPLE = 16
+
+
+def cache_residual_stream(
+    model: HookedModel,
+    tokens: Int[Tensor, "batch pos"],
+    *,
+    is_padding: Bool[Tensor, "batch pos"] | None = None,
+) -> Float[Tensor, "layer batch pos d_model"]:
+    """Return the residual stream after every block, and nothing else: no logits are formed.
+
+    Runs the model's ordinary forward pass, so hooks already on the model take effect. The result has the model's
+    dtype and carries no gradient.
+
+    Args:
+        model: HookedTransformer or TransformerBridge.
+        tokens: Token ids, as ``model.to_tokens`` gives them.
+        is_padding: True at padding, left or right. Activations there mean nothing; elsewhere they equal those of
+            the row alone.
+
+    Returns:
+        Layer ``l`` is the output of ``blocks.l.hook_resid_post``, the paper's layer ``l + 1``.
+
+    Raises:
+        InvalidArgumentError: A row that is all padding, or a mask of another shape.
+        ContextLengthError: More positions than the model's context.
+
+    Reference:
+        Persona Vectors (arXiv 2507.21509), section 2.2.
+
+    Example:
+        >>> import persona_lens as pl
+        >>> model = pl.load_model()  # doctest: +SKIP
+        >>> resid = pl.cache_residual_stream(model, model.to_tokens("Hello"))  # doctest: +SKIP
+    """
+    n_layers = model.cfg.n_layers
+    stored: dict[int, Tensor] = {}
+
+    def store(layer: int) -> HookFn:
+        def keep(residual: Tensor, hook: object) -> None:
+            stored[layer] = residual.detach()
+
+        return keep
+
+    pairs = [(hook_name(layer), store(layer)) for layer in range(n_layers)]
+    _run_hooked(model, tokens, pairs, is_padding)
+    return torch.stack([stored[layer] for layer in range(n_layers)])
+
+
+def project_residual_stream(
+    model: HookedModel,
+    tokens: Int[Tensor, "batch pos"],
+    units: Float[Tensor, "layer direction d_model"],
+    *,
+    is_padding: Bool[Tensor, "batch pos"] | None = None,
+) -> Float[Tensor, "layer direction batch pos"]:
+    """Return each token's coordinate along one or more directions, at every layer, without keeping the activations.
+
+    As :func:`cache_residual_stream` followed by :func:`persona_lens.project`, in float32; hooks already on the model
+    take effect before the residual stream is read.
+
+    Args:
+        model: HookedTransformer or TransformerBridge.
+        tokens: Token ids.
+        units: Unit vectors, the same number at each layer.
+        is_padding: True at padding, left or right.
+
+    Returns:
+        Coordinates in residual-stream units.
+
+    Raises:
+        InvalidArgumentError: ``units`` of other layers than the model's, or what :func:`cache_residual_stream` refuses.
+        ContextLengthError: More positions than the model's context.
+    """
+    if units.shape[0] != model.cfg.n_layers or units.shape[2] != model.cfg.d_model:
+        rule = f"have shape (layer={model.cfg.n_layers}, direction, d_model={model.cfg.d_model})"
+        raise InvalidArgumentError(describe_violation("units", rule, tuple(units.shape)))
+    found: dict[int, Tensor] = {}
+
+    def store(layer: int) -> HookFn:
+        def keep(residual: Tensor, hook: object) -> None:
+            along = units[layer].to(residual.device, torch.float32)
+            # Not a matrix product: its rounding would depend on the rest of the batch.
+            found[layer] = torch.stack([(residual.detach().float() * unit).sum(dim=-1) for unit in along])
+
+        return keep
+
+    pairs = [(hook_name(layer), store(layer)) for layer in range(model.cfg.n_layers)]
+    _run_hooked(model, tokens, pairs, is_padding)
+    return torch.stack([found[layer] for layer in range(model.cfg.n_layers)])
+
+
+def _run_hooked(
+    model: HookedModel,
+    tokens: Int[Tensor, "batch pos"],
+    pairs: list[HookPair],
+    is_padding: Bool[Tensor, "batch pos"] | None,
+) -> None:
+    """Run all blocks once with hooks attached, without logits or gradients."""
+    if tokens.shape[1] > model.cfg.n_ctx:
+        raise ContextLengthError(
+            describe_violation("tokens", f"have at most {model.cfg.n_ctx} positions", tokens.shape[1], "Cut them.")
+        )
+    if is_padding is None:
+        is_padding = torch.zeros_like(tokens, dtype=torch.bool)
+    if is_padding.shape != tokens.shape or bool(is_padding.all(dim=1).any()):
+        raise InvalidArgumentError(
+            describe_violation("is_padding", "have the shape of `tokens` and leave a token in each row", is_padding)
+        )
+    # An explicit mask, always: without one TransformerLens guesses padding from token ids.
+    attention_mask = (~is_padding).long().to(model.cfg.device)
+    with torch.no_grad(), attached(model, pairs):
+        model(tokens.to(model.cfg.device), attention_mask=attention_mask, stop_at_layer=model.cfg.n_layers)
+
+
+@dataclass(frozen=True)
+class TokenSpans:
+    """A tokenised conversation and where its response lies.
+
+    Args:
+        tokens: Token ids of the whole conversation up to at least the response's end.
+        response_start: First response token.
+        response_end: One past the last response token.
+    """
+
+    tokens: tuple[int, ...]
+    response_start: int
+    response_end: int
+
+
+def pool_residual_stream(
+    model: HookedModel, conversations: Sequence[TokenSpans]
+) -> Iterator[tuple[int, ResidualMeans]]:
+    """Pool given conversations' residual stream over prompt, last prompt token and response, at all layers.
+
+    Pooled inside the hooks, in float32: beyond one batch, memory grows with neither the number nor the length of
+    the conversations. Batches are sorted by length; no logits are formed. While the iterator is read, the model carries
+    its hooks and gradients are off: read it to its end first, or make a list of it.
+
+    Args:
+        model: HookedTransformer or TransformerBridge.
+        conversations: Token ids and response spans, e.g. from ``persona_lens.models.text.chat.encode_conversation``.
+
+    Yields:
+        The conversation's index and its means, in order of length.
+
+    Raises:
+        InvalidArgumentError: An empty prompt or response.
+        ContextLengthError: A conversation longer than the model's context.
+
+    Reference:
+        Persona Vectors (arXiv 2507.21509), section 2.2 and appendix A.3.
+    """
+    for index, item in enumerate(conversations):
+        if not 0 < item.response_start < item.response_end <= len(item.tokens):
+            raise InvalidArgumentError(
+                describe_violation(
+                    f"conversations[{index}]",
+                    "have a prompt and a response of at least one token each",
+                    (item.response_start, item.response_end, len(item.tokens)),
+                )
+            )
+        if item.response_end > model.cfg.n_ctx:
+            raise ContextLengthError(
+                describe_violation(
+                    f"conversations[{index}]", f"have at most {model.cfg.n_ctx} tokens", item.response_end, "Cut it."
+                )
+            )
+    order = sorted(range(len(conversations)), key=lambda i: (conversations[i].response_end, i))
+    recorder = ResidualRecorder(model.cfg.n_layers)
+    with open_decoder(model) as decoder, attached(model, recorder.hook_pairs()):
+        at = 0
+        while at < len(order):
+            # Lengths rise along the order, so the batch's padded size is set by its last member.
+            size = 1
+            while (
+                at + size < len(order) and (size + 1) * conversations[order[at + size]].response_end <= _TOKENS_AT_ONCE
+            ):
+                size += 1
+            batch = order[at : at + size]
+            at += size
+            items = [conversations[i] for i in batch]
+            n_pos = round_up(items[-1].response_end, _LENGTH_MULTIPLE)
+            tokens = torch.zeros((size, n_pos), dtype=torch.long)
+            for row, item in enumerate(items):
+                tokens[row, : item.response_end] = torch.tensor(item.tokens[: item.response_end])
+            cache = decoder.new_cache(size, n_pos)
+            device = cache.keys.device
+            spans = torch.tensor([(item.response_start, item.response_end) for item in items], device=device)
+            recorder.expect(partial(_pool_spans, spans=spans))
+            decoder.extend(tokens.to(device), torch.zeros(size, dtype=torch.long, device=device), cache)
+            pooled = recorder.read()
+            for row, index in enumerate(batch):
+                response, prompt, last = pooled[:, row].unbind(dim=1)
+                yield index, ResidualMeans(response.clone(), prompt.clone(), last.clone())
+
+
+def _pool_spans(
+    residual: Float[Tensor, "row pos d_model"], spans: Int[Tensor, "row 2"]
+) -> Float[Tensor, "row 3 d_model"]:
+    """Return response mean, prompt mean and last prompt token of each row, in float32."""
+    positions = torch.arange(residual.shape[1], device=residual.device)
+    start, end = spans[:, :1], spans[:, 1:]
+    is_response = (positions >= start) & (positions < end)
+    is_prompt = positions < start
+    is_last = positions == start - 1
+    weights = torch.stack([is_response, is_prompt, is_last], dim=1).float()
+    weights = weights / weights.sum(dim=-1, keepdim=True)
+    return weights @ residual.float()

@@ -1,0 +1,83 @@
+"""Prompts computed once and shared by every row that starts with them."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from persona_lens.models.engine.attention import SlotCache, round_up
+from persona_lens.models.engine.decoding import Decoder
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+# Right padding of prompts to this length keeps the shapes of the matrix products, and so their rounding, the same
+# whatever the other prompts of the batch.
+_PROMPT_LENGTH_MULTIPLE = 16
+
+
+@dataclass(frozen=True, eq=False)
+class Prefix:
+    """Keys and values of all of a prompt but its last token."""
+
+    keys: Float[Tensor, "layer kv_head pos d_head"]
+    values: Float[Tensor, "layer kv_head pos d_head"]
+
+    @property
+    def length(self) -> int:
+        """Number of tokens."""
+        return self.keys.shape[2]
+
+    def write(self, cache: SlotCache, slot: int) -> None:
+        """Put the prefix at the start of a slot."""
+        cache.write_prefix(slot, self.keys, self.values)
+
+
+def compute_prefixes(decoder: Decoder, prompts: Sequence[tuple[int, ...]]) -> list[Prefix]:
+    """Run the prompts, each without its last token, as one right-padded batch.
+
+    The last token is left to the rows: it is the first position that an intervention on the response reaches, so
+    rows with different interventions share everything before it.
+
+    Args:
+        decoder: The model.
+        prompts: Token ids; a prompt of one token has an empty prefix.
+
+    Returns:
+        One prefix a prompt.
+    """
+    lengths = [len(prompt) - 1 for prompt in prompts]
+    padded = max(1, round_up(max(lengths), _PROMPT_LENGTH_MULTIPLE))
+    cache = decoder.new_cache(len(prompts), padded)
+    tokens = torch.zeros((len(prompts), padded), dtype=torch.long)
+    for row, prompt in enumerate(prompts):
+        tokens[row, : lengths[row]] = torch.tensor(prompt[:-1], dtype=torch.long)
+    device = cache.keys.device
+    decoder.extend(tokens.to(device), torch.zeros(len(prompts), dtype=torch.long, device=device), cache)
+    return [Prefix(*cache.read_prefix(row, length)) for row, length in enumerate(lengths)]
+
+
+class RecentlyUsed(OrderedDict[K, V]):
+    """A dictionary that forgets the entries least recently read beyond ``capacity``."""
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__()
+        self.capacity = capacity
+
+    def read(self, key: K) -> V:
+        """Return an entry and mark it as just used."""
+        self.move_to_end(key)
+        return self[key]
+
+    def put(self, key: K, value: V) -> None:
+        """Add an entry and forget the oldest beyond capacity."""
+        self[key] = value
+        self.move_to_end(key)
+        while len(self) > self.capacity:
+            self.popitem(last=False)

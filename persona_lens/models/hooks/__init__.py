@@ -1,0 +1,1 @@
+"""What is done to a running model, and read from it, through hook points."""

@@ -1,0 +1,213 @@
+"""Which tokens of a forward pass an intervention reaches, with and without a KV cache.
+
+A hook sees a tensor ``[batch, pos, d_model]`` and cannot tell whether its first position is the text's first or the
+hundredth. Attention can: its pattern has a row for each new token and a column for each token seen so far. So one
+more hook, on the pattern of the first block, says where the pass lies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from persona_lens.errors import InvalidArgumentError, describe_violation
+from persona_lens.models.hooked_model import HookedModel
+from persona_lens.models.hooks.pairs import HookPair, Positions
+from persona_lens.tensors.operations import Intervention, restore_norm
+
+_PATTERN = "blocks.0.attn.hook_pattern"
+
+
+class TokenPositions:
+    """The tokens that are meant, resolved anew in every forward pass.
+
+    Positions are those of the tensor that the model is given, left padding included.
+
+    Args:
+        positions: ``all``; ``response``, the last prompt token and everything after it; ``prompt``; or a mask over
+            the text's positions, one row a text or one for all.
+        prompt_length: Number of prompt tokens, one for all rows or one each. Left out, the prompt is what ``generate``
+            is given; a plain call then raises.
+
+    Raises:
+        InvalidArgumentError: Unknown positions, a mask that is not boolean ``[batch, pos]``, a length below 1, or a
+            ``prompt_length`` that nothing reads.
+    """
+
+    def __init__(
+        self, positions: Positions | Bool[Tensor, "batch pos"], prompt_length: int | Sequence[int] | None = None
+    ) -> None:
+        if isinstance(positions, Tensor):
+            if positions.dtype != torch.bool or positions.ndim != 2:
+                got = f"shape {tuple(positions.shape)}, {positions.dtype}"
+                raise InvalidArgumentError(describe_violation("positions", "be a boolean mask [batch, pos]", got))
+        elif positions not in ("response", "prompt", "all"):
+            rule = "be 'response', 'prompt', 'all' or a boolean mask [batch, pos]"
+            raise InvalidArgumentError(describe_violation("positions", rule, positions))
+        if prompt_length is not None:
+            lengths = [prompt_length] if isinstance(prompt_length, int) else list(prompt_length)
+            if not lengths or min(lengths) < 1:
+                raise InvalidArgumentError(
+                    describe_violation("prompt_length", "be at least 1 in every row", prompt_length)
+                )
+            if isinstance(positions, Tensor) or positions == "all":
+                raise InvalidArgumentError(
+                    describe_violation(
+                        "prompt_length",
+                        "come with positions='response' or 'prompt'",
+                        prompt_length,
+                        "Leave it out: the other positions do not depend on it.",
+                    )
+                )
+        self.positions = positions
+        self.prompt_length = prompt_length
+        self._generating = False
+        self._generated_from: int | None = None  # length of the prompt that generate was given
+        self._n_new = self._n_before = 0
+
+    def hook_pairs(self) -> list[HookPair]:
+        """Return the hook that follows the KV cache; none is needed where every token is meant."""
+        if isinstance(self.positions, str) and self.positions == "all":
+            return []
+        return [(_PATTERN, self._observe)]
+
+    def _observe(self, pattern: Float[Tensor, "batch head pos key"], hook: object) -> None:
+        self._n_new, n_keys = pattern.shape[-2:]
+        self._n_before = n_keys - self._n_new
+        if self._generating and self._generated_from is None:
+            self._generated_from = n_keys
+
+    def select(self, n_rows: int, n_pos: int, device: torch.device) -> Bool[Tensor, "row pos"] | None:
+        """Return which tokens of the present pass are meant; None for all of them.
+
+        Raises:
+            InvalidArgumentError: The mask does not cover the pass, or nothing says where the prompt ends.
+        """
+        if isinstance(self.positions, str) and self.positions == "all":
+            return None
+        if n_pos != self._n_new:
+            raise InvalidArgumentError(
+                describe_violation(
+                    "positions",
+                    "be 'all' where a forward pass does not run through block 0",
+                    f"{n_pos} positions at the hook, {self._n_new} in block 0's attention",
+                )
+            )
+        end = self._n_before + n_pos
+        if isinstance(self.positions, Tensor):
+            if self.positions.shape[1] < end or self.positions.shape[0] not in (1, n_rows):
+                raise InvalidArgumentError(
+                    describe_violation(
+                        "positions",
+                        f"cover {n_rows} rows (or be one row) and at least {end} positions",
+                        tuple(self.positions.shape),
+                        "When generating, make the mask as wide as prompt and response together.",
+                    )
+                )
+            return self.positions[:, self._n_before : end].to(device).expand(n_rows, -1)
+        absolute = torch.arange(self._n_before, end, device=device)
+        lengths = self._lengths(n_rows, device)[:, None]
+        return absolute >= lengths - 1 if self.positions == "response" else absolute < lengths
+
+    def _lengths(self, n_rows: int, device: torch.device) -> Tensor:
+        known = self.prompt_length if self.prompt_length is not None else self._generated_from
+        if known is None:
+            raise InvalidArgumentError(
+                describe_violation(
+                    "prompt_length",
+                    f"be given for positions={self.positions!r} in a plain call",
+                    None,
+                    "Only around model.generate is the prompt known. Give the number of prompt tokens.",
+                )
+            )
+        lengths = torch.tensor([known] * n_rows if isinstance(known, int) else list(known), device=device)
+        if len(lengths) != n_rows:
+            raise InvalidArgumentError(
+                describe_violation("prompt_length", f"be one number, or {n_rows}, one a row", known)
+            )
+        return lengths
+
+    @contextmanager
+    def generation(self) -> Iterator[None]:
+        """Take what the model is given first, inside this block, as the prompt."""
+        self._generating, self._generated_from = True, None
+        try:
+            yield
+        finally:
+            self._generating, self._generated_from = False, None
+
+
+class PositionedHook:
+    """A TransformerLens hook function that applies interventions at some positions.
+
+    Args:
+        layer: Zero-based block index, for messages.
+        interventions: Applied in this order.
+        positions: Where.
+        preserve_norm: Whether each changed activation is scaled back to the norm it had.
+    """
+
+    def __init__(
+        self,
+        layer: int,
+        interventions: Sequence[Intervention],
+        positions: TokenPositions,
+        preserve_norm: bool = False,
+    ) -> None:
+        self.layer = layer
+        self.interventions = tuple(interventions)
+        self.positions = positions
+        self.preserve_norm = preserve_norm
+        self.n_fired = 0
+
+    def __call__(self, residual: Float[Tensor, "row pos d_model"], hook: object) -> Float[Tensor, "row pos d_model"]:
+        """Return the residual stream with the interventions applied."""
+        self.n_fired += 1
+        chosen = self.positions.select(residual.shape[0], residual.shape[1], residual.device)
+        changed = residual
+        for intervention in self.interventions:
+            changed = intervention(changed)
+        if self.preserve_norm:
+            changed = restore_norm(changed, residual)
+        return changed if chosen is None else torch.where(chosen[..., None], changed, residual)
+
+    def __repr__(self) -> str:
+        return f"PositionedHook(layer={self.layer}, {', '.join(type(i).__name__ for i in self.interventions)})"
+
+
+@contextmanager
+def following_generate(model: HookedModel, positions: Sequence[TokenPositions]) -> Iterator[None]:
+    """Let positions know, for the length of the block, when the model's ``generate`` runs."""
+    if not positions:
+        yield
+        return
+    inner = model.generate
+
+    def generate(*args: Any, **kwargs: Any) -> Any:
+        # Passed on unread: the signature stays TransformerLens' own.
+        with _all_generating(positions):
+            return inner(*args, **kwargs)
+
+    shadowed = model.__dict__.get("generate")
+    model.__dict__["generate"] = generate
+    try:
+        yield
+    finally:
+        if shadowed is None:
+            del model.__dict__["generate"]
+        else:
+            model.__dict__["generate"] = shadowed
+
+
+@contextmanager
+def _all_generating(positions: Sequence[TokenPositions]) -> Iterator[None]:
+    if not positions:
+        yield
+        return
+    with positions[0].generation(), _all_generating(positions[1:]):
+        yield

@@ -1,0 +1,1 @@
+"""Conversations as token ids, with exact spans."""

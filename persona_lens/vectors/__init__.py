@@ -1,0 +1,6 @@
+"""Persona vectors: the type, and how they are found."""
+
+from persona_lens.vectors.extraction import extract_persona_vector
+from persona_lens.vectors.persona_vector import TOKEN_POSITIONS, ExtractionCounts, PersonaVector, TokenPosition
+
+__all__ = ["TOKEN_POSITIONS", "ExtractionCounts", "PersonaVector", "TokenPosition", "extract_persona_vector"]

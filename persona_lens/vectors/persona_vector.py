@@ -1,0 +1,286 @@
+"""PersonaVector: a trait's direction at every layer, and its extraction from contrasting rollouts."""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import math
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from persona_lens.errors import (
+    FileFormatError,
+    InvalidArgumentError,
+    ModelMismatchError,
+    describe_violation,
+)
+from persona_lens.models.hooked_model import HookedModel
+from persona_lens.models.hooks.sites import check_layer
+from persona_lens.models.loading import ModelInfo, describe_model
+from persona_lens.storage import (
+    Shard,
+    load_shard,
+    save_shard,
+)
+from persona_lens.tensors.directions import normalize
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+TokenPosition = Literal["response_mean", "prompt_mean", "last_prompt"]
+TOKEN_POSITIONS: tuple[TokenPosition, ...] = ("response_mean", "prompt_mean", "last_prompt")
+
+_FORMAT = "persona-vector"
+_FORMAT_VERSION = 1
+_EXTRACTION_STREAM = 103
+# Rollouts are judged and added up in shards of this many contrasting pairs; then they are forgotten, so memory
+# does not grow with their number.
+_PAIRS_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class ExtractionCounts:
+    """What became of the contrasting pairs of rollouts; each dropped pair is counted once, by the first reason.
+
+    Args:
+        pairs: Pairs sampled: one positive and one negative rollout of the same question.
+        kept: Pairs that the vector rests on.
+        dropped_empty: A response without text.
+        dropped_unscored: A response that the judge gave no score.
+        dropped_positive_score: The positive response scored 50 or less.
+        dropped_negative_score: The negative response scored 50 or more.
+        dropped_incoherent: A response with coherence under the floor.
+    """
+
+    pairs: int = 0
+    kept: int = 0
+    dropped_empty: int = 0
+    dropped_unscored: int = 0
+    dropped_positive_score: int = 0
+    dropped_negative_score: int = 0
+    dropped_incoherent: int = 0
+
+    def __add__(self, other: ExtractionCounts) -> ExtractionCounts:
+        return ExtractionCounts(**{name: getattr(self, name) + getattr(other, name) for name in asdict(self)})
+
+
+@dataclass(frozen=True, eq=False)
+class PersonaVector:
+    """A trait's raw mean-difference direction at every layer, for three token positions.
+
+    ``vector + other``, ``vector - other`` and ``2.0 * vector`` work between vectors of one model and token position.
+
+    Args:
+        trait: The trait's name.
+        model: The model that it was extracted from.
+        by_position: Raw (unnormalised) float32 directions for each token position.
+        position: The token position that :attr:`directions` and :meth:`unit` use; the response mean steers best.
+        counts: Pairs kept and dropped.
+        split_half_cosine: Cosine between the directions of two halves of the questions, for each position and layer:
+            how far the direction depends on which questions were asked.
+        provenance: The trait's fingerprint, seed, settings, judge and library versions.
+
+    Raises:
+        InvalidArgumentError: A direction with NaN or infinite entries, or shapes that do not fit the model.
+
+    Reference:
+        Persona Vectors (arXiv 2507.21509), section 2.2.
+    """
+
+    trait: str
+    model: ModelInfo
+    by_position: dict[str, Float[Tensor, "layer d_model"]]
+    position: TokenPosition = "response_mean"
+    counts: ExtractionCounts = field(default_factory=ExtractionCounts)
+    split_half_cosine: dict[str, Float[Tensor, " layer"]] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.position not in self.by_position:
+            raise InvalidArgumentError(
+                describe_violation("position", f"be one of {sorted(self.by_position)}", self.position)
+            )
+        expected = (self.model.n_layers, self.model.d_model)
+        for name, directions in self.by_position.items():
+            if tuple(directions.shape) != expected:
+                raise InvalidArgumentError(
+                    describe_violation(
+                        f"by_position[{name!r}]", f"have shape (layer, d_model) = {expected}", tuple(directions.shape)
+                    )
+                )
+            finite = torch.isfinite(directions).all(dim=-1)
+            if not bool(finite.all()):
+                raise InvalidArgumentError(
+                    describe_violation(
+                        f"by_position[{name!r}]",
+                        "be finite",
+                        f"NaN or infinity at layers {(~finite).nonzero()[:, 0].tolist()}",
+                        "Extract the vector again; in float32 if the model overflows in half precision.",
+                    )
+                )
+
+    @property
+    def directions(self) -> Float[Tensor, "layer d_model"]:
+        """Raw directions at the chosen token position; a steering coefficient multiplies them."""
+        return self.by_position[self.position]
+
+    @property
+    def norms(self) -> Float[Tensor, " layer"]:
+        """Euclidean norm of each layer's raw direction."""
+        return self.directions.norm(dim=-1)
+
+    def direction(self, layer: int) -> Float[Tensor, " d_model"]:
+        """Return the raw direction of a layer.
+
+        Raises:
+            LayerOutOfRangeError: The model has no such layer.
+        """
+        return self.directions[check_layer(layer, self.model.n_layers)]
+
+    def unit(self, layer: int) -> Float[Tensor, " d_model"]:
+        """Return a layer's direction with norm one, for projections.
+
+        Raises:
+            LayerOutOfRangeError: The model has no such layer.
+        """
+        return normalize(self.direction(layer))
+
+    @property
+    def digest(self) -> str:
+        """A hash of the directions at the chosen token position: what measurements along them belong to."""
+        return hashlib.sha256(self.directions.detach().cpu().float().numpy().tobytes()).hexdigest()[:16]
+
+    def at(self, position: TokenPosition) -> PersonaVector:
+        """Return the same vector, using the directions of another token position."""
+        return replace(self, position=position)
+
+    def check_model(self, model: HookedModel) -> None:
+        """Refuse a model that the vector was not extracted from; a fine-tuned one passes for vectors of its base.
+
+        Raises:
+            ModelMismatchError: Another model, or other weights.
+        """
+        other = describe_model(model)
+        if self.model.fingerprint not in (other.fingerprint, other.base_fingerprint):
+            raise ModelMismatchError(
+                describe_violation(
+                    "vector",
+                    f"come from the model it is used on, {other.name} ({other.n_layers} layers, d_model "
+                    f"{other.d_model}, fingerprint {other.fingerprint})",
+                    f"{self.model.name} ({self.model.n_layers} layers, d_model {self.model.d_model}, fingerprint "
+                    f"{self.model.fingerprint})",
+                    "Extract it from this model with extract_persona_vector(model, trait).",
+                )
+            )
+
+    def __add__(self, other: PersonaVector) -> PersonaVector:
+        return self._combine(other, 1.0, "+")
+
+    def __sub__(self, other: PersonaVector) -> PersonaVector:
+        return self._combine(other, -1.0, "-")
+
+    def __mul__(self, factor: float | int) -> PersonaVector:
+        if not math.isfinite(factor):
+            raise InvalidArgumentError(describe_violation("factor", "be finite", factor))
+        scaled = {name: directions * factor for name, directions in self.by_position.items()}
+        return replace(self, trait=f"{factor:g} * {self.trait}", by_position=scaled)
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> PersonaVector:
+        return self * -1.0
+
+    def _combine(self, other: object, sign: float, symbol: str) -> PersonaVector:
+        if not isinstance(other, PersonaVector):
+            raise TypeError(f"`other` must be a PersonaVector. Got {type(other).__name__}.")
+        name = f"{self.trait} {symbol} {other.trait}"
+        if self.model.fingerprint != other.model.fingerprint:
+            raise ModelMismatchError(
+                describe_violation("other", f"come from the same model, {self.model.name}", other.model.name)
+            )
+        if self.position != other.position:
+            raise InvalidArgumentError(
+                describe_violation("other", f"use the token position {self.position!r}", other.position, "See .at().")
+            )
+        shared = self.by_position.keys() & other.by_position.keys()
+        combined = {
+            key: self.by_position[key] + sign * other.by_position[key] for key in self.by_position if key in shared
+        }
+        return PersonaVector(name, self.model, combined, self.position, provenance={"combined": name})
+
+    def save(self, path: str | Path) -> None:
+        """Write the vector as safetensors, its metadata as JSON in the header."""
+        tensors = {f"directions.{name}": value for name, value in self.by_position.items()}
+        tensors |= {f"split_half_cosine.{name}": value for name, value in self.split_half_cosine.items()}
+        records = {
+            "format": _FORMAT,
+            "version": _FORMAT_VERSION,
+            "trait": self.trait,
+            "position": self.position,
+            "model": asdict(self.model),
+            "counts": asdict(self.counts),
+            "provenance": self.provenance,
+        }
+        save_shard(Path(path), Shard(tensors, records))
+
+    @classmethod
+    def load(cls, path: str | Path) -> PersonaVector:
+        """Read a vector that :meth:`save` wrote.
+
+        Raises:
+            FileNotFoundError: No such file.
+            FileFormatError: A truncated file, or one that holds no persona vector.
+            InvalidArgumentError: A vector with NaN in it.
+        """
+        shard = load_shard(Path(path))
+        records = shard.records
+        if not isinstance(records, dict) or records.get("format") != _FORMAT:
+            raise FileFormatError(f"`path` must name a persona vector. Got {str(path)!r}, which holds something else.")
+        if records["version"] > _FORMAT_VERSION:
+            raise FileFormatError(
+                f"`path` must have format version {_FORMAT_VERSION} or lower. Got {records['version']}. "
+                "Update persona-lens."
+            )
+
+        def group(prefix: str) -> dict[str, Tensor]:
+            return {k.removeprefix(prefix): v for k, v in shard.tensors.items() if k.startswith(prefix)}
+
+        return cls(
+            trait=records["trait"],
+            model=ModelInfo(**records["model"]),
+            by_position=group("directions."),
+            position=records["position"],
+            counts=ExtractionCounts(**records["counts"]),
+            split_half_cosine=group("split_half_cosine."),
+            provenance=records["provenance"],
+        )
+
+    def plot(self) -> Figure:
+        """Draw norm and split-half stability over layers; returns a plotly Figure."""
+        from persona_lens.plots import plot_vector  # plotly is imported only when drawing
+
+        return plot_vector(self)
+
+    def __repr__(self) -> str:
+        cosines = self.split_half_cosine.get(self.position)
+        stability = "" if cosines is None else f", split-half cosine {cosines.median():.2f} (median over layers)"
+        return (
+            f"PersonaVector({self.trait!r}, {self.position}, {self.model.n_layers} layers × d_model "
+            f"{self.model.d_model}, model={self.model.name!r}, kept {self.counts.kept} of {self.counts.pairs} "
+            f"pairs{stability})"
+        )
+
+    def _repr_html_(self) -> str:
+        rows = {"trait": self.trait, "model": self.model.name, "token position": self.position}
+        rows["layers × d_model"] = f"{self.model.n_layers} × {self.model.d_model}"
+        rows |= {name.replace("_", " "): count for name, count in asdict(self.counts).items() if count}
+        cosines = self.split_half_cosine.get(self.position)
+        if cosines is not None:
+            rows["split-half cosine (median)"] = f"{cosines.median():.2f}"
+        cells = "".join(f"<tr><th>{html.escape(k)}</th><td>{html.escape(str(v))}</td></tr>" for k, v in rows.items())
+        return f"<table><caption>PersonaVector</caption>{cells}</table>"

@@ -1,0 +1,102 @@
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+from tests.test_steering import make_vector
+
+import persona_lens as pl
+from persona_lens.errors import InvalidArgumentError, LayerOutOfRangeError, ModelMismatchError
+
+CHAT = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So. <b>{x}</b>"}]
+
+
+@pytest.fixture(scope="module")
+def vector(tiny_model):
+    return make_vector(tiny_model)
+
+
+@pytest.fixture(scope="module")
+def start(tiny_model):
+    return pl.encode_conversation(tiny_model.tokenizer, CHAT).response_start
+
+
+def test_steering_shows_at_the_tokens_it_reached_and_nowhere_else(tiny_model, vector, start):
+    hooks = pl.steering_hooks(vector, layer=1, coefficient=2.0, positions="response", prompt_length=start)
+    trace = pl.trace(tiny_model, CHAT, vector, hooks)
+    change = trace.after - trace.before
+    reached = torch.arange(len(trace.tokens)) >= start - 1
+    assert torch.equal(trace.steered[1], reached)
+    assert not trace.steered[[0, 2]].any()
+    torch.testing.assert_close(change[1], reached * 2 * vector.norms[1], atol=1e-4, rtol=1e-4)
+    assert change[0].abs().max() == 0
+    assert (change[2][reached].abs() > 1e-3).all()  # felt downstream
+    assert change[2][~reached].abs().max() == 0
+
+
+def test_without_hooks_nothing_changes_and_the_projections_are_plain_ones(tiny_model, vector, start):
+    trace = pl.trace(tiny_model, CHAT, vector)
+    assert torch.equal(trace.before, trace.after)
+    assert not trace.steered.any()
+    tokens = pl.encode_conversation(tiny_model.tokenizer, CHAT).tokens
+    resid = pl.cache_residual_stream(tiny_model, torch.tensor([tokens]))[:, 0]
+    expected = torch.stack([pl.project(resid[layer], vector.unit(layer)) for layer in range(3)])
+    torch.testing.assert_close(trace.before, expected)
+    assert trace.read.nonzero()[0].item() == start
+    torch.testing.assert_close(trace.response_mean[:, 0], expected[:, trace.read].mean(-1))
+    assert "".join(trace.tokens[start:]).startswith("So. <b>{x}</b>")
+
+
+def test_ablation_everywhere_is_traced_everywhere(tiny_model, vector):
+    trace = pl.trace(tiny_model, CHAT, vector, pl.ablation_hooks(vector))
+    assert trace.steered.all()
+    assert trace.after.abs().max() < 1e-4
+
+
+def test_the_coloured_text_escapes_what_the_model_said(tiny_model, vector, tmp_path):
+    chat = [CHAT[0], {"role": "assistant", "content": "<script>alert('x')</script>&\""}]
+    trace = pl.trace(tiny_model, chat, vector, pl.steering_hooks(vector, layer=1))
+    picture = trace.plot(layers=[0, 1, 2])
+    assert "<script" not in picture.html
+    text = re.sub(r"</span>|<span[^>]*>", "", picture.html)
+    assert "&lt;script&gt;alert(&#x27;x&#x27;)&lt;/script&gt;&amp;&quot;" in text
+    assert picture.html.count("Layer ") == 3
+    picture.write_html(tmp_path / "trace.html")
+    assert (tmp_path / "trace.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+def test_the_layer_shown_is_the_one_most_changed_or_the_middle(tiny_model, vector):
+    assert "Layer 1," in pl.trace(tiny_model, CHAT, vector).plot().html
+    hooks = pl.steering_hooks(vector, layer=2, coefficient=3.0)
+    assert "Layer 2," in pl.trace(tiny_model, CHAT, vector, hooks)._repr_html_()
+    with pytest.raises(LayerOutOfRangeError):
+        pl.trace(tiny_model, CHAT, vector).plot(layer=3)
+
+
+def test_a_conversation_must_end_with_a_response(tiny_model, vector):
+    with pytest.raises(InvalidArgumentError, match="assistant"):
+        pl.trace(tiny_model, CHAT[:1], vector)
+
+
+def test_a_trace_says_what_it_holds(tiny_model, vector):
+    assert "3 layers" in repr(pl.trace(tiny_model, CHAT, vector))
+
+
+def test_only_the_responses_own_tokens_are_read(tiny_model, vector):
+    encoded = pl.encode_conversation(tiny_model.tokenizer, CHAT)
+    trace = pl.trace(tiny_model, CHAT, vector)
+    assert torch.equal(trace.read, encoded.is_response)
+    assert len(trace.tokens) > encoded.response_end  # the end of the turn is there, and not read
+
+
+def test_tokens_that_any_hook_of_a_layer_reached_are_marked(tiny_model, vector, start):
+    n_pos = len(pl.encode_conversation(tiny_model.tokenizer, CHAT).tokens)
+    masks = torch.eye(n_pos)[[start, start + 2]] > 0
+    hooks = [pair for mask in masks for pair in pl.steering_hooks(vector, layer=1, positions=mask[None])]
+    assert torch.equal(pl.trace(tiny_model, CHAT, vector, hooks).steered[1], masks.any(dim=0))
+
+
+def test_a_vector_of_another_model_is_refused(tiny_model, vector):
+    other = pl.PersonaVector("loud", replace(vector.model, fingerprint="another"), {"response_mean": vector.directions})
+    with pytest.raises(ModelMismatchError):
+        pl.trace(tiny_model, CHAT, other)
