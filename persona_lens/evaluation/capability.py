@@ -188,7 +188,12 @@ def measure_capability(
     return Capability(
         perplexity=Interval(_exp(mean_nll.estimate), _exp(mean_nll.low), _exp(mean_nll.high), mean_nll.level),
         kl=_bootstrap_ratio(ordinary.divergences, ordinary.n_tokens, seed) if hooks else None,
-        accuracy=bootstrap_mean(_grade(items, answered.log_likelihoods / answered.n_tokens), n_resamples=_N_RESAMPLES, level=_LEVEL, seed=seed),
+        accuracy=bootstrap_mean(
+            _grade(items, answered.log_likelihoods / answered.n_tokens),
+            n_resamples=_N_RESAMPLES,
+            level=_LEVEL,
+            seed=seed,
+        ),
         chance_accuracy=sum(1 / len(item.choices) for item in items) / len(items),
         n_texts=len(texts),
         n_tokens=int(ordinary.n_tokens.sum()),

@@ -26,7 +26,6 @@ from persona_lens.models.hooks.intervention import NOTHING, Intervention, check_
 from persona_lens.models.hooks.points import check_unsteered
 from persona_lens.models.loading import describe_model
 from persona_lens.models.text.chat import Message
-from persona_lens.progress import Advance
 from persona_lens.records import Record
 from persona_lens.run import Run
 from persona_lens.statistics import Interval

@@ -70,9 +70,7 @@ def measure_ordinary_projections(
     return OrdinaryProjections(vector.trait, vector.model, vector.digest, found, len(spans), sampling.seed)
 
 
-def sample_ordinary_spans(
-    model: HookedModel, questions: Sequence[str] | None, sampling: Sampling
-) -> list[TokenSpans]:
+def sample_ordinary_spans(model: HookedModel, questions: Sequence[str] | None, sampling: Sampling) -> list[TokenSpans]:
     """Sample unsteered responses to everyday questions; empty ones are left out.
 
     Raises:

@@ -70,7 +70,9 @@ def measure_predictions(
                 targets = torch.tensor(span.response_tokens, device=log_q.device)
                 found[0, index] = log_q.gather(-1, targets[:, None]).double().sum()
                 if reference is not None:
-                    found[1, index] = token_divergence(reference[row, predicting], logits[row, predicting]).double().sum()
+                    found[1, index] = (
+                        token_divergence(reference[row, predicting], logits[row, predicting]).double().sum()
+                    )
         advance(sum(len(members[fed]) for fed in batch))
     n_tokens = torch.tensor([len(span.response_tokens) for span in spans], dtype=torch.float64)
     return Predictions(found[0], found[1], n_tokens)

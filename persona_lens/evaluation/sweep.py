@@ -18,7 +18,7 @@ from persona_lens.judges.default import default_judge
 from persona_lens.judges.judgement import Judge
 from persona_lens.models.engine.sampling import Sampling
 from persona_lens.models.hooked_model import HookedModel
-from persona_lens.models.hooks.intervention import Intervention, Step
+from persona_lens.models.hooks.intervention import Intervention
 from persona_lens.models.hooks.points import check_unsteered
 from persona_lens.models.hooks.sites import resolve_layers
 from persona_lens.models.loading import ModelInfo, describe_model
@@ -151,7 +151,10 @@ class SweepResult(Record):
         says nothing to more than a fifth of the questions is not coherent, whatever it says to the others.
         """
         rows = [
-            [mean_interval(cell).low >= min_coherence and bool(cell.isnan().float().mean() <= _MOST_SILENT) for cell in row]
+            [
+                mean_interval(cell).low >= min_coherence and bool(cell.isnan().float().mean() <= _MOST_SILENT)
+                for cell in row
+            ]
             for row in self.coherences
         ]
         return self._choose(torch.tensor(rows), f"highest score with coherence surely ≥ {min_coherence:g}")
@@ -274,9 +277,7 @@ def sweep_layers(
         *(shift_at(layer, vector.direction(layer), c) for layer in swept for c in coefficients),
         *(shift_at(layer, one[layer], c) for one in randoms for layer in nulled for c in coefficients),
     ]
-    found = score_conditions(
-        model, judge, conditions, questions, sampling=sampling, stream=(Stream.SWEEP,), run=run
-    )
+    found = score_conditions(model, judge, conditions, questions, sampling=sampling, stream=(Stream.SWEEP,), run=run)
     scores, coherences = found.by_question, found.coherence_by_question
     shape = (len(swept), len(coefficients), len(questions))
     null_shape = (null.directions, len(nulled), len(coefficients), len(questions))
@@ -312,7 +313,7 @@ def sweep_layers(
 
 def shift_at(layer: int, direction: Float[Tensor, " d_model"], coefficient: float) -> Condition:
     """Return the condition under which a multiple of a direction is added at one layer."""
-    return Condition(Intervention((Step(layer, Add(direction, coefficient)),)))
+    return Condition(Intervention.of(layer, Add(direction, coefficient)))
 
 
 def _check_sweep(questions: Sequence[str], coefficients: Sequence[float]) -> None:

@@ -46,8 +46,7 @@ def intervention_hooks(
     Example:
         >>> import torch
         >>> import persona_lens as pl
-        >>> from persona_lens.interventions import Step
-        >>> removal = pl.Intervention((Step(3, pl.tensors.Ablate(torch.ones(8))),))
+        >>> removal = pl.Intervention.of(3, pl.tensors.Ablate(torch.ones(8)))
         >>> [name for name, _ in pl.interventions.intervention_hooks(removal)]
         ['blocks.3.hook_resid_post']
     """

@@ -19,7 +19,7 @@ CALIBRATION = LikelihoodCalibration(
 
 @pytest.fixture(scope="module")
 def judge(tiny_model):
-    return pl.calibrate_likelihood_judge(tiny_model, tiny_trait(), max_new_tokens=6)
+    return pl.calibrate_likelihood_judge(tiny_model, tiny_trait(), sampling=pl.Sampling(max_new_tokens=6))
 
 
 def log_likelihood(model, question, system, response):
@@ -140,7 +140,7 @@ def test_bad_arguments_are_refused_before_the_model_runs(name, value):
 
 def test_calibration_never_sees_the_evaluation_questions(tiny_model, judge):
     other = dataclasses.replace(tiny_trait(), evaluation_questions=("Something", "else"))
-    again = pl.calibrate_likelihood_judge(tiny_model, other, max_new_tokens=6)
+    again = pl.calibrate_likelihood_judge(tiny_model, other, sampling=pl.Sampling(max_new_tokens=6))
     assert again.calibration == judge.calibration
 
 
@@ -164,8 +164,8 @@ def test_held_out_positive_and_negative_responses_of_the_embedded_model_separate
     trait = dataclasses.replace(
         trait, extraction_questions=trait.extraction_questions[:8], evaluation_questions=trait.evaluation_questions[:12]
     )
-    judge = pl.calibrate_likelihood_judge(embedded_model, trait, n_pairs=1, max_new_tokens=24, temperature=0.7)
-    separation = pl.measure_separation(judge, max_new_tokens=24, temperature=0.7)
+    judge = pl.calibrate_likelihood_judge(embedded_model, trait, n_pairs=1, sampling=pl.Sampling(max_new_tokens=24, temperature=0.7))
+    separation = pl.measure_separation(judge, sampling=pl.Sampling(max_new_tokens=24, temperature=0.7))
     assert separation.auroc.estimate > 0.75
     assert separation.n_positive + separation.n_negative + separation.n_unscored == 24
 
@@ -173,7 +173,7 @@ def test_held_out_positive_and_negative_responses_of_the_embedded_model_separate
 def test_the_calibration_is_fitted_on_responses_sampled_and_scored_one_by_one(tiny_model):
     """The oracle: the same labelled responses, each scored by ordinary passes; quantiles by NumPy."""
     trait = tiny_trait()
-    found = pl.calibrate_likelihood_judge(tiny_model, trait, n_pairs=1, max_new_tokens=6, seed=3).calibration
+    found = pl.calibrate_likelihood_judge(tiny_model, trait, n_pairs=1, sampling=pl.Sampling(max_new_tokens=6, seed=3)).calibration
     stream = (3, likelihood._CALIBRATION_STREAM)
     positive, negative = trait.positive_system_prompts[0], trait.negative_system_prompts[0]
     values = []
@@ -182,7 +182,7 @@ def test_the_calibration_is_fitted_on_responses_sampled_and_scored_one_by_one(ti
         requests = [
             pl.RolloutRequest(trait.extraction_questions[seed[-2]], (*stream, side, *seed), system) for seed in seeds
         ]
-        sampled = pl.sample_rollouts(tiny_model, requests, pl.SamplingSettings(max_new_tokens=6))
+        sampled = pl.sample_rollouts(tiny_model, requests, pl.Sampling(max_new_tokens=6))
         values.append(
             np.array(
                 [

@@ -34,7 +34,7 @@ def test_a_vector_is_the_mean_difference_of_the_residual_stream(tiny_model, vect
             for r in range(2)
         ]
         rows = []
-        for rollout in pl.sample_rollouts(tiny_model, requests, pl.SamplingSettings(max_new_tokens=6)):
+        for rollout in pl.sample_rollouts(tiny_model, requests, pl.Sampling(max_new_tokens=6)):
             prompt = pl.encode_prompt(
                 tiny_model.tokenizer,
                 [
@@ -98,7 +98,7 @@ def test_one_store_serves_several_traits_and_settings(tiny_model, tmp_path):
         given = {"judge": "none", "max_new_tokens": 6} | changed
         alone = pl.extract_persona_vector(tiny_model, trait, **given)
         assert torch.equal(
-            pl.extract_persona_vector(tiny_model, trait, store=store, **given).directions, alone.directions
+            pl.extract_persona_vector(tiny_model, trait, run=pl.Run(store), **given).directions, alone.directions
         )
 
 
@@ -215,7 +215,7 @@ def test_a_vector_rests_on_the_kept_pairs_alone_and_its_halves_on_their_question
         sides = []
         for side, system in enumerate((trait.positive_system_prompts[0], trait.negative_system_prompts[0])):
             request = pl.RolloutRequest(trait.extraction_questions[q], (0, _EXTRACTION_STREAM, side, 0, q, 0), system)
-            (rollout,) = pl.sample_recorded_rollouts(tiny_model, [request], pl.SamplingSettings(max_new_tokens=6))
+            (rollout,) = pl.sample_recorded_rollouts(tiny_model, [request], pl.Sampling(max_new_tokens=6))
             sides.append(rollout.residuals.response_mean)
         differences.append(sides[0] - sides[1])
     torch.testing.assert_close(found.directions, (differences[0] + differences[1]) / 2, atol=1e-4, rtol=1e-3)

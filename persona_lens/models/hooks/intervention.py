@@ -44,13 +44,17 @@ class Intervention:
     Example:
         >>> import torch
         >>> from persona_lens.tensors.operations import Ablate, Add
-        >>> shift = Intervention((Step(3, Add(torch.ones(8), 2.0)),))
-        >>> shift + Intervention((Step(3, Ablate(torch.ones(8))),))
+        >>> Intervention.of(3, Add(torch.ones(8), 2.0)) + Intervention.of(3, Ablate(torch.ones(8)))
         Intervention(layer 3: Add, Ablate)
     """
 
     steps: tuple[Step, ...] = ()
     fingerprint: str | None = None
+
+    @classmethod
+    def of(cls, layer: int, *operations: Operation) -> Intervention:
+        """Return what does some operations at one layer, in order."""
+        return cls(tuple(Step(layer, operation) for operation in operations))
 
     @property
     def layers(self) -> tuple[int, ...]:
