@@ -25,7 +25,7 @@ from persona_lens.errors import InvalidArgumentError
 from persona_lens.finetuning import training
 from persona_lens.finetuning.rows import encode_training_rows
 from persona_lens.finetuning.training import _describe, _find_checkpoint
-from persona_lens.models import loading
+from persona_lens.models.loading import embedded
 from persona_lens.tensors.operations import Ablate, Add, Cap
 from tests.backends import BACKENDS
 from tests.tiny import make_tokenizer
@@ -422,7 +422,7 @@ def test_a_run_without_checkpoints_that_broke_off_begins_anew(base, tmp_path):
 
 def test_the_adapter_names_its_base_as_it_was_given_and_no_path(base, tmp_path, monkeypatch):
     """Under the name of the embedded model, whose weights lie in a cache."""
-    monkeypatch.setattr(loading, "prepare_embedded_model", lambda: Path(base))
+    monkeypatch.setattr(embedded, "prepare_embedded_model", lambda: Path(base))
     out = tmp_path / "adapter"
     found = pl.finetune(pl.models.loading.EMBEDDED_MODEL, rows(), out, settings=quick(epochs=1))
     config = json.loads((out / "adapter_config.json").read_text())
