@@ -305,7 +305,7 @@ def test_a_folder_of_another_run_is_refused_saying_what_differs(base, tuned, no_
 
 
 def test_a_run_on_another_model_is_refused(tiny_folder, tuned, no_training):
-    with pytest.raises(InvalidArgumentError, match="a run with other model'"):
+    with pytest.raises(InvalidArgumentError, match="a run with other fingerprint, model'"):
         pl.finetune(tiny_folder("qwen3"), rows(), tuned.folder, settings=quick(epochs=6))
 
 

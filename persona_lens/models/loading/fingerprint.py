@@ -50,7 +50,7 @@ def fingerprint_hugging_face(hf_model: Any) -> str | None:
     """Return the fingerprint that the model will have as a TransformerLens model; None where it cannot be known."""
     config = hf_model.config.get_text_config()
     blocks = [_name_weights(block) for block in find_blocks(hf_model)]
-    if not all(block.keys() >= _PROJECTIONS for block in blocks):
+    if any({name for name, weight in block.items() if weight.ndim > 1} != _PROJECTIONS for block in blocks):
         return None
     shifted = _stores_norms_shifted(hf_model)
     shape = (len(blocks), config.hidden_size, config.num_attention_heads)
