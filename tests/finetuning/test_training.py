@@ -25,7 +25,7 @@ from persona_lens.errors import InvalidArgumentError
 from persona_lens.finetuning import training
 from persona_lens.finetuning.rows import encode_training_rows
 from persona_lens.finetuning.training import _describe, _find_checkpoint
-from persona_lens.models import loading
+from persona_lens.models.loading import embedded
 from persona_lens.tensors.operations import Ablate, Add, Cap
 from tests.backends import BACKENDS
 from tests.tiny import make_tokenizer
@@ -305,7 +305,7 @@ def test_a_folder_of_another_run_is_refused_saying_what_differs(base, tuned, no_
 
 
 def test_a_run_on_another_model_is_refused(tiny_folder, tuned, no_training):
-    with pytest.raises(InvalidArgumentError, match="a run with other model'"):
+    with pytest.raises(InvalidArgumentError, match="a run with other fingerprint, model'"):
         pl.finetune(tiny_folder("qwen3"), rows(), tuned.folder, settings=quick(epochs=6))
 
 
@@ -422,7 +422,7 @@ def test_a_run_without_checkpoints_that_broke_off_begins_anew(base, tmp_path):
 
 def test_the_adapter_names_its_base_as_it_was_given_and_no_path(base, tmp_path, monkeypatch):
     """Under the name of the embedded model, whose weights lie in a cache."""
-    monkeypatch.setattr(loading, "prepare_embedded_model", lambda: Path(base))
+    monkeypatch.setattr(embedded, "prepare_embedded_model", lambda: Path(base))
     out = tmp_path / "adapter"
     found = pl.finetune(pl.models.loading.EMBEDDED_MODEL, rows(), out, settings=quick(epochs=1))
     config = json.loads((out / "adapter_config.json").read_text())
