@@ -19,13 +19,13 @@ from persona_lens.models.engine.sampling import SamplingSettings
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.pairs import check_unsteered
 from persona_lens.models.text.chat import build_messages, encode_prompt
+from persona_lens.streams import Stream
 from persona_lens.tensors.directions import normalize
 from persona_lens.traits.everyday import load_ordinary_questions
 from persona_lens.vectors import PersonaVector
 from persona_lens.vectors.ordinary import OrdinaryProjections
 
 # Seeds of the draws made here start with this, so that they never coincide with those of an extraction or sweep.
-_STREAM = 106
 _ROWS_AT_ONCE = 8
 
 
@@ -98,7 +98,7 @@ def sample_ordinary_texts(
     if not asked:
         raise InvalidArgumentError(describe_violation("questions", "hold at least one question", asked))
     check_unsteered(model)
-    requests = [RolloutRequest(question, (seed, _STREAM, q)) for q, question in enumerate(asked)]
+    requests = [RolloutRequest(question, (seed, Stream.ORDINARY, q)) for q, question in enumerate(asked)]
     settings = SamplingSettings(max_new_tokens=max_new_tokens, temperature=temperature)
     texts = []
     for rollout in sample_rollouts(model, requests, settings):

@@ -25,6 +25,7 @@ from persona_lens.models.loading import ModelInfo, describe_model
 from persona_lens.progress import ProgressFactory, no_progress
 from persona_lens.statistics import Interval, bootstrap_mean, bootstrap_paired_difference
 from persona_lens.storage import Shard, ShardStore, collect_versions, load_or_compute, open_part
+from persona_lens.streams import Stream
 from persona_lens.tensors.directions import sample_random_directions
 from persona_lens.tensors.operations import Add
 from persona_lens.traits.trait import Trait
@@ -33,8 +34,6 @@ from persona_lens.vectors import PersonaVector
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-_SWEEP_STREAM = 104
-_CONFIRMATION_STREAM = 105
 # Configurations sampled and judged between two saves. Fixed, because a shard is computed as one stream: with another
 # cut, rows would share other batches.
 # Fraction of the questions to which a coherent setting may have no scored answer.
@@ -390,7 +389,7 @@ def sweep_layers(
         ),
     ]
     scores, coherences, texts, n_unscored = _run_configurations(
-        model, configurations, questions, judge, settings, rollouts, (seed, _SWEEP_STREAM), store, "sweep", progress
+        model, configurations, questions, judge, settings, rollouts, (seed, Stream.SWEEP), store, "sweep", progress
     )
     scores, coherences = scores.nanmean(dim=-1), coherences.nanmean(dim=-1)
     shape = (len(swept), len(coefficients), len(questions))
@@ -472,13 +471,13 @@ def confirm_choice(
     _check_sweep(questions, (choice.coefficient,), rollouts, random_directions)
     settings = SamplingSettings(max_new_tokens=max_new_tokens, temperature=temperature, batch_size=batch_size)
     randoms = sample_random_directions(
-        vector.norms, model.cfg.d_model, max(random_directions, 1), seed + _CONFIRMATION_STREAM
+        vector.norms, model.cfg.d_model, max(random_directions, 1), seed + Stream.CONFIRMATION
     )
     configurations = [_Configuration(), _steer(choice.layer, vector.direction(choice.layer), choice.coefficient)]
     configurations += [_steer(choice.layer, directions[choice.layer], choice.coefficient) for directions in randoms]
     scores, coherences, texts, n_unscored = _run_configurations(
         model, configurations, questions, judge, settings, rollouts,
-        (seed, _CONFIRMATION_STREAM), store, "confirmation", progress,
+        (seed, Stream.CONFIRMATION), store, "confirmation", progress,
     )  # fmt: skip
     by_question = scores.nanmean(dim=-1)
     coherence = coherences.nanmean(dim=-1)

@@ -19,10 +19,10 @@ from persona_lens.models.engine.sampling import SamplingSettings
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.pairs import check_unsteered
 from persona_lens.models.text.chat import build_messages
+from persona_lens.streams import Stream
 from persona_lens.traits.trait import Trait
 
 # Seeds of the draws made here start with this, so that they never coincide with those of an extraction or sweep.
-_STREAM = 140
 # Responses are drawn in rounds of at most n, until this many times n were drawn in all.
 _MOST_DRAWN = 16
 _FEWEST_DRAWN = 16
@@ -101,7 +101,9 @@ def trait_dataset(
         # After the first round, twice what is missing.
         n_drawn = n if attempt == 0 else min(n, max(_FEWEST_DRAWN, 2 * (n - len(rows))))
         requests = [
-            RolloutRequest(asked[i % len(asked)], (seed, _STREAM, attempt, i), systems[i // len(asked) % len(systems)])
+            RolloutRequest(
+                asked[i % len(asked)], (seed, Stream.TRAIT_DATA, attempt, i), systems[i // len(asked) % len(systems)]
+            )
             for i in range(first, first + n_drawn)
         ]
         drawn = [(rollout, _finish(rollout)) for rollout in sample_rollouts(model, requests, settings)]

@@ -25,11 +25,10 @@ from persona_lens.models.hooks.pairs import check_unsteered
 from persona_lens.models.loading import describe_model
 from persona_lens.models.text.chat import Message, build_messages, encode_conversation
 from persona_lens.statistics import Interval, bootstrap_auroc_by_group
+from persona_lens.streams import Stream
 from persona_lens.traits.trait import Trait
 
 # Seeds of the draws made here start with this, so that they never coincide with those of an extraction or sweep.
-_CALIBRATION_STREAM = 101
-_SEPARATION_STREAM = 102
 
 _EMPTY = "empty response"
 
@@ -221,7 +220,7 @@ def calibrate_likelihood_judge(
         raise InvalidArgumentError(describe_violation("rollouts", "be at least 1", rollouts))
     check_unsteered(model)
     settings = SamplingSettings(max_new_tokens=max_new_tokens, temperature=temperature, batch_size=batch_size)
-    stream = (seed, _CALIBRATION_STREAM)
+    stream = (seed, Stream.CALIBRATION)
     requests = request_labelled_responses(trait, trait.extraction_questions, n_pairs, rollouts, stream)
     groups = {
         "positive": requests[0],
@@ -290,7 +289,7 @@ def measure_separation(
     """
     settings = SamplingSettings(max_new_tokens=max_new_tokens, temperature=temperature, batch_size=batch_size)
     positive, negative = request_labelled_responses(
-        judge.trait, judge.trait.evaluation_questions, judge.n_pairs, rollouts, (seed, _SEPARATION_STREAM)
+        judge.trait, judge.trait.evaluation_questions, judge.n_pairs, rollouts, (seed, Stream.SEPARATION)
     )
     sampled = sample_rollouts(judge.model, positive + negative, settings)
     judged = judge.score_trait([r.request.question for r in sampled], [r.response for r in sampled])

@@ -16,6 +16,7 @@ from persona_lens.errors import (
 from persona_lens.evaluation import sweep as sweep_module
 from persona_lens.evaluation.sweep import LayerChoice
 from persona_lens.statistics import Interval
+from persona_lens.streams import Stream
 from persona_lens.tensors.directions import sample_random_directions
 from persona_lens.tensors.operations import Add
 from tests.small_trait import FixedJudge, tiny_trait
@@ -54,11 +55,9 @@ def test_a_sweep_has_a_score_for_every_setting(sweep):
 
 def test_each_setting_is_steered_as_if_it_were_alone(tiny_model, vector, sweep):
     """The oracle: one configuration, sampled by itself."""
-    from persona_lens.evaluation.sweep import _SWEEP_STREAM
-
     site = pl.SiteIntervention(2, Add(vector.direction(2), 3.0))
     requests = [
-        pl.RolloutRequest(question, (0, _SWEEP_STREAM, q, 0), interventions=(site,))
+        pl.RolloutRequest(question, (0, Stream.SWEEP, q, 0), interventions=(site,))
         for q, question in enumerate(sweep.questions)
     ]
     alone = pl.sample_rollouts(tiny_model, requests, pl.SamplingSettings(max_new_tokens=5))
@@ -169,10 +168,8 @@ def test_a_judge_that_scores_nothing_leaves_a_result_that_says_so(tiny_model, ve
 
 def measure(model, sweep, *sites):
     """The oracle: one configuration sampled by itself, scored by LengthJudge, averaged over two rollouts."""
-    from persona_lens.evaluation.sweep import _SWEEP_STREAM
-
     requests = [
-        pl.RolloutRequest(question, (0, _SWEEP_STREAM, q, r), interventions=sites)
+        pl.RolloutRequest(question, (0, Stream.SWEEP, q, r), interventions=sites)
         for q, question in enumerate(sweep.questions)
         for r in range(2)
     ]
