@@ -20,10 +20,9 @@ from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.points import check_unsteered
 from persona_lens.models.text.chat import build_messages
 from persona_lens.run import Run
+from persona_lens.streams import Stream
 from persona_lens.traits.trait import Trait
 
-# Seeds of the draws made here start with this, so that they never coincide with those of an extraction or sweep.
-_STREAM = 140
 # Responses are drawn in rounds of at most n, until this many times n were drawn in all.
 _MOST_DRAWN = 16
 _FEWEST_DRAWN = 16
@@ -98,7 +97,9 @@ def trait_dataset(
         n_drawn = n if attempt == 0 else min(n, max(_FEWEST_DRAWN, 2 * (n - len(rows))))
         requests = [
             RolloutRequest(
-                asked[i % len(asked)], (sampling.seed, _STREAM, attempt, i), systems[i // len(asked) % len(systems)]
+                asked[i % len(asked)],
+                (sampling.seed, Stream.TRAIT_DATA, attempt, i),
+                systems[i // len(asked) % len(systems)],
             )
             for i in range(first, first + n_drawn)
         ]

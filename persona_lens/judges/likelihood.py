@@ -27,11 +27,8 @@ from persona_lens.models.text.chat import Message, build_messages, encode_conver
 from persona_lens.run import Run
 from persona_lens.statistics import Interval, bootstrap_auroc_by_group
 from persona_lens.storage import Shard
+from persona_lens.streams import Stream
 from persona_lens.traits.trait import Trait
-
-# Seeds of the draws made here start with this, so that they never coincide with those of an extraction or sweep.
-_CALIBRATION_STREAM = 101
-_SEPARATION_STREAM = 102
 
 _EMPTY = "empty response"
 
@@ -225,7 +222,7 @@ def calibrate_likelihood_judge(
 
 
 def _calibrate(model: HookedModel, trait: Trait, n_pairs: int, sampling: Sampling, run: Run) -> LikelihoodCalibration:
-    rollouts, stream = sampling.rollouts, (sampling.seed, _CALIBRATION_STREAM)
+    rollouts, stream = sampling.rollouts, (sampling.seed, Stream.CALIBRATION)
     requests = request_labelled_responses(trait, trait.extraction_questions, n_pairs, rollouts, stream)
     groups = {
         "positive": requests[0],
@@ -283,7 +280,7 @@ def measure_separation(judge: LikelihoodJudge, *, sampling: Sampling = Sampling(
         judge.trait.evaluation_questions,
         judge.n_pairs,
         sampling.rollouts,
-        (sampling.seed, _SEPARATION_STREAM),
+        (sampling.seed, Stream.SEPARATION),
     )
     with run.progress("measuring the judge (responses)", len(positive) + len(negative)) as advance:
         sampled = sample_rollouts(judge.model, positive + negative, sampling, advance)

@@ -26,6 +26,7 @@ from persona_lens.storage import (
     Shard,
     collect_versions,
 )
+from persona_lens.streams import Stream
 from persona_lens.tensors.directions import cosine
 from persona_lens.traits.trait import Trait
 from persona_lens.vectors.persona_vector import TOKEN_POSITIONS, ExtractionCounts, PersonaVector
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     pass
 
 
-_EXTRACTION_STREAM = 103
 # Rollouts are judged and added up in shards of this many contrasting pairs; then they are forgotten, so memory
 # does not grow with their number.
 _PAIRS_AT_ONCE = 64
@@ -183,7 +183,7 @@ def _extract_chunk(
     requests = [
         RolloutRequest(
             trait.extraction_questions[unit.question],
-            (sampling.seed, _EXTRACTION_STREAM, side, unit.pair, unit.question, unit.rollout),
+            (sampling.seed, Stream.EXTRACTION, side, unit.pair, unit.question, unit.rollout),
             systems[side][unit.pair],
         )
         for unit in units

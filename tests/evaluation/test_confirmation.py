@@ -5,7 +5,7 @@ import torch
 
 import persona_lens as pl
 from persona_lens.errors import ModelMismatchError
-from persona_lens.evaluation import Confirmation, ConditionScores, LayerChoice
+from persona_lens.evaluation import ConditionScores, Confirmation, LayerChoice
 from persona_lens.statistics import Interval
 from tests.small_trait import LengthJudge, tiny_trait
 

@@ -25,9 +25,7 @@ def direction(seed):
 
 
 def site(layer, kind=Add, seed=0, **values):
-    return pl.Intervention.of(
-        layer, kind(direction(seed), **(values or ({"coefficient": 1.5} if kind is Add else {})))
-    )
+    return pl.Intervention.of(layer, kind(direction(seed), **(values or ({"coefficient": 1.5} if kind is Add else {}))))
 
 
 def pad(rows, to=12):

@@ -377,7 +377,9 @@ pl.finetune({base!r}, rows(), {str(tmp_path)!r}, settings=quick(**MANY, save_ste
         yield lambda n: seen.append((n, n_steps))
 
     settings = quick(**MANY, save_steps=1)
-    resumed = pl.finetune(base, rows(), tmp_path, settings=settings, intervention=adding(1.0), run=pl.Run(progress=watch))
+    resumed = pl.finetune(
+        base, rows(), tmp_path, settings=settings, intervention=adding(1.0), run=pl.Run(progress=watch)
+    )
     assert seen[0][0] >= 5, "it began anew"
     assert (sum(n for n, _ in seen), seen[0][1]) == (40, 40)
     assert resumed.losses == uninterrupted.losses

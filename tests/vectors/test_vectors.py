@@ -12,6 +12,7 @@ from persona_lens.errors import (
     ModelMismatchError,
 )
 from persona_lens.storage import Shard, load_shard, save_shard
+from persona_lens.streams import Stream
 from tests.small_trait import FixedJudge, tiny_trait
 
 
@@ -23,12 +24,10 @@ def vector(tiny_model):
 def test_a_vector_is_the_mean_difference_of_the_residual_stream(tiny_model, vector):
     """Against an independent pass: sample the same rollouts, run each alone, subtract the means."""
     trait = tiny_trait()
-    from persona_lens.vectors.extraction import _EXTRACTION_STREAM
-
     means = []
     for side, systems in enumerate((trait.positive_system_prompts, trait.negative_system_prompts)):
         requests = [
-            pl.RolloutRequest(question, (0, _EXTRACTION_STREAM, side, p, q, r), system)
+            pl.RolloutRequest(question, (0, Stream.EXTRACTION, side, p, q, r), system)
             for p, system in enumerate(systems)
             for q, question in enumerate(trait.extraction_questions)
             for r in range(2)
@@ -201,8 +200,6 @@ class PickyJudge:
 
 def test_a_vector_rests_on_the_kept_pairs_alone_and_its_halves_on_their_questions(tiny_model, monkeypatch):
     """Pairs by hand: of eight, the judge keeps those of pair 0 on questions 0 and 3. In shards of four."""
-    from persona_lens.vectors.extraction import _EXTRACTION_STREAM
-
     monkeypatch.setattr("persona_lens.vectors.extraction._PAIRS_AT_ONCE", 4)
     trait = tiny_trait()
     found = pl.extract_persona_vector(tiny_model, trait, judge=PickyJudge(), max_new_tokens=6, min_coherence=50.0)
@@ -214,7 +211,7 @@ def test_a_vector_rests_on_the_kept_pairs_alone_and_its_halves_on_their_question
     for q in (0, 3):
         sides = []
         for side, system in enumerate((trait.positive_system_prompts[0], trait.negative_system_prompts[0])):
-            request = pl.RolloutRequest(trait.extraction_questions[q], (0, _EXTRACTION_STREAM, side, 0, q, 0), system)
+            request = pl.RolloutRequest(trait.extraction_questions[q], (0, Stream.EXTRACTION, side, 0, q, 0), system)
             (rollout,) = pl.sample_recorded_rollouts(tiny_model, [request], pl.Sampling(max_new_tokens=6))
             sides.append(rollout.residuals.response_mean)
         differences.append(sides[0] - sides[1])
