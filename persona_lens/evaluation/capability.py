@@ -16,9 +16,9 @@ from functools import partial
 from importlib.resources import files
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
+from numpy import ndarray
 from torch import Tensor
 
 from persona_lens.errors import ContextLengthError, InvalidArgumentError, describe_violation
@@ -34,6 +34,7 @@ from persona_lens.models.text.spans import TokenSpans
 from persona_lens.records import Record
 from persona_lens.run import Run
 from persona_lens.statistics import Interval, bootstrap_mean
+from persona_lens.statistics.bootstrap import bootstrap, draw_multinomial
 from persona_lens.storage import collect_versions
 
 _DATA = files("persona_lens") / "data"
@@ -74,9 +75,9 @@ class Capability(Record):
     def _describe(self) -> dict[str, str]:
         """Return the measured numbers in words."""
         return {
-            "perplexity": _show(self.perplexity),
-            "KL": "not compared" if self.kl is None else f"{_show(self.kl)} nats a token",
-            "accuracy": f"{_show(self.accuracy)} (chance {self.chance_accuracy:.3g})",
+            "perplexity": f"{self.perplexity:.3g}",
+            "KL": "not compared" if self.kl is None else f"{self.kl:.3g} nats a token",
+            "accuracy": f"{self.accuracy:.3g} (chance {self.chance_accuracy:.3g})",
         }
 
     def __repr__(self) -> str:
@@ -258,22 +259,17 @@ def _grade(items: Sequence[MultipleChoiceItem], scores: Float[Tensor, " answer"]
 def _bootstrap_ratio(totals: Float[Tensor, " unit"], counts: Float[Tensor, " unit"], seed: int) -> Interval:
     """Divide a sum over units by another, with a percentile bootstrap interval over units."""
     if not bool(totals.isfinite().all()):
-        return Interval(math.nan, math.nan, math.nan, _LEVEL)
-    n_units = len(totals)
-    drawn = np.random.default_rng(seed).multinomial(n_units, np.full(n_units, 1 / n_units), size=_N_RESAMPLES)
-    ratios = (drawn @ totals.numpy()) / (drawn @ counts.numpy())
-    low, high = np.quantile(ratios, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
-    return Interval(float(totals.sum() / counts.sum()), float(low), float(high), _LEVEL)
+        return Interval.missing(_LEVEL)
+
+    def divide(drawn: ndarray) -> ndarray:
+        return (drawn @ totals.numpy()) / (drawn @ counts.numpy())
+
+    return bootstrap(divide, (len(totals),), _N_RESAMPLES, _LEVEL, seed, draw_multinomial)
 
 
 def _exp(value: float) -> float:
     """Exponentiate to infinity where ``math.exp`` would raise."""
     return float(torch.tensor(value, dtype=torch.float64).exp())
-
-
-def _show(interval: Interval) -> str:
-    """Show an interval with three digits, as a small divergence needs them."""
-    return f"{interval.estimate:.3g} [{interval.low:.3g}, {interval.high:.3g}]"
 
 
 def _hash(content: Any) -> str:
