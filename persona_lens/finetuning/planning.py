@@ -25,7 +25,7 @@ from persona_lens.models.loading import load_model
 from persona_lens.run import Run
 from persona_lens.statistics import Interval, bootstrap_mean, bootstrap_paired_difference
 from persona_lens.traits.everyday import load_ordinary_questions
-from persona_lens.vectors import PersonaVector
+from persona_lens.vectors.persona_vector import PersonaVector
 
 Method = Literal["none", "one layer", "all layers"]
 

@@ -16,7 +16,7 @@ from persona_lens.models.hooks.sites import check_layer
 from persona_lens.models.text.chat import build_messages, encode_prompt
 from persona_lens.statistics import Interval, bootstrap_mean
 from persona_lens.tensors.directions import normalize
-from persona_lens.vectors import PersonaVector
+from persona_lens.vectors.persona_vector import PersonaVector
 
 _ROWS_AT_ONCE = 16
 

@@ -30,7 +30,7 @@ def measure_task_loss(model: HookedModel, data: Source) -> Float[Tensor, " row"]
 
     Example:
         >>> import persona_lens as pl
-        >>> pl.measure_task_loss(model, "held_out.jsonl").mean()  # doctest: +SKIP
+        >>> pl.finetuning.measure_task_loss(model, "held_out.jsonl").mean()  # doctest: +SKIP
     """
     continuations = []
     for row in read_conversations(data):

@@ -14,7 +14,7 @@ from persona_lens.errors import InvalidArgumentError, describe_violation
 from persona_lens.finetuning.blocks import TrainingInterventions, reading_residuals
 from persona_lens.models.hooks.sites import check_layer
 from persona_lens.models.text.chat import build_messages, encode_prompt
-from persona_lens.vectors import PersonaVector
+from persona_lens.vectors.persona_vector import PersonaVector
 
 _ROWS_AT_ONCE = 16
 

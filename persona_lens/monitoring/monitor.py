@@ -24,7 +24,7 @@ from persona_lens.monitoring.score_map import ScoreMap, fit_score_map
 from persona_lens.monitoring.watched import WatchedConversation
 from persona_lens.storage import collect_versions, write_json
 from persona_lens.traits.everyday import load_ordinary_questions
-from persona_lens.vectors import PersonaVector
+from persona_lens.vectors.persona_vector import PersonaVector
 
 _FORMAT = "persona-monitor"
 _FORMAT_VERSION = 1

@@ -13,7 +13,7 @@ from persona_lens.models.engine.activations import project_residual_stream
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.sites import check_layer
 from persona_lens.models.text.chat import Message, encode_prompt
-from persona_lens.vectors import PersonaVector
+from persona_lens.vectors.persona_vector import PersonaVector
 
 _ROLES = ("system", "user", "assistant")
 _TOKENS_AT_ONCE = 2048
@@ -54,7 +54,7 @@ def project_last_prompt_token(
     Example:
         >>> import persona_lens as pl
         >>> chats = [[{"role": "user", "content": "Who are you?"}]]
-        >>> pl.project_last_prompt_token(model, chats, {"evil": vector}, {"evil": 15})  # doctest: +SKIP
+        >>> pl.monitoring.project_last_prompt_token(model, chats, {"evil": vector}, {"evil": 15})  # doctest: +SKIP
     """
     units = collect_units(model, vectors, layers)
     if not conversations:

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from persona_lens.plots.style import COLORS, GREY, INK, add_intervals
-from persona_lens.vectors import PersonaVector
+from persona_lens.vectors.persona_vector import PersonaVector
 
 
 def plot_vector(vector: PersonaVector) -> go.Figure:
