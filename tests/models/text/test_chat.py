@@ -10,7 +10,7 @@ from persona_lens.errors import (
     InvalidArgumentError,
     SystemRoleMergedWarning,
 )
-from persona_lens.models import loading
+from persona_lens.models.loading import prepare_embedded_model
 from persona_lens.models.text.chat import (
     build_messages,
     encode_conversation,
@@ -25,7 +25,7 @@ TINY = make_tokenizer()
 
 @pytest.fixture(scope="module")
 def embedded_tokenizer():
-    return AutoTokenizer.from_pretrained(loading.prepare_embedded_model())
+    return AutoTokenizer.from_pretrained(prepare_embedded_model())
 
 
 def answered(question, response, system=None):

@@ -1,0 +1,121 @@
+"""Run the Hugging Face model under a TransformerBridge over a slot cache, with lean attention."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers.cache_utils import Cache
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from persona_lens.models.engine.attention import SlotCache, Span, attend_grouped
+from persona_lens.models.hooked_model import HookedModel
+
+_HF_ATTENTION = "persona_lens_slots"
+
+
+class _HuggingFaceCache(Cache):
+    """A SlotCache behind the ``update`` method that Hugging Face attention calls."""
+
+    def __init__(self, cache: SlotCache, span: Span) -> None:
+        super().__init__(layers=[])
+        self.slots, self.span = cache, span
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: object) -> tuple[Tensor, Tensor]:
+        return self.slots.append(layer_idx, key_states, value_states, self.span)
+
+
+def _attend_for_hugging_face(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    **_: object,
+) -> tuple[Tensor, None]:
+    """Lean attention behind the Hugging Face attention interface."""
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return attend_grouped(query, key, value, attention_mask, scale, softcap).transpose(1, 2).contiguous(), None
+
+
+# Both are Hugging Face's own extension points; the mask is always given, so its builder just hands it on.
+ALL_ATTENTION_FUNCTIONS.register(_HF_ATTENTION, _attend_for_hugging_face)
+ALL_MASK_ATTENTION_FUNCTIONS.register(_HF_ATTENTION, lambda *args, attention_mask=None, **kwargs: attention_mask)
+
+
+class BridgeDecoder:
+    """Runs the Hugging Face model under a TransformerBridge. See :class:`persona_lens.models.engine.decoding.Decoder`."""
+
+    def __init__(self, model: HookedModel) -> None:
+        self.model = model
+        self.hf_model = model.original_model
+        self.config = self.hf_model.config.get_text_config()
+
+    def new_cache(self, n_slots: int, max_length: int) -> SlotCache:
+        """See :class:`persona_lens.models.engine.decoding.Decoder`."""
+        config = self.config
+        n_kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        d_head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        weight = self.hf_model.get_input_embeddings().weight
+        return SlotCache(config.num_hidden_layers, n_slots, max_length, n_kv_heads, d_head, weight.dtype, weight.device)
+
+    def extend(
+        self, tokens: Int[Tensor, "row pos"], starts: Int[Tensor, " row"], cache: SlotCache
+    ) -> Float[Tensor, "row pos d_model"]:
+        """See :class:`persona_lens.models.engine.decoding.Decoder`."""
+        span = Span(starts, tokens.shape[1])
+        dtype = cache.keys.dtype
+        # Hugging Face either lists each layer's kind, or (Mistral) gives all layers one window.
+        kinds = getattr(self.config, "layer_types", None) or ()
+        window = getattr(self.config, "sliding_window", None)
+        mask: Tensor | dict[str, Tensor] = span.mask(dtype, None if kinds else window)
+        if "sliding_attention" in kinds:
+            mask = {"full_attention": span.mask(dtype), "sliding_attention": span.mask(dtype, window)}
+        trunk = getattr(self.hf_model, self.hf_model.base_model_prefix)
+        return trunk(
+            input_ids=tokens,
+            attention_mask=mask,
+            position_ids=span.positions,
+            past_key_values=_HuggingFaceCache(cache, span),
+            use_cache=True,
+        ).last_hidden_state
+
+    def unembed(self, hidden: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocab"]:
+        """See :class:`persona_lens.models.engine.decoding.Decoder`."""
+        logits = self.hf_model.get_output_embeddings()(hidden)
+        cap = getattr(self.config, "final_logit_softcapping", None)
+        return cap * torch.tanh(logits / cap) if cap else logits
+
+
+@contextmanager
+def unwrapped_blocks(model: HookedModel) -> Iterator[None]:
+    """Let the modules inside the blocks run without their hook wrappers, and attention run on a slot cache."""
+    config = model.original_model.config.get_text_config()
+    restore: list[tuple[nn.Module, str, nn.Module]] = []
+
+    def unwrap(module: HookedModel) -> None:
+        for name, child in list(module._modules.items()):
+            raw = getattr(child, "original_component", None)
+            if raw is not None:
+                restore.append((module, name, child))
+                module._modules[name] = raw
+                unwrap(raw)
+            elif child is not None:
+                unwrap(child)
+
+    implementation = config._attn_implementation
+    try:
+        for block in model.blocks:
+            unwrap(block.original_component)
+        config._attn_implementation = _HF_ATTENTION
+        yield
+    finally:
+        config._attn_implementation = implementation
+        for module, name, child in reversed(restore):
+            module._modules[name] = child

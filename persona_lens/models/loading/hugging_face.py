@@ -1,0 +1,89 @@
+"""Hugging Face models and tokenizers, from wherever a name points."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from persona_lens.errors import ModelNotFoundError, describe_violation
+from persona_lens.models.loading import embedded
+from persona_lens.models.loading.embedded import EMBEDDED_MODEL
+
+
+def load_hugging_face(name: str, dtype: torch.dtype | Literal["auto"]) -> tuple[Any, Any]:
+    """Load a Hugging Face model and its tokenizer from wherever the name points, in eval mode, on the CPU.
+
+    Args:
+        name: As for :func:`load_model`.
+        dtype: Of the weights; ``auto`` is the checkpoint's own.
+
+    Raises:
+        ModelNotFoundError: No such model.
+    """
+    path = Path(name).expanduser()
+    extra: dict[str, Any] = {}
+    if name == EMBEDDED_MODEL:
+        source = str(embedded.prepare_embedded_model())
+    elif path.is_file() and path.suffix.lower() == ".gguf":
+        source, extra["gguf_file"] = str(path.parent), path.name
+    else:
+        source = str(path) if path.is_dir() else name
+        looks_local = path.suffix.lower() == ".gguf" or name.startswith((".", "/", "~")) or name.count("/") > 1
+        if not path.is_dir() and looks_local:
+            raise _not_found(name, "There is no such file or folder.")
+        if path.is_dir() and not (path / "config.json").is_file():
+            raise _not_found(
+                name, "The folder has no config.json. Is it a PEFT adapter? Then load_model(BASE, adapter=FOLDER)."
+            )
+    try:
+        with quiet():
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **extra)
+            # A .bin file is a pickle.
+            weights = extra or {"use_safetensors": True}
+            hf_model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, trust_remote_code=False, **weights)
+    except OSError as error:  # what Hugging Face raises for a name that is not there or cannot be reached
+        why = "No such folder here, and the Hugging Face hub does not have it or is out of reach."
+        if "safetensors" in str(error):
+            why = "It has no weights in safetensors; others, which are pickles, are not read. Convert them first."
+        raise _not_found(name, why) from error
+    hf_model.config.architectures = [type(hf_model).__name__]  # a model read from GGUF names none
+    return hf_model.eval(), tokenizer
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the loading libraries' bars and notices out of a notebook; errors pass."""
+    bars = transformers_logging.is_progress_bar_enabled()
+    verbosity = transformers_logging.get_verbosity()
+    root = logging.getLogger().level
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    logging.getLogger().setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        logging.getLogger().setLevel(root)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def _not_found(name: str, why: str) -> ModelNotFoundError:
+    return ModelNotFoundError(
+        describe_violation(
+            "model",
+            f"be {EMBEDDED_MODEL!r}, a Hugging Face name such as 'Qwen/Qwen2.5-7B-Instruct', a folder or a GGUF file",
+            name,
+            f"{why} For the bundled model: load_model({EMBEDDED_MODEL!r}).",
+        )
+    )

