@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 from persona_lens.errors import InvalidArgumentError, describe_violation
 from persona_lens.models.loading import ModelInfo
 from persona_lens.monitoring.readings import TraitMonitor, TurnReading
+from persona_lens.records import Record
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 
 @dataclass(frozen=True, eq=False)
-class WatchedConversation:
+class WatchedConversation(Record):
     """A conversation's readings, turn by turn.
 
     Args:

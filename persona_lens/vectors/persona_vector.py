@@ -22,6 +22,7 @@ from persona_lens.errors import (
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.sites import check_layer
 from persona_lens.models.loading import ModelInfo, describe_model
+from persona_lens.records import Record
 from persona_lens.storage import (
     Shard,
     load_shard,
@@ -43,7 +44,7 @@ _PAIRS_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
-class ExtractionCounts:
+class ExtractionCounts(Record):
     """What became of the contrasting pairs of rollouts; each dropped pair is counted once, by the first reason.
 
     Args:
