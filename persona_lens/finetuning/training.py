@@ -148,7 +148,7 @@ class Finetuned(Record):
 
     def plot(self) -> Figure:
         """Draw the loss over optimiser steps; returns a plotly Figure."""
-        from persona_lens.plots import plot_loss  # plotly is imported only when drawing
+        from persona_lens.plots.loss import plot_loss  # plotly is imported only when drawing
 
         return plot_loss(self)
 

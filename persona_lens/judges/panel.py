@@ -103,7 +103,7 @@ class PanelResult(Record):
 
     def plot(self) -> Figure:
         """Draw the agreement of every judge with every other; returns a plotly Figure."""
-        from persona_lens.plots import plot_agreement  # plotly is imported only when drawing
+        from persona_lens.plots.agreement import plot_agreement  # plotly is imported only when drawing
 
         return plot_agreement(self)
 

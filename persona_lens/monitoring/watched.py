@@ -49,7 +49,7 @@ class WatchedConversation(Record):
 
     def plot(self) -> Figure:
         """Draw the projections over the turns with the thresholds; returns a plotly Figure."""
-        from persona_lens.plots import plot_monitor  # plotly is imported only when drawing
+        from persona_lens.plots.watched import plot_monitor  # plotly is imported only when drawing
 
         return plot_monitor(self)
 

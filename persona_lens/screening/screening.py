@@ -172,7 +172,7 @@ class Screening:
 
     def plot(self) -> Figure:
         """Draw each trait's distribution of ΔP; returns a plotly Figure."""
-        from persona_lens.plots import plot_screening  # plotly is imported only when drawing
+        from persona_lens.plots.screening import plot_screening  # plotly is imported only when drawing
 
         return plot_screening(self, {})
 

@@ -262,7 +262,7 @@ class PersonaVector:
 
     def plot(self) -> Figure:
         """Draw norm and split-half stability over layers; returns a plotly Figure."""
-        from persona_lens.plots import plot_vector  # plotly is imported only when drawing
+        from persona_lens.plots.vector import plot_vector  # plotly is imported only when drawing
 
         return plot_vector(self)
 
