@@ -40,12 +40,13 @@ from persona_lens.judges.panel import (
     read_spot_check,
     write_spot_check,
 )
-from persona_lens.models.engine.activations import TokenSpans, cache_residual_stream, pool_residual_stream
+from persona_lens.models.engine.activations import cache_residual_stream, pool_residual_stream
 from persona_lens.models.engine.rollouts import Rollout, RolloutRequest, sample_recorded_rollouts, sample_rollouts
 from persona_lens.models.engine.sampling import SamplingSettings
 from persona_lens.models.hooks.pairs import SiteIntervention
 from persona_lens.models.loading import describe_model, load_model
 from persona_lens.models.text.chat import encode_conversation, encode_prompt
+from persona_lens.models.text.spans import TokenSpans
 from persona_lens.monitoring import (
     GradedProjections,
     MonitoringCorrelation,

@@ -50,7 +50,7 @@ ALL_MASK_ATTENTION_FUNCTIONS.register(_HF_ATTENTION, lambda *args, attention_mas
 
 
 class BridgeDecoder:
-    """Runs the Hugging Face model under a TransformerBridge. See :class:`persona_lens.models.engine.decoding.Decoder`."""
+    """Runs the Hugging Face model under a bridge. See :class:`persona_lens.models.engine.decoding.Decoder`."""
 
     def __init__(self, model: HookedModel) -> None:
         self.model = model
