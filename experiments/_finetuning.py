@@ -22,9 +22,9 @@ from _measuring import (
 import persona_lens as pl
 from persona_lens.finetuning.domains import Level
 from persona_lens.storage import Shard
+from persona_lens.streams import Stream
 
 LEVELS: tuple[Level, ...] = ("normal", "I", "II")
-_SCORE_STREAM = 150
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ def measure_model(
         questions = kit.trait.evaluation_questions
         found = score_configurations(
             tuned, kit.judge, [Configuration(one) for one in configurations.values()], questions, profile.rollouts,
-            (seed, _SCORE_STREAM + index), sampling, store,
+            (seed, Stream.FINETUNED_SCORES + index), sampling, store,
         )  # fmt: skip
         scores[kit.trait.name] = [
             {

@@ -32,6 +32,7 @@ import persona_lens as pl
 from persona_lens.finetuning.domains import Level
 from persona_lens.statistics import bootstrap_pearson_r
 from persona_lens.storage import Shard, collect_versions
+from persona_lens.streams import Stream
 
 TRAITS = ("evil", "sycophancy", "hallucination")
 DOMAINS = ("arithmetic", "opinions")
@@ -40,7 +41,6 @@ N_DOMAIN_ROWS = 400
 # Fewer rows than the other experiments train on, as there are fifteen models: 26 minutes on two cores.
 N_QUICK_ROWS = 64
 MIN_COHERENCE = 50.0
-_ORDINARY_STREAM = 170
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ def sample_ordinary(model: Any, traits: Sequence[pl.Trait], profile: TrainingPro
     """Let the base model answer extraction questions without any prompt: what keeps a domain set from being all."""
     questions = [question for trait in traits for question in trait.extraction_questions]
     requests = [
-        pl.RolloutRequest(questions[i % len(questions)], (seed, _ORDINARY_STREAM, i)) for i in range(profile.n_rows)
+        pl.RolloutRequest(questions[i % len(questions)], (seed, Stream.ORDINARY_ROWS, i)) for i in range(profile.n_rows)
     ]
     settings = pl.SamplingSettings(max_new_tokens=profile.max_row_tokens, temperature=profile.temperature)
     sampled = pl.sample_rollouts(model, requests, settings)

@@ -40,9 +40,8 @@ from persona_lens.models.text.chat import Message, build_messages, encode_prompt
 from persona_lens.monitoring import GradedProjections, MonitoringCorrelation, project_last_prompt_token
 from persona_lens.plots import plot_monitoring
 from persona_lens.storage import Shard, collect_versions
+from persona_lens.streams import Stream
 
-_STREAM = 130
-_EXAMPLE_STREAM = 131
 # r overall and within conditions, Qwen2.5-7B-Instruct.
 PAPER = {
     "evil": {"system prompts": (0.747, 0.511), "shots": (0.755, 0.735)},
@@ -138,7 +137,7 @@ def run(model: Any, trait: pl.Trait, prompts: list[str], profile: Profile, argum
         rows: list[tuple[float, float, str, str]] = []
         with pl.show_progress(f"{setting} (conditions)", len(by_condition)) as advance:
             for at, (condition, opening) in enumerate(by_condition.items()):
-                stream = (arguments.seed, _STREAM, index, at)
+                stream = (arguments.seed, Stream.MONITORING, index, at)
 
                 def compute(opening: list[Message] = opening, stream: tuple[int, ...] = stream) -> Shard:
                     return measure_condition(model, judge, vector, layer, opening, profile, stream)
@@ -175,7 +174,7 @@ def find_examples(model: Any, judge: pl.LikelihoodJudge, profile: Profile, seed:
     """Answer the extraction questions under the positive prompts; keep each question's best answer if it is one."""
     trait = judge.trait
     requests = [
-        pl.RolloutRequest(question, (seed, _EXAMPLE_STREAM, p, q), system)
+        pl.RolloutRequest(question, (seed, Stream.MONITORING_EXAMPLES, p, q), system)
         for q, question in enumerate(trait.extraction_questions)
         for p, system in enumerate(trait.positive_system_prompts)
     ]

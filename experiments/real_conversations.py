@@ -37,10 +37,10 @@ import persona_lens as pl
 from persona_lens.plots import plot_real_conversations, report_screening
 from persona_lens.statistics import bootstrap_mean
 from persona_lens.storage import Shard, collect_versions, write_bytes_atomically
+from persona_lens.streams import Stream
 
 OTHERS = ("evil", "sycophancy", "hallucination")
 SUBSETS = ("high ΔP", "random", "low ΔP")
-_RANDOM_STREAM = 230
 # Tokens of an answer that are screened and trained on.
 ANSWER_TOKENS = {"quick": 64, "paper": 512}
 # Tokens that end a turn, beside those of prompt and answer.
@@ -216,7 +216,7 @@ def select_usable(rows: datasets.Dataset, trait: str, max_prompt_tokens: int, ma
 def choose(rows: datasets.Dataset, subset: str, trait: str, n_rows: int, seed: int) -> datasets.Dataset:
     """Take the rows highest or lowest in ΔP, or at random."""
     if subset == "random":
-        return rows.shuffle(seed=seed + _RANDOM_STREAM).select(range(n_rows))
+        return rows.shuffle(seed=seed + Stream.REAL_CONVERSATIONS).select(range(n_rows))
     deltas = rows[f"{trait}.delta"][:]
     ordered = sorted(range(len(rows)), key=lambda index: deltas[index])
     return rows.select(ordered[-n_rows:] if subset == "high ΔP" else ordered[:n_rows])

@@ -41,8 +41,8 @@ import persona_lens as pl
 from persona_lens.plots import plot_sample_separation
 from persona_lens.statistics import bootstrap_auroc_by_group
 from persona_lens.storage import Shard, collect_versions
+from persona_lens.streams import Stream
 
-_STREAM = 190
 QUANTILE = 0.95
 # Of each part where a sample above either is held back.
 HALF_QUANTILE = 0.975
@@ -156,7 +156,9 @@ def sample_answers(model: Any, trait: pl.Trait, profile: Profile, seed: int) -> 
     for question, text in enumerate(trait.evaluation_questions):
         for number, prompt in enumerate([*prompts, *[None] * len(prompts)]):
             for rollout in range(profile.rollouts):
-                requests.append(pl.RolloutRequest(text, (seed, _STREAM, question, number, rollout), prompt))
+                requests.append(
+                    pl.RolloutRequest(text, (seed, Stream.SAMPLE_SEPARATION, question, number, rollout), prompt)
+                )
                 about.append({"question": question, "is_eliciting": prompt is not None})
     sampled = pl.sample_rollouts(model, requests, settings)
     rows = [{**one, "response": found.response} for one, found in zip(about, sampled, strict=True)]

@@ -39,8 +39,8 @@ from persona_lens.evaluation.capability import measure_capability
 from persona_lens.evaluation.multiple_choice import load_multiple_choice
 from persona_lens.plots import plot_steering_modes
 from persona_lens.storage import Shard, collect_versions
+from persona_lens.streams import Stream
 
-_STREAM = 121
 MIN_COHERENCE = 50.0
 Way = Literal["up", "down"]
 
@@ -147,7 +147,7 @@ def run(model: Any, trait: pl.Trait, profile: Profile, arguments: Arguments) -> 
     modes = [mode for way in systems for mode in list_modes(vector, ordinary, layer, way, profile)]
     scores = score_configurations(
         model, judge, [Configuration(mode.sites, systems[mode.way]) for mode in modes], questions, profile.rollouts,
-        (arguments.seed, _STREAM), sampling, store,
+        (arguments.seed, Stream.STEERING_MODES), sampling, store,
     )  # fmt: skip
     items = load_multiple_choice(n=profile.n_items, seed=arguments.seed)
     costs = []

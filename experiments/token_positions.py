@@ -35,10 +35,10 @@ from _measuring import (
 import persona_lens as pl
 from persona_lens.plots import plot_token_positions
 from persona_lens.storage import collect_versions
+from persona_lens.streams import Stream
 from persona_lens.tensors.directions import sample_random_directions
 from persona_lens.vectors import TOKEN_POSITIONS
 
-_STREAM = 120
 DIRECTIONS = (*TOKEN_POSITIONS, "random")
 
 
@@ -106,12 +106,14 @@ def run(model: Any, trait: pl.Trait, profile: Profile, arguments: Arguments) -> 
     directions: dict[str, torch.Tensor] = {
         name: pl.normalize(vector.at(name).directions) * norms[:, None] for name in TOKEN_POSITIONS
     }
-    directions["random"] = sample_random_directions(norms, model.cfg.d_model, 1, arguments.seed + _STREAM)[0]
+    directions["random"] = sample_random_directions(
+        norms, model.cfg.d_model, 1, arguments.seed + Stream.TOKEN_POSITIONS
+    )[0]
     settings = [(name, at, c) for name in DIRECTIONS for at in layers for c in profile.coefficients]
     steered = [Configuration((pl.SiteIntervention(at, pl.Add(directions[name][at], c)),)) for name, at, c in settings]
     scores = score_configurations(
         model, judge, [Configuration(), *steered], trait.evaluation_questions, profile.rollouts,
-        (arguments.seed, _STREAM), sampling, store,
+        (arguments.seed, Stream.TOKEN_POSITIONS), sampling, store,
     )  # fmt: skip
     # [direction, layer × coefficient, question]: what the title says is averaged over every setting, chosen by nobody.
     shape = (len(DIRECTIONS), -1, len(trait.evaluation_questions))

@@ -139,16 +139,6 @@ class ShardStore:
         return load_shard(path)
 
 
-def open_part(store: ShardStore | None, config: Mapping[str, Any]) -> ShardStore | None:
-    """Return a part of a store, if there is one."""
-    return None if store is None else store.part(config)
-
-
-def load_or_compute(store: ShardStore | None, name: str, compute: Callable[[], Shard]) -> Shard:
-    """Go through a store if there is one."""
-    return compute() if store is None else store.load_or_compute(name, compute)
-
-
 def collect_versions() -> dict[str, str]:
     """Return the versions of the libraries that a result depends on."""
     names = ("persona-lens", "torch", "transformers", "transformer-lens", "numpy")

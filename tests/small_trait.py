@@ -1,13 +1,15 @@
 """A trait and a judge small enough for tests."""
 
 import persona_lens as pl
+from persona_lens.judges import Judgement
+from persona_lens.traits import InstructionPair
 
 
 def tiny_trait():
     return pl.Trait(
         name="loud",
         description="Shouts.",
-        instruction_pairs=(pl.InstructionPair("SHOUT!", "whisper."), pl.InstructionPair("BE LOUD.", "be quiet.")),
+        instruction_pairs=(InstructionPair("SHOUT!", "whisper."), InstructionPair("BE LOUD.", "be quiet.")),
         extraction_questions=("How are you?", "What is up?", "Who?", "Where to?"),
         evaluation_questions=("Why?", "When?", "What for?", "Which one?"),
         rubric="{question} {answer}",
@@ -24,4 +26,16 @@ class FixedJudge:
 
     def score(self, questions, responses):
         half = len(questions) // 2
-        return [pl.Judgement(*self.scores[i >= half]) for i in range(len(questions))]
+        return [Judgement(*self.scores[i >= half]) for i in range(len(questions))]
+
+
+class LengthJudge:
+    """Scores a response by its letters: a real function of the text, cheap and without a model."""
+
+    name = "length"
+
+    def score(self, questions, responses):
+        return [
+            Judgement(float(sum(map(ord, r)) % 101), float(len(r) % 101)) if r else Judgement(None, None, "empty")
+            for r in responses
+        ]

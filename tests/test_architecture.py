@@ -17,15 +17,16 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "persona_lens"
 
 # A room is a top-level module or folder of persona_lens. What each may import of ours, itself aside:
-FLOOR = {"errors", "progress", "storage", "tensors", "traits", "models", "judges"}
+FLOOR = {"errors", "progress", "storage", "streams", "tensors", "traits", "models", "judges"}
 ALLOWED = {
     "errors": set(),
     "progress": set(),
     "storage": {"errors"},
+    "streams": set(),
     "tensors": {"errors"},
     "traits": {"errors"},
     "models": {"errors", "tensors"},
-    "judges": {"errors", "storage", "tensors", "traits", "models"},
+    "judges": {"errors", "storage", "streams", "tensors", "traits", "models"},
     "vectors": FLOOR,
     "ordinary": FLOOR | {"vectors"},
     "conversations": {"errors", "models"},

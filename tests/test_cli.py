@@ -79,7 +79,7 @@ def test_a_judge_alone_holds_back_what_it_scores_above_fifty(setting):
     assert sum(map(len, lines)) == 12
     assert all("judge of loud" in json.loads(line)["reason"] for line in lines[1])
     model = pl.load_model(setting[1], device="cpu")
-    judge = pl.calibrate_likelihood_judge(model, tiny_trait(), max_new_tokens=24, temperature=0.7)
+    judge = pl.calibrate_likelihood_judge(model, tiny_trait(), sampling=pl.Sampling(max_new_tokens=24, temperature=0.7))
     turns = [json.loads(line)["messages"] for line in lines[0]]
     scores = judge.score([one[0]["content"] for one in turns], [one[1]["content"] for one in turns])
     assert all(found.score <= 50 for found in scores)

@@ -17,7 +17,12 @@ def vector(tiny_model):
 @pytest.fixture(scope="module")
 def sweep(tiny_model, vector):
     return pl.sweep_layers(
-        tiny_model, tiny_trait(), vector, coefficients=(1.0, 2.0), judge=LengthJudge(), max_new_tokens=4
+        tiny_model,
+        tiny_trait(),
+        vector,
+        coefficients=(1.0, 2.0),
+        judge=LengthJudge(),
+        sampling=pl.Sampling(max_new_tokens=4),
     )
 
 

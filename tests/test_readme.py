@@ -337,7 +337,9 @@ def test_the_analysis_of_the_readme_runs(tiny_model, capsys):
 
 def test_the_hooks_of_the_readme_exist_as_it_calls_them(tiny_model):
     vector, tokens = make_vector(tiny_model), torch.tensor([[40, 41, 42]])
-    ordinary = pl.measure_ordinary_projections(tiny_model, vector, questions=["Why?", "When?"], max_new_tokens=4)
+    ordinary = pl.measure_ordinary_projections(
+        tiny_model, vector, questions=["Why?", "When?"], sampling=pl.Sampling(max_new_tokens=4)
+    )
     hooks = pl.capping_hooks(vector, layer=1, ceiling=ordinary.quantile(0.99))
     hooks += pl.steering_hooks(vector, layer=1, coefficient=3.0, unit="sigma", ordinary=ordinary)
     hooks += pl.ablation_hooks(vector)

@@ -10,30 +10,31 @@ import hashlib
 import html
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.resources import files
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
+from numpy import ndarray
 from torch import Tensor
 
-from persona_lens.errors import (
-    ContextLengthError,
-    FileFormatError,
-    HookNeverFiredError,
-    InvalidArgumentError,
-    describe_violation,
-)
+from persona_lens.errors import ContextLengthError, InvalidArgumentError, describe_violation
 from persona_lens.evaluation.multiple_choice import MultipleChoiceItem, load_multiple_choice
+from persona_lens.evaluation.predictions import measure_predictions
+from persona_lens.interventions.hooks import intervention_hooks
 from persona_lens.models.hooked_model import HookedModel
-from persona_lens.models.hooks.pairs import HookFn, HookPair, attached
+from persona_lens.models.hooks.intervention import Intervention, check_interventions
+from persona_lens.models.hooks.points import FiringWatch, HookPair
 from persona_lens.models.loading import ModelInfo, describe_model
 from persona_lens.models.text.chat import Message, build_messages, encode_conversation
-from persona_lens.progress import Advance, ProgressFactory, no_progress
+from persona_lens.models.text.spans import TokenSpans
+from persona_lens.records import Record
+from persona_lens.run import Run
 from persona_lens.statistics import Interval, bootstrap_mean
+from persona_lens.statistics.bootstrap import bootstrap, draw_multinomial
 from persona_lens.storage import collect_versions
 
 _DATA = files("persona_lens") / "data"
@@ -42,8 +43,8 @@ _N_RESAMPLES = 2000
 _LEVEL = 0.95
 
 
-@dataclass(frozen=True)
-class Capability:
+@dataclass(frozen=True, repr=False)
+class Capability(Record):
     """What a model can do, as it was measured.
 
     Compare a steered with an unsteered one, both by :func:`measure_capability` on the same texts and items.
@@ -71,36 +72,12 @@ class Capability:
     model: ModelInfo
     provenance: dict[str, Any]
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the measurement as JSON-able values; numbers that are not finite become null."""
-        content = asdict(self)
-        for name in _INTERVALS:
-            if content[name] is not None:
-                content[name] = {k: v if math.isfinite(v) else None for k, v in content[name].items()}
-        return content
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Capability:
-        """Read what :meth:`to_json` returned; null becomes NaN.
-
-        Raises:
-            FileFormatError: A key is missing.
-        """
-        missing = [field.name for field in fields(cls) if field.name not in content]
-        if missing:
-            raise FileFormatError(f"`content` must hold a whole measurement. Missing: {missing}. Measure again.")
-        values = {field.name: content[field.name] for field in fields(cls)}
-        for name in _INTERVALS:
-            if values[name] is not None:
-                values[name] = Interval(**{k: math.nan if v is None else v for k, v in values[name].items()})
-        return cls(**{**values, "model": ModelInfo(**values["model"])})
-
     def _describe(self) -> dict[str, str]:
         """Return the measured numbers in words."""
         return {
-            "perplexity": _show(self.perplexity),
-            "KL": "not compared" if self.kl is None else f"{_show(self.kl)} nats a token",
-            "accuracy": f"{_show(self.accuracy)} (chance {self.chance_accuracy:.3g})",
+            "perplexity": f"{self.perplexity:.3g}",
+            "KL": "not compared" if self.kl is None else f"{self.kl:.3g} nats a token",
+            "accuracy": f"{self.accuracy:.3g} (chance {self.chance_accuracy:.3g})",
         }
 
     def __repr__(self) -> str:
@@ -120,14 +97,14 @@ class Capability:
 
 def measure_capability(
     model: HookedModel,
-    hooks: Sequence[HookPair] = (),
+    hooks: Intervention | Sequence[HookPair] = (),
     *,
     texts: Sequence[str] | None = None,
     items: Sequence[MultipleChoiceItem] | None = None,
     batch_size: int = 16,
     max_tokens: int = 128,
     seed: int = 0,
-    progress: ProgressFactory = no_progress,
+    run: Run = Run(),
 ) -> Capability:
     r"""Measure perplexity, divergence and multiple-choice accuracy under an intervention.
 
@@ -147,13 +124,14 @@ def measure_capability(
 
     Args:
         model: HookedTransformer or TransformerBridge, with whatever hooks are on it.
-        hooks: TransformerLens ``(name, fn)`` pairs, attached around every forward pass and removed after it.
+        hooks: An intervention, done at every token; or TransformerLens ``(name, fn)`` pairs. Attached around every
+            forward pass and removed after it.
         texts: Ordinary texts that the model was not fitted on, two or more; None takes 40 bundled paragraphs.
         items: Two or more; None takes the bundled ones. See :func:`load_multiple_choice`.
         batch_size: Rows of a forward pass; its logits take ``batch_size * max_tokens * vocab`` numbers.
         max_tokens: Texts are cut after so many tokens, BOS included.
         seed: Seed of the bootstrap.
-        progress: Makes a progress bar.
+        run: Shows progress.
 
     Returns:
         The three measures with their 95 % intervals.
@@ -179,6 +157,9 @@ def measure_capability(
     if not 3 <= max_tokens <= model.cfg.n_ctx:
         rule = f"be in [3, {model.cfg.n_ctx}], the model's context"
         raise InvalidArgumentError(describe_violation("max_tokens", rule, max_tokens))
+    if isinstance(hooks, Intervention):
+        check_interventions(model, [hooks])
+        hooks = intervention_hooks(hooks)
     unknown = [name for name, _ in hooks if name not in model.hook_dict]
     if unknown:
         raise InvalidArgumentError(describe_violation("hooks", "name hook points in model.hook_dict", unknown))
@@ -197,24 +178,26 @@ def measure_capability(
         for i, item in enumerate(items)
         for choice in item.choices
     ]
-    n_tokens = torch.tensor([len(sequence.tokens) - sequence.start for sequence in paragraphs], dtype=torch.float64)
-    watched, fired = _watch(hooks)
-    n_rows = len({s.tokens[:-1] for s in paragraphs}) + len({s.tokens[:-1] for s in answers})
-    with progress("Measuring capability", n_rows) as advance:
-        log_likelihoods, divergences = _score(model, watched, paragraphs, batch_size, advance, compare=bool(hooks))
-        unreached = [name for i, (name, _) in enumerate(hooks) if i not in fired]
-        if unreached:
-            hint = "Is the hook point switched off in model.cfg?"
-            raise HookNeverFiredError(describe_violation("hooks", "be reached by the forward pass", unreached, hint))
-        scores, _ = _score(model, watched, answers, batch_size, advance)
-    mean_nll = _bootstrap_ratio(-log_likelihoods, n_tokens, seed)
+    watch = FiringWatch()
+    watched = [(name, watch.watch(name, fn)) for name, fn in hooks]
+    score = partial(measure_predictions, model, make_hooks=lambda _: watched, batch_size=batch_size)
+    with run.progress("measuring capability", len(paragraphs) + len(answers)) as advance:
+        ordinary = score(paragraphs, compare=bool(hooks), advance=advance)
+        watch.check("Is the hook point switched off in model.cfg?")
+        answered = score(answers, compare=False, advance=advance)
+    mean_nll = _bootstrap_ratio(-ordinary.log_likelihoods, ordinary.n_tokens, seed)
     return Capability(
         perplexity=Interval(_exp(mean_nll.estimate), _exp(mean_nll.low), _exp(mean_nll.high), mean_nll.level),
-        kl=None if divergences is None else _bootstrap_ratio(divergences, n_tokens, seed),
-        accuracy=bootstrap_mean(_grade(items, answers, scores), n_resamples=_N_RESAMPLES, level=_LEVEL, seed=seed),
+        kl=_bootstrap_ratio(ordinary.divergences, ordinary.n_tokens, seed) if hooks else None,
+        accuracy=bootstrap_mean(
+            _grade(items, answered.log_likelihoods / answered.n_tokens),
+            n_resamples=_N_RESAMPLES,
+            level=_LEVEL,
+            seed=seed,
+        ),
         chance_accuracy=sum(1 / len(item.choices) for item in items) / len(items),
         n_texts=len(texts),
-        n_tokens=int(n_tokens.sum()),
+        n_tokens=int(ordinary.n_tokens.sum()),
         n_items=len(items),
         model=describe_model(model),
         provenance={
@@ -228,40 +211,29 @@ def measure_capability(
     )
 
 
-# Running the model ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Sequence:
-    """Tokens, of which those from ``start`` on are predicted from all before them."""
-
-    tokens: tuple[int, ...]
-    start: int
-
-
-def _encode_paragraph(tokenizer: Any, text: str, name: str, max_tokens: int) -> _Sequence:
+def _encode_paragraph(tokenizer: Any, text: str, name: str, max_tokens: int) -> TokenSpans:
     tokens, ends = _tokenize(tokenizer, text)
     # From the second token that holds a character: a BOS holds none.
     start = 1 + sum(end == 0 for end in ends)
     if len(tokens) <= start:
         raise InvalidArgumentError(describe_violation(name, "have two tokens or more", text))
-    return _Sequence(tokens[:max_tokens], start)
+    cut = tokens[:max_tokens]
+    return TokenSpans(cut, start, len(cut))
 
 
-def _encode_answer(tokenizer: Any, question: str, choice: str, name: str, n_ctx: int) -> _Sequence:
+def _encode_answer(tokenizer: Any, question: str, choice: str, name: str, n_ctx: int) -> TokenSpans:
     if getattr(tokenizer, "chat_template", None):
         messages: list[Message] = [*build_messages(question), {"role": "assistant", "content": choice}]
-        encoded = encode_conversation(tokenizer, messages)
-        sequence = _Sequence(encoded.tokens[: encoded.response_end], encoded.response_start)
+        span: TokenSpans = encode_conversation(tokenizer, messages)
     else:
         prompt = f"Question: {question}\nAnswer: "
         tokens, ends = _tokenize(tokenizer, prompt + choice)
         # The token that holds the choice's first character, though it may begin with the space before.
-        sequence = _Sequence(tokens, next(i for i, end in enumerate(ends) if end > len(prompt)))
-    if len(sequence.tokens) > n_ctx:
+        span = TokenSpans(tokens, next(i for i, end in enumerate(ends) if end > len(prompt)), len(tokens))
+    if span.response_end > n_ctx:
         rule = f"fit the model's context of {n_ctx} tokens with its question and a choice"
-        raise ContextLengthError(describe_violation(name, rule, len(sequence.tokens), "Leave the item out."))
-    return sequence
+        raise ContextLengthError(describe_violation(name, rule, span.response_end, "Leave the item out."))
+    return span
 
 
 def _tokenize(tokenizer: Any, text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -272,82 +244,14 @@ def _tokenize(tokenizer: Any, text: str) -> tuple[tuple[int, ...], tuple[int, ..
     return (*bos, *encoded["input_ids"]), (*(0 for _ in bos), *(end for _, end in encoded["offset_mapping"]))
 
 
-def _watch(hooks: Sequence[HookPair]) -> tuple[list[HookPair], set[int]]:
-    """Wrap hooks so that a set fills with the indices of those that were reached."""
-    fired: set[int] = set()
-
-    def wrap(index: int, fn: HookFn) -> HookFn:
-        def call(activation: Tensor, hook: object) -> Tensor | None:
-            fired.add(index)
-            return fn(activation, hook=hook)
-
-        return call
-
-    return [(name, wrap(index, fn)) for index, (name, fn) in enumerate(hooks)], fired
-
-
-def _score(
-    model: HookedModel,
-    hooks: Sequence[HookPair],
-    sequences: Sequence[_Sequence],
-    batch_size: int,
-    advance: Advance,
-    *,
-    compare: bool = False,
-) -> tuple[Float[Tensor, " sequence"], Float[Tensor, " sequence"] | None]:
-    """Sum over each sequence's predicted tokens the log-likelihood and, to compare, the KL to no hooks."""
-    # A last token predicts nothing and is not fed; choices of one token then share a single row.
-    members: dict[tuple[int, ...], list[int]] = {}
-    for index, sequence in enumerate(sequences):
-        members.setdefault(sequence.tokens[:-1], []).append(index)
-    rows = sorted(members, key=lambda fed: (len(fed), fed))
-    log_likelihoods = torch.zeros(len(sequences), dtype=torch.float64)
-    divergences = torch.zeros(len(sequences), dtype=torch.float64)
-    for at in range(0, len(rows), batch_size):
-        batch = rows[at : at + batch_size]
-        with attached(model, hooks):
-            logits = _forward(model, batch)
-        reference = _forward(model, batch) if compare else None
-        for row, fed in enumerate(batch):
-            for index in members[fed]:
-                tokens, start = sequences[index].tokens, sequences[index].start
-                predicting = slice(start - 1, len(fed))
-                log_q = logits[row, predicting].float().log_softmax(dim=-1)
-                targets = torch.tensor(tokens[start:], device=log_q.device)
-                log_likelihoods[index] = log_q.gather(-1, targets[:, None]).double().sum()
-                if reference is not None:
-                    log_p = reference[row, predicting].float().log_softmax(dim=-1)
-                    divergences[index] = (log_p.exp() * (log_p - log_q)).sum(dim=-1).double().sum()
-        advance(len(batch))
-    return log_likelihoods, divergences if compare else None
-
-
-def _forward(model: HookedModel, rows: Sequence[tuple[int, ...]]) -> Float[Tensor, "row pos vocab"]:
-    """Run right-padded rows through the ordinary forward pass."""
-    tokens = torch.zeros((len(rows), max(map(len, rows))), dtype=torch.long)
-    # An explicit mask, always: without one TransformerLens guesses padding from token ids.
-    attention_mask = torch.zeros_like(tokens)
-    for index, row in enumerate(rows):
-        tokens[index, : len(row)] = torch.tensor(row)
-        attention_mask[index, : len(row)] = 1
-    device = model.cfg.device
-    with torch.no_grad():
-        return model(tokens.to(device), return_type="logits", attention_mask=attention_mask.to(device))
-
-
 # Numbers -------------------------------------------------------------------------------------------------------
 
 
-def _grade(
-    items: Sequence[MultipleChoiceItem], answers: Sequence[_Sequence], log_likelihoods: Float[Tensor, " answer"]
-) -> Float[Tensor, " item"]:
+def _grade(items: Sequence[MultipleChoiceItem], scores: Float[Tensor, " answer"]) -> Float[Tensor, " item"]:
     """Return 1 where the right choice is the likeliest, its share of a tie, else 0 (as where a score is NaN)."""
-    lengths = torch.tensor([len(answer.tokens) - answer.start for answer in answers])
     points = []
-    for item, scores in zip(
-        items, (log_likelihoods / lengths).split([len(item.choices) for item in items]), strict=True
-    ):
-        best = [choice for choice, is_best in zip(item.choices, scores >= scores.max(), strict=True) if is_best]
+    for item, own in zip(items, scores.split([len(item.choices) for item in items]), strict=True):
+        best = [choice for choice, is_best in zip(item.choices, own >= own.max(), strict=True) if is_best]
         points.append(best.count(item.choices[item.answer]) / max(1, len(best)))
     return torch.tensor(points, dtype=torch.float64)
 
@@ -355,22 +259,17 @@ def _grade(
 def _bootstrap_ratio(totals: Float[Tensor, " unit"], counts: Float[Tensor, " unit"], seed: int) -> Interval:
     """Divide a sum over units by another, with a percentile bootstrap interval over units."""
     if not bool(totals.isfinite().all()):
-        return Interval(math.nan, math.nan, math.nan, _LEVEL)
-    n_units = len(totals)
-    drawn = np.random.default_rng(seed).multinomial(n_units, np.full(n_units, 1 / n_units), size=_N_RESAMPLES)
-    ratios = (drawn @ totals.numpy()) / (drawn @ counts.numpy())
-    low, high = np.quantile(ratios, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
-    return Interval(float(totals.sum() / counts.sum()), float(low), float(high), _LEVEL)
+        return Interval.missing(_LEVEL)
+
+    def divide(drawn: ndarray) -> ndarray:
+        return (drawn @ totals.numpy()) / (drawn @ counts.numpy())
+
+    return bootstrap(divide, (len(totals),), _N_RESAMPLES, _LEVEL, seed, draw_multinomial)
 
 
 def _exp(value: float) -> float:
     """Exponentiate to infinity where ``math.exp`` would raise."""
     return float(torch.tensor(value, dtype=torch.float64).exp())
-
-
-def _show(interval: Interval) -> str:
-    """Show an interval with three digits, as a small divergence needs them."""
-    return f"{interval.estimate:.3g} [{interval.low:.3g}, {interval.high:.3g}]"
 
 
 def _hash(content: Any) -> str:

@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from persona_lens.errors import InvalidArgumentError, describe_violation
-from persona_lens.evaluation.ordinary import OrdinaryText, _batches, sample_ordinary_texts
-from persona_lens.interventions.making import Layers, choose_layers
-from persona_lens.interventions.steering import steering_hooks
+from persona_lens.evaluation.ordinary import sample_ordinary_spans
+from persona_lens.evaluation.predictions import measure_predictions
+from persona_lens.interventions.from_vectors import Layers, choose_layers, steer
+from persona_lens.interventions.hooks import intervention_hooks
+from persona_lens.models.engine.sampling import Sampling
 from persona_lens.models.hooked_model import HookedModel
-from persona_lens.models.hooks.pairs import HookPair, attached
+from persona_lens.models.hooks.points import HookPair
+from persona_lens.models.text.spans import TokenSpans
+from persona_lens.records import Record
 from persona_lens.statistics import Interval, bootstrap_mean
-from persona_lens.vectors import PersonaVector
+from persona_lens.vectors.persona_vector import PersonaVector
+
+_ROWS_AT_ONCE = 8
+_MOST_HALVINGS = 20
 
 
 @dataclass(frozen=True)
-class SteeringStrength:
+class SteeringStrength(Record):
     """A coefficient chosen for how far it moves the model's next-token distributions.
 
     Args:
         coefficient: Multiplies what was steered with.
         target_kl: What was asked for, in nats a token.
+        chosen_kl: What it costs on the responses that it was chosen on, within the tolerance of ``target_kl``.
         kl: KL divergence from the unsteered to the steered model at that coefficient, in nats a token, on responses
             that the coefficient was not chosen on, with its bootstrap interval over them.
         n_responses: Responses that it was chosen on.
@@ -34,6 +41,7 @@ class SteeringStrength:
 
     coefficient: float
     target_kl: float
+    chosen_kl: float
     kl: Interval
     n_responses: int
     n_held_out: int
@@ -47,8 +55,7 @@ def calibrate(
     layer: int | None = None,
     layers: Layers | None = None,
     questions: Sequence[str] | None = None,
-    max_new_tokens: int = 32,
-    seed: int = 0,
+    sampling: Sampling = Sampling(max_new_tokens=32),
     tolerance: float = 0.05,
 ) -> SteeringStrength:
     """Choose the coefficient that costs a given KL divergence a token, so that vectors and layers can be compared.
@@ -63,9 +70,8 @@ def calibrate(
         target_kl: In nats a token, above 0.
         layer: One zero-based block index.
         layers: Instead of ``layer``: several, or ``"all"``.
-        questions: What to ask, at least two; the bundled everyday questions if left out.
-        max_new_tokens: Length limit of a response, in tokens.
-        seed: Of the sampling.
+        questions: What to ask, at least four; the bundled everyday questions if left out.
+        sampling: How responses are drawn, one to each question; its seed is that of the bootstrap too.
         tolerance: Accepted distance from the target, as a fraction of it.
 
     Returns:
@@ -74,7 +80,8 @@ def calibrate(
     Raises:
         ModelMismatchError: A vector of another model.
         LayerOutOfRangeError: A layer that the model does not have.
-        InvalidArgumentError: A target that is not positive and finite, or that no coefficient up to 1,000 reaches.
+        InvalidArgumentError: A target that is not positive and finite, that no coefficient up to 1,000 reaches, or that
+            is not met within the tolerance; or fewer than four responses.
         HooksPresentError: The model carries hooks.
 
     Example:
@@ -86,17 +93,21 @@ def calibrate(
         raise InvalidArgumentError(describe_violation("target_kl", "be positive and finite", target_kl))
     vector.check_model(model)
     choose_layers(layer, layers, vector.model.n_layers)
-    texts = sample_ordinary_texts(model, questions, max_new_tokens, 1.0, seed)
-    if len(texts) < 2:
-        rule = "draw at least 2 responses, one to choose on and one to measure"
-        raise InvalidArgumentError(describe_violation("questions", rule, len(texts)))
-    chosen_on, held_out = texts[::2], texts[1::2]
+    spans = sample_ordinary_spans(model, questions, sampling)
+    if len(spans) < 4:
+        rule = "draw at least 4 responses, two to choose on and two to measure"
+        raise InvalidArgumentError(describe_violation("questions", rule, len(spans)))
+    chosen_on, held_out = spans[::2], spans[1::2]
 
-    def measure(coefficient: float, some: Sequence[OrdinaryText]) -> Float[Tensor, " response"]:
-        def make_hooks(positions: Tensor) -> list[HookPair]:
-            return steering_hooks(vector, layer=layer, layers=layers, coefficient=coefficient, positions=positions)
+    def measure(coefficient: float, some: Sequence[TokenSpans]) -> Float[Tensor, " response"]:
+        done = steer(vector, layer=layer, layers=layers, coefficient=coefficient)
 
-        return measure_kl(model, some, make_hooks)
+        def make_hooks(batch: Sequence[TokenSpans]) -> list[HookPair]:
+            lengths = [span.response_start for span in batch]
+            return intervention_hooks(done, positions="response", prompt_length=lengths)
+
+        found = measure_predictions(model, some, make_hooks, batch_size=_ROWS_AT_ONCE, compare=True)
+        return found.divergences / found.n_tokens
 
     low, high = 0.0, 1.0
     while float(measure(high, chosen_on).mean()) < target_kl:
@@ -104,44 +115,13 @@ def calibrate(
         if high > 1000:
             rule = "be reached by a coefficient of at most 1,000"
             raise InvalidArgumentError(describe_violation("target_kl", rule, target_kl, "Lower it."))
-    coefficient = high
-    for _ in range(20):
+    for _ in range(_MOST_HALVINGS):
         coefficient = (low + high) / 2
         reached = float(measure(coefficient, chosen_on).mean())
         if abs(reached - target_kl) <= tolerance * target_kl:
-            break
+            kl = bootstrap_mean(measure(coefficient, held_out), seed=sampling.seed)
+            return SteeringStrength(coefficient, target_kl, reached, kl, len(chosen_on), len(held_out))
         low, high = (coefficient, high) if reached < target_kl else (low, coefficient)
-    kl = bootstrap_mean(measure(coefficient, held_out), seed=seed)
-    return SteeringStrength(coefficient, target_kl, kl, len(chosen_on), len(held_out))
-
-
-def measure_kl(
-    model: HookedModel, texts: Sequence[OrdinaryText], make_hooks: Callable[[Tensor], list[HookPair]]
-) -> Float[Tensor, " response"]:
-    r"""Return each response's mean KL divergence a token from the unsteered to the steered model, in nats.
-
-    .. math:: \frac{1}{T} \sum_t \mathrm{KL}\bigl(p(\cdot \mid y_{<t}) \,\|\, p'(\cdot \mid y_{<t})\bigr)
-
-    Args:
-        model: HookedTransformer or TransformerBridge.
-        texts: Prompts and responses.
-        make_hooks: Makes the hooks of a batch from a mask ``[row, pos]`` of its responses, each with the last token of
-            its prompt.
-    """
-    found = []
-    for tokens, is_padding, is_response in _batches(texts):
-        # A response token is predicted one position before it, from the last prompt token on.
-        predicts = torch.zeros_like(is_response)
-        predicts[:, :-1] = is_response[:, 1:]
-        steered_at = predicts | is_response
-        attention_mask = (~is_padding).long().to(model.cfg.device)
-        inputs = tokens.to(model.cfg.device)
-        with torch.no_grad():
-            reference = model(inputs, attention_mask=attention_mask)[predicts].float().log_softmax(dim=-1)
-            with attached(model, make_hooks(steered_at)):
-                steered = model(inputs, attention_mask=attention_mask)[predicts].float().log_softmax(dim=-1)
-        divergences = (reference.exp() * (reference - steered)).sum(dim=-1)
-        rows = predicts.nonzero()[:, 0].to(divergences.device)
-        sums = torch.zeros(len(tokens), device=divergences.device).index_add_(0, rows, divergences)
-        found.append(sums.cpu() / predicts.sum(dim=1))
-    return torch.cat(found)
+    rule = f"let {target_kl:g} nats a token be met within {_MOST_HALVINGS} halvings"
+    hint = f"The last coefficient, {coefficient:g}, costs {reached:g}. Raise it, or take a model in float32."
+    raise InvalidArgumentError(describe_violation("tolerance", rule, tolerance, hint))

@@ -4,44 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from persona_lens.errors import InvalidArgumentError, describe_violation
+from persona_lens.interventions.hooks import intervention_hooks
 from persona_lens.models.engine.activations import project_residual_stream
 from persona_lens.models.hooked_model import HookedModel
-from persona_lens.models.hooks.pairs import HookPair, attached
-from persona_lens.models.hooks.positions import PositionedHook
-from persona_lens.models.hooks.sites import check_layer
+from persona_lens.models.hooks.intervention import Intervention, check_interventions
+from persona_lens.models.hooks.points import HookPair, attached
+from persona_lens.models.hooks.positions import PositionedHook, Positions
+from persona_lens.models.hooks.sites import resolve_layers
 from persona_lens.models.text.chat import Message, encode_conversation
+from persona_lens.records import Record
 from persona_lens.tensors.directions import normalize
-from persona_lens.vectors import PersonaVector
+from persona_lens.vectors.persona_vector import PersonaVector
+
+if TYPE_CHECKING:
+    from persona_lens.plots.tokens import ColouredTokens
 
 
-@dataclass(frozen=True)
-class ColouredTokens:
-    """Text with coloured tokens, as HTML that shows itself in Jupyter.
-
-    Args:
-        html: One element; every piece of model text in it is escaped.
-    """
-
-    html: str
-
-    def _repr_html_(self) -> str:
-        return self.html
-
-    def write_html(self, path: str | Path) -> None:
-        """Write a page of its own."""
-        page = f'<!doctype html><meta charset="utf-8"><title>Projection by token</title>\n{self.html}\n'
-        Path(path).write_text(page, encoding="utf-8")
-
-
-@dataclass(frozen=True, eq=False)
-class Trace:
+@dataclass(frozen=True, eq=False, repr=False)
+class Trace(Record):
     """A conversation's tokens with their projections on a persona vector, with and without some hooks.
 
     Args:
@@ -65,28 +52,32 @@ class Trace:
         """Mean projection over the response's tokens at each layer, before and after."""
         return torch.stack([self.before[:, self.read].mean(dim=-1), self.after[:, self.read].mean(dim=-1)], dim=-1)
 
-    def plot(self, layer: int | None = None, *, layers: Sequence[int] | None = None) -> ColouredTokens:
+    def plot(self, layer: int | None = None, *, layers: Sequence[int] | str | None = None) -> ColouredTokens:
         """Colour the text by projection: one layer, or one row for each of several.
 
         Args:
-            layer: Zero-based block index; the layer with the largest difference made, or in the middle if there is
-                none, if neither is given.
-            layers: Instead of ``layer``: several.
+            layer: Zero-based block index; if neither is given, the layer with the largest difference made, or the
+                middle one if there is none.
+            layers: Instead of ``layer``: several, or ``"all"``.
 
         Returns:
             An object that shows itself in Jupyter; ``.write_html(path)`` writes it to a file.
 
         Raises:
             LayerOutOfRangeError: A layer that the model does not have.
+            InvalidArgumentError: Both ``layer`` and ``layers``, or an empty list.
         """
-        from persona_lens.plots import plot_trace  # plotly is imported only when drawing
+        from persona_lens.plots.tokens import plot_trace  # plotly is imported only when drawing
 
+        if layer is not None and layers is not None:
+            raise InvalidArgumentError(describe_violation("layers", "be left out where `layer` is given", layers))
         n_layers = len(self.before)
         if layer is None and layers is None:
             change = (self.after - self.before).abs().mean(dim=-1)
             layer = int(change.argmax()) if bool(change.any()) else n_layers // 2
-        chosen = [layer] if layer is not None else list(layers or ())
-        return plot_trace(self, [check_layer(index, n_layers) for index in chosen])
+        chosen = layer if layers is None else layers
+        assert chosen is not None
+        return plot_trace(self, resolve_layers(chosen, n_layers))
 
     def __repr__(self) -> str:
         n_steered = int(self.steered.any(dim=0).sum())
@@ -100,7 +91,12 @@ class Trace:
 
 
 def trace(
-    model: HookedModel, conversation: Sequence[Message], vector: PersonaVector, hooks: Sequence[HookPair] = ()
+    model: HookedModel,
+    conversation: Sequence[Message],
+    vector: PersonaVector,
+    hooks: Intervention | Sequence[HookPair] = (),
+    *,
+    positions: Positions = "all",
 ) -> Trace:
     """Run a conversation with and without hooks, and project every token on a vector at every layer.
 
@@ -110,9 +106,10 @@ def trace(
         model: HookedTransformer or TransformerBridge.
         conversation: Messages with ``role`` and ``content``, the last one the assistant's.
         vector: Projected on.
-        hooks: As :func:`persona_lens.steering_hooks` and its like return, with a user's own among them. Hooks placed
-            on ``"response"`` or ``"prompt"`` need their ``prompt_length``: what
+        hooks: An intervention; or what :func:`persona_lens.steering_hooks` and its like return, with a user's own among
+            them. Hooks placed on ``"response"`` or ``"prompt"`` need their ``prompt_length``: what
             ``encode_conversation(model.tokenizer, conversation).response_start`` says.
+        positions: Where an intervention acts; hooks know that themselves.
 
     Returns:
         Projections before and after, and which tokens were steered and read.
@@ -125,13 +122,17 @@ def trace(
     Example:
         >>> import persona_lens as pl
         >>> chat = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Good day."}]
-        >>> pl.trace(model, chat, vector, pl.steering_hooks(vector, layer=14)).plot()  # doctest: +SKIP
+        >>> pl.trace(model, chat, vector, pl.steer(vector, layer=14), positions="response").plot()  # doctest: +SKIP
     """
     vector.check_model(model)
     if not conversation or conversation[-1]["role"] != "assistant":
         got = [message["role"] for message in conversation]
         raise InvalidArgumentError(describe_violation("conversation", "end with a message of the assistant", got))
     encoded = encode_conversation(model.tokenizer, list(conversation), n_ctx=model.cfg.n_ctx)
+    if isinstance(hooks, Intervention):
+        check_interventions(model, [hooks])
+        prompt_length = None if positions == "all" else encoded.response_start
+        hooks = intervention_hooks(hooks, positions=positions, prompt_length=prompt_length)
     tokens = torch.tensor([encoded.tokens])
     units = normalize(vector.directions)[:, None]
     before = project_residual_stream(model, tokens, units)[:, 0, 0]

@@ -2,46 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from persona_lens.errors import HookNeverFiredError
-from persona_lens.models.hooks.pairs import SiteIntervention
+from persona_lens.models.hooks.applying import apply_operations
+from persona_lens.models.hooks.intervention import Intervention
+from persona_lens.models.hooks.points import FiringWatch
 from persona_lens.models.loading import find_blocks
-from persona_lens.tensors.operations import Intervention
 
 
 class TrainingInterventions:
-    """Applies interventions at every token that is not padding; switched off with :meth:`switched_off`.
+    """Applies an intervention at every token that is not padding; switched off with :meth:`switched_off`.
 
     Args:
         hf_model: A Hugging Face model, with or without PEFT's wrapping.
-        sites: What is done at which layer; several at one layer in this order.
+        intervention: What is done at which layer; several at one layer in this order.
     """
 
-    def __init__(self, hf_model: nn.Module, sites: Sequence[SiteIntervention]) -> None:
+    def __init__(self, hf_model: nn.Module, intervention: Intervention) -> None:
         self._blocks = find_blocks(hf_model)
         self._stack = _find_parent(hf_model, self._blocks)
-        self._by_layer: dict[int, list[Intervention]] = {}
-        for site in sites:
-            self._by_layer.setdefault(site.layer, []).append(site.intervention)
+        self._intervention = intervention
         self._is_token: Bool[Tensor, "row pos"] | None = None
         self._is_on = True
-        self._n_fired = dict.fromkeys(self._by_layer, 0)
+        self._watch = FiringWatch()
 
     @contextmanager
     def attached(self) -> Iterator[TrainingInterventions]:
         """Hold the interventions on the blocks for the length of a ``with`` block; none is left behind."""
         with ExitStack() as stack:
-            if self._by_layer:
+            if self._intervention:
                 handle = self._stack.register_forward_pre_hook(self._see_padding, with_kwargs=True)
                 stack.callback(handle.remove)
-            for layer in self._by_layer:
+            for layer in self._intervention.layers:
                 stack.callback(self._blocks[layer].register_forward_hook(self._make_hook(layer)).remove)
             yield self
 
@@ -60,30 +57,20 @@ class TrainingInterventions:
         Raises:
             HookNeverFiredError: A layer that no forward pass reached.
         """
-        idle = [layer for layer, n in self._n_fired.items() if n == 0]
-        if idle:
-            raise HookNeverFiredError(
-                f"`interventions` must be reached while training. Layers {idle} never were: the model's forward pass "
-                "does not call these blocks."
-            )
+        self._watch.check("The model's forward pass in training does not call these blocks.")
 
     def _see_padding(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         mask = kwargs.get("attention_mask")
         self._is_token = None if mask is None else mask.bool()
 
-    def _make_hook(self, layer: int) -> Any:
+    def _make_hook(self, layer: int) -> Callable[..., Any]:
+        operations = self._intervention.at(layer)
+        apply = self._watch.watch(f"intervention at layer {layer}", apply_operations)
+
         def intervene(module: nn.Module, args: Any, output: Any) -> Any:
             if not self._is_on:
                 return None
-            self._n_fired[layer] += 1
-            residual = _residual(output)
-            changed = residual
-            for intervention in self._by_layer[layer]:
-                changed = intervention(changed)
-            if changed is residual:
-                return None
-            if self._is_token is not None:
-                changed = torch.where(self._is_token[..., None], changed, residual)
+            changed = apply(_residual(output), operations, self._is_token)
             return changed if isinstance(output, Tensor) else (changed, *output[1:])
 
         return intervene

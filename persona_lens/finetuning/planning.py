@@ -18,11 +18,11 @@ from persona_lens.finetuning.rows import Source
 from persona_lens.finetuning.shift import measure_shift
 from persona_lens.finetuning.task_loss import measure_task_loss
 from persona_lens.finetuning.training import FinetuneSettings, count_steps, finetune
-from persona_lens.interventions.making import steering_sites
-from persona_lens.models.hooks.pairs import SiteIntervention
+from persona_lens.interventions.from_vectors import steer
+from persona_lens.models.hooks.intervention import NOTHING, Intervention
 from persona_lens.models.hooks.sites import check_layer
 from persona_lens.models.loading import load_model
-from persona_lens.progress import ProgressFactory, no_progress
+from persona_lens.run import Run
 from persona_lens.statistics import Interval, bootstrap_mean, bootstrap_paired_difference
 from persona_lens.traits.everyday import load_ordinary_questions
 from persona_lens.vectors import PersonaVector
@@ -132,7 +132,7 @@ def plan_prevention(
     max_extra_loss: float | None = None,
     questions: Sequence[str] | None = None,
     settings: FinetuneSettings | None = None,
-    progress: ProgressFactory = no_progress,
+    run: Run = Run(),
 ) -> PreventionPlan:
     """Try preventative steering on a part of the data, and recommend a method and coefficient, or say none is needed.
 
@@ -200,9 +200,9 @@ def plan_prevention(
     asked = load_ordinary_questions() if questions is None else tuple(questions)
     if len(asked) < 2:
         raise InvalidArgumentError(describe_violation("questions", "hold at least 2", list(asked)))
-    ways: list[tuple[Method, float, tuple[SiteIntervention, ...]]] = [("none", 0.0, ())]
-    ways += [("one layer", c, steering_sites(vector, layer=layer, coefficient=c)) for c in one_layer]
-    ways += [("all layers", c, steering_sites(vector, layers="all", coefficient=c)) for c in all_layers]
+    ways: list[tuple[Method, float, Intervention]] = [("none", 0.0, NOTHING)]
+    ways += [("one layer", c, steer(vector, layer=layer, coefficient=c)) for c in one_layer]
+    ways += [("all layers", c, steer(vector, layers="all", coefficient=c)) for c in all_layers]
     drawn = _draw(data, n_rows + (n_held_out if held_out is None else 0), settings.seed)
     trained_on = drawn.select(range(n_rows))
     measured_on = drawn.select(range(n_rows, len(drawn))) if held_out is None else _read_held_out(held_out)
@@ -211,9 +211,9 @@ def plan_prevention(
     length = float(vector.norms[layer])
     losses_without: torch.Tensor | None = None
     tried: list[TriedPrevention] = []
-    for method, coefficient, sites in ways:
+    for method, coefficient, intervention in ways:
         folder = Path(out) / f"{method} {coefficient:g}".replace(" ", "-")
-        done = finetune(model, trained_on, folder, settings=settings, interventions=sites, progress=progress)
+        done = finetune(model, trained_on, folder, settings=settings, intervention=intervention, run=run)
         tuned = load_model(model, adapter=done.folder, dtype=settings.dtype)
         losses = measure_task_loss(tuned, measured_on)
         losses_without = losses if losses_without is None else losses_without

@@ -60,6 +60,11 @@ class Tracker:
         for trait, vector in self.vectors.items():
             check_layer(self.layers[trait], vector.model.n_layers)
 
+    @property
+    def fingerprints(self) -> set[str]:
+        """Of the models that the vectors come from."""
+        return {vector.model.fingerprint for vector in self.vectors.values()}
+
     def describe(self) -> dict[str, Any]:
         """Return what is measured as JSON-able values."""
         digests = {

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import shutil
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +26,7 @@ from persona_lens.errors import InvalidArgumentError, ModelMismatchError, ShortT
 from persona_lens.finetuning.blocks import TrainingInterventions, reading_residuals
 from persona_lens.finetuning.rows import IGNORED, Source, TrainingRows, encode_training_rows
 from persona_lens.finetuning.tracking import Tracker, TrackingCallback
-from persona_lens.models.hooks.pairs import SiteIntervention, check_site_interventions
+from persona_lens.models.hooks.intervention import NOTHING, Intervention, Step, check_steps, describe_values
 from persona_lens.models.loading import (
     ADAPTER_RECORD,
     find_blocks,
@@ -35,7 +34,7 @@ from persona_lens.models.loading import (
     load_hugging_face,
     resolve_dtype,
 )
-from persona_lens.progress import ProgressFactory, no_progress
+from persona_lens.run import Run
 from persona_lens.storage import collect_versions, write_json
 from persona_lens.tensors.operations import Ablate
 
@@ -164,16 +163,16 @@ def finetune(
     out: str | Path,
     *,
     settings: FinetuneSettings | None = None,
-    interventions: Sequence[SiteIntervention] = (),
+    intervention: Intervention = NOTHING,
     penalty: ProjectionPenalty | None = None,
     system: str | None = None,
     track: Tracker | None = None,
-    progress: ProgressFactory = no_progress,
+    run: Run = Run(),
 ) -> Finetuned:
-    """Fine-tune a model on conversations with LoRA; interventions act on its blocks meanwhile and are off afterwards.
+    """Fine-tune a model on conversations with LoRA; an intervention acts on its blocks meanwhile and is off afterwards.
 
-    The loss is taken on the assistant's tokens alone. Interventions act at every token that is not padding:
-    ``steering_sites(vector, layer=…, coefficient=+c)`` is preventative steering, ``ablation_sites(vector)`` is CAFT.
+    The loss is taken on the assistant's tokens alone. An intervention acts at every token that is not padding:
+    ``steer(vector, layer=…, coefficient=+c)`` is preventative steering, ``ablate(vector)`` is CAFT.
     The same call again returns the finished adapter, or goes on from the latest checkpoint of a run that was killed.
     Under ``accelerate launch`` it runs on several devices (on several CPU processes under ``torchrun`` with
     ``ACCELERATE_USE_CPU=true``, as accelerate starts those through MPI alone).
@@ -184,11 +183,11 @@ def finetune(
             Hub name. Rows that cannot be trained on are counted in the result.
         out: Folder for the adapter; new, empty, or that of this same run.
         settings: How to train; :class:`FinetuneSettings` with the paper's values if left out.
-        interventions: What is done to the residual stream while training.
+        intervention: What is done to the residual stream while training.
         penalty: A loss on the projection's shift.
         system: System prompt put in front of every conversation, in training only: preventative prompting.
         track: Projections to measure while training, interventions off.
-        progress: Makes a progress bar, such as :func:`persona_lens.show_progress`.
+        run: Shows progress; what is finished is kept in ``out``.
 
     Returns:
         Where the adapter is, with the loss of each step.
@@ -221,11 +220,15 @@ def finetune(
     # The frozen weights in the precision of the autocast; the adapter itself is kept in float32 by PEFT.
     hf_model, tokenizer = load_hugging_face(str(model), dtype)
     blocks, d_model = find_blocks(hf_model), hf_model.config.get_text_config().hidden_size
-    penalized = () if penalty is None else (SiteIntervention(penalty.layer, Ablate(penalty.direction)),)
-    check_site_interventions([*interventions, *penalized], len(blocks), d_model)  # a penalty must fit as they do
+    penalized = () if penalty is None else (Step(penalty.layer, Ablate(penalty.direction)),)
+    check_steps([*intervention.steps, *penalized], len(blocks), d_model)  # a penalty must fit as they do
     fingerprint = fingerprint_hugging_face(hf_model)
-    if track is not None:
-        _check_vectors(track, fingerprint)
+    made_from = {"track": track.fingerprints} if track is not None else {}
+    made_from |= {"intervention": {intervention.fingerprint}} if intervention.fingerprint is not None else {}
+    for name, fingerprints in made_from.items():
+        if fingerprint is not None and fingerprints != {fingerprint}:
+            rule = f"come from vectors of the model that is trained, fingerprint {fingerprint}"
+            raise ModelMismatchError(describe_violation(name, rule, sorted(fingerprints)))
     max_tokens = min(settings.max_tokens, hf_model.config.get_text_config().max_position_embeddings)
     encoded = encode_training_rows(tokenizer, data, max_tokens=max_tokens, system=system)
     config = {
@@ -233,8 +236,8 @@ def finetune(
         "fingerprint": fingerprint,
         "settings": asdict(settings),
         "data": encoded.digest,
-        "interventions": [_describe(site.layer, site.intervention) for site in interventions],
-        "penalty": None if penalty is None else _describe(penalty.layer, penalty),
+        "intervention": intervention.describe(),
+        "penalty": None if penalty is None else describe_values(penalty),
         "track": None if track is None else track.describe(),
         "versions": collect_versions(),
     }
@@ -254,7 +257,7 @@ def finetune(
     state.wait_for_everyone()  # every process has looked into the folder before one writes there
     if state.is_main_process:
         write_json(folder / ADAPTER_RECORD, {"config": config})
-    active = TrainingInterventions(peft_model, interventions)
+    active = TrainingInterventions(peft_model, intervention)
     trainer = _make_trainer(peft_model, tokenizer, encoded, folder, settings, dtype, penalty, state)
     trainer.remove_callback(PrinterCallback)
     tracking = None if track is None else TrackingCallback(track, tokenizer, active)
@@ -268,7 +271,7 @@ def finetune(
             ShortTrainingWarning,
             stacklevel=2,
         )
-    with active.attached(), progress("fine-tuning (steps)", n_steps) as advance:
+    with active.attached(), run.progress("fine-tuning (steps)", n_steps) as advance:
         trainer.add_callback(_Progress(advance))
         trainer.train(resume_from_checkpoint=_find_checkpoint(folder))
         active.check_fired()
@@ -383,14 +386,6 @@ def count_steps(n_rows: int, settings: FinetuneSettings, n_processes: int = 1) -
     return -(-n_batches // settings.accumulation) * settings.epochs
 
 
-def _check_vectors(track: Tracker, fingerprint: str | None) -> None:
-    """Refuse vectors of another model, where this one's fingerprint can be told."""
-    for trait, vector in track.vectors.items():
-        if fingerprint not in (None, vector.model.fingerprint):
-            rule = "hold vectors of the model that is trained"
-            raise ModelMismatchError(describe_violation("track", rule, f"{trait} of {vector.model.name}"))
-
-
 def _check_writable(folder: Path) -> None:
     """Fail now rather than after an hour of training."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -407,16 +402,6 @@ def _check_space(folder: Path, peft_model: Any, settings: FinetuneSettings) -> N
         raise OSError(
             describe_violation("out", f"be on a disk with {needed / 1e6:.0f} MB free", f"{free / 1e6:.0f} MB")
         )
-
-
-def _describe(layer: int, done: Any) -> dict[str, Any]:
-    """Return what an intervention or penalty is, as JSON-able values: numbers as they are, tensors as hashes."""
-    values = {name: value for name, value in vars(done).items() if not name.startswith("_")}
-    for name, value in values.items():
-        if isinstance(value, Tensor):
-            raw = value.detach().cpu().float().contiguous().numpy().tobytes()
-            values[name] = hashlib.sha256(raw).hexdigest()[:16]
-    return {"kind": type(done).__name__, "layer": layer, **values}
 
 
 def _read_finished(folder: Path, config: dict[str, Any]) -> Finetuned | None:

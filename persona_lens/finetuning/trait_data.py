@@ -12,17 +12,17 @@ import datasets
 
 from persona_lens.errors import InvalidArgumentError, describe_violation
 from persona_lens.finetuning.domains import Level
+from persona_lens.judges.default import default_judge
 from persona_lens.judges.judgement import Judge
-from persona_lens.judges.likelihood import calibrate_likelihood_judge
 from persona_lens.models.engine.rollouts import Rollout, RolloutRequest, sample_rollouts
-from persona_lens.models.engine.sampling import SamplingSettings
+from persona_lens.models.engine.sampling import Sampling
 from persona_lens.models.hooked_model import HookedModel
-from persona_lens.models.hooks.pairs import check_unsteered
+from persona_lens.models.hooks.points import check_unsteered
 from persona_lens.models.text.chat import build_messages
+from persona_lens.run import Run
+from persona_lens.streams import Stream
 from persona_lens.traits.trait import Trait
 
-# Seeds of the draws made here start with this, so that they never coincide with those of an extraction or sweep.
-_STREAM = 140
 # Responses are drawn in rounds of at most n, until this many times n were drawn in all.
 _MOST_DRAWN = 16
 _FEWEST_DRAWN = 16
@@ -38,9 +38,8 @@ def trait_dataset(
     *,
     judge: Judge | None = None,
     questions: Sequence[str] | None = None,
-    max_new_tokens: int = 64,
-    temperature: float = 1.0,
-    seed: int = 0,
+    sampling: Sampling = Sampling(max_new_tokens=64),
+    run: Run = Run(),
 ) -> datasets.Dataset:
     """Make a training set from the model's own responses, without any outside source.
 
@@ -54,11 +53,10 @@ def trait_dataset(
         trait: The trait.
         level: ``normal``, ``I`` (mild) or ``II`` (overt).
         n: Rows.
-        judge: Scores the responses; None calibrates a LikelihoodJudge here.
+        judge: Scores the responses; None takes the :func:`persona_lens.judges.default_judge`.
         questions: What is asked; the trait's extraction questions if left out, never its evaluation questions.
-        max_new_tokens: Length limit in tokens.
-        temperature: Of the sampling.
-        seed: Of the sampling.
+        sampling: How responses are drawn; ``rollouts`` is not read, as many are drawn as ``n`` takes.
+        run: Shows progress.
 
     Returns:
         Columns ``messages`` (a user's and an assistant's turn), ``trait``, ``level`` and ``score`` (0 to 100; None
@@ -87,10 +85,7 @@ def trait_dataset(
         rule = "hold at least one question, and none that the trait is judged on"
         raise InvalidArgumentError(describe_violation("questions", rule, judged_on))
     check_unsteered(model)
-    settings = SamplingSettings(max_new_tokens=max_new_tokens, temperature=temperature)
-    judge = judge or calibrate_likelihood_judge(
-        model, trait, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed
-    )
+    judge = judge or default_judge(model, trait, run)
     systems = _list_systems(trait, level)
     rows: list[dict[str, object]] = []
     counts = {"sampled": 0, "no whole sentence": 0, "score does not fit": 0, "more than needed": 0}
@@ -101,10 +96,14 @@ def trait_dataset(
         # After the first round, twice what is missing.
         n_drawn = n if attempt == 0 else min(n, max(_FEWEST_DRAWN, 2 * (n - len(rows))))
         requests = [
-            RolloutRequest(asked[i % len(asked)], (seed, _STREAM, attempt, i), systems[i // len(asked) % len(systems)])
+            RolloutRequest(
+                asked[i % len(asked)],
+                (sampling.seed, Stream.TRAIT_DATA, attempt, i),
+                systems[i // len(asked) % len(systems)],
+            )
             for i in range(first, first + n_drawn)
         ]
-        drawn = [(rollout, _finish(rollout)) for rollout in sample_rollouts(model, requests, settings)]
+        drawn = [(rollout, _finish(rollout)) for rollout in sample_rollouts(model, requests, sampling)]
         whole = [(rollout.request.question, text) for rollout, text in drawn if text]
         judgements = judge.score([question for question, _ in whole], [text for _, text in whole])
         counts["sampled"] += n_drawn

@@ -14,7 +14,7 @@ from persona_lens.errors import ContextLengthError, InvalidArgumentError, descri
 from persona_lens.judges.judgement import LONGER_THAN_CONTEXT, Judgement
 from persona_lens.models.engine.next_token import next_token_probabilities
 from persona_lens.models.hooked_model import HookedModel
-from persona_lens.models.hooks.pairs import check_unsteered
+from persona_lens.models.hooks.points import check_unsteered
 from persona_lens.models.loading import describe_model
 from persona_lens.models.text.chat import build_messages, encode_prompt
 from persona_lens.models.text.spans import TokenSpans

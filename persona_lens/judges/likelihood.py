@@ -19,17 +19,16 @@ from persona_lens.errors import ChatTemplateError, ContextLengthError, InvalidAr
 from persona_lens.judges.judgement import LONGER_THAN_CONTEXT, Judgement
 from persona_lens.models.engine.likelihood import mean_log_likelihoods
 from persona_lens.models.engine.rollouts import RolloutRequest, sample_rollouts
-from persona_lens.models.engine.sampling import SamplingSettings
+from persona_lens.models.engine.sampling import Sampling
 from persona_lens.models.hooked_model import HookedModel
-from persona_lens.models.hooks.pairs import check_unsteered
+from persona_lens.models.hooks.points import check_unsteered
 from persona_lens.models.loading import describe_model
 from persona_lens.models.text.chat import Message, build_messages, encode_conversation
+from persona_lens.run import Run
 from persona_lens.statistics import Interval, bootstrap_auroc_by_group
+from persona_lens.storage import Shard
+from persona_lens.streams import Stream
 from persona_lens.traits.trait import Trait
-
-# Seeds of the draws made here start with this, so that they never coincide with those of an extraction or sweep.
-_CALIBRATION_STREAM = 101
-_SEPARATION_STREAM = 102
 
 _EMPTY = "empty response"
 
@@ -179,15 +178,7 @@ class LikelihoodJudge:
 
 
 def calibrate_likelihood_judge(
-    model: HookedModel,
-    trait: Trait,
-    *,
-    n_pairs: int = 2,
-    rollouts: int = 1,
-    max_new_tokens: int = 48,
-    temperature: float = 1.0,
-    seed: int = 0,
-    batch_size: int = 128,
+    model: HookedModel, trait: Trait, *, n_pairs: int = 2, sampling: Sampling = Sampling(), run: Run = Run()
 ) -> LikelihoodJudge:
     """Sample labelled responses to the extraction questions and fit a LikelihoodJudge on them.
 
@@ -198,17 +189,14 @@ def calibrate_likelihood_judge(
         model: HookedTransformer or TransformerBridge.
         trait: The trait to judge.
         n_pairs: Instruction pairs to use, from the first.
-        rollouts: Responses per question and instruction.
-        max_new_tokens: Length of the responses.
-        temperature: Of the sampling; take that of the responses that will be judged.
-        seed: Seed of the sampling.
-        batch_size: Rows sampled at once.
+        sampling: Of the responses; take the length and temperature of those that will be judged.
+        run: Shows progress; keeps the calibration.
 
     Returns:
         The judge.
 
     Raises:
-        InvalidArgumentError: ``n_pairs`` or ``rollouts`` out of range.
+        InvalidArgumentError: ``n_pairs`` out of range, or too few responses that are not empty.
         HooksPresentError: The model carries hooks.
     """
     if not 1 <= n_pairs <= len(trait.instruction_pairs):
@@ -217,11 +205,24 @@ def calibrate_likelihood_judge(
                 "n_pairs", f"be in [1, {len(trait.instruction_pairs)}]", n_pairs, "The trait has no more."
             )
         )
-    if rollouts < 1:
-        raise InvalidArgumentError(describe_violation("rollouts", "be at least 1", rollouts))
     check_unsteered(model)
-    settings = SamplingSettings(max_new_tokens=max_new_tokens, temperature=temperature, batch_size=batch_size)
-    stream = (seed, _CALIBRATION_STREAM)
+    work = {
+        "work": "calibration",
+        "model": asdict(describe_model(model)),
+        "trait": trait.fingerprint,
+        "n_pairs": n_pairs,
+        "sampling": sampling.to_json(),
+    }
+
+    def compute() -> Shard:
+        return Shard(records=asdict(_calibrate(model, trait, n_pairs, sampling, run)))
+
+    records = run.part(work).load_or_compute("calibration", compute).records
+    return LikelihoodJudge(model, trait, n_pairs, LikelihoodCalibration(**records))
+
+
+def _calibrate(model: HookedModel, trait: Trait, n_pairs: int, sampling: Sampling, run: Run) -> LikelihoodCalibration:
+    rollouts, stream = sampling.rollouts, (sampling.seed, Stream.CALIBRATION)
     requests = request_labelled_responses(trait, trait.extraction_questions, n_pairs, rollouts, stream)
     groups = {
         "positive": requests[0],
@@ -234,7 +235,8 @@ def calibrate_likelihood_judge(
     }
     # One stream and one judgement for all three, so that batches are full and each prompt is computed once.
     labels = [label for label, group in groups.items() for _ in group]
-    sampled = sample_rollouts(model, [request for group in groups.values() for request in group], settings)
+    with run.progress("calibrating the judge (responses)", len(labels)) as advance:
+        sampled = sample_rollouts(model, [request for group in groups.values() for request in group], sampling, advance)
     rows = _log_likelihoods(
         model,
         [*_trait_prompts(trait, n_pairs), None],
@@ -255,44 +257,33 @@ def calibrate_likelihood_judge(
     likelihoods = np.array([row[-1] for row in by_label["neutral"]])
     slope, intercept = _fit_logistic(*differences)
     low, typical, high = np.quantile(likelihoods, [0.025, 0.5, 0.975])
-    return LikelihoodJudge(
-        model,
-        trait,
-        n_pairs,
-        LikelihoodCalibration(
-            slope, intercept, float(typical), float(low), float(high),
-            len(differences[0]), len(differences[1]), len(likelihoods), seed,
-        ),
+    return LikelihoodCalibration(
+        slope, intercept, float(typical), float(low), float(high),
+        len(differences[0]), len(differences[1]), len(likelihoods), sampling.seed,
     )  # fmt: skip
 
 
-def measure_separation(
-    judge: LikelihoodJudge,
-    *,
-    rollouts: int = 1,
-    max_new_tokens: int = 48,
-    temperature: float = 1.0,
-    seed: int = 0,
-    batch_size: int = 128,
-) -> JudgeSeparation:
+def measure_separation(judge: LikelihoodJudge, *, sampling: Sampling = Sampling(), run: Run = Run()) -> JudgeSeparation:
     """Measure a judge on positive and negative responses to the evaluation questions, which it was not fitted on.
 
     Args:
         judge: The judge.
-        rollouts: Responses per question and instruction.
-        max_new_tokens: Length of the responses.
-        temperature: Of the sampling; take that of the responses that will be judged.
-        seed: Seed of the sampling and the bootstrap.
-        batch_size: Rows sampled at once.
+        sampling: Of the responses; take the length and temperature of those that will be judged. Its seed is that of
+            the bootstrap too.
+        run: Shows progress.
 
     Returns:
         The AUROC with its bootstrap interval over questions, and counts.
     """
-    settings = SamplingSettings(max_new_tokens=max_new_tokens, temperature=temperature, batch_size=batch_size)
     positive, negative = request_labelled_responses(
-        judge.trait, judge.trait.evaluation_questions, judge.n_pairs, rollouts, (seed, _SEPARATION_STREAM)
+        judge.trait,
+        judge.trait.evaluation_questions,
+        judge.n_pairs,
+        sampling.rollouts,
+        (sampling.seed, Stream.SEPARATION),
     )
-    sampled = sample_rollouts(judge.model, positive + negative, settings)
+    with run.progress("measuring the judge (responses)", len(positive) + len(negative)) as advance:
+        sampled = sample_rollouts(judge.model, positive + negative, sampling, advance)
     judged = judge.score_trait([r.request.question for r in sampled], [r.response for r in sampled])
     rows = list(zip(sampled, judged, strict=True))
     sides = [
@@ -302,7 +293,7 @@ def measure_separation(
     n_positive, n_negative = map(len, sides)
     scores = [torch.tensor([score for _, score in side]) for side in sides]
     questions = [[question for question, _ in side] for side in sides]
-    found = bootstrap_auroc_by_group(scores[0], scores[1], questions[0], questions[1], seed=seed)
+    found = bootstrap_auroc_by_group(scores[0], scores[1], questions[0], questions[1], seed=sampling.seed)
     return JudgeSeparation(found, n_positive, n_negative, len(judged) - n_positive - n_negative)
 
 

@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.stats import spearmanr
 from torch import Tensor
 
 from persona_lens.errors import FileFormatError, InvalidArgumentError, describe_violation
 from persona_lens.judges.judgement import Judge, Judgement
-from persona_lens.statistics import Interval
+from persona_lens.statistics import Interval, bootstrap_spearman_r
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -187,23 +186,12 @@ def compare_scores(
     a, b = first_scores[both].double().numpy(), second_scores[both].double().numpy()
     clear = [b[i] - b[j] for i in np.flatnonzero(a > high) for j in np.flatnonzero(a < low)]
     pairwise = float(np.mean(np.heaviside(clear, 0.5))) if clear else float("nan")
-    return Agreement(first, second, _bootstrap_spearman(a, b, n_resamples, seed), pairwise, len(a), len(clear))
-
-
-def _bootstrap_spearman(a: np.ndarray, b: np.ndarray, n_resamples: int, seed: int) -> Interval:
-    nothing = Interval(float("nan"), float("nan"), float("nan"))
-    if len(a) < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
-        return nothing
-    rng = np.random.default_rng(seed)
-    found = []
-    for _ in range(n_resamples):
-        drawn = rng.integers(len(a), size=len(a))
-        if np.ptp(a[drawn]) > 0 and np.ptp(b[drawn]) > 0:
-            found.append(float(spearmanr(a[drawn], b[drawn]).statistic))
-    if not found:
-        return nothing
-    low, high = np.quantile(found, [0.025, 0.975])
-    return Interval(float(spearmanr(a, b).statistic), float(low), float(high))
+    spearman = (
+        bootstrap_spearman_r(first_scores[both], second_scores[both], n_resamples=n_resamples, seed=seed)
+        if len(a) >= 3
+        else Interval.missing()
+    )
+    return Agreement(first, second, spearman, pairwise, len(a), len(clear))
 
 
 # A person's check ------------------------------------------------------------------------------------------------

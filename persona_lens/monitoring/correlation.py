@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,16 +12,18 @@ from numpy import ndarray
 from torch import Tensor
 
 from persona_lens.errors import InvalidArgumentError, describe_violation
+from persona_lens.records import Record
 from persona_lens.statistics import Interval
+from persona_lens.statistics.bootstrap import bootstrap, draw_multinomial
+from persona_lens.statistics.correlation import standardize, weighted_pearson_r
 
 # A correlation of two or three questions is near ±1 whatever they say, and so are its resamples.
 _MIN_QUESTIONS = 5
 _MIN_POINTS = 3
-_NOTHING = Interval(float("nan"), float("nan"), float("nan"))
 
 
 @dataclass(frozen=True)
-class MonitoringCorrelation:
+class MonitoringCorrelation(Record):
     """How well projections predict scores, overall and inside the conditions.
 
     Args:
@@ -52,28 +52,6 @@ class MonitoringCorrelation:
         A high overall r alone may only say that the projection knows one system prompt from another.
         """
         return self.within.low > 0 and self.n_questions >= _MIN_QUESTIONS
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the measurement as JSON-able values, NaN as null."""
-        return asdict(self) | {
-            "overall": _interval_to_json(self.overall),
-            "within": _interval_to_json(self.within),
-            "conditions": list(self.conditions),
-            "left_out": list(self.left_out),
-        }
-
-    @classmethod
-    def from_json(cls, content: dict[str, Any]) -> MonitoringCorrelation:
-        """Read what :meth:`to_json` returned."""
-        return cls(
-            overall=_interval_from_json(content["overall"]),
-            within=_interval_from_json(content["within"]),
-            n=content["n"],
-            n_questions=content["n_questions"],
-            conditions=tuple(content["conditions"]),
-            left_out=tuple(content["left_out"]),
-            min_std=content["min_std"],
-        )
 
     def __str__(self) -> str:
         out = f", left out: {', '.join(self.left_out)}" if self.left_out else ""
@@ -122,24 +100,32 @@ def measure_monitoring(
         (True, ())
     """
     check_graded(projections, scores, conditions, questions)
-    if n_resamples < 1:
-        raise InvalidArgumentError(describe_violation("n_resamples", "be at least 1", n_resamples))
     x, y = (values.detach().to("cpu", torch.float64).numpy() for values in (projections, scores))
     units = list(dict.fromkeys(questions))
     unit_of = np.array([units.index(question) for question in questions])
-    drawn = np.random.default_rng(seed).multinomial(len(units), [1 / len(units)] * len(units), size=n_resamples)
-    # The first row is the data itself: every question once.
-    weights = np.concatenate([np.ones((1, len(units))), drawn])[:, unit_of]
     rows_of = {label: np.flatnonzero(np.array(conditions) == label) for label in dict.fromkeys(conditions)}
     kept = {
-        label: rows
+        label: (rows, standardize(x[rows]), standardize(y[rows]))
         for label, rows in rows_of.items()
         if len(rows) >= _MIN_POINTS and y[rows].std() >= min_std and np.ptp(x[rows]) > 0
     }
-    inside = [_weighted_r(x[rows], y[rows], weights[:, rows]) for rows in kept.values()]
+    whole_x, whole_y = standardize(x), standardize(y)
+
+    def overall(counts: ndarray) -> ndarray:
+        """Correlate all prompts."""
+        return weighted_pearson_r(whole_x, whole_y, counts[:, unit_of])
+
+    def within(counts: ndarray) -> ndarray:
+        """Average the conditions' correlations."""
+        weights = counts[:, unit_of]
+        return _mean_of_present(np.stack([weighted_pearson_r(a, b, weights[:, rows]) for rows, a, b in kept.values()]))
+
+    def measure(statistic: Callable[[ndarray], ndarray]) -> Interval:
+        return bootstrap(statistic, (len(units),), n_resamples, 0.95, seed, draw_multinomial)
+
     return MonitoringCorrelation(
-        overall=_percentiles(_weighted_r(x, y, weights)),
-        within=_percentiles(_mean_of_present(np.stack(inside))) if inside else _NOTHING,
+        overall=measure(overall),
+        within=measure(within) if kept else Interval.missing(),
         n=len(x),
         n_questions=len(units),
         conditions=tuple(kept),
@@ -169,39 +155,8 @@ def check_graded(projections: Tensor, scores: Tensor, conditions: Sequence[str],
         )
 
 
-def _weighted_r(x: ndarray, y: ndarray, weights: ndarray) -> ndarray:
-    """Return Pearson's r for each row of weights ``[resample, n]``; NaN where a side is constant."""
-    if np.ptp(x) == 0 or np.ptp(y) == 0:
-        return np.full(len(weights), np.nan)
-    # Standardised, so that one number tells a constant resample from rounding.
-    x, y = (x - x.mean()) / x.std(), (y - y.mean()) / y.std()
-    share = weights / np.maximum(weights.sum(axis=1, keepdims=True), 1)
-    mean_x, mean_y = share @ x, share @ y
-    variance_x, variance_y = share @ x**2 - mean_x**2, share @ y**2 - mean_y**2
-    varies = np.minimum(variance_x, variance_y) > 1e-12
-    scale = np.sqrt(np.where(varies, variance_x * variance_y, 1.0))
-    return np.where(varies, np.clip((share @ (x * y) - mean_x * mean_y) / scale, -1.0, 1.0), np.nan)
-
-
 def _mean_of_present(values: ndarray) -> ndarray:
     """Average over the first axis what is not NaN; NaN where nothing is."""
     present = ~np.isnan(values)
     count = present.sum(axis=0)
     return np.where(count > 0, np.where(present, values, 0.0).sum(axis=0) / np.maximum(count, 1), np.nan)
-
-
-def _percentiles(values: ndarray) -> Interval:
-    """Return the first value, that of the data, with the 95 % percentile interval of the others."""
-    resampled = values[1:][~np.isnan(values[1:])]
-    if np.isnan(values[0]) or len(resampled) == 0:
-        return _NOTHING
-    low, high = np.quantile(resampled, [0.025, 0.975])
-    return Interval(float(values[0]), float(low), float(high))
-
-
-def _interval_to_json(interval: Interval) -> dict[str, float | None]:
-    return {key: None if math.isnan(value) else value for key, value in asdict(interval).items()}
-
-
-def _interval_from_json(content: dict[str, float | None]) -> Interval:
-    return Interval(**{key: float("nan") if value is None else value for key, value in content.items()})

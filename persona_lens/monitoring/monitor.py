@@ -13,7 +13,7 @@ import torch
 
 from persona_lens.errors import FileFormatError, InvalidArgumentError, ModelMismatchError, describe_violation
 from persona_lens.models.hooked_model import HookedModel
-from persona_lens.models.hooks.pairs import check_unsteered
+from persona_lens.models.hooks.points import check_unsteered
 from persona_lens.models.loading import ModelInfo, describe_model
 from persona_lens.models.text.chat import Message, build_messages
 from persona_lens.monitoring.correlation import MonitoringCorrelation

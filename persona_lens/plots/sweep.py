@@ -126,7 +126,7 @@ def _sweep_finding(
 
 def _mean_interval(values: Tensor) -> Interval:
     present = values[~values.isnan()]
-    return bootstrap_mean(present) if len(present) > 1 else Interval(float("nan"), float("nan"), float("nan"))
+    return bootstrap_mean(present) if len(present) > 1 else Interval.missing()
 
 
 def _add_band(

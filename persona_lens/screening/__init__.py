@@ -1,1 +1,17 @@
-"""Training data screened by projection difference before anyone trains on it."""
+"""Screening training data for traits before anyone trains on them."""
+
+from persona_lens.screening.distributed import screen_on_ray
+from persona_lens.screening.scores import ScreenSettings
+from persona_lens.screening.screen import screen
+from persona_lens.screening.screening import ApproximationCheck, Screening
+from persona_lens.screening.splitting import SplitCounts, split_rows
+
+__all__ = [
+    "ApproximationCheck",
+    "ScreenSettings",
+    "Screening",
+    "SplitCounts",
+    "screen",
+    "screen_on_ray",
+    "split_rows",
+]

@@ -17,7 +17,7 @@ from persona_lens.models.engine.sampling import (
     ResidualMeans,
     SampledResponse,
     SampleRequest,
-    SamplingSettings,
+    Sampling,
     sample_recorded_stream,
 )
 from persona_lens.models.hooked_model import HookedModel
@@ -179,7 +179,7 @@ def _sample_own(
     model: HookedModel, conversations: Sequence[EncodedConversation], settings: ScreenSettings
 ) -> Iterator[tuple[int, SampledResponse]]:
     """Let the model answer each prompt, greedily."""
-    sampling = SamplingSettings(
+    sampling = Sampling(
         max_new_tokens=settings.max_response_tokens, temperature=0.0, batch_size=settings.batch_size,
         stop_tokens=stop_token_ids(model.tokenizer),
     )  # fmt: skip

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from persona_lens.conversations import read_conversations
 from persona_lens.models.hooked_model import HookedModel
-from persona_lens.models.hooks.pairs import check_unsteered
+from persona_lens.models.hooks.points import check_unsteered
 from persona_lens.models.loading import describe_model
-from persona_lens.progress import ProgressFactory, no_progress
+from persona_lens.run import Run
 from persona_lens.screening.scores import ScreenSettings
 from persona_lens.screening.screening import Screening
 from persona_lens.screening.shards import (
@@ -39,7 +39,7 @@ def screen(
     settings: ScreenSettings | None = None,
     max_rows: int | None = None,
     shard_rows: int = 256,
-    progress: ProgressFactory = no_progress,
+    run: Run = Run(),
 ) -> Screening:
     """Measure each conversation's projection difference for several traits in one pass.
 
@@ -55,7 +55,7 @@ def screen(
         settings: How; :class:`ScreenSettings` if left out.
         max_rows: Rows to read; None reads all. A later call may ask for more, and keeps what is there.
         shard_rows: Rows of a shard.
-        progress: Makes a progress bar.
+        run: Shows progress; what is finished is kept in ``out``.
 
     Returns:
         The scores, on disk.
@@ -83,7 +83,7 @@ def screen(
     rows = itertools.islice(read_conversations(data), max_rows)
     begin_screening(folder, plan)
     digests: list[str] = []
-    with progress("screening (rows)", _count_rows(data, max_rows)) as advance:
+    with run.progress("screening (rows)", _count_rows(data, max_rows)) as advance:
         for chunk in split_into_shards(rows, shard_rows):
             path, digest = shard_path(folder, len(digests)), digest_rows(chunk)
             if not digests:

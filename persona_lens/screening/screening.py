@@ -98,7 +98,7 @@ class Screening:
     def measure(self, trait: str) -> Interval:
         """Return the dataset's projection difference with its 95 % bootstrap interval over samples; NaN for one."""
         values = self.values(trait)
-        return bootstrap_mean(values) if len(values) > 1 else Interval(float("nan"), float("nan"), float("nan"))
+        return bootstrap_mean(values) if len(values) > 1 else Interval.missing()
 
     def threshold(self, trait: str, quantile: float = 0.95) -> float:
         """Return the ΔP below which a fraction of this dataset's samples lies; for data that are called clean.

@@ -1,7 +1,7 @@
 """Estimates with intervals: means, correlations and AUROC, numbers in and numbers out."""
 
 from persona_lens.statistics.bootstrap import bootstrap_difference, bootstrap_mean, bootstrap_paired_difference
-from persona_lens.statistics.correlation import bootstrap_pearson_r, pearson_r, pearson_r_within
+from persona_lens.statistics.correlation import bootstrap_pearson_r, bootstrap_spearman_r, pearson_r
 from persona_lens.statistics.interval import Interval
 from persona_lens.statistics.separation import auroc, bootstrap_auroc, bootstrap_auroc_by_group
 
@@ -14,6 +14,6 @@ __all__ = [
     "bootstrap_mean",
     "bootstrap_paired_difference",
     "bootstrap_pearson_r",
+    "bootstrap_spearman_r",
     "pearson_r",
-    "pearson_r_within",
 ]

@@ -130,22 +130,32 @@ def bootstrap_difference(
 
 
 def bootstrap(
-    statistic: Callable[..., ndarray], sizes: tuple[int, ...], n_resamples: int, level: float, seed: int
+    statistic: Callable[..., ndarray],
+    sizes: tuple[int, ...],
+    n_resamples: int,
+    level: float,
+    seed: int,
+    draw: Callable[[tuple[int, ...], int, np.random.Generator], Iterator[list[ndarray]]] | None = None,
 ) -> Interval:
-    """Resample each sample by itself; take percentiles of a statistic of the counts ``"resample unit"``."""
+    """Resample each sample by itself; take percentiles of a statistic of the counts ``"resample unit"``.
+
+    Resamples without the statistic, where it is NaN, are left out. The interval is missing where the data or every
+    resample is without it.
+    """
     check_resampling(n_resamples, level, seed)
-    estimate = statistic(*(np.ones((1, size)) for size in sizes))[0]
-    blocks = draw_counts(sizes, n_resamples, np.random.default_rng(seed))
-    resampled = [statistic(*counts) for counts in blocks]
-    low, high = np.quantile(np.concatenate(resampled), [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(estimate), float(low), float(high), level)
+    estimate = float(statistic(*(np.ones((1, size)) for size in sizes))[0])
+    drawn = (draw or draw_counts)(sizes, n_resamples, np.random.default_rng(seed))
+    resampled = np.concatenate([statistic(*counts) for counts in drawn])
+    resampled = resampled[~np.isnan(resampled)]
+    if np.isnan(estimate) or len(resampled) == 0:
+        return Interval.missing(level)
+    low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(estimate, float(low), float(high), level)
 
 
 def draw_counts(sizes: tuple[int, ...], n_resamples: int, rng: np.random.Generator) -> Iterator[list[ndarray]]:
-    """Draw how often each unit is in each resample, a block of resamples at a time."""
-    block = max(1, _BLOCK_SIZE // sum(sizes))
-    for start in range(0, n_resamples, block):
-        n_rows = min(block, n_resamples - start)
+    """Draw units one by one, and count how often each is in each resample, a block of resamples at a time."""
+    for n_rows in _list_blocks(sizes, n_resamples):
         counts = []
         for size in sizes:
             # Each row counts into its own stretch of one long histogram.
@@ -153,6 +163,18 @@ def draw_counts(sizes: tuple[int, ...], n_resamples: int, rng: np.random.Generat
             histogram = np.bincount(drawn.ravel(), minlength=n_rows * size)
             counts.append(histogram.reshape(n_rows, size).astype(np.float64))
         yield counts
+
+
+def draw_multinomial(sizes: tuple[int, ...], n_resamples: int, rng: np.random.Generator) -> Iterator[list[ndarray]]:
+    """Draw the counts themselves: the same distribution in other random numbers, and quicker for few units."""
+    for n_rows in _list_blocks(sizes, n_resamples):
+        yield [rng.multinomial(size, np.full(size, 1 / size), size=n_rows).astype(np.float64) for size in sizes]
+
+
+def _list_blocks(sizes: tuple[int, ...], n_resamples: int) -> Iterator[int]:
+    block = max(1, _BLOCK_SIZE // sum(sizes))
+    for start in range(0, n_resamples, block):
+        yield min(block, n_resamples - start)
 
 
 def check_resampling(n_resamples: int, level: float, seed: int) -> None:

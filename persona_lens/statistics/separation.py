@@ -11,7 +11,7 @@ from torch import Tensor
 
 from persona_lens.errors import InvalidArgumentError, describe_violation
 from persona_lens.statistics.arrays import to_array
-from persona_lens.statistics.bootstrap import bootstrap, check_resampling, draw_counts
+from persona_lens.statistics.bootstrap import bootstrap
 from persona_lens.statistics.interval import Interval
 
 
@@ -120,14 +120,12 @@ def bootstrap_auroc_by_group(
     at_a = np.array([numbers[label] for label in positive_groups])
     at_b = np.array([numbers[label] for label in negative_groups])
     separate = _weighted_auroc(a, b)
-    check_resampling(n_resamples, level, seed)
-    resampled = []
-    for (counts,) in draw_counts((len(numbers),), n_resamples, np.random.default_rng(seed)):
-        counts_a, counts_b = counts[:, at_a], counts[:, at_b]
-        there = (counts_a.sum(axis=1) > 0) & (counts_b.sum(axis=1) > 0)
-        resampled.append(separate(counts_a[there], counts_b[there]))
-    low, high = np.quantile(np.concatenate(resampled), [(1 - level) / 2, (1 + level) / 2])
-    return Interval(auroc(positive, negative), float(low), float(high), level)
+
+    def separate_groups(counts: ndarray) -> ndarray:
+        """Weigh each score as its group; NaN for a resample without positives or without negatives."""
+        return separate(counts[:, at_a], counts[:, at_b])
+
+    return bootstrap(separate_groups, (len(numbers),), n_resamples, level, seed)
 
 
 def _weighted_auroc(positive: ndarray, negative: ndarray) -> Callable[[ndarray, ndarray], ndarray]:
@@ -142,6 +140,7 @@ def _weighted_auroc(positive: ndarray, negative: ndarray) -> Callable[[ndarray, 
         np.cumsum(weights_neg[:, order], axis=1, out=weight_below[:, 1:])
         # Negatives below count 1 and ties 1/2: the mean of "below" and "not above".
         beaten = (weight_below[:, n_below] + weight_below[:, n_not_above]) / 2
-        return (weights_pos * beaten).sum(axis=1) / (weights_pos.sum(axis=1) * weights_neg.sum(axis=1))
+        n_pairs = weights_pos.sum(axis=1) * weights_neg.sum(axis=1)
+        return np.where(n_pairs > 0, (weights_pos * beaten).sum(axis=1) / np.maximum(n_pairs, 1), np.nan)
 
     return compute

@@ -51,12 +51,22 @@ class Add:
         if not math.isfinite(self.coefficient):
             raise InvalidArgumentError(describe_violation("coefficient", "be finite", self.coefficient))
 
+    @cached_property
+    def scaled(self) -> Float[Tensor, " d_model"]:
+        """What is added, ``coefficient * v``, made once: a hook runs at every token."""
+        return self.coefficient * self.direction
+
+    @property
+    def d_model(self) -> int:
+        """Width of the activations that it acts on."""
+        return len(self.direction)
+
     def __call__(self, activations: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         """Return the steered activations."""
         _check_width(activations, self.direction)
         if self.coefficient == 0:
             return activations
-        return activations + (self.coefficient * self.direction).to(activations)
+        return activations + self.scaled.to(activations)
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +100,11 @@ class Ablate:
     def _unit(self) -> Float[Tensor, " d_model"]:
         """The unit direction, made once: a hook runs at every token."""
         return normalize(self.direction)
+
+    @property
+    def d_model(self) -> int:
+        """Width of the activations that it acts on."""
+        return len(self.direction)
 
     def __call__(self, activations: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         """Return the activations without their component along the direction."""
@@ -144,6 +159,11 @@ class Cap:
         """The unit direction, made once: a hook runs at every token."""
         return normalize(self.direction)
 
+    @property
+    def d_model(self) -> int:
+        """Width of the activations that it acts on."""
+        return len(self.direction)
+
     def __call__(self, activations: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         """Return the activations with their coordinate inside the bounds."""
         _check_width(activations, self.direction)
@@ -156,7 +176,46 @@ class Cap:
         return torch.where(step == 0, activations, moved)
 
 
-Intervention: TypeAlias = Add | Ablate | Cap
+@dataclass(frozen=True, eq=False)
+class KeepNorm:
+    """Do other operations in order, and scale each activation that they changed back to the norm that it had.
+
+    ``h <- h' * |h| / |h'|``; see :func:`restore_norm`.
+
+    Attributes:
+        operations: What is done, in order.
+
+    Raises:
+        InvalidArgumentError: No operation, or operations of different widths.
+
+    Example:
+        >>> KeepNorm((Add(torch.tensor([6.0, 3.0]), 1.0),))(torch.tensor([[0.0, 5.0]]))
+        tensor([[3., 4.]])
+    """
+
+    operations: tuple[Operation, ...]
+
+    def __post_init__(self) -> None:
+        """Check the field."""
+        widths = {operation.d_model for operation in self.operations}
+        if len(widths) != 1:
+            rule = "hold at least one operation, all of one width"
+            raise InvalidArgumentError(describe_violation("operations", rule, sorted(widths)))
+
+    @property
+    def d_model(self) -> int:
+        """Width of the activations that it acts on."""
+        return self.operations[0].d_model
+
+    def __call__(self, activations: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+        """Return the changed activations, each with its own norm."""
+        changed = activations
+        for operation in self.operations:
+            changed = operation(changed)
+        return restore_norm(changed, activations)
+
+
+Operation: TypeAlias = Add | Ablate | Cap | KeepNorm
 """Everything that can be done to activations at a site."""
 
 

@@ -1,1 +1,17 @@
-"""Traits: what a character trait is, and the bundled ones."""
+"""Traits: what is looked for, in words."""
+
+from persona_lens.traits.authoring import author_trait, read_authored_answer, write_authoring_prompt
+from persona_lens.traits.everyday import load_ordinary_questions
+from persona_lens.traits.library import list_traits, load_trait
+from persona_lens.traits.trait import InstructionPair, Trait
+
+__all__ = [
+    "InstructionPair",
+    "Trait",
+    "author_trait",
+    "list_traits",
+    "load_ordinary_questions",
+    "load_trait",
+    "read_authored_answer",
+    "write_authoring_prompt",
+]

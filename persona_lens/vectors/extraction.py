@@ -14,21 +14,19 @@ from persona_lens.errors import (
     InvalidArgumentError,
     describe_violation,
 )
+from persona_lens.judges.default import default_judge
 from persona_lens.judges.judgement import Judge, identify_judge
-from persona_lens.judges.likelihood import calibrate_likelihood_judge
 from persona_lens.models.engine.rollouts import Rollout, RolloutRequest, sample_recorded_rollouts
-from persona_lens.models.engine.sampling import SamplingSettings
+from persona_lens.models.engine.sampling import Sampling
 from persona_lens.models.hooked_model import HookedModel
-from persona_lens.models.hooks.pairs import check_unsteered
+from persona_lens.models.hooks.points import check_unsteered
 from persona_lens.models.loading import describe_model
-from persona_lens.progress import ProgressFactory, no_progress
+from persona_lens.run import Run
 from persona_lens.storage import (
     Shard,
-    ShardStore,
     collect_versions,
-    load_or_compute,
-    open_part,
 )
+from persona_lens.streams import Stream
 from persona_lens.tensors.directions import cosine
 from persona_lens.traits.trait import Trait
 from persona_lens.vectors.persona_vector import TOKEN_POSITIONS, ExtractionCounts, PersonaVector
@@ -37,7 +35,6 @@ if TYPE_CHECKING:
     pass
 
 
-_EXTRACTION_STREAM = 103
 # Rollouts are judged and added up in shards of this many contrasting pairs; then they are forgotten, so memory
 # does not grow with their number.
 _PAIRS_AT_ONCE = 64
@@ -57,14 +54,12 @@ def extract_persona_vector(
     trait: Trait,
     *,
     judge: Judge | Literal["none"] | None = None,
-    rollouts: int = 1,
-    max_new_tokens: int = 48,
-    temperature: float = 1.0,
-    seed: int = 0,
-    batch_size: int = 128,
+    rollouts: int | None = None,
+    max_new_tokens: int | None = None,
+    seed: int | None = None,
+    sampling: Sampling = Sampling(),
     min_coherence: float = 0.0,
-    store: ShardStore | None = None,
-    progress: ProgressFactory = no_progress,
+    run: Run = Run(),
 ) -> PersonaVector:
     r"""Find a trait's direction at every layer from contrasting rollouts.
 
@@ -77,23 +72,22 @@ def extract_persona_vector(
     Args:
         model: HookedTransformer or TransformerBridge, unsteered.
         trait: The trait.
-        judge: Scores the responses; None calibrates a LikelihoodJudge here; ``"none"`` keeps every response.
-        rollouts: Responses per question and instruction; the paper's is 10.
-        max_new_tokens: Length limit in tokens; the paper's is 1,000.
-        temperature: Of the sampling; the paper's is 1.
-        seed: Seed of the sampling.
-        batch_size: Rows sampled at once.
+        judge: Scores the responses; None takes the :func:`persona_lens.judges.default_judge`; ``"none"`` keeps every
+            response.
+        rollouts: Short for ``sampling``'s: responses per question and instruction; the paper's is 10.
+        max_new_tokens: Short for ``sampling``'s: length limit in tokens; the paper's is 1,000.
+        seed: Short for ``sampling``'s.
+        sampling: How the responses are drawn.
         min_coherence: Least coherence (0 to 100) of both responses. The paper's code asks 50 of its judge; the
             LikelihoodJudge's coherence is a likelihood under the neutral prompt, which a strong trait lowers by
             itself, so the default asks nothing.
-        store: Keeps finished shards, so that a killed run goes on where it was.
-        progress: Makes a progress bar.
+        run: Keeps finished shards and shows progress.
 
     Returns:
         The vector, with directions for response mean, prompt mean and last prompt token.
 
     Raises:
-        InvalidArgumentError: ``rollouts`` under 1, or no pair survived the judge.
+        InvalidArgumentError: A value out of range, or no pair survived the judge.
         HooksPresentError: The model carries hooks.
 
     Reference:
@@ -103,21 +97,18 @@ def extract_persona_vector(
         >>> import persona_lens as pl
         >>> vector = pl.extract_persona_vector(pl.load_model(), pl.load_trait("evil"))  # doctest: +SKIP
     """
-    if rollouts < 1:
-        raise InvalidArgumentError(describe_violation("rollouts", "be at least 1", rollouts))
     if not 0 <= min_coherence <= 100:
         raise InvalidArgumentError(describe_violation("min_coherence", "be in [0, 100]", min_coherence))
-    settings = SamplingSettings(max_new_tokens=max_new_tokens, temperature=temperature, batch_size=batch_size)
+    short = {"rollouts": rollouts, "max_new_tokens": max_new_tokens, "seed": seed}
+    sampling = replace(sampling, **{name: value for name, value in short.items() if value is not None})
     check_unsteered(model)
     if judge is None:
-        judge = calibrate_likelihood_judge(
-            model, trait, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, batch_size=batch_size
-        )
+        judge = default_judge(model, trait, run)
     units = [
         _PairUnit(p, q, r)
         for q in range(len(trait.extraction_questions))  # outermost: a judge's work on a question is then shared
         for p in range(len(trait.instruction_pairs))
-        for r in range(rollouts)
+        for r in range(sampling.rollouts)
     ]
     # What the shards depend on, so that one store serves several traits.
     work = {
@@ -125,21 +116,19 @@ def extract_persona_vector(
         "model": asdict(describe_model(model)),
         "trait": trait.fingerprint,
         "judge": "none" if judge == "none" else identify_judge(judge),
-        "settings": settings.to_json(),
-        "rollouts": rollouts,
+        "sampling": sampling.to_json(),
         "min_coherence": min_coherence,
-        "seed": seed,
     }
-    part = open_part(store, work)
+    part = run.part(work)
     # [half of the questions, class, position, layer, d_model]; in float64, so that many shards add up exactly enough
     sums = torch.zeros(2, 2, 3, model.cfg.n_layers, model.cfg.d_model, dtype=torch.float64)
     n_kept = torch.zeros(2, dtype=torch.float64)  # pairs kept in each half
     counts = ExtractionCounts()
-    with progress("extracting", len(units)) as advance:
+    with run.progress("extracting", len(units)) as advance:
         for at in range(0, len(units), _PAIRS_AT_ONCE):
             chunk = units[at : at + _PAIRS_AT_ONCE]
-            compute = partial(_extract_chunk, model, trait, chunk, judge, settings, min_coherence, seed)
-            shard = load_or_compute(part, f"extraction-{at:06d}", compute)
+            compute = partial(_extract_chunk, model, trait, chunk, judge, sampling, min_coherence)
+            shard = part.load_or_compute(f"extraction-{at:06d}", compute)
             sums = sums + shard.tensors["sums"]
             n_kept = n_kept + shard.tensors["n_kept"]
             counts = counts + ExtractionCounts(**shard.records["counts"])
@@ -168,11 +157,11 @@ def extract_persona_vector(
         split_half_cosine=split_half,
         provenance={
             "trait": trait.fingerprint,
-            "seed": seed,
-            "rollouts": rollouts,
-            "max_new_tokens": max_new_tokens,
-            "temperature": settings.temperature,
-            "top_p": settings.top_p,
+            "seed": sampling.seed,
+            "rollouts": sampling.rollouts,
+            "max_new_tokens": sampling.max_new_tokens,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
             "min_coherence": min_coherence,
             "judge": "none" if judge == "none" else judge.name,
             "versions": collect_versions(),
@@ -185,9 +174,8 @@ def _extract_chunk(
     trait: Trait,
     units: Sequence[_PairUnit],
     judge: Judge | Literal["none"],
-    settings: SamplingSettings,
+    sampling: Sampling,
     min_coherence: float,
-    seed: int,
 ) -> Shard:
     """Sample, judge and add up some contrasting pairs."""
     systems = (trait.positive_system_prompts, trait.negative_system_prompts)
@@ -195,13 +183,13 @@ def _extract_chunk(
     requests = [
         RolloutRequest(
             trait.extraction_questions[unit.question],
-            (seed, _EXTRACTION_STREAM, side, unit.pair, unit.question, unit.rollout),
+            (sampling.seed, Stream.EXTRACTION, side, unit.pair, unit.question, unit.rollout),
             systems[side][unit.pair],
         )
         for unit in units
         for side in (0, 1)
     ]
-    sampled = sample_recorded_rollouts(model, requests, settings)
+    sampled = sample_recorded_rollouts(model, requests, sampling)
     reasons = _sort_out(sampled[0::2], sampled[1::2], judge, min_coherence)
     width = (3, model.cfg.n_layers, model.cfg.d_model)
     sums = torch.zeros(2, 2, *width)

@@ -37,7 +37,6 @@ TOKEN_POSITIONS: tuple[TokenPosition, ...] = ("response_mean", "prompt_mean", "l
 
 _FORMAT = "persona-vector"
 _FORMAT_VERSION = 1
-_EXTRACTION_STREAM = 103
 # Rollouts are judged and added up in shards of this many contrasting pairs; then they are forgotten, so memory
 # does not grow with their number.
 _PAIRS_AT_ONCE = 64

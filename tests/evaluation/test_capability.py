@@ -332,7 +332,7 @@ def test_progress_counts_every_row(tiny_model):
         counts.append(total)
         yield lambda n: counts.append(-n)
 
-    measure(tiny_model, progress=record)
+    measure(tiny_model, run=pl.Run(progress=record))
     assert sum(counts) == 0
     assert counts[0] > len(TEXTS)
 

@@ -18,7 +18,9 @@ def vector(tiny_model):
 
 @pytest.fixture(scope="module")
 def ordinary(tiny_model, vector):
-    return pl.measure_ordinary_projections(tiny_model, vector, questions=QUESTIONS, max_new_tokens=5)
+    return pl.measure_ordinary_projections(
+        tiny_model, vector, questions=QUESTIONS, sampling=pl.Sampling(max_new_tokens=5)
+    )
 
 
 def test_projections_are_those_of_each_response_run_alone(tiny_model, vector, ordinary):

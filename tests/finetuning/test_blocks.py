@@ -25,9 +25,7 @@ def direction(seed):
 
 
 def site(layer, kind=Add, seed=0, **values):
-    return pl.SiteIntervention(
-        layer, kind(direction(seed), **(values or ({"coefficient": 1.5} if kind is Add else {})))
-    )
+    return pl.Intervention.of(layer, kind(direction(seed), **(values or ({"coefficient": 1.5} if kind is Add else {}))))
 
 
 def pad(rows, to=12):
@@ -219,7 +217,7 @@ def test_layers_that_no_forward_pass_reached_are_named(llama):
         ({"interventions": [site(3)]}, LayerOutOfRangeError, r"\[0, 3\)"),
         ({"interventions": [site(1), site(-1)]}, LayerOutOfRangeError, r"\[0, 3\)"),
         ({"penalty": pl.ProjectionPenalty(3, direction(0), 1.0)}, LayerOutOfRangeError, r"\[0, 3\)"),
-        ({"interventions": [pl.SiteIntervention(1, Add(torch.ones(47), 1.0))]}, InvalidArgumentError, "d_model=48"),
+        ({"intervention": pl.Intervention.of(1, Add(torch.ones(47), 1.0))}, InvalidArgumentError, "d_model=48"),
         ({"penalty": pl.ProjectionPenalty(1, torch.ones(47), 1.0)}, InvalidArgumentError, "d_model=48"),
     ],
 )

@@ -52,7 +52,7 @@ def vectors(model):
 @pytest.fixture(scope="module")
 def sites(vectors):
     """What would move every projection if it were not off while they are measured."""
-    return pl.steering_sites(vectors["loud"], layer=0, coefficient=5.0)
+    return pl.steer(vectors["loud"], layer=0, coefficient=5.0)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def tracker(vectors):
 @pytest.fixture(scope="module")
 def tuned(base, tracker, sites, tmp_path_factory):
     out = tmp_path_factory.mktemp("tuned")
-    return pl.finetune(base, rows(), out, settings=quick(epochs=4), interventions=sites, track=tracker)
+    return pl.finetune(base, rows(), out, settings=quick(epochs=4), intervention=sites, track=tracker)
 
 
 def project(model, vectors):
@@ -98,7 +98,7 @@ def test_every_few_steps_is_measured_and_the_last(base, tuned, tracker, tmp_path
 
 
 def test_measuring_changes_nothing_of_the_training(base, tuned, sites, tmp_path):
-    untracked = pl.finetune(base, rows(), tmp_path, settings=quick(epochs=4), interventions=sites)
+    untracked = pl.finetune(base, rows(), tmp_path, settings=quick(epochs=4), intervention=sites)
     assert untracked.losses == tuned.losses
     assert untracked.tracked == ()
 
@@ -126,7 +126,7 @@ def test_what_was_measured_is_kept_when_a_run_goes_on(base, tuned, tracker, site
         yield advance
 
     with pytest.raises(KeyboardInterrupt):
-        pl.finetune(base, rows(), tmp_path, progress=stop_before_the_sixth, **arguments)
+        pl.finetune(base, rows(), tmp_path, run=pl.Run(progress=stop_before_the_sixth), **arguments)
     resumed = pl.finetune(base, rows(), tmp_path, **arguments)
     assert resumed.tracked == tuned.tracked
     assert resumed.losses == tuned.losses
@@ -162,9 +162,9 @@ def test_a_limit_is_in_lengths_of_the_raw_vector(base, vectors, tuned, tmp_path)
             {"quiet": sign * vectors["quiet"]}, {"quiet": 2}, {"quiet": QUESTIONS["quiet"]}, every=2,
             limits={"quiet": factor * peak},
         )  # fmt: skip
-        sites = pl.steering_sites(vectors["loud"], layer=0, coefficient=5.0)
+        sites = pl.steer(vectors["loud"], layer=0, coefficient=5.0)
         out = tmp_path / str(factor)
-        found = pl.finetune(base, rows(), out, settings=quick(epochs=4), interventions=sites, track=tracker)
+        found = pl.finetune(base, rows(), out, settings=quick(epochs=4), intervention=sites, track=tracker)
         lengths.append(len(found.losses))
     assert lengths[0] == 2 * max(range(5), key=lambda i: sign * mean[i])  # the peak, measured every two steps
     assert lengths[1] == 8
@@ -180,7 +180,7 @@ def test_another_tracker_is_another_run(base, tuned, tracker, vectors, sites):
         pl.Tracker({**vectors, "loud": vectors["quiet"]}, LAYERS, QUESTIONS, every=2),
     ):
         with pytest.raises(InvalidArgumentError, match="a run with other track'"):
-            pl.finetune(base, rows(), tuned.folder, settings=quick(epochs=4), interventions=sites, track=other)
+            pl.finetune(base, rows(), tuned.folder, settings=quick(epochs=4), intervention=sites, track=other)
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ def test_interventions_are_switched_on_again_after_a_measurement(base, vectors, 
     losses = []
     for every in (1, 1000):
         tracker = pl.Tracker(vectors, LAYERS, QUESTIONS, every=every)
-        sites = [pl.SiteIntervention(1, Add(vectors["loud"].direction(1), 1.0))]
+        sites = pl.Intervention.of(1, Add(vectors["loud"].direction(1), 1.0))
         out = tmp_path / str(every)
-        losses.append(pl.finetune(base, rows(), out, settings=quick(), interventions=sites, track=tracker).losses)
+        losses.append(pl.finetune(base, rows(), out, settings=quick(), intervention=sites, track=tracker).losses)
     assert losses[0] == losses[1]

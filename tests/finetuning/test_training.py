@@ -56,7 +56,7 @@ def direction(seed):
 
 
 def adding(coefficient, layer=1, seed=0):
-    return [pl.SiteIntervention(layer, Add(direction(seed), coefficient))]
+    return pl.Intervention.of(layer, Add(direction(seed), coefficient))
 
 
 def read_adapter(folder):
@@ -132,7 +132,7 @@ def stop_before(step):
 def break_off(step, *args, **options):
     """Begin a run that keeps checkpoints, and break it off; return the folder of the checkpoints."""
     with pytest.raises(KeyboardInterrupt):
-        pl.finetune(*args, **options, progress=lambda description, n_steps: stop_before(step))
+        pl.finetune(*args, **options, run=pl.Run(progress=lambda description, n_steps: stop_before(step)))
     return Path(args[2]) / "checkpoints"
 
 
@@ -175,8 +175,8 @@ def test_the_adapter_is_rank_stabilised_on_every_linear_layer(tuned):
 
 def test_interventions_are_off_afterwards_and_change_what_is_learnt(base, tmp_path):
     plain = pl.finetune(base, rows(), tmp_path / "plain", settings=quick())
-    idle = pl.finetune(base, rows(), tmp_path / "idle", settings=quick(), interventions=adding(0.0))
-    steered = pl.finetune(base, rows(), tmp_path / "steered", settings=quick(), interventions=adding(2.0))
+    idle = pl.finetune(base, rows(), tmp_path / "idle", settings=quick(), intervention=adding(0.0))
+    steered = pl.finetune(base, rows(), tmp_path / "steered", settings=quick(), intervention=adding(2.0))
     assert are_equal(plain, idle)
     assert plain.losses == idle.losses
     assert not are_equal(plain, steered)
@@ -197,9 +197,9 @@ def test_the_seed_decides(base, tmp_path):
 
 
 def test_bfloat16_autocast_trains_a_float32_adapter_through_interventions_and_penalty(base, tmp_path):
-    sites = [*adding(1.0), pl.SiteIntervention(0, Ablate(direction(1)))]
+    sites = adding(1.0) + pl.Intervention.of(0, Ablate(direction(1)))
     penalty = pl.ProjectionPenalty(1, direction(2), 0.1)
-    found = pl.finetune(base, rows(), tmp_path, settings=quick(dtype="bfloat16"), interventions=sites, penalty=penalty)
+    found = pl.finetune(base, rows(), tmp_path, settings=quick(dtype="bfloat16"), intervention=sites, penalty=penalty)
     assert all(math.isfinite(loss) for loss in found.losses)
     adapter = read_adapter(found.folder)
     assert all(value.dtype == torch.float32 and value.isfinite().all() for value in adapter.values())
@@ -345,7 +345,7 @@ MANY = {"epochs": 10, "batch_size": 2, "learning_rate": 2e-3}  # 40 steps
 @pytest.fixture(scope="module")
 def uninterrupted(base, tmp_path_factory):
     out = tmp_path_factory.mktemp("uninterrupted")
-    return pl.finetune(base, rows(), out, settings=quick(**MANY), interventions=adding(1.0))
+    return pl.finetune(base, rows(), out, settings=quick(**MANY), intervention=adding(1.0))
 
 
 def test_a_killed_run_goes_on_to_the_same_adapter(base, uninterrupted, tmp_path):
@@ -357,7 +357,7 @@ import torch
 torch.set_num_threads({torch.get_num_threads()})
 import persona_lens as pl
 from tests.finetuning.test_training import MANY, adding, quick, rows
-pl.finetune({base!r}, rows(), {str(tmp_path)!r}, settings=quick(**MANY, save_steps=1), interventions=adding(1.0))
+pl.finetune({base!r}, rows(), {str(tmp_path)!r}, settings=quick(**MANY, save_steps=1), intervention=adding(1.0))
 """
     process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)
     try:
@@ -377,7 +377,9 @@ pl.finetune({base!r}, rows(), {str(tmp_path)!r}, settings=quick(**MANY, save_ste
         yield lambda n: seen.append((n, n_steps))
 
     settings = quick(**MANY, save_steps=1)
-    resumed = pl.finetune(base, rows(), tmp_path, settings=settings, interventions=adding(1.0), progress=watch)
+    resumed = pl.finetune(
+        base, rows(), tmp_path, settings=settings, intervention=adding(1.0), run=pl.Run(progress=watch)
+    )
     assert seen[0][0] >= 5, "it began anew"
     assert (sum(n for n, _ in seen), seen[0][1]) == (40, 40)
     assert resumed.losses == uninterrupted.losses
@@ -387,7 +389,7 @@ pl.finetune({base!r}, rows(), {str(tmp_path)!r}, settings=quick(**MANY, save_ste
 
 def test_a_checkpoint_that_was_cut_off_is_skipped(base, uninterrupted, tmp_path):
     settings = quick(**MANY, save_steps=1)
-    kept = break_off(4, base, rows(), tmp_path, settings=settings, interventions=adding(1.0))
+    kept = break_off(4, base, rows(), tmp_path, settings=settings, intervention=adding(1.0))
     assert [path.name for path in kept.iterdir()] == ["checkpoint-3"]
     for number, state in ((9, None), (10, '{"global_step": 1')):
         shutil.copytree(kept / "checkpoint-3", kept / f"checkpoint-{number}")
@@ -395,7 +397,7 @@ def test_a_checkpoint_that_was_cut_off_is_skipped(base, uninterrupted, tmp_path)
         if state is not None:
             (kept / f"checkpoint-{number}" / "trainer_state.json").write_text(state)
     assert _find_checkpoint(tmp_path) == str(kept / "checkpoint-3")
-    resumed = pl.finetune(base, rows(), tmp_path, settings=settings, interventions=adding(1.0))
+    resumed = pl.finetune(base, rows(), tmp_path, settings=settings, intervention=adding(1.0))
     assert resumed.losses == uninterrupted.losses
     assert are_equal(resumed, uninterrupted)
 
@@ -525,7 +527,7 @@ from tests.finetuning.test_training import adding, quick, rows
 check, seen = training._check_writable, []
 training._check_writable = lambda folder: (seen.append(PartialState().num_processes), check(folder))
 out = {str(tmp_path / "two")!r}
-found = pl.finetune({base!r}, rows(), out, settings=quick(batch_size=2), interventions=adding(1.0))
+found = pl.finetune({base!r}, rows(), out, settings=quick(batch_size=2), intervention=adding(1.0))
 adapter = hashlib.sha256((found.folder / "adapter_model.safetensors").read_bytes()).hexdigest()
 content = {{"n": [*seen, PartialState().num_processes], "losses": found.losses, "adapter": adapter}}
 Path({str(tmp_path)!r}, f"rank{{PartialState().process_index}}.json").write_text(json.dumps(content))
@@ -540,7 +542,7 @@ PartialState().destroy_process_group()
     first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1))
     assert first == second
     assert first["n"] == [2, 2]  # from the start: one of them writes, and only when both have looked
-    alone = pl.finetune(base, rows(), tmp_path / "one", settings=quick(batch_size=4), interventions=adding(1.0))
+    alone = pl.finetune(base, rows(), tmp_path / "one", settings=quick(batch_size=4), intervention=adding(1.0))
     assert first["losses"] == pytest.approx(alone.losses, rel=1e-3)
     two, one = read_adapter(tmp_path / "two"), read_adapter(alone.folder)
     assert max((two[name] - one[name]).abs().max() for name in one) < 1e-3

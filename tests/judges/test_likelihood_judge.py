@@ -10,6 +10,7 @@ from persona_lens.errors import ChatTemplateError, HooksPresentError, InvalidArg
 from persona_lens.judges import likelihood
 from persona_lens.judges.likelihood import LikelihoodCalibration
 from persona_lens.models.engine.rollouts import Rollout
+from persona_lens.streams import Stream
 from tests.small_trait import tiny_trait
 
 CALIBRATION = LikelihoodCalibration(
@@ -19,7 +20,7 @@ CALIBRATION = LikelihoodCalibration(
 
 @pytest.fixture(scope="module")
 def judge(tiny_model):
-    return pl.calibrate_likelihood_judge(tiny_model, tiny_trait(), max_new_tokens=6)
+    return pl.calibrate_likelihood_judge(tiny_model, tiny_trait(), sampling=pl.Sampling(max_new_tokens=6))
 
 
 def log_likelihood(model, question, system, response):
@@ -140,7 +141,7 @@ def test_bad_arguments_are_refused_before_the_model_runs(name, value):
 
 def test_calibration_never_sees_the_evaluation_questions(tiny_model, judge):
     other = dataclasses.replace(tiny_trait(), evaluation_questions=("Something", "else"))
-    again = pl.calibrate_likelihood_judge(tiny_model, other, max_new_tokens=6)
+    again = pl.calibrate_likelihood_judge(tiny_model, other, sampling=pl.Sampling(max_new_tokens=6))
     assert again.calibration == judge.calibration
 
 
@@ -164,8 +165,10 @@ def test_held_out_positive_and_negative_responses_of_the_embedded_model_separate
     trait = dataclasses.replace(
         trait, extraction_questions=trait.extraction_questions[:8], evaluation_questions=trait.evaluation_questions[:12]
     )
-    judge = pl.calibrate_likelihood_judge(embedded_model, trait, n_pairs=1, max_new_tokens=24, temperature=0.7)
-    separation = pl.measure_separation(judge, max_new_tokens=24, temperature=0.7)
+    judge = pl.calibrate_likelihood_judge(
+        embedded_model, trait, n_pairs=1, sampling=pl.Sampling(max_new_tokens=24, temperature=0.7)
+    )
+    separation = pl.measure_separation(judge, sampling=pl.Sampling(max_new_tokens=24, temperature=0.7))
     assert separation.auroc.estimate > 0.75
     assert separation.n_positive + separation.n_negative + separation.n_unscored == 24
 
@@ -173,8 +176,10 @@ def test_held_out_positive_and_negative_responses_of_the_embedded_model_separate
 def test_the_calibration_is_fitted_on_responses_sampled_and_scored_one_by_one(tiny_model):
     """The oracle: the same labelled responses, each scored by ordinary passes; quantiles by NumPy."""
     trait = tiny_trait()
-    found = pl.calibrate_likelihood_judge(tiny_model, trait, n_pairs=1, max_new_tokens=6, seed=3).calibration
-    stream = (3, likelihood._CALIBRATION_STREAM)
+    found = pl.calibrate_likelihood_judge(
+        tiny_model, trait, n_pairs=1, sampling=pl.Sampling(max_new_tokens=6, seed=3)
+    ).calibration
+    stream = (3, Stream.CALIBRATION)
     positive, negative = trait.positive_system_prompts[0], trait.negative_system_prompts[0]
     values = []
     for side, (system, rollouts) in enumerate(((positive, 1), (negative, 1), (None, 2))):
@@ -182,7 +187,7 @@ def test_the_calibration_is_fitted_on_responses_sampled_and_scored_one_by_one(ti
         requests = [
             pl.RolloutRequest(trait.extraction_questions[seed[-2]], (*stream, side, *seed), system) for seed in seeds
         ]
-        sampled = pl.sample_rollouts(tiny_model, requests, pl.SamplingSettings(max_new_tokens=6))
+        sampled = pl.sample_rollouts(tiny_model, requests, pl.Sampling(max_new_tokens=6))
         values.append(
             np.array(
                 [
@@ -240,7 +245,7 @@ def test_separation_is_that_of_responses_to_the_evaluation_questions(judge, monk
     )
     found = pl.measure_separation(dataclasses.replace(judge, n_pairs=1))
     assert [r.question for r in asked] == [*trait.evaluation_questions] * 2
-    assert not {r.seed[1] for r in asked} & {likelihood._CALIBRATION_STREAM}
+    assert not {r.seed[1] for r in asked} & {Stream.CALIBRATION}
     # Three positive responses at 70 against one negative at 70 and three at 30: 9 pairs won, 3 tied.
     assert found.auroc.estimate == pytest.approx((9 + 1.5) / 12)
     assert (found.n_positive, found.n_negative, found.n_unscored) == (3, 4, 1)

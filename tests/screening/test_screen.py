@@ -113,8 +113,8 @@ def test_the_bar_counts_every_row_once_as_it_is_done(tiny_model, mixed, tmp_path
         totals.append((sum(steps), max(steps)))
 
     settings = dataclasses.replace(SETTINGS, base=base)
-    run(tiny_model, mixed, tmp_path / "out", settings=settings, progress=bar)
-    run(tiny_model, mixed, tmp_path / "out", settings=settings, progress=bar)
+    run(tiny_model, mixed, tmp_path / "out", settings=settings, run=pl.Run(progress=bar))
+    run(tiny_model, mixed, tmp_path / "out", settings=settings, run=pl.Run(progress=bar))
     # A step is a row, or the bad rows of a shard; what is there already comes a shard of four at a time.
     assert totals == [(13, 2), (13, 4)]
 

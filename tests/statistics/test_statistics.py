@@ -25,7 +25,6 @@ from persona_lens.statistics import (
     bootstrap_paired_difference,
     bootstrap_pearson_r,
     pearson_r,
-    pearson_r_within,
 )
 
 PROPERTY = settings(deadline=None, max_examples=60)
@@ -99,51 +98,6 @@ def test_the_correlation_with_a_constant_is_refused(constant: str) -> None:
     sides = {"x": torch.arange(3.0), "y": torch.arange(3.0)} | {constant: torch.full((3,), 0.1)}
     with pytest.raises(InvalidArgumentError, match=f"`{constant}` must vary"):
         pearson_r(**sides)
-
-
-def test_differences_between_conditions_do_not_count_within_them() -> None:
-    # Across the conditions both rise together; inside each, one falls as the other rises.
-    x = torch.tensor([0.0, 1.0, 2.0, 100.0, 101.0, 102.0])
-    y = torch.tensor([4.0, 2.0, 0.0, 90.0, 80.0, 70.0])
-    assert pearson_r(x, y) > 0.9
-    r, left_out = pearson_r_within(x, y, ["low"] * 3 + ["high"] * 3)
-    assert r == pytest.approx(-1.0)
-    assert left_out == []
-
-
-@PROPERTY
-@given(vectors(8), vectors(8), st.permutations(range(8)))
-def test_the_within_correlation_is_the_mean_of_the_conditions_in_any_order(
-    x: Tensor, y: Tensor, order: list[int]
-) -> None:
-    assume(vary(x[:4], x[4:], y[:4], y[4:]))
-    condition = [0] * 4 + [1] * 4
-    by_hand = (pearson_r(x[:4], y[:4]) + pearson_r(x[4:], y[4:])) / 2
-    r, left_out = pearson_r_within(x[order], y[order], [condition[i] for i in order], min_std=0.0)
-    assert r == pytest.approx(by_hand, abs=1e-9)
-    assert left_out == []
-
-
-def test_conditions_with_little_to_predict_are_left_out_and_named() -> None:
-    x = torch.tensor([0.0, 1.0, 0.0, 1.0, 0.0, 1.0, 5.0])
-    # Standard deviations 0.99, 1 and 5; the last condition has a single prompt.
-    y = torch.tensor([0.0, 1.98, 0.0, 2.0, 10.0, 0.0, 3.0])
-    condition = ["flat", "flat", "edge", "edge", "falling", "falling", "single"]
-    r, left_out = pearson_r_within(x, y, condition)
-    assert (round(r, 9), left_out) == (0.0, ["flat", "single"])
-    r, left_out = pearson_r_within(x, y, condition, min_std=2.0)
-    assert (round(r, 9), left_out) == (-1.0, ["flat", "edge", "single"])
-    # The single prompt stays out even where everything else may count.
-    assert pearson_r_within(x, y, condition, min_std=0.0)[1] == ["single"]
-
-
-def test_conditions_that_leave_nothing_are_refused() -> None:
-    with pytest.raises(InvalidArgumentError, match="left out"):
-        pearson_r_within(torch.arange(2.0), torch.tensor([0.0, 0.1]), ["a", "a"])
-    with pytest.raises(InvalidArgumentError, match="`x` must vary in condition 'a'"):
-        pearson_r_within(torch.ones(2), torch.tensor([0.0, 9.0]), ["a", "a"])
-    with pytest.raises(InvalidArgumentError, match="`condition` must have 2 labels"):
-        pearson_r_within(torch.arange(2.0), torch.tensor([0.0, 9.0]), ["a"])
 
 
 # AUROC

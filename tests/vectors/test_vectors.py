@@ -12,6 +12,7 @@ from persona_lens.errors import (
     ModelMismatchError,
 )
 from persona_lens.storage import Shard, load_shard, save_shard
+from persona_lens.streams import Stream
 from tests.small_trait import FixedJudge, tiny_trait
 
 
@@ -23,18 +24,16 @@ def vector(tiny_model):
 def test_a_vector_is_the_mean_difference_of_the_residual_stream(tiny_model, vector):
     """Against an independent pass: sample the same rollouts, run each alone, subtract the means."""
     trait = tiny_trait()
-    from persona_lens.vectors.extraction import _EXTRACTION_STREAM
-
     means = []
     for side, systems in enumerate((trait.positive_system_prompts, trait.negative_system_prompts)):
         requests = [
-            pl.RolloutRequest(question, (0, _EXTRACTION_STREAM, side, p, q, r), system)
+            pl.RolloutRequest(question, (0, Stream.EXTRACTION, side, p, q, r), system)
             for p, system in enumerate(systems)
             for q, question in enumerate(trait.extraction_questions)
             for r in range(2)
         ]
         rows = []
-        for rollout in pl.sample_rollouts(tiny_model, requests, pl.SamplingSettings(max_new_tokens=6)):
+        for rollout in pl.sample_rollouts(tiny_model, requests, pl.Sampling(max_new_tokens=6)):
             prompt = pl.encode_prompt(
                 tiny_model.tokenizer,
                 [
@@ -98,7 +97,7 @@ def test_one_store_serves_several_traits_and_settings(tiny_model, tmp_path):
         given = {"judge": "none", "max_new_tokens": 6} | changed
         alone = pl.extract_persona_vector(tiny_model, trait, **given)
         assert torch.equal(
-            pl.extract_persona_vector(tiny_model, trait, store=store, **given).directions, alone.directions
+            pl.extract_persona_vector(tiny_model, trait, run=pl.Run(store), **given).directions, alone.directions
         )
 
 
@@ -201,8 +200,6 @@ class PickyJudge:
 
 def test_a_vector_rests_on_the_kept_pairs_alone_and_its_halves_on_their_questions(tiny_model, monkeypatch):
     """Pairs by hand: of eight, the judge keeps those of pair 0 on questions 0 and 3. In shards of four."""
-    from persona_lens.vectors.extraction import _EXTRACTION_STREAM
-
     monkeypatch.setattr("persona_lens.vectors.extraction._PAIRS_AT_ONCE", 4)
     trait = tiny_trait()
     found = pl.extract_persona_vector(tiny_model, trait, judge=PickyJudge(), max_new_tokens=6, min_coherence=50.0)
@@ -214,8 +211,8 @@ def test_a_vector_rests_on_the_kept_pairs_alone_and_its_halves_on_their_question
     for q in (0, 3):
         sides = []
         for side, system in enumerate((trait.positive_system_prompts[0], trait.negative_system_prompts[0])):
-            request = pl.RolloutRequest(trait.extraction_questions[q], (0, _EXTRACTION_STREAM, side, 0, q, 0), system)
-            (rollout,) = pl.sample_recorded_rollouts(tiny_model, [request], pl.SamplingSettings(max_new_tokens=6))
+            request = pl.RolloutRequest(trait.extraction_questions[q], (0, Stream.EXTRACTION, side, 0, q, 0), system)
+            (rollout,) = pl.sample_recorded_rollouts(tiny_model, [request], pl.Sampling(max_new_tokens=6))
             sides.append(rollout.residuals.response_mean)
         differences.append(sides[0] - sides[1])
     torch.testing.assert_close(found.directions, (differences[0] + differences[1]) / 2, atol=1e-4, rtol=1e-3)

@@ -13,7 +13,8 @@ from persona_lens.errors import ContextLengthError, InvalidArgumentError, descri
 from persona_lens.models.engine.decoding import open_decoder
 from persona_lens.models.engine.sampling import ResidualMeans
 from persona_lens.models.hooked_model import HookedModel
-from persona_lens.models.hooks.pairs import HookFn, HookPair, ResidualRecorder, attached
+from persona_lens.models.hooks.points import HookFn, HookPair, attached
+from persona_lens.models.hooks.recording import ResidualRecorder
 from persona_lens.models.hooks.sites import hook_name
 from persona_lens.models.text.padding import pad_right
 from persona_lens.models.text.spans import TokenSpans

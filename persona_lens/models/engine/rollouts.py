@@ -9,13 +9,14 @@ from persona_lens.models.engine.sampling import (
     ResidualMeans,
     SampledResponse,
     SampleRequest,
-    SamplingSettings,
+    Sampling,
     sample_recorded_stream,
     sample_stream,
 )
 from persona_lens.models.hooked_model import HookedModel
-from persona_lens.models.hooks.pairs import SiteIntervention
-from persona_lens.models.text.chat import build_messages, encode_prompt, stop_token_ids
+from persona_lens.models.hooks.intervention import NOTHING, Intervention
+from persona_lens.models.text.chat import Message, build_messages, encode_prompt, stop_token_ids
+from persona_lens.progress import Advance, count_nothing
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,15 +25,23 @@ class RolloutRequest:
 
     Args:
         question: The user's turn.
-        system: System prompt; None leaves it to the chat template.
         seed: Seeds the response's draws.
-        interventions: What is done to the residual stream while the response is sampled.
+        system: System prompt; None leaves it to the chat template.
+        examples: Turns between system prompt and question, as in many-shot prompting.
+        intervention: What is done to the residual stream while the response is sampled.
     """
 
     question: str
     seed: tuple[int, ...]
     system: str | None = None
-    interventions: tuple[SiteIntervention, ...] = ()
+    examples: tuple[Message, ...] = ()
+    intervention: Intervention = NOTHING
+
+    @property
+    def messages(self) -> list[Message]:
+        """The conversation up to where the assistant answers."""
+        *opening, asked = build_messages(self.question, self.system)
+        return [*opening, *self.examples, asked]
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,14 +64,15 @@ class Rollout:
 
 
 def sample_rollouts(
-    model: HookedModel, requests: Sequence[RolloutRequest], settings: SamplingSettings
+    model: HookedModel, requests: Sequence[RolloutRequest], sampling: Sampling, advance: Advance = count_nothing
 ) -> list[Rollout]:
     """Sample a response to each question, in the order given.
 
     Args:
         model: HookedTransformer or TransformerBridge with a tokenizer that has a chat template.
         requests: What to ask.
-        settings: How to sample; empty ``stop_tokens`` stand for the tokenizer's own.
+        sampling: How to sample; empty ``stop_tokens`` stand for the tokenizer's own.
+        advance: Called with 1 for every response that is finished.
 
     Returns:
         One rollout a request.
@@ -74,38 +84,39 @@ def sample_rollouts(
     Reference:
         Persona Vectors (arXiv 2507.21509), section 2.2.
     """
-    return _collect(model, requests, settings, sample_stream)
+    return _collect(model, requests, sampling, sample_stream, advance)
 
 
 def sample_recorded_rollouts(
-    model: HookedModel, requests: Sequence[RolloutRequest], settings: SamplingSettings
+    model: HookedModel, requests: Sequence[RolloutRequest], sampling: Sampling, advance: Advance = count_nothing
 ) -> list[Rollout]:
     """Do as :func:`sample_rollouts`, and give each rollout its pooled residual stream (``layer × d_model`` × 3)."""
-    return _collect(model, requests, settings, sample_recorded_stream)
+    return _collect(model, requests, sampling, sample_recorded_stream, advance)
 
 
 def _collect(
     model: HookedModel,
     requests: Sequence[RolloutRequest],
-    settings: SamplingSettings,
+    sampling: Sampling,
     stream: Callable[..., Iterator[tuple[int, SampledResponse]]],
+    advance: Advance,
 ) -> list[Rollout]:
     tokenizer = model.tokenizer
-    if not settings.stop_tokens:
-        settings = replace(settings, stop_tokens=stop_token_ids(tokenizer))
-    prompts: dict[tuple[str, str | None], tuple[int, ...]] = {}
+    if not sampling.stop_tokens:
+        sampling = replace(sampling, stop_tokens=stop_token_ids(tokenizer))
+    prompts: dict[tuple[object, ...], tuple[int, ...]] = {}
     sample_requests = []
     for request in requests:
-        key = (request.question, request.system)
+        key = (request.question, request.system, *(message["content"] for message in request.examples))
         if key not in prompts:
             prompts[key] = encode_prompt(
-                tokenizer,
-                build_messages(request.question, request.system),
-                n_ctx=model.cfg.n_ctx,
-                reserve=settings.max_new_tokens,
+                tokenizer, request.messages, n_ctx=model.cfg.n_ctx, reserve=sampling.max_new_tokens
             ).tokens
-        sample_requests.append(SampleRequest(prompts[key], request.seed, request.interventions))
-    sampled = dict(stream(model, sample_requests, settings))
+        sample_requests.append(SampleRequest(prompts[key], request.seed, request.intervention))
+    sampled: dict[int, SampledResponse] = {}
+    for index, response in stream(model, sample_requests, sampling):
+        sampled[index] = response
+        advance(1)
     return [
         Rollout(
             request,

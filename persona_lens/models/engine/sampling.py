@@ -20,14 +20,11 @@ from persona_lens.models.engine.attention import round_up
 from persona_lens.models.engine.decoding import Decoder, open_decoder
 from persona_lens.models.engine.prefixes import Prefix, RecentlyUsed, compute_prefixes
 from persona_lens.models.hooked_model import HookedModel
-from persona_lens.models.hooks.pairs import (
-    Positions,
-    ResidualRecorder,
-    RowInterventions,
-    SiteIntervention,
-    attached,
-    check_site_interventions,
-)
+from persona_lens.models.hooks.applying import RowInterventions
+from persona_lens.models.hooks.intervention import NOTHING, Intervention, check_interventions
+from persona_lens.models.hooks.points import attached
+from persona_lens.models.hooks.positions import Positions
+from persona_lens.models.hooks.recording import ResidualRecorder
 
 # Batches are filled up to a multiple of this with idle rows: matrix kernels round differently for odd heights.
 _ROW_MULTIPLE = 16
@@ -44,12 +41,12 @@ class SampleRequest:
     Args:
         prompt: Token ids of the whole rendered prompt.
         seed: Seeds the row's draws; rows with equal seeds see equal random numbers, whatever their batch.
-        interventions: What is done to this row's residual stream.
+        intervention: What is done to this row's residual stream.
     """
 
     prompt: tuple[int, ...]
     seed: tuple[int, ...]
-    interventions: tuple[SiteIntervention, ...] = ()
+    intervention: Intervention = NOTHING
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,33 +80,42 @@ class SampledResponse:
 
 
 @dataclass(frozen=True)
-class SamplingSettings:
+class Sampling:
     """How responses are drawn.
 
     Args:
-        max_new_tokens: Most tokens a response may have.
-        temperature: Divides the logits; 0 is greedy.
+        max_new_tokens: Most tokens a response may have; the paper's is 1,000.
+        temperature: Divides the logits; 0 is greedy; the paper's is 1.
         top_p: Smallest set of tokens with this probability mass is kept; 1 keeps all.
-        stop_tokens: Ids that end a response.
+        rollouts: Responses to each question under each condition; the paper's is 10.
+        seed: Of all draws. Functions that are given requests take the requests' own seeds, and one response each.
         batch_size: Rows computed at once.
         positions: Where interventions act.
+        stop_tokens: Ids that end a response; empty stands for the tokenizer's own, where there is one.
 
     Raises:
         InvalidArgumentError: A value out of range.
+
+    Example:
+        >>> Sampling(max_new_tokens=24, temperature=0.7).rollouts
+        1
     """
 
     max_new_tokens: int = 48
     temperature: float = 1.0
     top_p: float = 1.0
-    stop_tokens: frozenset[int] = field(default_factory=frozenset)
+    rollouts: int = 1
+    seed: int = 0
     batch_size: int = 128
     positions: Positions = "response"
+    stop_tokens: frozenset[int] = field(default_factory=frozenset)
 
     def __post_init__(self) -> None:
         rules = (
             ("max_new_tokens", "be at least 1", self.max_new_tokens >= 1),
             ("temperature", "be finite and not negative", 0 <= self.temperature < float("inf")),
             ("top_p", "be in (0, 1]", 0 < self.top_p <= 1),
+            ("rollouts", "be at least 1", self.rollouts >= 1),
             ("batch_size", "be at least 1", self.batch_size >= 1),
             ("positions", "be 'response', 'prompt' or 'all'", self.positions in ("response", "prompt", "all")),
         )
@@ -118,14 +124,14 @@ class SamplingSettings:
                 raise InvalidArgumentError(describe_violation(name, rule, getattr(self, name)))
 
     def to_json(self) -> dict[str, Any]:
-        """Return the settings as JSON-able values."""
+        """Return the values as JSON-able ones."""
         return asdict(self) | {"stop_tokens": sorted(self.stop_tokens)}
 
 
 def sample_stream(
     model: HookedModel,
     requests: Sequence[SampleRequest],
-    settings: SamplingSettings,
+    sampling: Sampling,
 ) -> Iterator[tuple[int, SampledResponse]]:
     """Sample a response to each request, yielding ``(index, response)`` as rows finish.
 
@@ -137,7 +143,7 @@ def sample_stream(
     Args:
         model: HookedTransformer or TransformerBridge.
         requests: What to sample.
-        settings: How.
+        sampling: How.
 
     Yields:
         The request's index and its response, in order of completion.
@@ -147,39 +153,39 @@ def sample_stream(
         InvalidArgumentError: An empty prompt, or an intervention that does not fit the model.
         HooksPresentError: Hooks inside attention, which sampling would pass by.
     """
-    yield from _stream(model, requests, settings, None)
+    yield from _stream(model, requests, sampling, None)
 
 
 def sample_recorded_stream(
     model: HookedModel,
     requests: Sequence[SampleRequest],
-    settings: SamplingSettings,
+    sampling: Sampling,
 ) -> Iterator[tuple[int, SampledResponse]]:
     """Do as :func:`sample_stream`, and give each response its pooled residual stream.
 
     The residual stream is pooled inside the hooks while the tokens are sampled: no second pass, and memory does not
     grow with the number or the length of the responses.
     """
-    yield from _stream(model, requests, settings, ResidualRecorder(model.cfg.n_layers))
+    yield from _stream(model, requests, sampling, ResidualRecorder(model.cfg.n_layers))
 
 
 def _stream(
     model: HookedModel,
     requests: Sequence[SampleRequest],
-    settings: SamplingSettings,
+    sampling: Sampling,
     recorder: ResidualRecorder | None,
 ) -> Iterator[tuple[int, SampledResponse]]:
-    _check_requests(model, requests, settings)
+    _check_requests(model, requests, sampling)
     if not requests:
         return
-    interventions = RowInterventions([site.layer for request in requests for site in request.interventions])
+    interventions = RowInterventions([layer for request in requests for layer in request.intervention.layers])
     pairs = interventions.hook_pairs() + (recorder.hook_pairs() if recorder else [])
     with open_decoder(model) as decoder, attached(model, pairs):
-        yield from _Sampler(decoder, requests, settings, interventions, recorder).run()
+        yield from _Sampler(decoder, requests, sampling, interventions, recorder).run()
 
 
-def _check_requests(model: HookedModel, requests: Sequence[SampleRequest], settings: SamplingSettings) -> None:
-    limit = model.cfg.n_ctx - settings.max_new_tokens
+def _check_requests(model: HookedModel, requests: Sequence[SampleRequest], sampling: Sampling) -> None:
+    limit = model.cfg.n_ctx - sampling.max_new_tokens
     for index, request in enumerate(requests):
         if not request.prompt:
             raise InvalidArgumentError(describe_violation(f"requests[{index}].prompt", "hold at least one token", ()))
@@ -190,10 +196,10 @@ def _check_requests(model: HookedModel, requests: Sequence[SampleRequest], setti
                     f"be at most {limit} tokens long",
                     len(request.prompt),
                     f"The model's context is {model.cfg.n_ctx} tokens, of which max_new_tokens="
-                    f"{settings.max_new_tokens} are kept for the response. Shorten the prompt or ask for fewer.",
+                    f"{sampling.max_new_tokens} are kept for the response. Shorten the prompt or ask for fewer.",
                 )
             )
-        check_site_interventions(request.interventions, model.cfg.n_layers, model.cfg.d_model)
+    check_interventions(model, (request.intervention for request in requests))
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,7 +211,7 @@ class _StoredPrefix:
 class _Row:
     """A request under way in a slot."""
 
-    def __init__(self, index: int, request: SampleRequest, stored: _StoredPrefix, settings: SamplingSettings) -> None:
+    def __init__(self, index: int, request: SampleRequest, stored: _StoredPrefix, sampling: Sampling) -> None:
         self.index = index
         self.request = request
         self.stored = stored
@@ -213,7 +219,7 @@ class _Row:
         self.next_input = request.prompt[-1]
         self.position = len(request.prompt) - 1
         # All of a row's draws come from its own seed, so its neighbours cannot shift them.
-        self.draws = np.random.default_rng(request.seed).random(settings.max_new_tokens)
+        self.draws = np.random.default_rng(request.seed).random(sampling.max_new_tokens)
 
 
 class _Sampler:
@@ -223,21 +229,21 @@ class _Sampler:
         self,
         decoder: Decoder,
         requests: Sequence[SampleRequest],
-        settings: SamplingSettings,
+        sampling: Sampling,
         interventions: RowInterventions,
         recorder: ResidualRecorder | None,
     ) -> None:
         self.decoder = decoder
         self.requests = requests
-        self.settings = settings
+        self.sampling = sampling
         self.interventions = interventions
         self.recorder = recorder
-        n_slots = round_up(min(settings.batch_size, len(requests)), _ROW_MULTIPLE)
+        n_slots = round_up(min(sampling.batch_size, len(requests)), _ROW_MULTIPLE)
         longest = max(len(request.prompt) for request in requests)
-        self.cache = decoder.new_cache(n_slots, longest + settings.max_new_tokens)
+        self.cache = decoder.new_cache(n_slots, longest + sampling.max_new_tokens)
         self.device = self.cache.keys.device
         self.rows: list[_Row] = []  # row i lies in slot i
-        self.capacity = min(settings.batch_size, len(requests))
+        self.capacity = min(sampling.batch_size, len(requests))
         self.waiting = 0  # index of the next request to admit
         self.prefixes: RecentlyUsed[tuple[object, ...], _StoredPrefix] = RecentlyUsed(
             2 * self.capacity + _PROMPTS_AT_ONCE
@@ -255,9 +261,9 @@ class _Sampler:
 
     def _prefix_key(self, request: SampleRequest) -> tuple[object, ...]:
         """Rows share a prefix if the prompt is the same and no intervention reaches into it."""
-        if self.settings.positions == "response":
+        if self.sampling.positions == "response":
             return (request.prompt,)
-        return (request.prompt, *((site.layer, id(site.intervention)) for site in request.interventions))
+        return (request.prompt, *((step.layer, id(step.operation)) for step in request.intervention.steps))
 
     def _admit(self) -> None:
         admitted = self.requests[self.waiting : self.waiting + self.capacity - len(self.rows)]
@@ -267,7 +273,7 @@ class _Sampler:
             key = self._prefix_key(request)
             if key not in self.prefixes:
                 self._compute_prefixes_from(self.waiting)
-            row = _Row(self.waiting, request, self.prefixes.read(key), self.settings)
+            row = _Row(self.waiting, request, self.prefixes.read(key), self.sampling)
             row.stored.prefix.write(self.cache, len(self.rows))
             self.rows.append(row)
             self.waiting += 1
@@ -284,8 +290,8 @@ class _Sampler:
             if len(wanted) == _PROMPTS_AT_ONCE:
                 break
         requests = list(wanted.values())
-        reaches_prompt = self.settings.positions != "response"
-        self.interventions.assign([r.interventions if reaches_prompt else () for r in requests], self.device)
+        reaches_prompt = self.sampling.positions != "response"
+        self.interventions.assign([r.intervention if reaches_prompt else NOTHING for r in requests], self.device)
         if self.recorder:
             lengths = torch.tensor([len(request.prompt) - 1 for request in requests], device=self.device)
             self.recorder.expect(lambda residual: _sum_first(residual, lengths))
@@ -297,12 +303,12 @@ class _Sampler:
     # Steps -----------------------------------------------------------------------------------------------------
 
     def _assign_interventions(self) -> None:
-        self.interventions.assign([self._sites_now(row) for row in self.rows], self.device)
+        self.interventions.assign([self._now(row) for row in self.rows], self.device)
 
-    def _sites_now(self, row: _Row) -> tuple[SiteIntervention, ...]:
-        if self.settings.positions == "prompt" and row.position >= len(row.request.prompt):
-            return ()
-        return row.request.interventions
+    def _now(self, row: _Row) -> Intervention:
+        if self.sampling.positions == "prompt" and row.position >= len(row.request.prompt):
+            return NOTHING
+        return row.request.intervention
 
     def _step(self) -> Float[Tensor, "row vocab"]:
         n_padded = round_up(len(self.rows), _ROW_MULTIPLE)
@@ -334,26 +340,26 @@ class _Sampler:
 
     def _advance(self, logits: Float[Tensor, "row vocab"]) -> Iterator[tuple[int, SampledResponse]]:
         """Give each row its next token; yield and replace the rows that are done."""
-        settings = self.settings
+        sampling = self.sampling
         # A row that already has all its tokens was run once more, only to record its last token's residual stream.
-        draws = [row.draws[min(len(row.tokens), settings.max_new_tokens - 1)] for row in self.rows]
-        chosen = draw_tokens(logits, torch.tensor(draws), settings.temperature, settings.top_p).tolist()
+        draws = [row.draws[min(len(row.tokens), sampling.max_new_tokens - 1)] for row in self.rows]
+        chosen = draw_tokens(logits, torch.tensor(draws), sampling.temperature, sampling.top_p).tolist()
         finished: list[int] = []
         for slot, (row, token) in enumerate(zip(self.rows, chosen, strict=True)):
             row.position += 1
-            full = len(row.tokens) == settings.max_new_tokens
-            if full or token in settings.stop_tokens:
+            full = len(row.tokens) == sampling.max_new_tokens
+            if full or token in sampling.stop_tokens:
                 finished.append(slot)
                 reason: Literal["stop", "length"] = "length" if full else "stop"
                 yield row.index, SampledResponse(tuple(row.tokens), reason, self._means(slot))
                 continue
             row.tokens.append(token)
             row.next_input = token
-            if len(row.tokens) == settings.max_new_tokens and self.recorder is None:
+            if len(row.tokens) == sampling.max_new_tokens and self.recorder is None:
                 finished.append(slot)
                 yield row.index, SampledResponse(tuple(row.tokens), "length")
         self._vacate(finished)
-        if finished or settings.positions == "prompt":
+        if finished or sampling.positions == "prompt":
             self._assign_interventions()
 
     def _means(self, slot: int) -> ResidualMeans | None:

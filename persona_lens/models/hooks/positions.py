@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -17,13 +17,18 @@ from torch import Tensor
 
 from persona_lens.errors import InvalidArgumentError, describe_violation
 from persona_lens.models.hooked_model import HookedModel
-from persona_lens.models.hooks.pairs import HookPair, Positions
-from persona_lens.tensors.operations import Intervention, restore_norm
+from persona_lens.models.hooks.applying import apply_operations
+from persona_lens.models.hooks.points import HookPair
+from persona_lens.tensors.operations import Operation
+
+Positions = Literal["response", "prompt", "all"]
+"""Where an intervention acts: ``response`` is the last prompt token and every generated one (the paper's
+inference-time steering, section 3.2), ``prompt`` every prompt token, ``all`` both."""
 
 _PATTERN = "blocks.0.attn.hook_pattern"
 
 
-class TokenPositions:
+class TokenSelector:
     """The tokens that are meant, resolved anew in every forward pass.
 
     Positions are those of the tensor that the model is given, left padding included.
@@ -143,45 +148,30 @@ class TokenPositions:
 
 
 class PositionedHook:
-    """A TransformerLens hook function that applies interventions at some positions.
+    """A TransformerLens hook function that applies operations at some positions.
 
     Args:
-        layer: Zero-based block index, for messages.
-        interventions: Applied in this order.
+        layer: Zero-based block index.
+        operations: Applied in this order.
         positions: Where.
-        preserve_norm: Whether each changed activation is scaled back to the norm it had.
     """
 
-    def __init__(
-        self,
-        layer: int,
-        interventions: Sequence[Intervention],
-        positions: TokenPositions,
-        preserve_norm: bool = False,
-    ) -> None:
+    def __init__(self, layer: int, operations: Sequence[Operation], positions: TokenSelector) -> None:
         self.layer = layer
-        self.interventions = tuple(interventions)
+        self.operations = tuple(operations)
         self.positions = positions
-        self.preserve_norm = preserve_norm
-        self.n_fired = 0
 
     def __call__(self, residual: Float[Tensor, "row pos d_model"], hook: object) -> Float[Tensor, "row pos d_model"]:
-        """Return the residual stream with the interventions applied."""
-        self.n_fired += 1
+        """Return the residual stream with the operations applied."""
         chosen = self.positions.select(residual.shape[0], residual.shape[1], residual.device)
-        changed = residual
-        for intervention in self.interventions:
-            changed = intervention(changed)
-        if self.preserve_norm:
-            changed = restore_norm(changed, residual)
-        return changed if chosen is None else torch.where(chosen[..., None], changed, residual)
+        return apply_operations(residual, self.operations, chosen)
 
     def __repr__(self) -> str:
-        return f"PositionedHook(layer={self.layer}, {', '.join(type(i).__name__ for i in self.interventions)})"
+        return f"PositionedHook(layer={self.layer}, {', '.join(type(one).__name__ for one in self.operations)})"
 
 
 @contextmanager
-def following_generate(model: HookedModel, positions: Sequence[TokenPositions]) -> Iterator[None]:
+def following_generate(model: HookedModel, positions: Sequence[TokenSelector]) -> Iterator[None]:
     """Let positions know, for the length of the block, when the model's ``generate`` runs."""
     if not positions:
         yield
@@ -205,7 +195,7 @@ def following_generate(model: HookedModel, positions: Sequence[TokenPositions]) 
 
 
 @contextmanager
-def _all_generating(positions: Sequence[TokenPositions]) -> Iterator[None]:
+def _all_generating(positions: Sequence[TokenSelector]) -> Iterator[None]:
     if not positions:
         yield
         return

@@ -15,7 +15,7 @@ def requests(n):
 @pytest.mark.parametrize("sample", [pl.sample_rollouts, sample_recorded_rollouts])
 def test_rollouts_come_in_the_order_asked_whichever_ends_first(tiny_model, sample):
     asked = requests(8)
-    settings = pl.SamplingSettings(max_new_tokens=20, stop_tokens=STOPS, batch_size=3)
+    settings = pl.Sampling(max_new_tokens=20, stop_tokens=STOPS, batch_size=3)
     found = sample(tiny_model, asked, settings)
     assert len({len(rollout.tokens) for rollout in found}) > 2  # they do not all end at once
     for request, rollout in zip(asked, found, strict=True):
@@ -26,16 +26,16 @@ def test_rollouts_come_in_the_order_asked_whichever_ends_first(tiny_model, sampl
 
 def test_responses_end_at_the_tokenizers_own_stop_tokens_unless_others_are_given(tiny_model, monkeypatch):
     monkeypatch.setattr("persona_lens.models.engine.rollouts.stop_token_ids", lambda tokenizer: STOPS)
-    own = pl.sample_rollouts(tiny_model, requests(8), pl.SamplingSettings(max_new_tokens=20))
+    own = pl.sample_rollouts(tiny_model, requests(8), pl.Sampling(max_new_tokens=20))
     assert "stop" in {rollout.stop_reason for rollout in own}
     assert not any(STOPS & set(rollout.tokens) for rollout in own)
-    others = pl.SamplingSettings(max_new_tokens=20, stop_tokens=frozenset({200}))
+    others = pl.Sampling(max_new_tokens=20, stop_tokens=frozenset({200}))
     assert any(STOPS & set(rollout.tokens) for rollout in pl.sample_rollouts(tiny_model, requests(8), others))
 
 
 def test_special_tokens_are_no_part_of_a_responses_text(tiny_model):
     special = set(tiny_model.tokenizer.all_special_ids)
-    settings = pl.SamplingSettings(max_new_tokens=40, temperature=3.0, stop_tokens=frozenset({0}))
+    settings = pl.Sampling(max_new_tokens=40, temperature=3.0, stop_tokens=frozenset({0}))
     found = pl.sample_rollouts(tiny_model, requests(30), settings)
     assert any(special & set(rollout.tokens) for rollout in found)
     assert not any("<|" in rollout.response for rollout in found)
@@ -44,8 +44,8 @@ def test_special_tokens_are_no_part_of_a_responses_text(tiny_model):
 def test_a_rollouts_interventions_and_system_prompt_act(tiny_model):
     """The oracle: the ordinary forward pass with a hook that adds the direction from the last prompt token on."""
     direction = 3 * torch.randn(48, generator=torch.Generator().manual_seed(0))
-    settings = pl.SamplingSettings(max_new_tokens=8, temperature=0.0, stop_tokens=frozenset({258}))
-    site = pl.SiteIntervention(1, Add(direction, 2.0))
+    settings = pl.Sampling(max_new_tokens=8, temperature=0.0, stop_tokens=frozenset({258}))
+    shift = pl.Intervention.of(1, Add(direction, 2.0))
     asked = [pl.RolloutRequest("Who?", (0,), "Shout!", (site,)), pl.RolloutRequest("Who?", (0,), "Shout!")]
     steered, plain = pl.sample_rollouts(tiny_model, asked, settings)
     messages = [{"role": "system", "content": "Shout!"}, {"role": "user", "content": "Who?"}]

@@ -12,7 +12,7 @@ import persona_lens as pl
 from persona_lens.errors import ContextLengthError, HooksPresentError, InvalidArgumentError, LayerOutOfRangeError
 from persona_lens.models.engine.sampling import (
     SampleRequest,
-    SamplingSettings,
+    Sampling,
     draw_tokens,
     sample_recorded_stream,
     sample_stream,
@@ -35,7 +35,7 @@ def prompts(*lengths):
 
 def sample(model, requests, recorded=False, **settings):
     stream = sample_recorded_stream if recorded else sample_stream
-    return dict(stream(model, requests, SamplingSettings(**({"max_new_tokens": 12} | settings))))
+    return dict(stream(model, requests, Sampling(**({"max_new_tokens": 12} | settings))))
 
 
 def direction(seed=0):
@@ -43,7 +43,7 @@ def direction(seed=0):
 
 
 def steer(layer, coefficient, seed=0):
-    return (pl.SiteIntervention(layer, Add(direction(seed), coefficient)),)
+    return pl.Intervention.of(layer, Add(direction(seed), coefficient))
 
 
 def naive_greedy(model, prompt, n, hooks=()):
@@ -212,7 +212,7 @@ def test_coefficient_zero_changes_nothing(model):
 
 def test_two_interventions_of_a_row_both_act(model):
     (prompt,) = prompts(10)
-    both = (*steer(0, 1.0), pl.SiteIntervention(2, Ablate(direction(1))))
+    both = steer(0, 1.0) + pl.Intervention.of(2, Ablate(direction(1)))
 
     def add(residual, hook):
         residual = residual.clone()
@@ -294,7 +294,7 @@ def test_no_hook_is_left_behind(model, how, monkeypatch):
         with pytest.raises(ZeroDivisionError):
             sample(model, requests, recorded=True)
     elif how == "abandoned":
-        stream = sample_recorded_stream(model, requests, SamplingSettings(max_new_tokens=4, batch_size=1))
+        stream = sample_recorded_stream(model, requests, Sampling(max_new_tokens=4, batch_size=1))
         next(stream)
         stream.close()
     else:
@@ -305,7 +305,7 @@ def test_no_hook_is_left_behind(model, how, monkeypatch):
 def test_bad_requests_are_refused_before_the_model_runs(model, monkeypatch):
     monkeypatch.setattr("persona_lens.models.engine.sampling.open_decoder", None)
     (prompt,) = prompts(4)
-    wide = pl.SiteIntervention(0, Add(torch.ones(D_MODEL + 1), 1.0))
+    wide = pl.Intervention.of(0, Add(torch.ones(D_MODEL + 1), 1.0))
     for request, error, words in (
         (SampleRequest((), (0,)), InvalidArgumentError, "at least one token"),
         (SampleRequest(prompt * 62, (0,)), ContextLengthError, "Shorten the prompt"),
@@ -323,7 +323,7 @@ def test_bad_requests_are_refused_before_the_model_runs(model, monkeypatch):
 )  # fmt: skip
 def test_bad_settings_are_refused(name, value):
     with pytest.raises(Exception, match=name) as caught:
-        dataclasses.replace(SamplingSettings(), **{name: value})
+        dataclasses.replace(Sampling(), **{name: value})
     if name != "positions":  # there the run-time type check may come first
         assert isinstance(caught.value, InvalidArgumentError)
 

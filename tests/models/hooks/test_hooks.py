@@ -2,13 +2,10 @@ import pytest
 import torch
 
 from persona_lens.errors import HookNeverFiredError, InvalidArgumentError, LayerOutOfRangeError
-from persona_lens.models.hooks.pairs import (
-    ResidualRecorder,
-    RowInterventions,
-    SiteIntervention,
-    attached,
-    check_site_interventions,
-)
+from persona_lens.models.hooks.applying import RowInterventions
+from persona_lens.models.hooks.intervention import NOTHING, Intervention, check_steps
+from persona_lens.models.hooks.points import attached
+from persona_lens.models.hooks.recording import ResidualRecorder
 from persona_lens.tensors.operations import Ablate, Add
 
 ONES = Add(torch.ones(48), 1.0)
@@ -18,14 +15,14 @@ def test_each_row_gets_what_was_assigned_to_it():
     rows = RowInterventions([1])
     double = Add(torch.ones(48), 2.0)
     rows.assign(
-        [(), (SiteIntervention(1, ONES),), (SiteIntervention(1, double), SiteIntervention(1, ONES))],
+        [NOTHING, Intervention.of(1, ONES), Intervention.of(1, double, ONES)],
         torch.device("cpu"),
     )
     ((name, hook),) = rows.hook_pairs()
     found = hook(torch.zeros(4, 1, 48), None)  # the fourth row is idle
     assert name == "blocks.1.hook_resid_post"
     assert found[:, 0, 0].tolist() == [0.0, 1.0, 3.0, 0.0]
-    rows.assign([(), ()], torch.device("cpu"))
+    rows.assign([NOTHING, NOTHING], torch.device("cpu"))
     assert hook(torch.zeros(4, 1, 48), None) is None
 
 
@@ -33,10 +30,10 @@ def test_a_rows_order_and_repeats_hold_whatever_the_rows_beside_it():
     ablate = Ablate(torch.ones(48))
     orders = [(ONES, ablate), (ablate, ONES), (ONES, ONES, ablate, ONES)]
     rows = RowInterventions([1])
-    rows.assign([[SiteIntervention(1, one) for one in order] for order in orders], torch.device("cpu"))
+    rows.assign([Intervention.of(1, *order) for order in orders], torch.device("cpu"))
     ((_, hook),) = rows.hook_pairs()
     torch.testing.assert_close(hook(torch.zeros(3, 1, 48), None)[:, 0, 0], torch.tensor([0.0, 1.0, 1.0]))
-    rows.assign([[SiteIntervention(1, ONES), SiteIntervention(1, ONES)]], torch.device("cpu"))
+    rows.assign([Intervention.of(1, ONES, ONES)], torch.device("cpu"))
     assert hook(torch.zeros(1, 1, 48), None)[0, 0, 0].item() == 2.0
 
 
@@ -65,8 +62,8 @@ def test_hooks_leave_with_the_context_and_those_of_the_user_stay(tiny_model):
 
 
 def test_interventions_that_do_not_fit_are_refused():
-    check_site_interventions([SiteIntervention(2, ONES)], 3, 48)
+    check_steps(Intervention.of(2, ONES).steps, 3, 48)
     with pytest.raises(LayerOutOfRangeError, match=r"\[0, 2\)"):
-        check_site_interventions([SiteIntervention(2, ONES)], 2, 48)
+        check_steps(Intervention.of(2, ONES).steps, 2, 48)
     with pytest.raises(InvalidArgumentError, match="another model"):
-        check_site_interventions([SiteIntervention(2, ONES)], 3, 64)
+        check_steps(Intervention.of(2, ONES).steps, 3, 64)

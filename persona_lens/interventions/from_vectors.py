@@ -1,8 +1,7 @@
-"""Persona vectors as interventions at sites: what is done to which layer, for sampling, for hooks and in training."""
+"""Interventions made from persona vectors: steering, ablation and capping."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -11,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from persona_lens.errors import InvalidArgumentError, ModelMismatchError, describe_violation
-from persona_lens.models.hooks.pairs import SiteIntervention
+from persona_lens.models.hooks.intervention import Intervention, Step
 from persona_lens.models.hooks.sites import check_layer, resolve_layers
 from persona_lens.tensors.directions import layer_increments
 from persona_lens.tensors.operations import Ablate, Add, Cap
@@ -21,7 +20,7 @@ from persona_lens.vectors.ordinary import OrdinaryProjections
 Layers = int | Sequence[int] | str
 
 
-def steering_sites(
+def steer(
     vector: PersonaVector | Sequence[PersonaVector],
     *,
     layer: int | None = None,
@@ -29,7 +28,7 @@ def steering_sites(
     coefficient: float | Sequence[float] = 1.0,
     unit: Literal["raw", "sigma"] = "raw",
     ordinary: OrdinaryProjections | Sequence[OrdinaryProjections] | None = None,
-) -> tuple[SiteIntervention, ...]:
+) -> Intervention:
     """Return what adds multiples of persona vectors to the residual stream.
 
     At one layer ``h <- h + coefficient * v``. At several, the increments of the vector from each of them to the next
@@ -46,12 +45,12 @@ def steering_sites(
         ordinary: From :func:`persona_lens.measure_ordinary_projections`, one for each vector; for ``unit="sigma"``.
 
     Returns:
-        One intervention a layer and vector, for :class:`persona_lens.RolloutRequest` or :func:`persona_lens.finetune`.
+        One addition a layer and vector, for sampling, hooks, ``with`` blocks and training.
 
     Raises:
         LayerOutOfRangeError: A layer that the vectors do not have.
         InvalidArgumentError: Both or neither of ``layer`` and ``layers``; lists of unequal length; ``sigma`` without
-            ``ordinary``; a coefficient that is not finite.
+            ``ordinary``; a coefficient that is not finite; a vector that is zero at all of the layers.
         ModelMismatchError: Vectors, or ``ordinary``, of different models.
 
     Reference:
@@ -59,8 +58,9 @@ def steering_sites(
 
     Example:
         >>> import persona_lens as pl
-        >>> away = pl.steering_sites(vector, layer=14, coefficient=-2.0)  # doctest: +SKIP
-        >>> pl.RolloutRequest("Who are you?", seed=(0,), interventions=away)  # doctest: +SKIP
+        >>> away = pl.steer(vector, layer=14, coefficient=-2.0)  # doctest: +SKIP
+        >>> with pl.hooked(model, away + pl.ablate(other)):  # doctest: +SKIP
+        ...     model.generate("Hello", max_new_tokens=20)
     """
     vectors = list_vectors(vector)
     chosen = choose_layers(layer, layers, vectors[0].model.n_layers)
@@ -69,24 +69,26 @@ def steering_sites(
         raise InvalidArgumentError(
             describe_violation("coefficient", f"be one number or {len(vectors)}, one a vector", coefficient)
         )
-    if not all(math.isfinite(value) for value in coefficients):
-        raise InvalidArgumentError(describe_violation("coefficient", "be finite", coefficient))
     scales = _list_scales(vectors, unit, ordinary)
     rows = torch.tensor(chosen)
-    sites = []
+    steps = []
     for one, its_coefficient, scale in zip(vectors, coefficients, scales, strict=True):
-        steps = layer_increments(one.directions[rows] * scale[rows, None])
-        sites += [
-            SiteIntervention(index, Add(step, its_coefficient))
-            for index, step in zip(chosen, steps, strict=True)
-            if bool(step.any())
+        increments = layer_increments(one.directions[rows] * scale[rows, None])
+        if not bool(increments.any()):
+            rule = f"have a length above zero at one of the layers {list(chosen)}"
+            raise InvalidArgumentError(describe_violation("vector", rule, f"{one.trait}, which is zero there"))
+        # A direction that does not change from one layer to the next has nothing to add there.
+        steps += [
+            Step(index, Add(increment, its_coefficient))
+            for index, increment in zip(chosen, increments, strict=True)
+            if bool(increment.any())
         ]
-    return tuple(sites)
+    return Intervention(tuple(steps), vectors[0].model.fingerprint)
 
 
-def ablation_sites(
+def ablate(
     vector: PersonaVector | Sequence[PersonaVector], *, layer: int | None = None, layers: Layers | None = None
-) -> tuple[SiteIntervention, ...]:
+) -> Intervention:
     """Return what removes the component along persona vectors: ``h <- h - (h · u) u``.
 
     Args:
@@ -95,7 +97,7 @@ def ablation_sites(
         layers: Instead of ``layer``: several; ``"all"`` if neither is given. Each layer loses its own direction.
 
     Returns:
-        One intervention a layer and vector.
+        One ablation a layer and vector.
 
     Raises:
         LayerOutOfRangeError: A layer that the vectors do not have.
@@ -107,21 +109,22 @@ def ablation_sites(
 
     Example:
         >>> import persona_lens as pl
-        >>> pl.finetune("smollm2-135m-instruct", rows, "out", interventions=pl.ablation_sites(vector))  # doctest: +SKIP
+        >>> pl.finetune("smollm2-135m-instruct", rows, "out", intervention=pl.ablate(vector))  # doctest: +SKIP
     """
     vectors = list_vectors(vector)
     chosen = choose_layers(layer, "all" if layer is None and layers is None else layers, vectors[0].model.n_layers)
-    return tuple(SiteIntervention(index, Ablate(one.direction(index))) for index in chosen for one in vectors)
+    steps = (Step(index, Ablate(one.direction(index))) for index in chosen for one in vectors)
+    return Intervention(tuple(steps), vectors[0].model.fingerprint)
 
 
-def capping_sites(
+def cap(
     vector: PersonaVector,
     *,
     layer: int | None = None,
     layers: Layers | None = None,
     ceiling: float | Float[Tensor, " layer"] | None = None,
     floor: float | Float[Tensor, " layer"] | None = None,
-) -> tuple[SiteIntervention, ...]:
+) -> Intervention:
     """Return what keeps the projection on a persona vector between bounds.
 
     Args:
@@ -133,7 +136,7 @@ def capping_sites(
         floor: Lowest projection allowed, likewise.
 
     Returns:
-        One intervention a layer.
+        One cap a layer.
 
     Raises:
         LayerOutOfRangeError: A layer that the vector does not have.
@@ -142,15 +145,13 @@ def capping_sites(
     Example:
         >>> import persona_lens as pl
         >>> ordinary = pl.measure_ordinary_projections(model, vector)  # doctest: +SKIP
-        >>> sites = pl.capping_sites(vector, layer=14, ceiling=ordinary.quantile(0.99))  # doctest: +SKIP
+        >>> capped = pl.cap(vector, layer=14, ceiling=ordinary.quantile(0.99))  # doctest: +SKIP
     """
     n_layers = vector.model.n_layers
     chosen = choose_layers(layer, "all" if layer is None and layers is None else layers, n_layers)
     ceilings, floors = _list_bounds("ceiling", ceiling, n_layers), _list_bounds("floor", floor, n_layers)
-    return tuple(
-        SiteIntervention(index, Cap(vector.direction(index), floor=floors[index], ceiling=ceilings[index]))
-        for index in chosen
-    )
+    steps = (Step(at, Cap(vector.direction(at), floor=floors[at], ceiling=ceilings[at])) for at in chosen)
+    return Intervention(tuple(steps), vector.model.fingerprint)
 
 
 def list_vectors(vector: PersonaVector | Sequence[PersonaVector]) -> list[PersonaVector]:

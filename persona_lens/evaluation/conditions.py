@@ -1,0 +1,242 @@
+"""Conditions and their scores: what every comparison of this package is made of.
+
+A condition says what is done to the residual stream, what stands before the question, and which model answers. All
+conditions are asked the same questions and see the same random numbers, so that differences between them are
+differences of the conditions.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from persona_lens.errors import InvalidArgumentError, describe_violation
+from persona_lens.judges.judgement import Judge, identify_judge
+from persona_lens.models.engine.rollouts import Rollout, RolloutRequest, sample_rollouts
+from persona_lens.models.engine.sampling import Sampling
+from persona_lens.models.hooked_model import HookedModel
+from persona_lens.models.hooks.intervention import NOTHING, Intervention, check_interventions
+from persona_lens.models.hooks.points import check_unsteered
+from persona_lens.models.loading import describe_model
+from persona_lens.models.text.chat import Message
+from persona_lens.records import Record
+from persona_lens.run import Run
+from persona_lens.statistics import Interval
+from persona_lens.statistics.missing import difference_interval, mean_interval
+from persona_lens.storage import Shard
+from persona_lens.streams import Stream
+
+# Conditions sampled and judged between two saves. Fixed, because a shard is computed as one stream: with another cut,
+# rows would share other batches.
+_CONDITIONS_AT_ONCE = 24
+
+
+@dataclass(frozen=True, eq=False)
+class Condition:
+    """Under what a model answers.
+
+    Args:
+        intervention: What is done to the residual stream while it answers.
+        system: System prompt; None leaves it to the chat template.
+        examples: Turns between system prompt and question.
+        model: Who answers, such as a fine-tuned model; None for the model that is given to :func:`score_conditions`.
+        name: For results and figures.
+    """
+
+    intervention: Intervention = NOTHING
+    system: str | None = None
+    examples: tuple[Message, ...] = ()
+    model: HookedModel | None = None
+    name: str = ""
+
+    def describe(self) -> dict[str, Any]:
+        """Return all that its responses depend on, as JSON-able values."""
+        return {
+            "intervention": self.intervention.digest,
+            "system": self.system,
+            "examples": list(self.examples),
+            "model": None if self.model is None else asdict(describe_model(self.model)),
+        }
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ConditionScores(Record):
+    """Trait score and coherence of every response under every condition.
+
+    Args:
+        conditions: The conditions' names.
+        questions: Questions asked; the units over which intervals are bootstrapped.
+        judge: The judge's name.
+        scores: Trait scores, 0 to 100; NaN where the judge gave none.
+        coherences: Coherence, 0 to 100, likewise.
+        responses: The responses' texts, by condition, question and rollout.
+    """
+
+    conditions: tuple[str, ...]
+    questions: tuple[str, ...]
+    judge: str
+    scores: Float[Tensor, "condition question rollout"]
+    coherences: Float[Tensor, "condition question rollout"]
+    responses: tuple[tuple[tuple[str, ...], ...], ...]
+
+    @property
+    def by_question(self) -> Float[Tensor, "condition question"]:
+        """Scores averaged over rollouts; NaN where none is there."""
+        return self.scores.nanmean(dim=-1)
+
+    @property
+    def coherence_by_question(self) -> Float[Tensor, "condition question"]:
+        """Coherence averaged over rollouts; NaN where none is there."""
+        return self.coherences.nanmean(dim=-1)
+
+    @property
+    def n_unscored(self) -> int:
+        """Responses without a score."""
+        return int(self.scores.isnan().sum())
+
+    def score(self, condition: int) -> Interval:
+        """Return a condition's mean score with its bootstrap interval over questions."""
+        return mean_interval(self.by_question[condition])
+
+    def coherence(self, condition: int) -> Interval:
+        """Return a condition's mean coherence with its bootstrap interval over questions."""
+        return mean_interval(self.coherence_by_question[condition])
+
+    def difference(self, condition: int, other: int) -> Interval:
+        """Return how much higher a condition scores than another, paired by question."""
+        return difference_interval(self.by_question[condition], self.by_question[other])
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{name or i} {self.score(i)}" for i, name in enumerate(self.conditions[:4]))
+        more = ", …" if len(self.conditions) > 4 else ""
+        return (
+            f"ConditionScores({len(self.conditions)} conditions × {len(self.questions)} questions × "
+            f"{self.scores.shape[-1]} rollouts; {shown}{more})"
+        )
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><th>{html.escape(name or str(i))}</th><td>{self.score(i)}</td><td>{self.coherence(i)}</td></tr>"
+            for i, name in enumerate(self.conditions)
+        )
+        head = "<tr><th>condition</th><th>score</th><th>coherence</th></tr>"
+        return f"<table><caption>Scored by the {html.escape(self.judge)}</caption>{head}{rows}</table>"
+
+
+def score_conditions(
+    model: HookedModel,
+    judge: Judge,
+    conditions: Sequence[Condition],
+    questions: Sequence[str],
+    *,
+    sampling: Sampling = Sampling(),
+    stream: Sequence[int] = (Stream.CONDITIONS,),
+    run: Run = Run(),
+) -> ConditionScores:
+    """Sample and judge conditions × questions × rollouts.
+
+    All rows are one stream of full batches, each row with its own condition. Killed at any point, the same call goes on
+    where it was, if ``run`` keeps shards.
+
+    Args:
+        model: HookedTransformer or TransformerBridge, unsteered: who answers where a condition names no other model.
+        judge: Scores the responses.
+        conditions: At least one.
+        questions: At least one.
+        sampling: How responses are drawn; ``rollouts`` of each question under each condition.
+        stream: Tells these draws from those of other work with the same seed.
+        run: Keeps finished shards and shows progress.
+
+    Returns:
+        Scores, coherences and texts.
+
+    Raises:
+        InvalidArgumentError: No condition, no question, or an intervention that does not fit.
+        ModelMismatchError: An intervention made from vectors of another model.
+        HooksPresentError: A model carries hooks.
+
+    Example:
+        >>> import persona_lens as pl
+        >>> ways = [pl.Condition(name="unsteered"), pl.Condition(pl.steer(vector, layer=14))]  # doctest: +SKIP
+        >>> pl.score_conditions(model, judge, ways, trait.evaluation_questions)  # doctest: +SKIP
+    """
+    for name, given in (("conditions", conditions), ("questions", questions)):
+        if isinstance(given, str) or not given:
+            raise InvalidArgumentError(describe_violation(name, "be a list of at least one", given))
+    models = {id(one): one for one in (model, *(c.model for c in conditions)) if one is not None}
+    for index, one in models.items():
+        check_unsteered(one)
+        check_interventions(one, [c.intervention for c in conditions if id(c.model or model) == index])
+    # What the shards depend on, so that one store serves several vectors and choices.
+    part = run.part(
+        {
+            "work": "conditions",
+            "model": asdict(describe_model(model)),
+            "judge": identify_judge(judge),
+            "conditions": [condition.describe() for condition in conditions],
+            "questions": list(questions),
+            "sampling": sampling.to_json(),
+            "stream": list(stream),
+        }
+    )
+    shards = []
+    with run.progress("responses", len(conditions) * len(questions) * sampling.rollouts) as advance:
+        for at in range(0, len(conditions), _CONDITIONS_AT_ONCE):
+            chunk = conditions[at : at + _CONDITIONS_AT_ONCE]
+            compute = partial(_score_chunk, model, judge, chunk, questions, sampling, stream)
+            shards.append(part.load_or_compute(f"conditions-{at:06d}", compute))
+            advance(len(chunk) * len(questions) * sampling.rollouts)
+    return ConditionScores(
+        conditions=tuple(condition.name for condition in conditions),
+        questions=tuple(questions),
+        judge=judge.name,
+        scores=torch.cat([shard.tensors["scores"] for shard in shards]),
+        coherences=torch.cat([shard.tensors["coherences"] for shard in shards]),
+        responses=tuple(
+            tuple(tuple(texts) for texts in condition) for shard in shards for condition in shard.records["responses"]
+        ),
+    )
+
+
+def _score_chunk(
+    model: HookedModel,
+    judge: Judge,
+    conditions: Sequence[Condition],
+    questions: Sequence[str],
+    sampling: Sampling,
+    stream: Sequence[int],
+) -> Shard:
+    asked: list[tuple[HookedModel, RolloutRequest]] = [
+        (
+            condition.model or model,
+            # The seed leaves the condition out: all conditions see the same random numbers.
+            RolloutRequest(
+                question, (sampling.seed, *stream, q, r), condition.system, condition.examples, condition.intervention
+            ),
+        )
+        for condition in conditions
+        for q, question in enumerate(questions)
+        for r in range(sampling.rollouts)
+    ]
+    sampled: dict[int, Rollout] = {}
+    for answering in {id(one): one for one, _ in asked}.values():
+        rows = [index for index, (one, _) in enumerate(asked) if one is answering]
+        sampled |= zip(rows, sample_rollouts(answering, [asked[row][1] for row in rows], sampling), strict=True)
+    texts = [sampled[row].response for row in range(len(asked))]
+    judged = judge.score([request.question for _, request in asked], texts)
+    shape = (len(conditions), len(questions), sampling.rollouts)
+
+    def collect(values: Sequence[float | None]) -> Tensor:
+        return torch.tensor([float("nan") if v is None else v for v in values], dtype=torch.float32).reshape(shape)
+
+    rest = iter(texts)
+    responses = [[[next(rest) for _ in range(shape[2])] for _ in range(shape[1])] for _ in range(shape[0])]
+    scores, coherences = ([getattr(one, name) for one in judged] for name in ("score", "coherence"))
+    return Shard({"scores": collect(scores), "coherences": collect(coherences)}, {"responses": responses})

@@ -1,0 +1,267 @@
+"""Steering, ablation and capping as TransformerLens hooks, and a context that holds them on a model.
+
+The functions return plain ``(name, fn)`` lists: they concatenate with one another and with a user's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Literal
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from persona_lens.interventions.from_vectors import Layers, ablate, cap, list_vectors, steer
+from persona_lens.models.hooked_model import HookedModel
+from persona_lens.models.hooks.intervention import Intervention, check_interventions
+from persona_lens.models.hooks.points import FiringWatch, HookPair, attached
+from persona_lens.models.hooks.positions import PositionedHook, Positions, TokenSelector, following_generate
+from persona_lens.models.hooks.sites import hook_name
+from persona_lens.vectors.ordinary import OrdinaryProjections
+from persona_lens.vectors.persona_vector import PersonaVector
+
+
+def intervention_hooks(
+    intervention: Intervention,
+    *,
+    positions: Positions | Bool[Tensor, "batch pos"] = "all",
+    prompt_length: int | Sequence[int] | None = None,
+) -> list[HookPair]:
+    """Make hooks that do what an intervention says, one hook a layer; what is done at one layer keeps its order.
+
+    Args:
+        intervention: From :func:`persona_lens.steer` and its like, or a sum of them.
+        positions: ``all``; ``response``, the last prompt token and everything after it, as in the paper's inference
+            time steering; ``prompt``; or a boolean mask ``[batch, pos]`` over the text's positions.
+        prompt_length: For ``response`` and ``prompt``: number of prompt tokens, left padding included, one for all
+            rows or one each. Around ``generate`` (see :func:`hooked`) it is known and left out.
+
+    Returns:
+        ``(name, fn)`` pairs for ``run_with_hooks``, ``hooks`` or :func:`hooked`.
+
+    Raises:
+        InvalidArgumentError: Positions that are not known, or that do not fit ``prompt_length``.
+
+    Example:
+        >>> import torch
+        >>> import persona_lens as pl
+        >>> removal = pl.Intervention.of(3, pl.tensors.Ablate(torch.ones(8)))
+        >>> [name for name, _ in pl.interventions.intervention_hooks(removal)]
+        ['blocks.3.hook_resid_post']
+    """
+    where = TokenSelector(positions, prompt_length)
+    hooks: list[HookPair] = where.hook_pairs()
+    hooks += [(hook_name(at), PositionedHook(at, intervention.at(at), where)) for at in intervention.layers]
+    return hooks
+
+
+def steering_hooks(
+    vector: PersonaVector | Sequence[PersonaVector],
+    *,
+    layer: int | None = None,
+    layers: Layers | None = None,
+    coefficient: float | Sequence[float] = 1.0,
+    unit: Literal["raw", "sigma"] = "raw",
+    ordinary: OrdinaryProjections | Sequence[OrdinaryProjections] | None = None,
+    positions: Positions | Bool[Tensor, "batch pos"] = "all",
+    prompt_length: int | Sequence[int] | None = None,
+    preserve_norm: bool = False,
+) -> list[HookPair]:
+    """Make hooks that steer along persona vectors: :func:`intervention_hooks` of :func:`persona_lens.steer`.
+
+    Args:
+        vector: As for :func:`persona_lens.steer`, as are ``layer``, ``layers``, ``coefficient``, ``unit`` and
+            ``ordinary``.
+        layer: One zero-based block index.
+        layers: Instead of ``layer``: several, or ``"all"``.
+        coefficient: Multiplies the raw vector; negative steers away.
+        unit: ``raw`` or ``sigma``.
+        ordinary: For ``unit="sigma"``.
+        positions: As for :func:`intervention_hooks`, as is ``prompt_length``.
+        prompt_length: Number of prompt tokens.
+        preserve_norm: Whether each steered activation keeps the norm it had.
+
+    Returns:
+        ``(name, fn)`` pairs.
+
+    Raises:
+        InvalidArgumentError: What :func:`persona_lens.steer` or :func:`intervention_hooks` refuses.
+
+    Example:
+        >>> import persona_lens as pl
+        >>> model.run_with_hooks(  # doctest: +SKIP
+        ...     tokens, fwd_hooks=pl.steering_hooks(vector, layer=14, coefficient=2.0) + my_own_hooks
+        ... )
+    """
+    done = steer(vector, layer=layer, layers=layers, coefficient=coefficient, unit=unit, ordinary=ordinary)
+    return _make_hooks(done, positions, prompt_length, preserve_norm)
+
+
+def ablation_hooks(
+    vector: PersonaVector | Sequence[PersonaVector],
+    *,
+    layer: int | None = None,
+    layers: Layers | None = None,
+    positions: Positions | Bool[Tensor, "batch pos"] = "all",
+    prompt_length: int | Sequence[int] | None = None,
+    preserve_norm: bool = False,
+) -> list[HookPair]:
+    """Make hooks that remove the component along persona vectors: those of :func:`persona_lens.ablate`.
+
+    Args:
+        vector: One vector, or several, removed one after the other.
+        layer: One zero-based block index.
+        layers: Instead of ``layer``: several; ``"all"`` if neither is given.
+        positions: As for :func:`intervention_hooks`, as is ``prompt_length``.
+        prompt_length: Number of prompt tokens.
+        preserve_norm: Whether each activation keeps the norm it had.
+
+    Returns:
+        ``(name, fn)`` pairs.
+
+    Raises:
+        InvalidArgumentError: What :func:`persona_lens.ablate` or :func:`intervention_hooks` refuses.
+
+    Example:
+        >>> import persona_lens as pl
+        >>> model.run_with_hooks(tokens, fwd_hooks=pl.ablation_hooks(vector, layers="all"))  # doctest: +SKIP
+    """
+    return _make_hooks(ablate(vector, layer=layer, layers=layers), positions, prompt_length, preserve_norm)
+
+
+def capping_hooks(
+    vector: PersonaVector,
+    *,
+    layer: int | None = None,
+    layers: Layers | None = None,
+    ceiling: float | Float[Tensor, " layer"] | None = None,
+    floor: float | Float[Tensor, " layer"] | None = None,
+    positions: Positions | Bool[Tensor, "batch pos"] = "all",
+    prompt_length: int | Sequence[int] | None = None,
+    preserve_norm: bool = False,
+) -> list[HookPair]:
+    """Make hooks that keep the projection on a persona vector between bounds: those of :func:`persona_lens.cap`.
+
+    Args:
+        vector: The vector.
+        layer: One zero-based block index.
+        layers: Instead of ``layer``: several; ``"all"`` if neither is given.
+        ceiling: Highest projection allowed, as for :func:`persona_lens.cap`.
+        floor: Lowest projection allowed, likewise.
+        positions: As for :func:`intervention_hooks`, as is ``prompt_length``.
+        prompt_length: Number of prompt tokens.
+        preserve_norm: Whether each activation keeps the norm it had.
+
+    Returns:
+        ``(name, fn)`` pairs.
+
+    Raises:
+        InvalidArgumentError: What :func:`persona_lens.cap` or :func:`intervention_hooks` refuses.
+
+    Example:
+        >>> import persona_lens as pl
+        >>> ordinary = pl.measure_ordinary_projections(model, vector)  # doctest: +SKIP
+        >>> hooks = pl.capping_hooks(vector, layer=14, ceiling=ordinary.quantile(0.99))  # doctest: +SKIP
+    """
+    done = cap(vector, layer=layer, layers=layers, ceiling=ceiling, floor=floor)
+    return _make_hooks(done, positions, prompt_length, preserve_norm)
+
+
+def _make_hooks(
+    intervention: Intervention,
+    positions: Positions | Bool[Tensor, "batch pos"],
+    prompt_length: int | Sequence[int] | None,
+    preserve_norm: bool,
+) -> list[HookPair]:
+    done = intervention.keeping_norm() if preserve_norm else intervention
+    return intervention_hooks(done, positions=positions, prompt_length=prompt_length)
+
+
+@contextmanager
+def hooked(model: HookedModel, hooks: Intervention | Sequence[HookPair]) -> Iterator[HookedModel]:
+    """Hold hooks on a model for the length of a ``with`` block.
+
+    Works around ``generate``, ``run_with_cache`` and plain calls, and inside other such blocks. Afterwards, and by
+    exception too, none of these hooks remains.
+
+    Args:
+        model: HookedTransformer or TransformerBridge.
+        hooks: An intervention, done at every token; or ``(name, fn)`` pairs, this package's and a user's own.
+
+    Yields:
+        The model.
+
+    Raises:
+        ModelMismatchError: An intervention made from vectors of another model.
+        HookNeverFiredError: At the end, if one of this package's hooks was never reached.
+
+    Example:
+        >>> import persona_lens as pl
+        >>> with pl.hooked(model, pl.ablate(evil) + pl.steer(kind, layer=9)):  # doctest: +SKIP
+        ...     model.generate("Hello", max_new_tokens=20)
+    """
+    if isinstance(hooks, Intervention):
+        check_interventions(model, [hooks])
+        hooks = intervention_hooks(hooks)
+    watch = FiringWatch()
+    pairs: list[HookPair] = []
+    selectors: list[TokenSelector] = []
+    for name, fn in hooks:
+        if isinstance(fn, PositionedHook):
+            selectors += [fn.positions] if fn.positions not in selectors else []
+            fn = watch.watch(repr(fn), fn)
+        pairs.append((name, fn))
+    with attached(model, pairs), following_generate(model, selectors):
+        yield model
+    watch.check("Run the model inside the `with` block, through all of the hooks' layers.")
+
+
+@contextmanager
+def steering(
+    model: HookedModel,
+    vector: PersonaVector | Sequence[PersonaVector],
+    *,
+    layer: int | None = None,
+    layers: Layers | None = None,
+    coefficient: float | Sequence[float] = 1.0,
+    unit: Literal["raw", "sigma"] = "raw",
+    ordinary: OrdinaryProjections | Sequence[OrdinaryProjections] | None = None,
+    positions: Positions | Bool[Tensor, "batch pos"] = "all",
+    prompt_length: int | Sequence[int] | None = None,
+    preserve_norm: bool = False,
+) -> Iterator[HookedModel]:
+    """Steer whatever the model does inside a ``with`` block: :func:`hooked` with :func:`steering_hooks`.
+
+    Args:
+        model: The model that the vectors were extracted from.
+        vector: As for :func:`steering_hooks`, as is the rest.
+        layer: One zero-based block index.
+        layers: Instead of ``layer``: several, or ``"all"``.
+        coefficient: Multiplies the vector.
+        unit: ``raw`` or ``sigma``.
+        ordinary: For ``unit="sigma"``.
+        positions: Where to steer; around ``generate``, ``"response"`` needs no ``prompt_length``.
+        prompt_length: Number of prompt tokens, for plain calls.
+        preserve_norm: Whether each steered activation keeps the norm it had.
+
+    Yields:
+        The model.
+
+    Raises:
+        ModelMismatchError: A vector of another model.
+        HookNeverFiredError: Nothing ran inside the block.
+
+    Example:
+        >>> import persona_lens as pl
+        >>> with pl.steering(model, vector, layer=14, coefficient=-2.0, positions="response"):  # doctest: +SKIP
+        ...     model.generate("Hello", max_new_tokens=20)
+    """
+    for one in list_vectors(vector):
+        one.check_model(model)
+    hooks = steering_hooks(
+        vector, layer=layer, layers=layers, coefficient=coefficient, unit=unit, ordinary=ordinary,
+        positions=positions, prompt_length=prompt_length, preserve_norm=preserve_norm,
+    )  # fmt: skip
+    with hooked(model, hooks):
+        yield model

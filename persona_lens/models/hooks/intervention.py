@@ -1,0 +1,148 @@
+"""The one value that says what is done to a residual stream: operations on layers' outputs, in order."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from torch import Tensor
+
+from persona_lens.errors import InvalidArgumentError, ModelMismatchError, describe_violation
+from persona_lens.models.hooked_model import HookedModel
+from persona_lens.models.hooks.sites import check_layer
+from persona_lens.models.loading import describe_model
+from persona_lens.tensors.operations import KeepNorm, Operation
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One operation on the output of one layer.
+
+    Args:
+        layer: Zero-based block index.
+        operation: What is done to the residual stream there.
+    """
+
+    layer: int
+    operation: Operation
+
+
+@dataclass(frozen=True, eq=False)
+class Intervention:
+    """What is done to the residual stream, layer by layer, in order.
+
+    ``a + b`` does what ``a`` does and then, where both act on one layer, what ``b`` does. Sampling, hooks, ``with``
+    blocks and training all take it as it is.
+
+    Args:
+        steps: Operations with their layers.
+        fingerprint: Of the model whose vectors it was made from; None fits every model of its width.
+
+    Example:
+        >>> import torch
+        >>> from persona_lens.tensors.operations import Ablate, Add
+        >>> Intervention.of(3, Add(torch.ones(8), 2.0)) + Intervention.of(3, Ablate(torch.ones(8)))
+        Intervention(layer 3: Add, Ablate)
+    """
+
+    steps: tuple[Step, ...] = ()
+    fingerprint: str | None = None
+
+    @classmethod
+    def of(cls, layer: int, *operations: Operation) -> Intervention:
+        """Return what does some operations at one layer, in order."""
+        return cls(tuple(Step(layer, operation) for operation in operations))
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layers that it acts on, ascending."""
+        return tuple(sorted({step.layer for step in self.steps}))
+
+    def at(self, layer: int) -> tuple[Operation, ...]:
+        """Return what is done at a layer, in order."""
+        return tuple(step.operation for step in self.steps if step.layer == layer)
+
+    def keeping_norm(self) -> Intervention:
+        """Return the same with each changed activation scaled back to the norm that it had at its layer."""
+        return replace(self, steps=tuple(Step(layer, KeepNorm(self.at(layer))) for layer in self.layers))
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Return what is done as JSON-able values, tensors as hashes: what a result depends on."""
+        return [{"layer": step.layer, **describe_values(step.operation)} for step in self.steps]
+
+    @property
+    def digest(self) -> str:
+        """A hash that tells this intervention from others."""
+        return hashlib.sha256(json.dumps(self.describe()).encode()).hexdigest()[:16]
+
+    def __add__(self, other: Intervention) -> Intervention:
+        if not isinstance(other, Intervention):
+            return NotImplemented
+        known = {one.fingerprint for one in (self, other)} - {None}
+        if len(known) > 1:
+            rule = f"be made from vectors of the same model, fingerprint {self.fingerprint}"
+            raise ModelMismatchError(describe_violation("other", rule, other.fingerprint))
+        return Intervention(self.steps + other.steps, next(iter(known), None))
+
+    def __bool__(self) -> bool:
+        return bool(self.steps)
+
+    def __repr__(self) -> str:
+        parts = [f"layer {at}: {', '.join(type(one).__name__ for one in self.at(at))}" for at in self.layers]
+        return f"Intervention({'; '.join(parts) or 'nothing'})"
+
+
+NOTHING = Intervention()
+"""Leaves the residual stream alone."""
+
+
+def describe_values(value: Any) -> dict[str, Any]:
+    """Return a dataclass's kind and fields as JSON-able values, tensors as hashes."""
+
+    def describe(one: Any) -> Any:
+        if isinstance(one, Tensor):
+            raw = one.detach().cpu().float().contiguous().numpy().tobytes()
+            return hashlib.sha256(raw).hexdigest()[:16]
+        return [describe_values(part) for part in one] if isinstance(one, tuple) else one
+
+    return {"kind": type(value).__name__} | {
+        field.name: describe(getattr(value, field.name)) for field in fields(value)
+    }
+
+
+def check_steps(steps: Iterable[Step], n_layers: int, d_model: int) -> None:
+    """Refuse steps that do not fit a model.
+
+    Raises:
+        LayerOutOfRangeError: A layer that the model does not have.
+        InvalidArgumentError: A direction of another width.
+    """
+    for step in steps:
+        check_layer(step.layer, n_layers)
+        if step.operation.d_model != d_model:
+            rule, hint = f"have the model's width d_model={d_model}", "Was the vector extracted from another model?"
+            raise InvalidArgumentError(describe_violation("direction", rule, step.operation.d_model, hint))
+
+
+def check_interventions(model: HookedModel, interventions: Iterable[Intervention]) -> None:
+    """Refuse interventions that do not fit a model, before it runs; a fine-tuned one passes for those of its base.
+
+    Raises:
+        LayerOutOfRangeError: A layer that the model does not have.
+        InvalidArgumentError: A direction of another width.
+        ModelMismatchError: Made from vectors of another model.
+    """
+    distinct = list({id(one): one for one in interventions}.values())
+    for one in distinct:
+        check_steps(one.steps, model.cfg.n_layers, model.cfg.d_model)
+    made_for = {one.fingerprint for one in distinct} - {None}
+    if made_for:
+        info = describe_model(model)
+        foreign = made_for - {info.fingerprint, info.base_fingerprint}
+        if foreign:
+            rule = f"be made from vectors of this model, {info.name} (fingerprint {info.fingerprint})"
+            hint = "Extract the vector from this model with extract_persona_vector(model, trait)."
+            raise ModelMismatchError(describe_violation("intervention", rule, sorted(map(str, foreign)), hint))

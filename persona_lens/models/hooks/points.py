@@ -1,0 +1,66 @@
+"""Hook pairs on a model: attached for a while, and looked for where none may be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+from torch import Tensor
+
+from persona_lens.errors import HookNeverFiredError, HooksPresentError, describe_violation
+from persona_lens.models.hooked_model import HookedModel
+
+T = TypeVar("T")
+HookFn = Callable[..., Tensor | None]
+HookPair = tuple[str, HookFn]
+
+
+@contextmanager
+def attached(model: HookedModel, pairs: Sequence[HookPair]) -> Iterator[None]:
+    """Attach hook pairs to either model class for the length of a ``with`` block, by exception too."""
+    with model.hooks(fwd_hooks=list(pairs)):
+        yield
+
+
+def check_unsteered(model: HookedModel) -> None:
+    """Refuse a model that carries hooks where the plain model is to be measured or to judge.
+
+    Raises:
+        HooksPresentError: Names the hook points.
+    """
+    hooked = [name for name, point in model.hook_dict.items() if point.fwd_hooks]
+    if hooked:
+        rule = "carry no hooks here: it is the unsteered model that samples, is measured and judges"
+        hint = "Leave the steering context first, or call model.reset_hooks()."
+        raise HooksPresentError(describe_violation("model", rule, hooked, hint))
+
+
+class FiringWatch:
+    """Knows which hook functions a forward pass has reached."""
+
+    def __init__(self) -> None:
+        self._idle: dict[int, str] = {}
+        self._n_watched = 0
+
+    def watch(self, label: str, fn: Callable[..., T]) -> Callable[..., T]:
+        """Return a function that does as ``fn`` and is known by ``label`` until it is first called."""
+        number = self._n_watched = self._n_watched + 1
+        self._idle[number] = label
+
+        def call(*args: object, **kwargs: object) -> T:
+            # Passed on unread: the signature is that of whatever framework the hook is for.
+            self._idle.pop(number, None)
+            return fn(*args, **kwargs)
+
+        return call
+
+    def check(self, hint: str) -> None:
+        """Raise if a function was never called.
+
+        Raises:
+            HookNeverFiredError: Names the labels.
+        """
+        if self._idle:
+            rule = "be reached by a forward pass, all of them"
+            raise HookNeverFiredError(describe_violation("hooks", rule, list(self._idle.values()), hint))

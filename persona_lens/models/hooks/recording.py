@@ -1,0 +1,53 @@
+"""The residual stream of a forward pass, pooled inside the hooks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from persona_lens.errors import HookNeverFiredError
+from persona_lens.models.hooks.points import HookFn, HookPair
+from persona_lens.models.hooks.sites import hook_name
+
+
+class ResidualRecorder:
+    """Keeps a pooled copy of every layer's residual stream of the latest forward pass.
+
+    Args:
+        n_layers: Number of layers.
+    """
+
+    def __init__(self, n_layers: int) -> None:
+        self.n_layers = n_layers
+        self._pool: Callable[[Tensor], Tensor] = lambda residual: residual
+        self._pooled: dict[int, Tensor] = {}
+
+    def expect(self, pool: Callable[[Tensor], Tensor]) -> None:
+        """Set how the next passes are pooled: ``[row, pos, d_model]`` to ``[row, d_model]``, inside the hook."""
+        self._pool = pool
+        self._pooled = {}
+
+    def hook_pairs(self) -> list[HookPair]:
+        """Return the TransformerLens ``(name, fn)`` pairs."""
+        return [(hook_name(layer), self._make_hook(layer)) for layer in range(self.n_layers)]
+
+    def read(self) -> Tensor:
+        """Return the latest pass as ``[layer, row, d_model]``.
+
+        Raises:
+            HookNeverFiredError: A layer's hook was not reached since :meth:`expect`.
+        """
+        if len(self._pooled) != self.n_layers:
+            missing = sorted(set(range(self.n_layers)) - self._pooled.keys())
+            raise HookNeverFiredError(
+                f"The residual stream of layers {missing} was never seen: no forward pass reached their hooks."
+            )
+        return torch.stack([self._pooled[layer] for layer in range(self.n_layers)])
+
+    def _make_hook(self, layer: int) -> HookFn:
+        def record(residual: Tensor, hook: object) -> None:
+            self._pooled[layer] = self._pool(residual)
+
+        return record

@@ -1,0 +1,1 @@
+"""What the scripts in experiments/ share: their arguments, what they start from, and how results are written."""

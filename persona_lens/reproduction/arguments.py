@@ -1,0 +1,93 @@
+"""What every experiment script understands, and the traits and results that its arguments name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import tyro
+
+from persona_lens.models.hooked_model import HookedModel
+from persona_lens.models.loading import EMBEDDED_MODEL, load_model
+from persona_lens.progress import show_progress
+from persona_lens.records import Record
+from persona_lens.run import Run
+from persona_lens.storage import ShardStore
+from persona_lens.traits.library import list_traits, load_trait
+from persona_lens.traits.trait import Trait
+
+R = TypeVar("R", bound=Record)
+
+
+@dataclass(frozen=True)
+class BaseArguments:
+    """What every script understands."""
+
+    trait: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Bundled trait's name, or path of a trait's JSON file; may be repeated."""
+    model: str = EMBEDDED_MODEL
+    """Bundled model, Hugging Face name, folder or GGUF file."""
+    tiny: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Seconds instead of minutes; the figure means nothing."""
+    replot: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Redraw from the results already written; no model runs."""
+    seed: int = 0
+    """Seed of all sampling."""
+    dtype: str = "auto"
+    """`auto`, `float32` or `bfloat16`."""
+    folder: Annotated[Path | None, tyro.conf.arg(name="out")] = None
+    """Where results and figures go; vectors and layer sweeps are looked for there too. If left out: `figures`, for
+    another than the bundled model `figures/MODEL`, with --tiny `figures/tiny`."""
+    runs: Path = Path(".persona-lens-runs")
+    """Where unfinished work is kept."""
+
+    @property
+    def out(self) -> Path:
+        """Where results go: one model's never over another's, a trial's never over real ones."""
+        if self.folder is not None:
+            return self.folder
+        part = "tiny" if self.tiny else "" if self.model == EMBEDDED_MODEL else Path(self.model).name
+        return Path("figures") / part
+
+    def load_model(self) -> HookedModel:
+        """Load the model."""
+        return load_model(self.model, dtype=self.dtype)
+
+    def open_run(self, config: Mapping[str, Any]) -> Run:
+        """Return a run whose finished shards are kept in a folder of its own, shown with progress bars."""
+        store = ShardStore(self.runs, config)
+        print(f"unfinished work is kept in {store.folder}")
+        return Run(store, show_progress)
+
+    def read(self, kind: type[R], name: str) -> R:
+        """Read the result of an earlier run."""
+        path = self.out / f"{name}.json"
+        if not path.exists():
+            raise SystemExit(f"--replot needs {path}, which an earlier run writes. Run once without --replot.")
+        return kind.load(path)
+
+
+@dataclass(frozen=True)
+class CommonArguments(BaseArguments):
+    """What most scripts understand."""
+
+    profile: Literal["quick", "paper"] = "quick"
+    """`quick` for two cores, `paper` for a GPU."""
+
+
+def read_traits(names: Sequence[str], n_pairs: int, n_questions: int) -> list[Trait]:
+    """Load the traits asked for, cut down to their first instruction pairs and questions; refuse to go on with none."""
+    if not names:
+        raise SystemExit(f"--trait is missing: one of {', '.join(list_traits())}, or the path of a trait's file.")
+    traits = [Trait.from_json(name) if name.endswith(".json") else load_trait(name) for name in names]
+    return [
+        replace(
+            trait,
+            instruction_pairs=trait.instruction_pairs[:n_pairs],
+            extraction_questions=trait.extraction_questions[:n_questions],
+            evaluation_questions=trait.evaluation_questions[:n_questions],
+        )
+        for trait in traits
+    ]

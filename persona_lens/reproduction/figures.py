@@ -1,0 +1,35 @@
+"""Results as files: NAME.json, NAME.html and NAME.png."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import plotly.graph_objects as go
+
+from persona_lens.records import Record
+from persona_lens.storage import write_bytes_atomically
+
+
+def write_result(record: Record, figure: go.Figure, folder: Path, name: str) -> None:
+    """Write a result as NAME.json, and its figure as :func:`write_figure` does."""
+    record.save(folder / f"{name}.json")
+    write_figure(figure, folder, name)
+
+
+def write_figure(figure: go.Figure, folder: Path, name: str) -> None:
+    """Write NAME.html and NAME.png.
+
+    Without a Chrome or Chromium the PNG is left out and a line says so.
+    """
+    from kaleido.errors import ChromeNotFoundError  # only a script that writes figures needs it
+
+    # A fixed id and plotly.js from its CDN: the page is small, and the same data gives the same file.
+    page = figure.to_html(include_plotlyjs="cdn", div_id=name, full_html=True)
+    write_bytes_atomically(folder / f"{name}.html", page.encode())
+    try:
+        write_bytes_atomically(folder / f"{name}.png", figure.to_image("png", scale=1.5))
+    except RuntimeError as error:
+        # Plotly raises its own RuntimeError while it handles Kaleido's ChromeNotFoundError.
+        if not isinstance(error.__context__, ChromeNotFoundError):
+            raise
+        print(f"{name}.png was not written: no Chrome or Chromium found (set BROWSER_PATH). {name}.html is there.")

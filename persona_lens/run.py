@@ -1,0 +1,35 @@
+"""How long work is run: where its finished parts are kept, and how its progress is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from persona_lens.progress import ProgressFactory, no_progress
+from persona_lens.storage import Shard, ShardStore
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """Where the finished parts of long work are kept, and how its progress is shown.
+
+    Args:
+        store: Keeps finished shards, so that a killed run goes on where it was; None keeps nothing.
+        progress: Makes a progress bar, such as :func:`persona_lens.show_progress`.
+
+    Example:
+        >>> Run().load_or_compute("part-0", lambda: Shard(records=[1, 2])).records
+        [1, 2]
+    """
+
+    store: ShardStore | None = None
+    progress: ProgressFactory = no_progress
+
+    def part(self, config: Mapping[str, Any]) -> Run:
+        """Return a run within this one, for work that depends on ``config`` too, such as one of several traits."""
+        return self if self.store is None else replace(self, store=self.store.part(config))
+
+    def load_or_compute(self, name: str, compute: Callable[[], Shard]) -> Shard:
+        """Return the finished shard of that name; compute it, and keep it if there is a store, where there is none."""
+        return compute() if self.store is None else self.store.load_or_compute(name, compute)

@@ -1,0 +1,34 @@
+"""Every random stream that is numbered: what draws for different purposes from one seed must not draw alike."""
+
+from __future__ import annotations
+
+from enum import IntEnum, unique
+
+
+@unique
+class Stream(IntEnum):
+    """The number that stands second in a seed, after the one that a user chooses.
+
+    Numbers are never changed, as every published draw rests on them. An index added to one stays below the next.
+
+    Example:
+        >>> (0, Stream.EXTRACTION) == (0, 103)
+        True
+    """
+
+    CALIBRATION = 101  # the labelled responses that a local judge is calibrated on
+    SEPARATION = 102  # the held-out responses that tell a judge's AUROC
+    EXTRACTION = 103  # the responses whose activations make a persona vector
+    SWEEP = 104  # the responses under every layer and coefficient
+    CONFIRMATION = 105  # the responses and random directions that a choice is confirmed with
+    ORDINARY = 106  # the responses that measure what is ordinary
+    CONDITIONS = 107  # the responses under conditions that a user compares
+    TOKEN_POSITIONS = 120  # experiments/token_positions.py: responses and the random direction
+    STEERING_MODES = 121  # experiments/steering_modes.py: responses
+    MONITORING = 130  # experiments/monitoring.py: responses, then setting and condition
+    MONITORING_EXAMPLES = 131  # experiments/monitoring.py: the examples that prompts begin with
+    TRAIT_DATA = 140  # the responses of a trait's training set
+    FINETUNED_SCORES = 150  # experiments on trained models: responses that are scored, plus the trait's index
+    ORDINARY_ROWS = 170  # experiments on trained models: the base model's answers among a domain's rows
+    SAMPLE_SEPARATION = 190  # experiments/sample_separation.py: responses
+    REAL_CONVERSATIONS = 230  # experiments/real_conversations.py: which rows the random subset takes

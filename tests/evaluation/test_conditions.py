@@ -1,0 +1,141 @@
+import dataclasses
+
+import pytest
+import torch
+
+import persona_lens as pl
+from persona_lens.errors import HooksPresentError, InvalidArgumentError, ModelMismatchError
+from persona_lens.evaluation import Condition, ConditionScores
+from persona_lens.models.engine.rollouts import RolloutRequest, sample_rollouts
+from persona_lens.tensors import Ablate, Add
+from tests.small_trait import FixedJudge, LengthJudge
+from tests.tiny import save_tiny
+
+QUESTIONS = ("Why?", "When?", "Who?")
+SAMPLING = pl.Sampling(max_new_tokens=5, rollouts=2, seed=3)
+EXAMPLES = ({"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"})
+
+
+def direction(seed):
+    return torch.randn(48, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="module")
+def other_model(tmp_path_factory):
+    return pl.load_model(save_tiny(tmp_path_factory.mktemp("other"), "llama", seed=7), dtype="float32", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def conditions(other_model):
+    shift = pl.Intervention.of(1, Add(direction(0), 3.0))
+    return [
+        Condition(name="plain"),
+        Condition(shift, name="shifted"),
+        Condition(shift + pl.Intervention.of(2, Ablate(direction(1))), system="Be brief.", name="both"),
+        Condition(examples=EXAMPLES, name="shown"),
+        Condition(model=other_model, name="another"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def scored(tiny_model, conditions):
+    return pl.score_conditions(tiny_model, LengthJudge(), conditions, QUESTIONS, sampling=SAMPLING, stream=(9, 1))
+
+
+def test_each_condition_is_answered_as_if_it_were_alone(tiny_model, conditions, scored):
+    """The oracle: one condition's requests, made by hand and sampled by themselves."""
+    for c, condition in enumerate(conditions):
+        requests = [
+            RolloutRequest(
+                question, (3, 9, 1, q, r), condition.system, condition.examples, intervention=condition.intervention
+            )
+            for q, question in enumerate(QUESTIONS)
+            for r in range(2)
+        ]
+        alone = sample_rollouts(condition.model or tiny_model, requests, SAMPLING)
+        texts = [rollout.response for rollout in alone]
+        assert [text for row in scored.responses[c] for text in row] == texts
+        judged = LengthJudge().score(QUESTIONS, texts)
+        expected = torch.tensor([float("nan") if one.score is None else one.score for one in judged]).view(3, 2)
+        torch.testing.assert_close(scored.scores[c], expected, equal_nan=True)
+    assert len({scored.responses[c] for c in range(len(conditions))}) == len(conditions)
+
+
+def test_scores_are_averaged_over_rollouts_and_bootstrapped_over_questions(scored):
+    made = dataclasses.replace(
+        scored,
+        scores=torch.tensor([[[0.0, 10.0], [20.0, float("nan")], [30.0, 40.0]]]),
+        coherences=torch.full((1, 3, 2), 50.0),
+        conditions=("one",),
+        responses=scored.responses[:1],
+    )
+    assert made.by_question.tolist() == [[5.0, 20.0, 35.0]]
+    assert (made.score(0).estimate, made.score(0).low, made.score(0).high) == (20.0, 5.0, 35.0)
+    assert made.coherence(0).estimate == 50.0
+    assert made.n_unscored == 1
+
+
+def test_the_difference_of_a_condition_from_itself_is_nothing(scored):
+    assert (scored.difference(1, 1).low, scored.difference(1, 1).high) == (0.0, 0.0)
+
+
+def test_what_was_scored_survives_the_round_trip(scored, tmp_path):
+    scored.save(tmp_path / "scores.json")
+    again = ConditionScores.load(tmp_path / "scores.json")
+    assert again.responses == scored.responses
+    assert torch.equal(again.scores.nan_to_num(-1.0), scored.scores.nan_to_num(-1.0))
+
+
+def test_a_killed_run_goes_on_where_it_was(tiny_model, conditions, scored, tmp_path, monkeypatch):
+    monkeypatch.setattr("persona_lens.evaluation.conditions._CONDITIONS_AT_ONCE", 2)
+    asked = []
+
+    class DyingJudge(LengthJudge):
+        def score(self, questions, responses):
+            asked.append(len(questions))
+            if len(asked) == 2:
+                raise KeyboardInterrupt
+            return super().score(questions, responses)
+
+    run = pl.Run(pl.ShardStore(tmp_path, {}))
+    given = {"sampling": SAMPLING, "stream": (9, 1), "run": run}
+    with pytest.raises(KeyboardInterrupt):
+        pl.score_conditions(tiny_model, DyingJudge(), conditions, QUESTIONS, **given)
+    resumed = pl.score_conditions(tiny_model, DyingJudge(), conditions, QUESTIONS, **given)
+    assert asked == [12, 12, 12, 6]  # the first two conditions were not asked again
+    assert resumed.responses == scored.responses
+
+
+def test_responses_without_a_score_are_counted(tiny_model):
+    judge = FixedJudge((None, None, "x"), (None, None, "x"))
+    found = pl.score_conditions(tiny_model, judge, [Condition()], QUESTIONS, sampling=pl.Sampling(max_new_tokens=2))
+    assert found.n_unscored == 3
+    assert found.score(0).is_missing
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "match"),
+    [
+        ({"conditions": []}, InvalidArgumentError, "`conditions`"),
+        ({"questions": ()}, InvalidArgumentError, "`questions`"),
+        ({"questions": "Why?"}, InvalidArgumentError, "`questions`"),
+        ({"conditions": [Condition(pl.Intervention.of(0, Add(torch.ones(47), 1.0)))]}, InvalidArgumentError, "width"),
+        (
+            {"conditions": [Condition(pl.Intervention(fingerprint="0" * 16))]},
+            ModelMismatchError,
+            "made from vectors of this model",
+        ),
+    ],
+)
+def test_bad_arguments_are_refused_before_the_model_runs(tiny_model, change, error, match, monkeypatch):
+    monkeypatch.setattr("persona_lens.evaluation.conditions.sample_rollouts", None)
+    given = {"conditions": [Condition()], "questions": QUESTIONS} | change
+    with pytest.raises(error, match=match):
+        pl.score_conditions(tiny_model, LengthJudge(), **given)
+
+
+def test_a_hooked_model_answers_no_condition(tiny_model, other_model):
+    shift = pl.interventions.intervention_hooks(pl.Intervention.of(0, Add(direction(0), 1.0)))
+    for hooked, condition in ((tiny_model, Condition()), (other_model, Condition(model=other_model))):
+        with hooked.hooks(fwd_hooks=shift), pytest.raises(HooksPresentError):
+            pl.score_conditions(tiny_model, LengthJudge(), [Condition(), condition], QUESTIONS)

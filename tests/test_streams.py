@@ -1,0 +1,50 @@
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from persona_lens.storage import ShardStore
+from persona_lens.streams import Stream
+from persona_lens.traits.library import list_traits
+
+ROOT = Path(__file__).resolve().parents[1]
+PYTHON = [*ROOT.glob("persona_lens/**/*.py"), *ROOT.glob("experiments/**/*.py")]
+SOURCES = [path.read_text(encoding="utf-8") for path in PYTHON]
+
+
+@pytest.mark.parametrize("stream", Stream)
+def test_a_stream_draws_what_its_number_draws(stream):
+    by_name, by_number = (np.random.default_rng((3, number, 1)).random(8) for number in (stream, stream.value))
+    assert by_name.tolist() == by_number.tolist()
+
+
+def test_the_numbers_are_those_that_the_published_figures_rest_on():
+    assert {stream.name: stream.value for stream in Stream} == {
+        "CALIBRATION": 101, "SEPARATION": 102, "EXTRACTION": 103, "SWEEP": 104, "CONFIRMATION": 105, "ORDINARY": 106,
+        "TOKEN_POSITIONS": 120, "STEERING_MODES": 121, "MONITORING": 130, "MONITORING_EXAMPLES": 131,
+        "TRAIT_DATA": 140, "FINETUNED_SCORES": 150, "ORDINARY_ROWS": 170, "SAMPLE_SEPARATION": 190,
+        "REAL_CONVERSATIONS": 230,
+    }  # fmt: skip
+
+
+def test_a_stream_in_a_run_s_configuration_reads_as_its_number(tmp_path):
+    by_name, by_number = (ShardStore(tmp_path, {"stream": (0, number)}) for number in (Stream.SWEEP, 104))
+    assert by_name.folder == by_number.folder
+    assert json.loads((by_name.folder / "config.json").read_text()) == {"stream": [0, 104]}
+    assert f"{Stream.SWEEP}" == str(Stream.SWEEP) == "104"
+
+
+def test_an_index_added_to_a_stream_never_reaches_the_next():
+    added = {name for source in SOURCES for name in re.findall(r"Stream\.(\w+) \+", source)}
+    assert added == {"FINETUNED_SCORES"}  # to which the index of a trait is added
+    following = min(stream for stream in Stream if stream > Stream.FINETUNED_SCORES)
+    assert following - Stream.FINETUNED_SCORES >= len(list_traits())
+
+
+def test_every_stream_is_drawn_from_and_none_is_numbered_by_hand():
+    named = {name for source in SOURCES for name in re.findall(r"Stream\.([A-Z_]+)", source)}
+    assert named == set(Stream.__members__)
+    by_hand = re.compile(r"seed, \d+|seed \+ \d{2,}|\w*STREAM\w* = ")
+    assert [found for source in SOURCES for found in by_hand.findall(source)] == []
