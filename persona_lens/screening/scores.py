@@ -183,7 +183,7 @@ def _sample_own(
         max_new_tokens=settings.max_response_tokens, temperature=0.0, batch_size=settings.batch_size,
         stop_tokens=stop_token_ids(model.tokenizer),
     )  # fmt: skip
-    requests = [SampleRequest(one.prompt, (index,)) for index, one in enumerate(conversations)]
+    requests = [SampleRequest(one.prompt_tokens, (index,)) for index, one in enumerate(conversations)]
     return sample_recorded_stream(model, requests, sampling)
 
 

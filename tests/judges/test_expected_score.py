@@ -31,7 +31,7 @@ def test_next_token_probabilities_are_those_of_the_ordinary_forward_pass(model):
     tokens = torch.tensor([3, 40, 200])
     found = next_token_probabilities(model, rows, tokens)
     for i in (0, 1, 2, 89):
-        expected = ordinary_next(model, rows[i].prompt + rows[i].response)[tokens]
+        expected = ordinary_next(model, rows[i].prompt_tokens + rows[i].response_tokens)[tokens]
         torch.testing.assert_close(found[i], expected, atol=1e-5, rtol=1e-3)
 
 
@@ -40,10 +40,12 @@ def test_a_row_that_fills_the_context_is_read_and_an_empty_or_longer_one_is_refu
     full = TokenSpans.join((5, 6) * 510, (7, 8, 9, 10))
     found = next_token_probabilities(model, [TokenSpans.join((9,), ()), full], tokens)
     torch.testing.assert_close(
-        found[1], ordinary_next(model, full.prompt + full.response)[tokens], atol=1e-5, rtol=1e-3
+        found[1], ordinary_next(model, full.prompt_tokens + full.response_tokens)[tokens], atol=1e-5, rtol=1e-3
     )
     with pytest.raises(ContextLengthError, match=r"conversations\[1\].*1024"):
-        next_token_probabilities(model, [full, TokenSpans.join(full.prompt, (*full.response, 11))], tokens)
+        next_token_probabilities(
+            model, [full, TokenSpans.join(full.prompt_tokens, (*full.response_tokens, 11))], tokens
+        )
     with pytest.raises(InvalidArgumentError, match=r"conversations\[1\]"):
         next_token_probabilities(model, [full, TokenSpans.join((), (1, 2))], tokens)
 

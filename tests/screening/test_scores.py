@@ -34,7 +34,7 @@ def test_a_rows_projections_are_those_of_a_forward_pass_by_hand(tiny_model, unit
     row = converse("Why?", "So be.")
     (found,) = score(tiny_model, units, [row])
     encoded = pl.encode_conversation(tiny_model.tokenizer, row["messages"])
-    prompt = encoded.prompt
+    prompt = encoded.prompt_tokens
     own = tiny_model.generate(
         torch.tensor([prompt]), max_new_tokens=6, do_sample=False, verbose=False, stop_at_eos=False, prepend_bos=False
     )[0].tolist()

@@ -1,12 +1,12 @@
-"""What two sets of logits say of the next token: its likelihood, and how far they diverge."""
+"""The one token divergence: how far two next-token distributions lie apart."""
 
 from __future__ import annotations
 
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 
-def token_divergences(
+def token_divergence(
     reference: Float[Tensor, "*batch vocab"], other: Float[Tensor, "*batch vocab"]
 ) -> Float[Tensor, "*batch"]:
     r"""Return the KL divergence from one next-token distribution to another, in nats, at each position.
@@ -21,15 +21,3 @@ def token_divergences(
     """
     log_p, log_q = (logits.float().log_softmax(dim=-1) for logits in (reference, other))
     return (log_p.exp() * (log_p - log_q)).sum(dim=-1)
-
-
-def token_log_likelihoods(
-    logits: Float[Tensor, "*batch vocab"], targets: Int[Tensor, "*batch"]
-) -> Float[Tensor, "*batch"]:
-    """Return the log-likelihood of each target token, in nats, in float32.
-
-    Args:
-        logits: Of the positions that predict the targets.
-        targets: Token ids.
-    """
-    return logits.float().log_softmax(dim=-1).gather(-1, targets[..., None])[..., 0]

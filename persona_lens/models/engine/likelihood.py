@@ -48,7 +48,7 @@ def mean_log_likelihoods(model: HookedModel, conversations: Sequence[TokenSpans]
         HooksPresentError: Hooks inside attention, which scoring would pass by.
     """
     for index, item in enumerate(conversations):
-        if not item.prompt or not item.response:
+        if not item.prompt_tokens or not item.response_tokens:
             raise InvalidArgumentError(
                 describe_violation(
                     f"conversations[{index}]", "have a prompt and a response of at least one token", item
@@ -65,7 +65,7 @@ def mean_log_likelihoods(model: HookedModel, conversations: Sequence[TokenSpans]
             )
     by_prompt: dict[tuple[int, ...], list[int]] = {}
     for index, item in enumerate(conversations):
-        by_prompt.setdefault(item.prompt, []).append(index)
+        by_prompt.setdefault(item.prompt_tokens, []).append(index)
     # Prompts of like length side by side waste the least padding.
     prompts = sorted(by_prompt, key=lambda prompt: (len(prompt), prompt))
     scores = [0.0] * len(conversations)
@@ -100,8 +100,8 @@ def _batches(indices: list[int], conversations: Sequence[TokenSpans]) -> list[li
     for index in indices:
         n, item = len(batches[-1]) + 1, conversations[index]
         longest_prompt = max(longest_prompt, item.response_start)
-        is_wide = n * len(item.response) > _TOKENS_AT_ONCE
-        if batches[-1] and (is_wide or n * (longest_prompt + len(item.response)) > _CACHED_TOKENS_AT_ONCE):
+        is_wide = n * len(item.response_tokens) > _TOKENS_AT_ONCE
+        if batches[-1] and (is_wide or n * (longest_prompt + len(item.response_tokens)) > _CACHED_TOKENS_AT_ONCE):
             batches.append([])
             longest_prompt = item.response_start
         batches[-1].append(index)
@@ -110,12 +110,12 @@ def _batches(indices: list[int], conversations: Sequence[TokenSpans]) -> list[li
 
 def _score_batch(decoder: Decoder, items: Sequence[TokenSpans], prefixes: dict[tuple[int, ...], Prefix]) -> list[float]:
     # Each token is predicted one position before it, the first from the prompt's last token.
-    fed = pad_right([(item.prompt[-1], *item.response[:-1]) for item in items], multiple=_LENGTH_MULTIPLE)
-    targets = pad_right([item.response for item in items], multiple=_LENGTH_MULTIPLE)
+    fed = pad_right([(item.prompt_tokens[-1], *item.response_tokens[:-1]) for item in items], multiple=_LENGTH_MULTIPLE)
+    targets = pad_right([item.response_tokens for item in items], multiple=_LENGTH_MULTIPLE)
     cache = decoder.new_cache(len(items), max(item.response_start for item in items) + fed.tokens.shape[1])
     device = cache.keys.device
     for row, item in enumerate(items):
-        prefixes[item.prompt].write(cache, row)
+        prefixes[item.prompt_tokens].write(cache, row)
     starts = torch.tensor([item.response_start - 1 for item in items], device=device)
     hidden = decoder.extend(fed.tokens.to(device), starts, cache)
     is_response = ~targets.is_padding

@@ -39,15 +39,15 @@ def next_token_probabilities(
         ContextLengthError: Longer than the model's context.
     """
     for index, item in enumerate(conversations):
-        if not item.prompt:
-            raise InvalidArgumentError(describe_violation(f"conversations[{index}].prompt", "not be empty", ()))
+        if not item.prompt_tokens:
+            raise InvalidArgumentError(describe_violation(f"conversations[{index}].prompt_tokens", "not be empty", ()))
         if item.response_end > model.cfg.n_ctx:
             rule = f"fit the context of {model.cfg.n_ctx} tokens"
             raise ContextLengthError(
                 describe_violation(f"conversations[{index}]", rule, item.response_end, "Shorten it.")
             )
     # Rows of one prompt stand side by side, so that a batch needs few prompts.
-    prompts = [item.prompt for item in conversations]
+    prompts = [item.prompt_tokens for item in conversations]
     order = sorted(range(len(conversations)), key=lambda i: (len(prompts[i]), prompts[i], i))
     found = torch.zeros(len(conversations), len(tokens))
     with open_decoder(model) as decoder:
@@ -56,10 +56,12 @@ def next_token_probabilities(
             items = [conversations[i] for i in batch]
             distinct = list(dict.fromkeys(prompts[i] for i in batch))
             prefixes = dict(zip(distinct, compute_prefixes(decoder, distinct), strict=True))
-            fed = pad_right([(item.prompt[-1], *item.response) for item in items], multiple=_LENGTH_MULTIPLE)
+            fed = pad_right(
+                [(item.prompt_tokens[-1], *item.response_tokens) for item in items], multiple=_LENGTH_MULTIPLE
+            )
             cache = decoder.new_cache(len(items), len(distinct[-1]) + fed.tokens.shape[1])
             for row, item in enumerate(items):
-                prefixes[item.prompt].write(cache, row)
+                prefixes[item.prompt_tokens].write(cache, row)
             device = cache.keys.device
             starts = torch.tensor([item.response_start - 1 for item in items], device=device)
             last = fed.take_last(decoder.extend(fed.tokens.to(device), starts, cache))

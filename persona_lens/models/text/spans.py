@@ -35,12 +35,12 @@ class TokenSpans:
         return cls((*prompt, *response), len(prompt), len(prompt) + len(response))
 
     @property
-    def prompt(self) -> tuple[int, ...]:
+    def prompt_tokens(self) -> tuple[int, ...]:
         """Everything before the response."""
         return self.tokens[: self.response_start]
 
     @property
-    def response(self) -> tuple[int, ...]:
+    def response_tokens(self) -> tuple[int, ...]:
         """The response without its end-of-turn token."""
         return self.tokens[self.response_start : self.response_end]
 

@@ -28,12 +28,12 @@ def conversations():
 def test_likelihoods_are_those_of_the_ordinary_forward_pass(model):
     items = conversations()
     for item, found in zip(items, mean_log_likelihoods(model, items), strict=True):
-        whole = item.prompt + item.response
+        whole = item.prompt_tokens + item.response_tokens
         with torch.no_grad():
             log_probabilities = model(torch.tensor([whole]))[0].log_softmax(-1)
-        n = len(item.prompt)
-        expected = sum(log_probabilities[n + t - 1, token] for t, token in enumerate(item.response)) / len(
-            item.response
+        n = len(item.prompt_tokens)
+        expected = sum(log_probabilities[n + t - 1, token] for t, token in enumerate(item.response_tokens)) / len(
+            item.response_tokens
         )
         assert found == pytest.approx(float(expected), abs=1e-4)
 
@@ -104,7 +104,7 @@ def test_the_tokens_computed_and_cached_at_once_are_bounded(model, monkeypatch):
         return compute_prefixes(decoder, prompts)
 
     def score(decoder, batch, prefixes):
-        cached.append(len(batch) * max(len(item.prompt) + len(item.response) for item in batch))
+        cached.append(len(batch) * max(len(item.prompt_tokens) + len(item.response_tokens) for item in batch))
         return score_batch(decoder, batch, prefixes)
 
     monkeypatch.setattr(likelihood, "compute_prefixes", compute)

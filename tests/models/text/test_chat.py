@@ -37,16 +37,16 @@ def answered(question, response, system=None):
 def test_a_responses_tokens_decode_to_the_response(response, question, system):
     encoded = encode_conversation(TINY, answered(question, response, system))
     # Bytes that are no character, such as lone surrogates, cannot come back; everything else must.
-    assert TINY.decode(encoded.response).strip() == response.strip()
+    assert TINY.decode(encoded.response_tokens).strip() == response.strip()
     assert encoded.tokens[encoded.response_end] == TINY.convert_tokens_to_ids("<|im_end|>")
-    assert encoded.is_response.sum() == len(encoded.response)
+    assert encoded.is_response.sum() == len(encoded.response_tokens)
 
 
 def test_a_response_that_repeats_the_question_is_found_in_its_own_turn(embedded_tokenizer):
     encoded = encode_conversation(embedded_tokenizer, answered("Yes", "Yes", "Yes"))
     prompt = encode_prompt(embedded_tokenizer, build_messages("Yes", "Yes"))
-    assert encoded.prompt == prompt.tokens
-    assert embedded_tokenizer.decode(encoded.response) == "Yes"
+    assert encoded.prompt_tokens == prompt.tokens
+    assert embedded_tokenizer.decode(encoded.response_tokens) == "Yes"
 
 
 def test_the_embedded_models_prompt_is_that_of_its_template(embedded_tokenizer):
@@ -118,8 +118,8 @@ def test_a_response_is_found_in_its_own_turn_whatever_the_template_trims_or_open
     template = TINY.chat_template.replace("m['content']", content).replace("assistant\n", opening)
     encoded = encode_conversation(make_tokenizer(template=template), answered("Yes", response, "Yes"))
     expected = response.strip() if "trim" in content else response
-    assert TINY.decode(encoded.response) == expected
-    assert TINY.decode(encoded.prompt).endswith("<|im_start|>assistant\n")
+    assert TINY.decode(encoded.response_tokens) == expected
+    assert TINY.decode(encoded.prompt_tokens).endswith("<|im_start|>assistant\n")
 
 
 def test_a_token_that_is_partly_the_responses_is_the_responses():
@@ -129,7 +129,7 @@ def test_a_token_that_is_partly_the_responses_is_the_responses():
     backend.model = models.BPE(vocab=vocab | {"ĊY": 300}, merges=[("Ċ", "Y")])
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     encoded = encode_conversation(tokenizer, answered("Hi", "Yes"))
-    assert tokenizer.decode(encoded.response) == "\nYes"
+    assert tokenizer.decode(encoded.response_tokens) == "\nYes"
 
 
 def test_a_conversation_longer_than_the_context_is_refused():
