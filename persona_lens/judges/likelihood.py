@@ -17,7 +17,7 @@ from scipy.optimize import minimize
 
 from persona_lens.errors import ChatTemplateError, ContextLengthError, InvalidArgumentError, describe_violation
 from persona_lens.judges.judgement import LONGER_THAN_CONTEXT, Judgement
-from persona_lens.models.engine.likelihood import Continuation, mean_log_likelihoods
+from persona_lens.models.engine.likelihood import mean_log_likelihoods
 from persona_lens.models.engine.rollouts import RolloutRequest, sample_rollouts
 from persona_lens.models.engine.sampling import Sampling
 from persona_lens.models.hooked_model import HookedModel
@@ -336,7 +336,7 @@ def _log_likelihoods(
         )
     check_unsteered(model)
     rows: list[list[float] | str] = [_EMPTY] * len(responses)
-    judged, continuations = [], []
+    judged, conversations = [], []
     for i, response in enumerate(responses):
         if not response.strip():
             continue
@@ -354,8 +354,8 @@ def _log_likelihoods(
             rows[i] = "not rendered by the judging model's chat template"
         else:
             judged.append(i)
-            continuations += [Continuation(tuple(one.prompt_tokens), tuple(one.response_tokens)) for one in encoded]
-    likelihoods = iter(mean_log_likelihoods(model, continuations))
+            conversations += encoded
+    likelihoods = iter(mean_log_likelihoods(model, conversations))
     for i in judged:
         rows[i] = [next(likelihoods) for _ in systems]
     return rows
