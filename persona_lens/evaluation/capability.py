@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import html
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
