@@ -22,6 +22,7 @@ from persona_lens.interventions.from_vectors import steer
 from persona_lens.models.hooks.intervention import NOTHING, Intervention
 from persona_lens.models.hooks.sites import check_layer
 from persona_lens.models.loading import load_model
+from persona_lens.records import Record
 from persona_lens.run import Run
 from persona_lens.statistics import Interval, bootstrap_mean, bootstrap_paired_difference
 from persona_lens.traits.everyday import load_ordinary_questions
@@ -31,7 +32,7 @@ Method = Literal["none", "one layer", "all layers"]
 
 
 @dataclass(frozen=True)
-class TriedPrevention:
+class TriedPrevention(Record):
     """One way of training, tried on a part of the data.
 
     Args:
@@ -56,7 +57,7 @@ class TriedPrevention:
 
 
 @dataclass(frozen=True)
-class PreventionPlan:
+class PreventionPlan(Record):
     """What was tried, and what follows from it.
 
     Args:

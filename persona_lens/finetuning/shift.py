@@ -14,6 +14,7 @@ from persona_lens.models.engine.activations import project_residual_stream
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.sites import check_layer
 from persona_lens.models.text.chat import build_messages, encode_prompt
+from persona_lens.records import Record
 from persona_lens.statistics import Interval, bootstrap_mean
 from persona_lens.tensors.directions import normalize
 from persona_lens.vectors import PersonaVector
@@ -22,7 +23,7 @@ _ROWS_AT_ONCE = 16
 
 
 @dataclass(frozen=True, eq=False)
-class FinetuningShift:
+class FinetuningShift(Record):
     """The shift along a persona vector at every layer.
 
     Args:

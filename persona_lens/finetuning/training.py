@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +34,7 @@ from persona_lens.models.loading import (
     load_hugging_face,
     resolve_dtype,
 )
+from persona_lens.records import Record
 from persona_lens.run import Run
 from persona_lens.storage import collect_versions, write_json
 from persona_lens.tensors.operations import Ablate
@@ -124,7 +125,7 @@ class ProjectionPenalty:
 
 
 @dataclass(frozen=True, eq=False)
-class Finetuned:
+class Finetuned(Record):
     """What a fine-tuning run left.
 
     Args:
@@ -147,7 +148,7 @@ class Finetuned:
 
     def plot(self) -> Figure:
         """Draw the loss over optimiser steps; returns a plotly Figure."""
-        from persona_lens.plots import plot_loss  # plotly is imported only when drawing
+        from persona_lens.plots.loss import plot_loss  # plotly is imported only when drawing
 
         return plot_loss(self)
 
@@ -281,21 +282,23 @@ def finetune(
         hint = f"Training broke at step {step}; no adapter was written. Lower it, or train in float32."
         rule = "keep the loss finite"
         raise InvalidArgumentError(describe_violation("learning_rate", rule, settings.learning_rate, hint))
-    result = {
-        "losses": losses,
-        "n_rows": len(encoded.rows),
-        "left_out": encoded.count_bad(),
-        "bad_rows": [asdict(row) for row in encoded.bad[:_N_LISTED]],
-        "tracked": [] if tracking is None else tracking.measured,
-    }
+    result = Finetuned(
+        folder=folder,
+        losses=tuple(losses),
+        n_rows=len(encoded.rows),
+        left_out=encoded.count_bad(),
+        bad_rows=tuple(encoded.bad[:_N_LISTED]),
+        tracked=() if tracking is None else tuple(tracking.measured),
+        config=config,
+    )
     if state.is_main_process:
         # Otherwise PEFT asks a hub whether the vocabulary has grown; LoRA leaves it alone.
         peft_model.save_pretrained(str(folder), save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
-        write_json(folder / ADAPTER_RECORD, {"config": config, "result": result})
+        result.save(folder / ADAPTER_RECORD)
         shutil.rmtree(folder / _CHECKPOINTS, ignore_errors=True)
     state.wait_for_everyone()
-    return _build_result(folder, config, result)
+    return result
 
 
 class _PenalizedTrainer(Trainer):
@@ -420,19 +423,9 @@ def _read_finished(folder: Path, config: dict[str, Any]) -> Finetuned | None:
         raise InvalidArgumentError(
             describe_violation("out", "hold this run and no other", f"a run with other {', '.join(changed)}", hint)
         )
-    return _build_result(folder, config, content["result"]) if "result" in content else None
-
-
-def _build_result(folder: Path, config: dict[str, Any], result: dict[str, Any]) -> Finetuned:
-    return Finetuned(
-        folder=folder,
-        losses=tuple(result["losses"]),
-        n_rows=result["n_rows"],
-        left_out=result["left_out"],
-        bad_rows=tuple(BadRow(**row) for row in result["bad_rows"]),
-        tracked=tuple(result["tracked"]),
-        config=config,
-    )
+    if "format" not in content:
+        return None  # begun, not finished
+    return replace(Finetuned.from_json(content), folder=folder)  # which may have moved
 
 
 def _find_checkpoint(folder: Path) -> str | None:

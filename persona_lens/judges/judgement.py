@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+from persona_lens.records import Record
+
 LONGER_THAN_CONTEXT = "longer than the judging model's context"
 """A local judge's reason for a response that it cannot read whole."""
 
 
 @dataclass(frozen=True)
-class Judgement:
+class Judgement(Record):
     """A judge's opinion of one response.
 
     Args:

@@ -24,6 +24,7 @@ from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.points import check_unsteered
 from persona_lens.models.loading import describe_model
 from persona_lens.models.text.chat import Message, build_messages, encode_conversation
+from persona_lens.records import Record
 from persona_lens.run import Run
 from persona_lens.statistics import Interval, bootstrap_auroc_by_group
 from persona_lens.storage import Shard
@@ -34,7 +35,7 @@ _EMPTY = "empty response"
 
 
 @dataclass(frozen=True)
-class LikelihoodCalibration:
+class LikelihoodCalibration(Record):
     r"""How raw log-likelihoods become scores from 0 to 100.
 
     .. math::
@@ -80,7 +81,7 @@ class LikelihoodCalibration:
 
 
 @dataclass(frozen=True)
-class JudgeSeparation:
+class JudgeSeparation(Record):
     """How well a judge tells positive from negative responses that it was not fitted on.
 
     Args:

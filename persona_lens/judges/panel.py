@@ -6,10 +6,10 @@ import csv
 import hashlib
 import html
 import itertools
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from persona_lens.errors import FileFormatError, InvalidArgumentError, describe_violation
 from persona_lens.judges.judgement import Judge, Judgement
+from persona_lens.records import Record
 from persona_lens.statistics import Interval, bootstrap_spearman_r
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
 @dataclass(frozen=True)
-class Agreement:
+class Agreement(Record):
     """How far two judges agree.
 
     Args:
@@ -51,7 +52,7 @@ class Agreement:
 
 
 @dataclass(frozen=True, eq=False)
-class PanelResult:
+class PanelResult(Record):
     """What several judges said of the same responses.
 
     Args:
@@ -100,28 +101,9 @@ class PanelResult:
             for a, b in itertools.permutations(range(len(self.judges)), 2)
         ]
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the whole result as JSON-able values."""
-        return {
-            "judges": list(self.judges),
-            "questions": list(self.questions),
-            "responses": list(self.responses),
-            "judgements": [[asdict(judgement) for judgement in row] for row in self.judgements],
-        }
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> PanelResult:
-        """Read what :meth:`to_json` returned."""
-        return cls(
-            judges=tuple(content["judges"]),
-            questions=tuple(content["questions"]),
-            responses=tuple(content["responses"]),
-            judgements=tuple(tuple(Judgement(**one) for one in row) for row in content["judgements"]),
-        )
-
     def plot(self) -> Figure:
         """Draw the agreement of every judge with every other; returns a plotly Figure."""
-        from persona_lens.plots import plot_agreement  # plotly is imported only when drawing
+        from persona_lens.plots.agreement import plot_agreement  # plotly is imported only when drawing
 
         return plot_agreement(self)
 

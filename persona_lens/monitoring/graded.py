@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from persona_lens.errors import FileFormatError
 from persona_lens.models.loading import ModelInfo
 from persona_lens.monitoring.correlation import MonitoringCorrelation, check_graded, measure_monitoring
+from persona_lens.records import Record
 
 
 @dataclass(frozen=True, eq=False)
-class GradedProjections:
+class GradedProjections(Record):
     """Prompts of known trait score: what a monitor's map from projection to score is fitted on.
 
     Args:
@@ -54,45 +52,8 @@ class GradedProjections:
             seed=seed,
         )
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the data as JSON-able values."""
-        return {
-            "trait": self.trait,
-            "model": asdict(self.model),
-            "layer": self.layer,
-            "projections": self.projections.tolist(),
-            "scores": self.scores.tolist(),
-            "conditions": list(self.conditions),
-            "questions": list(self.questions),
-        }
-
-    @classmethod
-    def from_json(cls, content: dict[str, Any]) -> GradedProjections:
-        """Read what :meth:`to_json` returned.
-
-        Raises:
-            FileFormatError: A key is missing.
-        """
-        check_keys(cls, content)
-        return cls(
-            trait=content["trait"],
-            model=ModelInfo(**content["model"]),
-            layer=content["layer"],
-            projections=torch.tensor(content["projections"], dtype=torch.float32),
-            scores=torch.tensor(content["scores"], dtype=torch.float32),
-            conditions=tuple(content["conditions"]),
-            questions=tuple(content["questions"]),
-        )
-
     def __repr__(self) -> str:
         return (
             f"GradedProjections({self.trait!r} on {self.model.name!r}, layer {self.layer}, {len(self.scores)} prompts, "
             f"{len(set(self.conditions))} conditions, {len(set(self.questions))} questions)"
         )
-
-
-def check_keys(cls: type, content: dict[str, Any]) -> None:
-    """Refuse content that lacks one of a dataclass's fields."""
-    missing = [one.name for one in fields(cls) if one.name not in content]
-    if missing:
-        raise FileFormatError(f"`content` must hold a whole {cls.__name__}. Missing: {missing}. Make it again.")

@@ -3,35 +3,30 @@
 from __future__ import annotations
 
 import html
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from persona_lens.errors import FileFormatError, InvalidArgumentError, ModelMismatchError, describe_violation
+from persona_lens.errors import InvalidArgumentError, ModelMismatchError, describe_violation
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.points import check_unsteered
 from persona_lens.models.loading import ModelInfo, describe_model
 from persona_lens.models.text.chat import Message, build_messages
-from persona_lens.monitoring.correlation import MonitoringCorrelation
-from persona_lens.monitoring.graded import GradedProjections, check_keys
+from persona_lens.monitoring.graded import GradedProjections
 from persona_lens.monitoring.prompts import check_names, collect_units, list_prompts, project_prompts
 from persona_lens.monitoring.readings import TraitMonitor
-from persona_lens.monitoring.score_map import ScoreMap, fit_score_map
+from persona_lens.monitoring.score_map import fit_score_map
 from persona_lens.monitoring.watched import WatchedConversation
-from persona_lens.storage import collect_versions, write_json
+from persona_lens.records import Record
+from persona_lens.storage import collect_versions
 from persona_lens.traits.everyday import load_ordinary_questions
 from persona_lens.vectors import PersonaVector
 
-_FORMAT = "persona-monitor"
-_FORMAT_VERSION = 1
-
 
 @dataclass(frozen=True, eq=False)
-class PersonaMonitor:
+class PersonaMonitor(Record):
     """Watches conversations for several traits, before each response is generated.
 
     Made by :meth:`calibrate`; kept by :meth:`save` and :meth:`load`.
@@ -160,64 +155,6 @@ class PersonaMonitor:
         return WatchedConversation(
             self.model, self.traits, tuple(prompt[-1]["content"] for prompt in prompts), tuple(readings)
         )
-
-    def save(self, path: str | Path) -> None:
-        """Write the monitor, directions included, as JSON."""
-        traits = [
-            {
-                "trait": trait.trait,
-                "layer": trait.layer,
-                "position": trait.position,
-                "unit": trait.unit.tolist(),
-                "ordinary": list(trait.ordinary),
-                "quantiles": list(trait.quantiles),
-                "correlation": None if trait.correlation is None else trait.correlation.to_json(),
-                "score_map": None if trait.score_map is None else asdict(trait.score_map),
-            }
-            for trait in self.traits
-        ]
-        content = {"format": _FORMAT, "version": _FORMAT_VERSION, "model": asdict(self.model), "traits": traits}
-        write_json(Path(path), content | {"provenance": self.provenance})
-
-    @classmethod
-    def load(cls, path: str | Path) -> PersonaMonitor:
-        """Read a monitor that :meth:`save` wrote.
-
-        Raises:
-            FileNotFoundError: No such file.
-            FileFormatError: A file that holds no monitor, or one of a later version.
-        """
-        path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"`path` must name an existing file. Got {str(path)!r}.")
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:  # no JSON, or no text at all
-            raise FileFormatError(f"`path` must name a JSON file. Got {str(path)!r}: {error}.") from error
-        if not isinstance(content, dict) or content.get("format") != _FORMAT:
-            raise FileFormatError(f"`path` must name a persona monitor. Got {str(path)!r}, which holds something else.")
-        if content["version"] > _FORMAT_VERSION:
-            raise FileFormatError(
-                f"`path` must have format version {_FORMAT_VERSION} or lower. Got {content['version']}. "
-                "Update persona-lens."
-            )
-        traits = []
-        for one in content["traits"]:
-            check_keys(TraitMonitor, one)
-            correlation, score_map = one["correlation"], one["score_map"]
-            traits.append(
-                TraitMonitor(
-                    trait=one["trait"],
-                    layer=one["layer"],
-                    position=one["position"],
-                    unit=torch.tensor(one["unit"], dtype=torch.float32),
-                    ordinary=tuple(one["ordinary"]),
-                    quantiles=tuple(one["quantiles"]),
-                    correlation=None if correlation is None else MonitoringCorrelation.from_json(correlation),
-                    score_map=None if score_map is None else ScoreMap(**score_map),
-                )
-            )
-        return cls(ModelInfo(**content["model"]), tuple(traits), content["provenance"])
 
     def __repr__(self) -> str:
         parts = [f"{t.trait} at layer {t.layer}" + (f" ({t.verdict})" if t.verdict else "") for t in self.traits]

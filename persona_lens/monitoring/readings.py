@@ -10,11 +10,12 @@ from torch import Tensor
 
 from persona_lens.monitoring.correlation import MonitoringCorrelation
 from persona_lens.monitoring.score_map import ScoreMap
+from persona_lens.records import Record
 from persona_lens.statistics import Interval
 
 
 @dataclass(frozen=True, eq=False)
-class TraitMonitor:
+class TraitMonitor(Record):
     """What a monitor knows about one trait.
 
     Args:
@@ -66,7 +67,7 @@ class TraitMonitor:
 
 
 @dataclass(frozen=True)
-class TurnReading:
+class TurnReading(Record):
     """One trait's reading before one of the assistant's turns.
 
     Args:

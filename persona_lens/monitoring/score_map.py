@@ -9,11 +9,12 @@ import torch
 from numpy import ndarray
 
 from persona_lens.monitoring.graded import GradedProjections
+from persona_lens.records import Record
 from persona_lens.statistics import Interval
 
 
 @dataclass(frozen=True)
-class ScoreMap:
+class ScoreMap(Record):
     """A straight line from projection to expected score, clipped to [0, 100], with an interval for one prompt.
 
     The interval is the line plus the 2.5 % and 97.5 % quantiles of the residuals of prompts from conditions that the

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 from persona_lens.errors import InvalidArgumentError, describe_violation
 from persona_lens.models.loading import ModelInfo
 from persona_lens.monitoring.readings import TraitMonitor, TurnReading
+from persona_lens.records import Record
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 
 @dataclass(frozen=True, eq=False)
-class WatchedConversation:
+class WatchedConversation(Record):
     """A conversation's readings, turn by turn.
 
     Args:
@@ -48,7 +49,7 @@ class WatchedConversation:
 
     def plot(self) -> Figure:
         """Draw the projections over the turns with the thresholds; returns a plotly Figure."""
-        from persona_lens.plots import plot_monitor  # plotly is imported only when drawing
+        from persona_lens.plots.watched import plot_monitor  # plotly is imported only when drawing
 
         return plot_monitor(self)
 

@@ -1,38 +1,18 @@
-"""Fine-tuning: loss, trait scores after it, and the shift along persona vectors."""
+"""Fine-tuning: trait scores after it, and the shift along persona vectors."""
 
 from __future__ import annotations
 
 import html
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from persona_lens.plots.style import COLORS, INK, add_crosses, error_bars, lay_out, name_model, say
 
-if TYPE_CHECKING:
-    from persona_lens.finetuning.training import Finetuned
-
 LEVEL_COLORS = {"normal": COLORS[0], "I": COLORS[1], "II": COLORS[3]}
 SYMBOLS = ("circle", "square", "diamond", "x", "triangle-up", "star", "cross", "pentagon", "hexagon")
-
-
-def plot_loss(result: Finetuned) -> go.Figure:
-    """Draw the training loss over optimiser steps.
-
-    Args:
-        result: What :func:`persona_lens.finetune` returned.
-    """
-    steps = list(range(1, len(result.losses) + 1))
-    figure = go.Figure(go.Scatter(x=steps, y=list(result.losses), mode="lines+markers", line={"color": COLORS[2]}))
-    figure.update_xaxes(title_text="optimiser step")
-    figure.update_yaxes(title_text="loss (nats a response token)", rangemode="tozero")
-    left_out = ", ".join(f"{n} {reason}" for reason, n in result.left_out.items()) or "none"
-    title = f"loss {result.losses[0]:.2f} → {result.losses[-1]:.2f}" if result.losses else "no step was made"
-    subtitle = f"{html.escape(result.folder.name)}, {result.n_rows} rows; left out: {html.escape(left_out)}"
-    lay_out(figure, title, subtitle, width=760, height=520)
-    return figure
 
 
 def plot_finetuning_scores(content: Mapping[str, Any]) -> go.Figure:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import html
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
-
-from persona_lens.statistics import Interval
 
 # Okabe and Ito's palette, told apart by colour-blind readers; ordered so that neighbours differ in lightness too.
 COLORS = ("#56B4E9", "#E69F00", "#0072B2", "#D55E00", "#CC79A7", "#009E73")
@@ -46,11 +43,6 @@ def add_intervals(
         row=1,
         col=column,
     )
-
-
-def show(interval: Interval) -> str:
-    """Write an interval in its own form, or that there is none."""
-    return "not defined" if math.isnan(interval.estimate) else str(interval)
 
 
 def error_bars(intervals: Sequence[Mapping[str, float | None]]) -> dict[str, Any]:

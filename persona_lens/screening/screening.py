@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from persona_lens.errors import FileFormatError, InvalidArgumentError, describe_violation
+from persona_lens.records import Record
 from persona_lens.screening.shards import RECORD, list_shards
 from persona_lens.statistics import Interval, bootstrap_mean, bootstrap_pearson_r
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class ApproximationCheck:
+class ApproximationCheck(Record):
     """How near the paper's cheaper ways come to the exact projection difference of a dataset.
 
     Args:
@@ -171,7 +172,7 @@ class Screening:
 
     def plot(self) -> Figure:
         """Draw each trait's distribution of ΔP; returns a plotly Figure."""
-        from persona_lens.plots import plot_screening  # plotly is imported only when drawing
+        from persona_lens.plots.screening import plot_screening  # plotly is imported only when drawing
 
         return plot_screening(self, {})
 

@@ -17,6 +17,7 @@ from typing import Any, Literal, TextIO
 from persona_lens.conversations import BadRow, Conversation, read_conversations
 from persona_lens.errors import InvalidArgumentError, describe_violation
 from persona_lens.judges.judgement import Judge
+from persona_lens.records import Record
 from persona_lens.screening.scores import choose_turn
 from persona_lens.screening.screening import Screening
 from persona_lens.screening.shards import SCORED, Source
@@ -25,7 +26,7 @@ _JUDGED_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
-class SplitCounts:
+class SplitCounts(Record):
     """What became of the rows.
 
     Args:

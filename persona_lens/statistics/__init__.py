@@ -1,6 +1,6 @@
 """Estimates with intervals: means, correlations and AUROC, numbers in and numbers out."""
 
-from persona_lens.statistics.bootstrap import bootstrap_difference, bootstrap_mean, bootstrap_paired_difference
+from persona_lens.statistics.bootstrap import bootstrap_mean, bootstrap_paired_difference
 from persona_lens.statistics.correlation import bootstrap_pearson_r, bootstrap_spearman_r, pearson_r
 from persona_lens.statistics.interval import Interval
 from persona_lens.statistics.separation import auroc, bootstrap_auroc, bootstrap_auroc_by_group
@@ -10,7 +10,6 @@ __all__ = [
     "auroc",
     "bootstrap_auroc",
     "bootstrap_auroc_by_group",
-    "bootstrap_difference",
     "bootstrap_mean",
     "bootstrap_paired_difference",
     "bootstrap_pearson_r",

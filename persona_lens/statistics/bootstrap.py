@@ -89,46 +89,6 @@ def bootstrap_paired_difference(
     return bootstrap_mean(torch.from_numpy(first - second), n_resamples=n_resamples, level=level, seed=seed)
 
 
-def bootstrap_difference(
-    a: Float[Tensor, " n_a"],
-    b: Float[Tensor, " n_b"],
-    *,
-    n_resamples: int = 2000,
-    level: float = 0.95,
-    seed: int = 0,
-) -> Interval:
-    """Take the mean of ``a`` less that of ``b``, two independent samples, with a bootstrap interval.
-
-    Percentile bootstrap; resamples each side by itself. For two measurements of the same units use
-    ``bootstrap_paired_difference``.
-
-    Args:
-        a: One value a unit of the first sample.
-        b: One value a unit of the second.
-        n_resamples: Bootstrap resamples.
-        level: Confidence level, in (0, 1).
-        seed: Of the resampling.
-
-    Returns:
-        The difference of the means and its interval, in units of the values.
-
-    Raises:
-        InvalidArgumentError: Fewer than two units on a side, a value that is not finite, or an option out of
-            range.
-
-    Example:
-        >>> print(bootstrap_difference(torch.arange(100.0), torch.arange(50.0)))
-        25.00 [18.13, 31.85]
-    """
-    first, second = to_array("a", a, 2), to_array("b", b, 2)
-
-    def differences(counts_a: ndarray, counts_b: ndarray) -> ndarray:
-        """Subtract the weighted means."""
-        return counts_a @ first / len(first) - counts_b @ second / len(second)
-
-    return bootstrap(differences, (len(first), len(second)), n_resamples, level, seed)
-
-
 def bootstrap(
     statistic: Callable[..., ndarray],
     sizes: tuple[int, ...],

@@ -35,6 +35,7 @@ def pearson_r(x: Float[Tensor, " n"], y: Float[Tensor, " n"]) -> float:
         Persona Vectors (arXiv 2507.21509), sections 3.3 and 4.2.
 
     Example:
+        >>> import torch
         >>> round(pearson_r(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, 3.0, 2.0])), 6)
         0.5
     """
@@ -70,6 +71,7 @@ def bootstrap_pearson_r(
         Persona Vectors (arXiv 2507.21509), section 4.2.
 
     Example:
+        >>> import torch
         >>> x = torch.arange(10.0)
         >>> print(bootstrap_pearson_r(x, 2 * x))
         1.00 [1.00, 1.00]
@@ -108,6 +110,7 @@ def bootstrap_spearman_r(
         InvalidArgumentError: A value is not finite, the lengths differ, or there are fewer than two pairs.
 
     Example:
+        >>> import torch
         >>> x = torch.arange(10.0)
         >>> print(bootstrap_spearman_r(x, x**3))
         1.00 [1.00, 1.00]

@@ -32,6 +32,7 @@ def auroc(positive: Float[Tensor, " n_pos"], negative: Float[Tensor, " n_neg"]) 
         InvalidArgumentError: A class is empty, or a score is not finite.
 
     Example:
+        >>> import torch
         >>> auroc(torch.tensor([1.0, 2.0]), torch.tensor([0.0, 1.0]))
         0.875
     """
@@ -66,6 +67,7 @@ def bootstrap_auroc(
             of range.
 
     Example:
+        >>> import torch
         >>> print(bootstrap_auroc(torch.arange(20.0) + 8.0, torch.arange(20.0)))
         0.82 [0.69, 0.93]
     """
@@ -105,6 +107,7 @@ def bootstrap_auroc_by_group(
             an option out of range.
 
     Example:
+        >>> import torch
         >>> scores = torch.tensor([1.0, 2.0, 3.0, 4.0])
         >>> print(bootstrap_auroc_by_group(scores + 4, scores, "aabb", "aabb"))
         1.00 [1.00, 1.00]

@@ -9,11 +9,12 @@ from torch import Tensor
 
 from persona_lens.errors import InvalidArgumentError, ModelMismatchError, describe_violation
 from persona_lens.models.loading import ModelInfo
+from persona_lens.records import Record
 from persona_lens.vectors import PersonaVector
 
 
 @dataclass(frozen=True, eq=False)
-class OrdinaryProjections:
+class OrdinaryProjections(Record):
     """Projections of a model's ordinary response tokens on a persona vector, at every layer.
 
     Args:

@@ -22,6 +22,7 @@ from persona_lens.errors import (
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.sites import check_layer
 from persona_lens.models.loading import ModelInfo, describe_model
+from persona_lens.records import Record
 from persona_lens.storage import (
     Shard,
     load_shard,
@@ -43,7 +44,7 @@ _PAIRS_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
-class ExtractionCounts:
+class ExtractionCounts(Record):
     """What became of the contrasting pairs of rollouts; each dropped pair is counted once, by the first reason.
 
     Args:
@@ -261,7 +262,7 @@ class PersonaVector:
 
     def plot(self) -> Figure:
         """Draw norm and split-half stability over layers; returns a plotly Figure."""
-        from persona_lens.plots import plot_vector  # plotly is imported only when drawing
+        from persona_lens.plots.vector import plot_vector  # plotly is imported only when drawing
 
         return plot_vector(self)
 

@@ -12,40 +12,44 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy.stats import spearmanr
 from torch import Tensor
 
+import persona_lens.statistics.bootstrap as bootstrap_module
 from persona_lens.errors import InvalidArgumentError
 from persona_lens.statistics import (
     Interval,
     auroc,
     bootstrap_auroc,
     bootstrap_auroc_by_group,
-    bootstrap_difference,
     bootstrap_mean,
     bootstrap_paired_difference,
     bootstrap_pearson_r,
+    bootstrap_spearman_r,
     pearson_r,
 )
+from persona_lens.statistics.bootstrap import draw_multinomial
 
 PROPERTY = settings(deadline=None, max_examples=60)
 SCORES = st.floats(-100, 100, width=32)
 # Few distinct values, so that ties are common.
 TIED_SCORES = st.integers(-3, 3).map(float)
 
+STATISTICS_OF_PAIRS = [pearson_r, bootstrap_paired_difference, bootstrap_pearson_r, bootstrap_spearman_r]
 STATISTICS_OF_TWO = [
     pearson_r,
     auroc,
-    bootstrap_difference,
     bootstrap_paired_difference,
     bootstrap_auroc,
     bootstrap_pearson_r,
+    bootstrap_spearman_r,
 ]
 BOOTSTRAPS: list[Callable[..., Interval]] = [
     bootstrap_mean,
-    lambda values, **options: bootstrap_difference(values, values.flip(0) / 2, **options),
     lambda values, **options: bootstrap_paired_difference(values, values.flip(0) / 2, **options),
     lambda values, **options: bootstrap_auroc(values, values.flip(0) / 2, **options),
     lambda values, **options: bootstrap_pearson_r(values, values.flip(0) ** 2, **options),
+    lambda values, **options: bootstrap_spearman_r(values, values.flip(0) ** 2, **options),
 ]
 
 
@@ -141,6 +145,13 @@ def test_an_interval_prints_with_two_decimals() -> None:
     assert str(Interval(estimate=-3.0, low=-10.254, high=0.0, level=0.9)) == "-3.00 [-10.25, 0.00]"
 
 
+def test_an_interval_takes_another_form_and_says_where_there_is_none() -> None:
+    assert f"{Interval(0.001234, 0.0005, 12.345):.3g}" == "0.00123 [0.0005, 12.3]"
+    assert f"{Interval.missing(0.9)} {Interval.missing():.3g}" == "not defined not defined"
+    assert Interval.missing(0.9).level == 0.9
+    assert not Interval(0.0, 0.0, 0.0).is_missing
+
+
 @pytest.mark.parametrize(
     "fields",
     [(0.0, 1.0, 0.0, 0.95), (0.0, float("nan"), 1.0, 0.95), (0.0, -1.0, 1.0, 1.0), (0.0, -1.0, 1.0, 0.0)],
@@ -183,14 +194,6 @@ def test_intervals_of_the_mean_cover_the_true_mean() -> None:
     assert 0.83 <= coverage(make, 3.0) <= 0.95
 
 
-def test_intervals_of_the_difference_cover_the_true_difference() -> None:
-    def make(trial: int) -> Interval:
-        a, b = normal(40, seed=2 * trial) + 2, 3 * normal(60, seed=2 * trial + 1)
-        return bootstrap_difference(a, b, n_resamples=400, level=0.9, seed=trial)
-
-    assert 0.83 <= coverage(make, 2.0) <= 0.95
-
-
 def test_intervals_of_the_auroc_cover_the_true_auroc() -> None:
     def make(trial: int) -> Interval:
         a, b = normal(40, seed=2 * trial) + 1, normal(40, seed=2 * trial + 1)
@@ -222,10 +225,34 @@ def test_the_correlations_interval_is_that_of_resampled_pairs_that_vary(
     assert [interval.low, interval.high] == pytest.approx(np.quantile(slow, [0.025, 0.975]).tolist(), abs=1e-9)
 
 
-def test_the_correlation_with_a_constant_is_missing_not_refused() -> None:
+@PROPERTY
+@given(st.lists(st.tuples(TIED_SCORES, TIED_SCORES), min_size=3, max_size=12), st.integers(0, 9))
+def test_the_rank_correlation_is_scipys_on_the_same_resamples(pairs: list[tuple[float, float]], seed: int) -> None:
+    x, y = torch.tensor(pairs).T
+    assume(vary(x, y))
+    interval = bootstrap_spearman_r(x, y, n_resamples=50, seed=seed)
+    rng = np.random.default_rng(seed)  # one resample at a time, from the same generator
+    drawn = [torch.from_numpy(rng.integers(len(x), size=len(x))) for _ in range(50)]
+    slow = [spearmanr(x[rows], y[rows]).statistic for rows in drawn if vary(x[rows], y[rows])]
+    assert interval.estimate == pytest.approx(spearmanr(x, y).statistic, abs=1e-9)
+    assert [interval.low, interval.high] == pytest.approx(np.quantile(slow, [0.025, 0.975]).tolist(), abs=1e-9)
+
+
+@given(st.integers(1, 9), st.integers(1, 30))
+def test_counts_drawn_in_blocks_are_those_drawn_at_once(n_units: int, n_resamples: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bootstrap_module, "_BLOCK_SIZE", 3 * n_units)
+        blocks = list(draw_multinomial((n_units,), n_resamples, np.random.default_rng(0)))
+    assert max(len(counts) for (counts,) in blocks) <= 3
+    at_once = np.random.default_rng(0).multinomial(n_units, [1 / n_units] * n_units, size=n_resamples)
+    assert np.array_equal(np.concatenate([counts for (counts,) in blocks]), at_once)
+
+
+@pytest.mark.parametrize("bootstrap", [bootstrap_pearson_r, bootstrap_spearman_r])
+def test_the_correlation_with_a_constant_is_missing_not_refused(bootstrap: Callable[..., Interval]) -> None:
     for x, y in ((torch.ones(4), torch.arange(4.0)), (torch.arange(4.0), torch.ones(4))):
-        interval = bootstrap_pearson_r(x, y, level=0.9)
-        assert all(np.isnan([interval.estimate, interval.low, interval.high]))
+        interval = bootstrap(x, y, level=0.9)
+        assert interval.is_missing
         assert interval.level == 0.9
 
 
@@ -242,13 +269,10 @@ def test_resamples_that_are_all_constant_are_refused() -> None:
         bootstrap_pearson_r(x, x, n_resamples=1, seed=seed)
 
 
-def test_what_a_unit_adds_to_both_sides_cancels_only_when_paired() -> None:
+def test_what_a_unit_adds_to_both_sides_cancels() -> None:
     unit, noise = 100 * normal(50, seed=0), normal(50, seed=1)
-    paired = bootstrap_paired_difference(unit + noise + 1, unit)
-    independent = bootstrap_difference(unit + noise + 1, unit)
-    assert paired.estimate == pytest.approx(independent.estimate)
-    assert paired.low > 0
-    assert paired.high - paired.low < (independent.high - independent.low) / 20
+    paired, alone = bootstrap_paired_difference(unit + noise + 1, unit), bootstrap_mean(noise + 1)
+    assert [paired.low, paired.high] == pytest.approx([alone.low, alone.high], abs=1e-4)
 
 
 @PROPERTY
@@ -312,7 +336,7 @@ def test_the_interval_of_a_single_unit_is_refused() -> None:
         bootstrap_mean(torch.ones(1))
 
 
-@pytest.mark.parametrize("statistic", [pearson_r, bootstrap_paired_difference, bootstrap_pearson_r])
+@pytest.mark.parametrize("statistic", STATISTICS_OF_PAIRS)
 def test_pairs_of_different_length_are_refused(statistic: Callable) -> None:
     # Unwrapped: users run without the shape checks that pytest adds.
     with pytest.raises(InvalidArgumentError, match="must have as many values"):

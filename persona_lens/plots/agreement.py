@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import html
-import math
+from typing import TYPE_CHECKING
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from persona_lens.judges.panel import PanelResult
 from persona_lens.plots.style import INK
+
+if TYPE_CHECKING:
+    from persona_lens.judges.panel import PanelResult
 
 
 def plot_agreement(panel: PanelResult, trait: str = "") -> go.Figure:
@@ -32,10 +34,9 @@ def plot_agreement(panel: PanelResult, trait: str = "") -> go.Figure:
     agreements = panel.measure_agreement()
     for one in agreements:
         row, column = place[one.first], place[one.second]
-        if not math.isnan(one.spearman.estimate):
-            interval = one.spearman
-            values[0][row][column] = interval.estimate
-            texts[0][row][column] = f"{interval.estimate:.2f}<br>[{interval.low:.2f}, {interval.high:.2f}]"
+        if not one.spearman.is_missing:
+            values[0][row][column] = one.spearman.estimate
+            texts[0][row][column] = str(one.spearman).replace(" [", "<br>[")
         if one.n_clear_pairs:
             values[1][row][column] = one.pairwise
             texts[1][row][column] = f"{one.pairwise:.0%}<br>of {one.n_clear_pairs} pairs"
@@ -58,7 +59,7 @@ def plot_agreement(panel: PanelResult, trait: str = "") -> go.Figure:
     counts = panel.count_reasons()
     n = len(panel.responses)
     scored = "; ".join(f"{name}: {counts[name].get('scored', 0)} of {n} scored" for name in panel.judges)
-    spearmans = [one.spearman.estimate for one in agreements if not math.isnan(one.spearman.estimate)]
+    spearmans = [one.spearman.estimate for one in agreements if not one.spearman.is_missing]
     span = f"{min(spearmans):.2f} to {max(spearmans):.2f}" if spearmans else "that cannot be computed"
     subject = f"{trait}: " if trait else ""
     figure.update_layout(
