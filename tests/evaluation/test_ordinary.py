@@ -100,4 +100,4 @@ def test_empty_responses_are_left_out_and_only_empty_ones_are_refused(tiny_model
     (text,) = sample_ordinary_spans(tiny_model, QUESTIONS[:3], pl.Sampling(max_new_tokens=9, temperature=1.0, seed=0))
     assert text.tokens[text.response_start :] == (5, 6)
     with pytest.raises(InvalidArgumentError, match="not empty"):
-        sample_ordinary_spans(tiny_model, QUESTIONS[:1], 9, 1.0, 0)
+        sample_ordinary_spans(tiny_model, QUESTIONS[:1], SAMPLING)

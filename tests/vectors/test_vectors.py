@@ -81,7 +81,7 @@ def test_extraction_gives_the_same_vector_twice_and_another_for_another_seed(tin
 
 
 def test_a_store_changes_nothing_and_computes_nothing_twice(tiny_model, vector, tmp_path, monkeypatch):
-    kwargs = {"judge": "none", "max_new_tokens": 6, "rollouts": 2, "store": pl.ShardStore(tmp_path, {})}
+    kwargs = {"judge": "none", "max_new_tokens": 6, "rollouts": 2, "run": pl.Run(pl.ShardStore(tmp_path, {}))}
     first = pl.extract_persona_vector(tiny_model, tiny_trait(), **kwargs)
     monkeypatch.setattr("persona_lens.vectors.extraction.sample_recorded_rollouts", None)
     second = pl.extract_persona_vector(tiny_model, tiny_trait(), **kwargs)
@@ -225,7 +225,7 @@ def test_a_vector_rests_on_the_kept_pairs_alone_and_its_halves_on_their_question
 
 
 def test_a_pair_with_an_empty_response_on_either_side_is_dropped(tiny_model, monkeypatch):
-    sample = pl.vectors.sample_recorded_rollouts
+    sample = pl.models.sample_recorded_rollouts
 
     def empty_some(model, requests, settings):
         empty = {"SHOUT!": "Who?", "whisper.": "What is up?"}  # system prompt to question
