@@ -86,7 +86,7 @@ class PreventionPlan(Record):
     def verdict(self) -> str:
         """The recommendation in a sentence, with its expected effect and cost."""
         without = self.tried[0]
-        if self.recommended is without:
+        if self.recommended == without:
             return (
                 f"No prevention is needed after {self.n_steps} steps: the shift is {without.shift} of the vector, "
                 f"within {self.max_shift:g}. Longer training shifts further."

@@ -32,6 +32,7 @@ from persona_lens.streams import Stream
 from persona_lens.traits.trait import Trait
 
 _EMPTY = "empty response"
+_MIN_WIDTH = 1e-3  # nats a token; rounding alone moves a likelihood by about this
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,8 @@ class LikelihoodCalibration(Record):
     ``d`` is the mean log-likelihood a token under the positive prompts less that under the negative ones, ``l`` that
     under the neutral prompt; ``m``, ``q_lo`` and ``q_hi`` are the median, 2.5 % and 97.5 % quantiles of ``l`` over
     the model's own neutral responses. So coherence is 90 for a typical response and 50 for one as odd as one in
-    twenty of the model's own: too unlikely (word salad) or too likely (a loop).
+    twenty of the model's own: too unlikely (word salad) or too likely (a loop). Denominators under 0.001 nats, as where
+    all the model's own responses are the same, count as 0.001.
 
     Args:
         slope: ``a``, per nat.
@@ -76,8 +78,9 @@ class LikelihoodCalibration(Record):
 
     def coherence(self, log_likelihood: float) -> float:
         """Return the coherence of a neutral log-likelihood."""
-        edge = self.low if log_likelihood < self.typical else self.high
-        return 100.0 * _sigmoid(np.log(9.0) * (1.0 - (log_likelihood - self.typical) / (edge - self.typical)))
+        distance = log_likelihood - self.typical
+        width = self.typical - self.low if distance < 0 else self.high - self.typical
+        return 100.0 * _sigmoid(np.log(9.0) * (1.0 - abs(distance) / max(width, _MIN_WIDTH)))
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,14 @@ def test_coherence_is_90_for_a_typical_response_and_50_at_the_edges_of_the_model
     assert CALIBRATION.coherence(-0.2) < 1
 
 
+def test_where_the_models_own_responses_are_all_alike_only_these_are_coherent():
+    alike = dataclasses.replace(CALIBRATION, low=-2.0, high=-2.0)
+    for rounding in (0.0, 1e-6, -1e-6):
+        assert alike.coherence(-2.0 + rounding) == pytest.approx(90, abs=0.1)
+    assert alike.coherence(-2.1) < 1
+    assert alike.coherence(-1.9) < 1
+
+
 def test_a_higher_likelihood_ratio_is_a_higher_score():
     scores = [CALIBRATION.score(d) for d in (-500.0, -1.0, 0.0, 1.0, 500.0)]
     assert scores == sorted(scores)

@@ -70,6 +70,13 @@ def test_every_row_comes_out_in_order_scored_or_with_its_reason(tiny_model, mixe
     assert rows[3]["one.delta"] is None
 
 
+def test_a_screening_shows_itself_without_reading_its_rows(tiny_model, mixed, tmp_path, monkeypatch):
+    found = run(tiny_model, mixed, tmp_path / "out")
+    monkeypatch.setattr("persona_lens.screening.screening.list_shards", lambda _: pytest.fail("reads the shards"))
+    assert repr(found).startswith("Screening('out', {'scored': 9,")
+    assert repr(found).endswith("traits: one, two)")
+
+
 def test_delta_is_raw_less_base_and_its_mean_is_the_datasets(tiny_model, mixed, tmp_path):
     found = run(tiny_model, mixed, tmp_path / "out")
     for trait in LAYERS:

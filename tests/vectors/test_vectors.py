@@ -252,9 +252,14 @@ def test_a_file_of_something_else_or_of_a_later_format_is_refused(vector, tmp_pa
     vector.save(path)
     shard = load_shard(path)
     for records, words in (
-        (["a list"], "something else"),
-        (shard.records | {"format": "another"}, "something else"),
+        (["a list"], "must hold a persona-vector"),
+        (shard.records | {"format": "another"}, "must hold a persona-vector"),
         (shard.records | {"version": 2}, "Update persona-lens"),
+        (shard.records | {"version": "1"}, "Got '1'"),
+        ({k: v for k, v in shard.records.items() if k != "version"}, "version 1 or lower. Got None"),
+        ({k: v for k, v in shard.records.items() if k != "counts"}, "missing keys .'counts'"),
+        (shard.records | {"model": {"name": "x"}}, "missing keys .*'d_model'.* @ persona-vector.model"),
+        (shard.records | {"position": "first_token"}, "persona-vector.position"),
     ):
         save_shard(path, Shard(shard.tensors, records))
         with pytest.raises(FileFormatError, match=words):
