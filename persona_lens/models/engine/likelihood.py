@@ -73,7 +73,8 @@ def mean_log_likelihoods(model: HookedModel, conversations: Sequence[TokenSpans]
         for group in _group_prompts(prompts):
             prefixes = dict(zip(group, compute_prefixes(decoder, group), strict=True))
             indices = sorted(
-                (i for prompt in group for i in by_prompt[prompt]), key=lambda i: (len(conversations[i].response), i)
+                (i for prompt in group for i in by_prompt[prompt]),
+                key=lambda i: (len(conversations[i].response_tokens), i),
             )
             for batch in _batches(indices, conversations):
                 items = [conversations[i] for i in batch]

@@ -53,17 +53,15 @@ def next_token_probabilities(
     with open_decoder(model) as decoder:
         for at in range(0, len(order), _ROWS_AT_ONCE):
             batch = order[at : at + _ROWS_AT_ONCE]
-            items = [conversations[i] for i in batch]
             distinct = list(dict.fromkeys(prompts[i] for i in batch))
             prefixes = dict(zip(distinct, compute_prefixes(decoder, distinct), strict=True))
-            fed = pad_right(
-                [(item.prompt_tokens[-1], *item.response_tokens) for item in items], multiple=_LENGTH_MULTIPLE
-            )
-            cache = decoder.new_cache(len(items), len(distinct[-1]) + fed.tokens.shape[1])
-            for row, item in enumerate(items):
-                prefixes[item.prompt_tokens].write(cache, row)
+            rows = [(prompts[i][-1], *conversations[i].response_tokens) for i in batch]
+            fed = pad_right(rows, multiple=_LENGTH_MULTIPLE)
+            cache = decoder.new_cache(len(batch), len(distinct[-1]) + fed.tokens.shape[1])
+            for row, i in enumerate(batch):
+                prefixes[prompts[i]].write(cache, row)
             device = cache.keys.device
-            starts = torch.tensor([item.response_start - 1 for item in items], device=device)
+            starts = torch.tensor([len(prompts[i]) - 1 for i in batch], device=device)
             last = fed.take_last(decoder.extend(fed.tokens.to(device), starts, cache))
             found[batch] = decoder.unembed(last).float().softmax(dim=-1)[:, tokens.to(device)].cpu()
     return found
