@@ -28,7 +28,8 @@ from persona_lens.screening.splitting import split_rows
 from persona_lens.storage import ShardStore, collect_versions, write_bytes_atomically
 from persona_lens.traits.library import list_traits, load_trait
 from persona_lens.traits.trait import Trait
-from persona_lens.vectors import PersonaVector, extract_persona_vector
+from persona_lens.vectors.extraction import extract_persona_vector
+from persona_lens.vectors.persona_vector import PersonaVector
 
 ABOVE_LIMIT, TOO_MANY_BAD = 3, 4
 # As in the experiments' quick profile: short and cool enough for a model of 135 million parameters.

@@ -28,6 +28,7 @@ from torch import Tensor
 from persona_lens.errors import FileFormatError
 from persona_lens.storage import write_json
 
+_T = TypeVar("_T")
 _R = TypeVar("_R", bound="Record")  # not Self, which beartype takes in classes alone
 
 _HEAD = ("format", "version")
@@ -73,21 +74,7 @@ class Record:
             FileFormatError: Another format, a later version, a key that is missing or unknown (what is not understood
                 would else be lost in silence), or a value of another type; the message names each.
         """
-        name = cls.__name__
-        if not isinstance(content, Mapping) or content.get("format") != name:
-            found = content.get("format") if isinstance(content, Mapping) else type(content).__name__
-            raise FileFormatError(f"`content` must hold a {name}, with 'format': {name!r}. Got {found!r}.")
-        version = content.get("version")
-        if type(version) is not int or version > cls._version:
-            hint = "Update persona-lens." if type(version) is int else "Make it again."
-            raise FileFormatError(
-                f"`content` must hold a {name} of version {cls._version} or lower. Got {version!r}. {hint}"
-            )
-        try:
-            return _CONVERTER.structure({key: value for key, value in content.items() if key not in _HEAD}, cls)
-        except Exception as error:  # cattrs collects whatever the fields' own checks raise
-            found = "; ".join(cattrs.transform_error(error, path=name, format_exception=lambda one, _: str(one)))
-            raise FileFormatError(f"`content` must hold a whole {name}: {found}. Make it again.") from error
+        return read_headed(content, cls, cls.__name__, cls._version)
 
     def save(self, path: str | Path) -> None:
         """Write the record as JSON, all of it or nothing."""
@@ -132,6 +119,26 @@ class Record:
                 yield field.name, f"{value:g}"
             elif value is None or isinstance(value, int) or type(value).__str__ is not object.__str__:
                 yield field.name, str(value)
+
+
+def read_headed(content: Any, kind: type[_T], name: str, version: int) -> _T:
+    """Read a dataclass from its JSON under a head that says ``"format": name`` and a version up to this one.
+
+    Raises:
+        FileFormatError: As for :meth:`Record.from_json`.
+    """
+    if not isinstance(content, Mapping) or content.get("format") != name:
+        got = content.get("format") if isinstance(content, Mapping) else type(content).__name__
+        raise FileFormatError(f"`content` must hold a {name}, with 'format': {name!r}. Got {got!r}.")
+    found = content.get("version")
+    if type(found) is not int or found > version:
+        hint = "Update persona-lens." if type(found) is int else "Make it again."
+        raise FileFormatError(f"`content` must hold a {name} of version {version} or lower. Got {found!r}. {hint}")
+    try:
+        return _CONVERTER.structure({key: value for key, value in content.items() if key not in _HEAD}, kind)
+    except Exception as error:  # cattrs collects whatever the fields' own checks raise
+        faults = "; ".join(cattrs.transform_error(error, path=name, format_exception=lambda one, _: str(one)))
+        raise FileFormatError(f"`content` must hold a whole {name}: {faults}. Make it again.") from error
 
 
 # The codec --------------------------------------------------------------------------------------------------------

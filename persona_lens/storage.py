@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from persona_lens.errors import FileFormatError
+from persona_lens.errors import FileFormatError, describe_violation
 
 _METADATA_KEY = "persona_lens"
 
@@ -93,7 +93,11 @@ def load_shard(path: Path) -> Shard:
             f"`path` must name a file that persona_lens wrote. Got {str(path)!r}, whose header has no "
             f"{_METADATA_KEY!r} entry."
         )
-    return Shard(tensors, json.loads(header[_METADATA_KEY]))
+    try:
+        return Shard(tensors, json.loads(header[_METADATA_KEY]))
+    except (ValueError, RecursionError) as error:
+        rule = f"name a file whose {_METADATA_KEY!r} entry is JSON"
+        raise FileFormatError(describe_violation("path", rule, str(path), f"It is damaged: {error}.")) from error
 
 
 class ShardStore:

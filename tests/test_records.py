@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import importlib
 import json
 import math
+import pkgutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,8 +16,9 @@ from hypothesis import strategies as st
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+import persona_lens
 from persona_lens.errors import FileFormatError
-from persona_lens.records import Record
+from persona_lens.records import _CONVERTER, Record
 from persona_lens.statistics import Interval
 
 
@@ -214,3 +217,19 @@ def test_a_class_may_write_its_own_line() -> None:
             return "mine"
 
     assert repr(Own(1)) == "mine"
+
+
+def list_records(kind: type[Record] = Record) -> list[type[Record]]:
+    return [kind, *(one for subclass in kind.__subclasses__() for one in list_records(subclass))]
+
+
+def test_every_result_of_the_library_can_be_written_and_read() -> None:
+    for module in pkgutil.walk_packages(persona_lens.__path__, "persona_lens."):
+        importlib.import_module(module.name)
+    found = [kind for kind in list_records()[1:] if kind.__module__.startswith("persona_lens.")]
+    assert len(found) > 25
+    for kind in found:
+        # Both are made from the fields' types, which must be known at run time and to the codec.
+        assert _CONVERTER.get_structure_hook(kind), kind
+        assert _CONVERTER.get_unstructure_hook(kind), kind
+        assert kind.__name__ not in {other.__name__ for other in found if other is not kind}, "one format, one class"

@@ -2,6 +2,7 @@ import json
 import os
 
 import pytest
+import safetensors.torch
 import torch
 
 import persona_lens as pl
@@ -92,6 +93,16 @@ def test_what_was_just_computed_is_what_a_resumed_run_reads(tmp_path):
     first = store.load_or_compute("a", lambda: Shard(records=(1, 2)))
     again = store.load_or_compute("a", lambda: Shard())
     assert first.records == again.records == [1, 2]
+
+
+@pytest.mark.parametrize("text", ["{junk", "", "[" * 100_000])
+def test_a_shard_whose_records_are_no_json_is_refused_and_computed_again(tmp_path, text):
+    store = pl.ShardStore(tmp_path, {})
+    path = store.folder / "a.safetensors"
+    write_bytes_atomically(path, safetensors.torch.save({}, metadata={"persona_lens": text}))
+    with pytest.raises(FileFormatError, match="damaged"):
+        load_shard(path)
+    assert store.load_or_compute("a", lambda: Shard(records="whole")).records == "whole"
 
 
 @pytest.mark.parametrize("step", ["fsync", "chmod", "replace"])

@@ -26,7 +26,7 @@ from persona_lens.records import Record
 from persona_lens.run import Run
 from persona_lens.statistics import Interval, bootstrap_mean, bootstrap_paired_difference
 from persona_lens.traits.everyday import load_ordinary_questions
-from persona_lens.vectors import PersonaVector
+from persona_lens.vectors.persona_vector import PersonaVector
 
 Method = Literal["none", "one layer", "all layers"]
 
@@ -86,7 +86,7 @@ class PreventionPlan(Record):
     def verdict(self) -> str:
         """The recommendation in a sentence, with its expected effect and cost."""
         without = self.tried[0]
-        if self.recommended is without:
+        if self.recommended == without:
             return (
                 f"No prevention is needed after {self.n_steps} steps: the shift is {without.shift} of the vector, "
                 f"within {self.max_shift:g}. Longer training shifts further."

@@ -17,7 +17,7 @@ from scipy.optimize import minimize
 
 from persona_lens.errors import ChatTemplateError, ContextLengthError, InvalidArgumentError, describe_violation
 from persona_lens.judges.judgement import LONGER_THAN_CONTEXT, Judgement
-from persona_lens.models.engine.likelihood import Continuation, mean_log_likelihoods
+from persona_lens.models.engine.likelihood import mean_log_likelihoods
 from persona_lens.models.engine.rollouts import RolloutRequest, sample_rollouts
 from persona_lens.models.engine.sampling import Sampling
 from persona_lens.models.hooked_model import HookedModel
@@ -32,6 +32,7 @@ from persona_lens.streams import Stream
 from persona_lens.traits.trait import Trait
 
 _EMPTY = "empty response"
+_MIN_WIDTH = 1e-3  # nats a token; rounding alone moves a likelihood by about this
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,8 @@ class LikelihoodCalibration(Record):
     ``d`` is the mean log-likelihood a token under the positive prompts less that under the negative ones, ``l`` that
     under the neutral prompt; ``m``, ``q_lo`` and ``q_hi`` are the median, 2.5 % and 97.5 % quantiles of ``l`` over
     the model's own neutral responses. So coherence is 90 for a typical response and 50 for one as odd as one in
-    twenty of the model's own: too unlikely (word salad) or too likely (a loop).
+    twenty of the model's own: too unlikely (word salad) or too likely (a loop). Denominators under 0.001 nats, as where
+    all the model's own responses are the same, count as 0.001.
 
     Args:
         slope: ``a``, per nat.
@@ -76,8 +78,9 @@ class LikelihoodCalibration(Record):
 
     def coherence(self, log_likelihood: float) -> float:
         """Return the coherence of a neutral log-likelihood."""
-        edge = self.low if log_likelihood < self.typical else self.high
-        return 100.0 * _sigmoid(np.log(9.0) * (1.0 - (log_likelihood - self.typical) / (edge - self.typical)))
+        distance = log_likelihood - self.typical
+        width = self.typical - self.low if distance < 0 else self.high - self.typical
+        return 100.0 * _sigmoid(np.log(9.0) * (1.0 - abs(distance) / max(width, _MIN_WIDTH)))
 
 
 @dataclass(frozen=True)
@@ -336,7 +339,7 @@ def _log_likelihoods(
         )
     check_unsteered(model)
     rows: list[list[float] | str] = [_EMPTY] * len(responses)
-    judged, continuations = [], []
+    judged, conversations = [], []
     for i, response in enumerate(responses):
         if not response.strip():
             continue
@@ -354,8 +357,8 @@ def _log_likelihoods(
             rows[i] = "not rendered by the judging model's chat template"
         else:
             judged.append(i)
-            continuations += [Continuation(tuple(one.prompt_tokens), tuple(one.response_tokens)) for one in encoded]
-    likelihoods = iter(mean_log_likelihoods(model, continuations))
+            conversations += encoded
+    likelihoods = iter(mean_log_likelihoods(model, conversations))
     for i in judged:
         rows[i] = [next(likelihoods) for _ in systems]
     return rows

@@ -177,5 +177,4 @@ class Screening:
         return plot_screening(self, {})
 
     def __repr__(self) -> str:
-        shown = ", ".join(f"{trait} mean ΔP {float(self.values(trait).mean()):.2f}" for trait in self.traits)
-        return f"Screening({self.folder.name!r}, {self.counts}, {shown})"
+        return f"Screening({self.folder.name!r}, {self.counts}, traits: {', '.join(self.traits)})"

@@ -10,7 +10,7 @@ from torch import Tensor
 from persona_lens.errors import InvalidArgumentError, ModelMismatchError, describe_violation
 from persona_lens.models.loading import ModelInfo
 from persona_lens.records import Record
-from persona_lens.vectors import PersonaVector
+from persona_lens.vectors.persona_vector import PersonaVector
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,7 +22,7 @@ from persona_lens.errors import (
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.sites import check_layer
 from persona_lens.models.loading import ModelInfo, describe_model
-from persona_lens.records import Record
+from persona_lens.records import Record, read_headed
 from persona_lens.storage import (
     Shard,
     load_shard,
@@ -67,6 +67,17 @@ class ExtractionCounts(Record):
 
     def __add__(self, other: ExtractionCounts) -> ExtractionCounts:
         return ExtractionCounts(**{name: getattr(self, name) + getattr(other, name) for name in asdict(self)})
+
+
+@dataclass(frozen=True)
+class _Metadata:
+    """What a vector's file holds besides the tensors."""
+
+    trait: str
+    position: TokenPosition
+    model: ModelInfo
+    counts: ExtractionCounts
+    provenance: dict[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -238,27 +249,15 @@ class PersonaVector:
             InvalidArgumentError: A vector with NaN in it.
         """
         shard = load_shard(Path(path))
-        records = shard.records
-        if not isinstance(records, dict) or records.get("format") != _FORMAT:
-            raise FileFormatError(f"`path` must name a persona vector. Got {str(path)!r}, which holds something else.")
-        if records["version"] > _FORMAT_VERSION:
-            raise FileFormatError(
-                f"`path` must have format version {_FORMAT_VERSION} or lower. Got {records['version']}. "
-                "Update persona-lens."
-            )
+        try:
+            metadata = read_headed(shard.records, _Metadata, _FORMAT, _FORMAT_VERSION)
+        except FileFormatError as error:
+            raise FileFormatError(f"{path}: {error}") from error
 
         def group(prefix: str) -> dict[str, Tensor]:
             return {k.removeprefix(prefix): v for k, v in shard.tensors.items() if k.startswith(prefix)}
 
-        return cls(
-            trait=records["trait"],
-            model=ModelInfo(**records["model"]),
-            by_position=group("directions."),
-            position=records["position"],
-            counts=ExtractionCounts(**records["counts"]),
-            split_half_cosine=group("split_half_cosine."),
-            provenance=records["provenance"],
-        )
+        return cls(by_position=group("directions."), split_half_cosine=group("split_half_cosine."), **vars(metadata))
 
     def plot(self) -> Figure:
         """Draw norm and split-half stability over layers; returns a plotly Figure."""

@@ -154,8 +154,8 @@ def test_exactly_the_choices_own_tokens_are_scored(has_template):
     tokenizer = make_tokenizer()
     if not has_template:
         tokenizer.chat_template = None
-    sequence = _encode_answer(tokenizer, "Which one flies?", "The eagle", "items[0]", 256)
-    assert tokenizer.decode(sequence.tokens[sequence.start :]) == "The eagle"
+    span = _encode_answer(tokenizer, "Which one flies?", "The eagle", "items[0]", 256)
+    assert tokenizer.decode(span.response_tokens) == "The eagle"
 
 
 def test_the_interval_of_a_ratio_weighs_units_by_their_counts():

@@ -106,7 +106,7 @@ def test_extra_loss_is_taken_on_the_rows_held_out_for_it(training, tmp_path):
     ]
     found = plan(training, tmp_path, max_shift=1e-6, held_out=iter(rows), max_extra_loss=0.5)
     plain, tuned = (
-        pl.measure_task_loss(pl.load_model(training[0], adapter=tmp_path / name, dtype="float32"), rows)
+        pl.finetuning.measure_task_loss(pl.load_model(training[0], adapter=tmp_path / name, dtype="float32"), rows)
         for name in ("none-0", "one-layer-1")
     )
     assert found.tried[1].extra_loss.estimate == pytest.approx(float((tuned - plain).mean()), abs=1e-4)

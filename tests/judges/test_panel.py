@@ -1,6 +1,7 @@
 import csv
 import json
 import math
+import time
 
 import pytest
 import torch
@@ -19,8 +20,8 @@ class ListJudge:
         self.scores = scores
 
     def score(self, questions, responses):
-        refused = pl.Judgement(None, None, "refusal")
-        return [refused if score is None else pl.Judgement(float(score), None) for score in self.scores]
+        refused = pl.judges.Judgement(None, None, "refusal")
+        return [refused if score is None else pl.judges.Judgement(float(score), None) for score in self.scores]
 
 
 QUESTIONS, RESPONSES = ["q"] * 5, ["a", "b", "c", "d", "e"]
@@ -144,6 +145,15 @@ def test_a_panel_survives_the_round_trip_through_json_and_draws_itself():
     figure = again.plot()
     assert "<b>" not in "".join(figure.data[0].x)
     assert figure.data[0].z[0][1] == pytest.approx(panel.measure_agreement()[0].spearman.estimate)
+
+
+def test_a_panels_table_comes_at_once():
+    scores = torch.rand(3, 300, generator=torch.Generator().manual_seed(0)) * 100
+    judges = [ListJudge(str(i), row.tolist()) for i, row in enumerate(scores)]
+    panel = judge_with_panel(judges, ["q"] * 300, ["r"] * 300)
+    start = time.process_time()
+    panel._repr_html_()
+    assert time.process_time() - start < 1  # a loop over resamples takes three times that
 
 
 def test_the_interval_of_a_rank_correlation_is_that_of_fishers_approximation():
