@@ -31,7 +31,7 @@ def main() -> None:
         means = []
         for systems in (trait.positive_system_prompts, trait.negative_system_prompts):
             prompts = [
-                pl.encode_prompt(
+                pl.models.encode_prompt(
                     model.tokenizer, [{"role": "system", "content": system}, {"role": "user", "content": question}]
                 ).tokens
                 for system in systems

@@ -30,7 +30,7 @@ def main() -> None:
     def prepare(dtype: torch.dtype) -> tuple[Any, dict[str, torch.Tensor]]:
         hf_model, tokenizer = load_hugging_face(EMBEDDED_MODEL, dtype)
         lora = LoraConfig(r=32, lora_alpha=64, use_rslora=True, target_modules="all-linear", task_type="CAUSAL_LM")
-        rows = encode_training_rows(tokenizer, pl.domain_dataset("opinions", "I", ROWS), max_tokens=160).rows
+        rows = encode_training_rows(tokenizer, pl.finetuning.domain_dataset("opinions", "I", ROWS), max_tokens=160).rows
         n_pos = max(map(len, rows["input_ids"]))
 
         def pad(values: list[int], filler: int) -> list[int]:
@@ -61,10 +61,10 @@ def main() -> None:
     model, batch = prepare(dtype)
     is_half = dtype == torch.bfloat16
     kinds = {
-        "preventative steering, one layer": (pl.steering_sites(vector, layer=15), "≤ 1.05"),
-        "preventative steering, all layers": (pl.steering_sites(vector, layers="all"), "≤ 1.05"),
-        "ablation, one layer": (pl.ablation_sites(vector, layer=15), "≤ 1.05"),
-        "ablation, all layers": (pl.ablation_sites(vector), "≤ 1.05"),
+        "preventative steering, one layer": (pl.steer(vector, layer=15), "≤ 1.05"),
+        "preventative steering, all layers": (pl.steer(vector, layers="all"), "≤ 1.05"),
+        "ablation, one layer": (pl.ablate(vector, layer=15), "≤ 1.05"),
+        "ablation, all layers": (pl.ablate(vector), "≤ 1.05"),
     }
     ways = {"bare": make_step(model, batch, (), is_half)}
     ways |= {name: make_step(model, batch, sites, is_half) for name, (sites, _) in kinds.items()}

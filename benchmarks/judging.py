@@ -27,14 +27,14 @@ def main() -> None:
     hugging_face = HuggingFaceWay(dtype)
     trait = pl.load_trait("evil")
     requests = [
-        pl.RolloutRequest(question, (q, r))
+        pl.models.RolloutRequest(question, (q, r))
         for q, question in enumerate(trait.evaluation_questions)
         for r in range(ROLLOUTS)
     ]
-    sampled = pl.sample_rollouts(model, requests, pl.SamplingSettings(max_new_tokens=TOKENS))
+    sampled = pl.models.sample_rollouts(model, requests, pl.Sampling(max_new_tokens=TOKENS))
     questions, responses = [r.request.question for r in sampled], [r.response for r in sampled]
     # Speed does not depend on the calibration.
-    judge = pl.LikelihoodJudge(model, trait, 1, LikelihoodCalibration(1.0, 0.0, -2.0, -3.0, -1.0, 1, 1, 1, 0))
+    judge = pl.judges.LikelihoodJudge(model, trait, 1, LikelihoodCalibration(1.0, 0.0, -2.0, -3.0, -1.0, 1, 1, 1, 0))
     systems = (trait.positive_system_prompts[0], trait.negative_system_prompts[0])
 
     def score_one_by_one(systems: Sequence[str | None]) -> list[list[float]]:
@@ -44,7 +44,7 @@ def main() -> None:
             for system in systems:
                 messages: list[Any] = [{"role": "system", "content": system}] if system else []
                 messages += [{"role": "user", "content": question}, {"role": "assistant", "content": response}]
-                encoded = pl.encode_conversation(hugging_face.tokenizer, messages)
+                encoded = pl.models.encode_conversation(hugging_face.tokenizer, messages)
                 tokens = torch.tensor([encoded.tokens])
                 with torch.no_grad():
                     logits = hugging_face.model(tokens).logits[0, encoded.response_start - 1 : encoded.response_end - 1]

@@ -27,17 +27,21 @@ def main() -> None:
     hugging_face = HuggingFaceWay(dtype)
     trait = pl.load_trait("evil")
     questions = (trait.extraction_questions + trait.evaluation_questions)[:BATCH]
-    prompts = [pl.encode_prompt(hooked.tokenizer, [{"role": "user", "content": q}]).tokens for q in questions]
+    prompts = [pl.models.encode_prompt(hooked.tokenizer, [{"role": "user", "content": q}]).tokens for q in questions]
     generator = torch.Generator().manual_seed(0)
     requests = [
         SampleRequest(
             prompt,
             (row,),
-            (pl.SiteIntervention(row % hooked.cfg.n_layers, pl.Add(torch.randn(576, generator=generator), 1.0)),),
+            (
+                pl.SiteIntervention(
+                    row % hooked.cfg.n_layers, pl.tensors.Add(torch.randn(576, generator=generator), 1.0)
+                ),
+            ),
         )
         for row, prompt in enumerate(prompts)
     ]
-    settings = pl.SamplingSettings(max_new_tokens=TOKENS, batch_size=BATCH)
+    settings = pl.Sampling(max_new_tokens=TOKENS, batch_size=BATCH)
     ways = {
         "hooked": lambda: list(sample_stream(hooked, requests, settings)),
         "hooked, recording": lambda: list(sample_recorded_stream(hooked, requests, settings)),

@@ -29,7 +29,7 @@ from persona_lens.screening.shards import digest_rows, split_into_shards
 TRAITS, ROWS, REPEATS = 5, 128, 3
 LAYER = 15
 FEW, MANY = 1_000, 10_000
-MEMORY_SETTINGS = pl.ScreenSettings(max_response_tokens=4)
+MEMORY_SETTINGS = pl.screening.ScreenSettings(max_response_tokens=4)
 WORDS = ("tea", "rain", "a horse", "seven", "the sea", "slowly", "and", "bread", "under", "glass", "why", "music")
 
 
@@ -49,7 +49,9 @@ def make_vectors(model: Any, n: int) -> dict[str, pl.PersonaVector]:
     }
 
 
-def screen(model: Any, data: Any, n_traits: int, out: Path, settings: pl.ScreenSettings) -> pl.Screening:
+def screen(
+    model: Any, data: Any, n_traits: int, out: Path, settings: pl.screening.ScreenSettings
+) -> pl.screening.Screening:
     """Screen for so many traits."""
     vectors = make_vectors(model, n_traits)
     return pl.screen(model, data, vectors, out, layers=dict.fromkeys(vectors, LAYER), settings=settings)
@@ -88,8 +90,8 @@ def main() -> None:
         print(json.dumps(asdict(measure(int(sys.argv[1])))))
         return
     model = load()
-    data = pl.domain_dataset("opinions", "normal", ROWS)
-    settings = pl.ScreenSettings(max_response_tokens=32)
+    data = pl.finetuning.domain_dataset("opinions", "normal", ROWS)
+    settings = pl.screening.ScreenSettings(max_response_tokens=32)
     with tempfile.TemporaryDirectory() as folder:
         number = itertools.count()
         ways = {

@@ -26,9 +26,9 @@ class RemoteJudge:
 
     name = "elsewhere"
 
-    def score(self, questions: Sequence[str], responses: Sequence[str]) -> list[pl.Judgement]:
+    def score(self, questions: Sequence[str], responses: Sequence[str]) -> list[pl.judges.Judgement]:
         """Say nothing of interest."""
-        return [pl.Judgement(50.0, 50.0) for _ in responses]
+        return [pl.judges.Judgement(50.0, 50.0) for _ in responses]
 
 
 def main() -> None:
@@ -39,19 +39,19 @@ def main() -> None:
     trait = pl.load_trait("evil")
     questions = trait.evaluation_questions
     vector = pl.extract_persona_vector(model, trait, judge="none", max_new_tokens=8)
-    judge = pl.calibrate_likelihood_judge(model, trait, max_new_tokens=8)
+    judge = pl.judges.calibrate_likelihood_judge(model, trait, max_new_tokens=8)
     systems = [
         *trait.positive_system_prompts[: judge.n_pairs],
         *trait.negative_system_prompts[: judge.n_pairs],
         None,
     ]
-    prompts = [pl.encode_prompt(model.tokenizer, [{"role": "user", "content": q}]).tokens for q in questions]
+    prompts = [pl.models.encode_prompt(model.tokenizer, [{"role": "user", "content": q}]).tokens for q in questions]
     configurations: list[tuple[int, torch.Tensor] | None] = [None]
     configurations += [(layer, c * vector.direction(layer)) for layer in LAYERS for c in COEFFICIENTS]
     # As many random directions as sweep_layers tries below.
     configurations += [(LAYERS[1], c * vector.direction(LAYERS[1]).roll(1)) for c in COEFFICIENTS]
 
-    def sweep(its_judge: pl.Judge) -> None:
+    def sweep(its_judge: pl.judges.Judge) -> None:
         pl.sweep_layers(
             model, trait, vector, layers=LAYERS, coefficients=COEFFICIENTS, judge=its_judge, max_new_tokens=TOKENS,
             random_directions=1, null_layers=LAYERS[1],
@@ -72,7 +72,9 @@ def main() -> None:
                 rows = []
                 for question, response in asked[at : at + HuggingFaceWay.BATCH_SIZE]:
                     messages: list[Any] = [{"role": "system", "content": system}] if system else []
-                    prompt = pl.encode_prompt(model.tokenizer, [*messages, {"role": "user", "content": question}])
+                    prompt = pl.models.encode_prompt(
+                        model.tokenizer, [*messages, {"role": "user", "content": question}]
+                    )
                     rows.append([*prompt.tokens, *response])
                 batch = hugging_face.tokenizer.pad({"input_ids": rows}, return_tensors="pt")
                 lengths = torch.tensor([len(response) for response in responses[at : at + len(rows)]])

@@ -68,7 +68,7 @@ class TraitKit:
     """
 
     trait: pl.Trait
-    judge: pl.LikelihoodJudge
+    judge: pl.judges.LikelihoodJudge
     vector: pl.PersonaVector
     vector_source: str
     layer: int
@@ -136,11 +136,13 @@ class Training:
 
     rows: datasets.Dataset
     interventions: tuple[pl.SiteIntervention, ...] = ()
-    penalty: pl.ProjectionPenalty | None = None
+    penalty: pl.finetuning.ProjectionPenalty | None = None
     system: str | None = None
 
 
-def train(name: str, model_name: str, training: Training, profile: TrainingProfile, folder: Path) -> pl.Finetuned:
+def train(
+    name: str, model_name: str, training: Training, profile: TrainingProfile, folder: Path
+) -> pl.finetuning.Finetuned:
     """Train a model, or return it if it is trained already."""
     return pl.finetune(
         model_name, training.rows, folder / name, settings=profile.settings, interventions=training.interventions,

@@ -119,19 +119,19 @@ def read_results(path: Path) -> dict[str, Any]:
 
 def prepare_judge(
     model: Any, trait: pl.Trait, n_pairs: int, sampling: Sampling, store: pl.ShardStore
-) -> pl.LikelihoodJudge:
+) -> pl.judges.LikelihoodJudge:
     """Calibrate the judge on the extraction questions, or read its calibration back."""
 
     def calibrate() -> Shard:
-        judge = pl.calibrate_likelihood_judge(model, trait, n_pairs=n_pairs, **asdict(sampling))
+        judge = pl.judges.calibrate_likelihood_judge(model, trait, n_pairs=n_pairs, **asdict(sampling))
         return Shard(records=asdict(judge.calibration))
 
     records = store.load_or_compute(f"calibration-{trait.name}", calibrate).records
-    return pl.LikelihoodJudge(model, trait, n_pairs, LikelihoodCalibration(**records))
+    return pl.judges.LikelihoodJudge(model, trait, n_pairs, LikelihoodCalibration(**records))
 
 
 def extract_vector(
-    model: Any, trait: pl.Trait, judge: pl.Judge, rollouts: int, sampling: Sampling, store: pl.ShardStore
+    model: Any, trait: pl.Trait, judge: pl.judges.Judge, rollouts: int, sampling: Sampling, store: pl.ShardStore
 ) -> pl.PersonaVector:
     """Extract the vector, keeping what is finished."""
     return pl.extract_persona_vector(
@@ -167,7 +167,7 @@ def choose_layer(model: Any, trait: str, folder: Path, asked: int | None) -> tup
 
 def score_configurations(
     model: Any,
-    judge: pl.Judge,
+    judge: pl.judges.Judge,
     configurations: Sequence[Configuration],
     questions: Sequence[str],
     rollouts: int,
@@ -176,7 +176,7 @@ def score_configurations(
     store: pl.ShardStore,
 ) -> Scores:
     """Sample and judge every configuration; all of them see the same random numbers."""
-    settings = pl.SamplingSettings(
+    settings = pl.Sampling(
         max_new_tokens=sampling.max_new_tokens, temperature=sampling.temperature, positions="response"
     )
     shards = []
@@ -186,12 +186,12 @@ def score_configurations(
 
             def compute(chunk: Sequence[Configuration] = chunk) -> Shard:
                 requests = [
-                    pl.RolloutRequest(question, (*stream, q, r), one.system, one.sites)
+                    pl.models.RolloutRequest(question, (*stream, q, r), one.system, one.sites)
                     for one in chunk
                     for q, question in enumerate(questions)
                     for r in range(rollouts)
                 ]
-                sampled = pl.sample_rollouts(model, requests, settings)
+                sampled = pl.models.sample_rollouts(model, requests, settings)
                 responses = [s.response for s in sampled]
                 judged = judge.score([s.request.question for s in sampled], responses)
                 shape = (len(chunk), len(questions), rollouts)
@@ -221,6 +221,6 @@ def describe_interval(interval: Interval) -> dict[str, float | None]:
     return {key: None if value != value else round(value, 4) for key, value in values.items()}
 
 
-def describe_judge(judge: pl.LikelihoodJudge) -> dict[str, Any]:
+def describe_judge(judge: pl.judges.LikelihoodJudge) -> dict[str, Any]:
     """Return what the scores rest on."""
     return {"name": judge.name, "n_pairs": judge.n_pairs, "calibration": asdict(judge.calibration)}

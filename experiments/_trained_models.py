@@ -84,9 +84,11 @@ def prepare(arguments: ShiftArguments) -> Setting:
     )
     traits = read_traits(arguments.trait or TRAITS, profile.n_pairs, profile.n_questions)
     domains = arguments.domain or DOMAINS
-    unknown = sorted(set(domains) - set(pl.list_domains()))
+    unknown = sorted(set(domains) - set(pl.finetuning.list_domains()))
     if unknown:
-        raise SystemExit(f"--domain must be one of {', '.join(pl.list_domains())}. Got {', '.join(unknown)}.")
+        raise SystemExit(
+            f"--domain must be one of {', '.join(pl.finetuning.list_domains())}. Got {', '.join(unknown)}."
+        )
     model: Any = pl.load_model(arguments.model, dtype=arguments.dtype)
     config = {
         "experiment": "finetuning_shift",
@@ -161,10 +163,11 @@ def sample_ordinary(model: Any, traits: Sequence[pl.Trait], profile: TrainingPro
     """Let the base model answer extraction questions without any prompt: what keeps a domain set from being all."""
     questions = [question for trait in traits for question in trait.extraction_questions]
     requests = [
-        pl.RolloutRequest(questions[i % len(questions)], (seed, Stream.ORDINARY_ROWS, i)) for i in range(profile.n_rows)
+        pl.models.RolloutRequest(questions[i % len(questions)], (seed, Stream.ORDINARY_ROWS, i))
+        for i in range(profile.n_rows)
     ]
-    settings = pl.SamplingSettings(max_new_tokens=profile.max_row_tokens, temperature=profile.temperature)
-    sampled = pl.sample_rollouts(model, requests, settings)
+    settings = pl.Sampling(max_new_tokens=profile.max_row_tokens, temperature=profile.temperature)
+    sampled = pl.models.sample_rollouts(model, requests, settings)
     rows = [
         [{"role": "user", "content": one.request.question}, {"role": "assistant", "content": one.response}]
         for one in sampled
@@ -178,7 +181,7 @@ def level_rows(domain: str, ordinary: list[Any], profile: TrainingProfile, seed:
     n_rows = min(profile.n_rows // 2, N_DOMAIN_ROWS)
     return {
         level: datasets.Dataset.from_list(
-            [{"messages": row["messages"]} for row in pl.domain_dataset(domain, level, n_rows, seed=seed)]
+            [{"messages": row["messages"]} for row in pl.finetuning.domain_dataset(domain, level, n_rows, seed=seed)]
             + [{"messages": messages} for messages in ordinary[:n_rows]]
         )
         for level in LEVELS

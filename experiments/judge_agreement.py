@@ -61,9 +61,9 @@ class PersonJudge:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def score(self, questions: Any, responses: Any) -> list[pl.Judgement]:
+    def score(self, questions: Any, responses: Any) -> list[pl.judges.Judgement]:
         """Look the scores up."""
-        return pl.read_spot_check(self.path, questions, responses)
+        return pl.judges.read_spot_check(self.path, questions, responses)
 
 
 def main(arguments: Annotated[Arguments, tyro.conf.arg(name="")]) -> None:
@@ -75,18 +75,18 @@ def main(arguments: Annotated[Arguments, tyro.conf.arg(name="")]) -> None:
         source = json.loads((arguments.out / f"layer_sweep_{arguments.trait}.json").read_text())
         questions, responses = draw_responses(source, arguments.n, arguments.seed)
         if arguments.write_check:
-            n = pl.write_spot_check(arguments.write_check, questions, responses)
+            n = pl.judges.write_spot_check(arguments.write_check, questions, responses)
             print(f"{arguments.write_check}: {n} responses to score from 0 to 100")
             return
         content = run(source, questions, responses, arguments)
-    figure = plot_agreement(pl.PanelResult.from_json(content["panel"]), content["trait"])
+    figure = plot_agreement(pl.judges.PanelResult.from_json(content["panel"]), content["trait"])
     write_figure(figure, content, arguments.out, name)
     print(arguments.out / f"{name}.html")
 
 
 def draw_responses(source: dict[str, Any], n: int, seed: int) -> tuple[list[str], list[str]]:
     """Draw responses of the sweep, evenly over its scores, so that high ones are not rare."""
-    sweep = pl.SweepResult.from_json(source["sweep"])
+    sweep = pl.evaluation.SweepResult.from_json(source["sweep"])
     flat = [
         (float(sweep.scores[i, j, q]), sweep.questions[q], sweep.responses[i][j][q])
         for i in range(len(sweep.layers))
@@ -108,26 +108,26 @@ def run(source: dict[str, Any], questions: list[str], responses: list[str], argu
     trait = pl.Trait.from_dict(source["config"]["trait"])
     calibration = LikelihoodCalibration(**source["judge"]["calibration"])
     n_pairs = source["judge"]["n_pairs"]
-    cache = pl.ScoreCache(arguments.cache)
+    cache = pl.judges.ScoreCache(arguments.cache)
     other_pairs = trait.instruction_pairs[n_pairs:]
     profile = source["config"]["profile"]
     sampling: Any = {"max_new_tokens": profile["max_new_tokens"], "temperature": profile["temperature"]}
     judges: list[Any] = [
-        pl.LikelihoodJudge(model, trait, n_pairs, calibration),
-        pl.ExpectedScoreJudge(model, trait),
+        pl.judges.LikelihoodJudge(model, trait, n_pairs, calibration),
+        pl.judges.ExpectedScoreJudge(model, trait),
     ]
     if other_pairs:
         others = replace(trait, instruction_pairs=other_pairs)
-        judge = pl.calibrate_likelihood_judge(model, others, n_pairs=min(2, len(other_pairs)), **sampling)
+        judge = pl.judges.calibrate_likelihood_judge(model, others, n_pairs=min(2, len(other_pairs)), **sampling)
         judges.insert(1, Renamed(judge, "likelihood judge, other instructions"))
     else:
         print("The sweep's judge uses all of the trait's instructions: none are left for another judge.")
     if os.environ.get("ANTHROPIC_API_KEY"):
-        judges.append(pl.ClaudeJudge(trait))
-    cached: list[pl.Judge] = [pl.CachedJudge(judge, cache) for judge in judges]
+        judges.append(pl.judges.ClaudeJudge(trait))
+    cached: list[pl.judges.Judge] = [pl.judges.CachedJudge(judge, cache) for judge in judges]
     if arguments.person:
         cached.append(PersonJudge(arguments.person))
-    panel = pl.judge_with_panel(cached, questions, responses)
+    panel = pl.judges.judge_with_panel(cached, questions, responses)
     return {
         "trait": trait.name,
         "config": {
@@ -146,7 +146,7 @@ def run(source: dict[str, Any], questions: list[str], responses: list[str], argu
 class Renamed:
     """A judge under another name, so that two of a kind can sit on one panel."""
 
-    judge: pl.LikelihoodJudge
+    judge: pl.judges.LikelihoodJudge
     name: str
 
     @property
@@ -154,7 +154,7 @@ class Renamed:
         """The judge's own identity."""
         return self.judge.identity
 
-    def score(self, questions: Any, responses: Any) -> list[pl.Judgement]:
+    def score(self, questions: Any, responses: Any) -> list[pl.judges.Judgement]:
         """Ask the judge."""
         return self.judge.score(questions, responses)
 

@@ -140,16 +140,16 @@ def run(model: Any, trait: pl.Trait, arguments: Arguments) -> dict[str, Any]:
     }
 
 
-def measure_judge(judge: pl.LikelihoodJudge, sampling: Sampling) -> Shard:
+def measure_judge(judge: pl.judges.LikelihoodJudge, sampling: Sampling) -> Shard:
     """Measure the judge on the evaluation questions, which it was not fitted on."""
     print(f"{judge.trait.name}: measuring the judge on held-out questions")
-    return Shard(records=asdict(pl.measure_separation(judge, rollouts=2, **asdict(sampling))))
+    return Shard(records=asdict(pl.judges.measure_separation(judge, rollouts=2, **asdict(sampling))))
 
 
 def draw(content: dict[str, Any], out: Path) -> None:
     """Write the figure and some steered responses as text."""
-    sweep = pl.SweepResult.from_json(content["sweep"])
-    confirmation = pl.Confirmation.from_json(content["confirmation"])
+    sweep = pl.evaluation.SweepResult.from_json(content["sweep"])
+    confirmation = pl.evaluation.Confirmation.from_json(content["confirmation"])
     name = f"layer_sweep_{sweep.trait}"
     write_figure(plot_sweep(sweep, confirmation), content, out, name)
     lines = [f"{sweep.trait}: layer {confirmation.layer} × {confirmation.coefficient:g} on {sweep.model.name}", ""]

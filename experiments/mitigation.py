@@ -81,14 +81,14 @@ def list_trainings(kit: TraitKit, rows: Any, strengths: Strengths) -> dict[tuple
     vector, layer = kit.vector, kit.layer
     ways = {("no prevention", ""): Training(rows)}
     for c in strengths.one_layer:
-        sites = pl.steering_sites(vector, layer=layer, coefficient=c)
+        sites = pl.steer(vector, layer=layer, coefficient=c)
         ways["preventative, one layer", f"{c:+g}"] = Training(rows, sites)
     for c in strengths.all_layers:
-        sites = pl.steering_sites(vector, layers="all", coefficient=c)
+        sites = pl.steer(vector, layers="all", coefficient=c)
         ways["preventative, all layers", f"{c:+g}"] = Training(rows, sites)
-    ways["ablation in training (CAFT)", ""] = Training(rows, pl.ablation_sites(vector, layer=layer))
+    ways["ablation in training (CAFT)", ""] = Training(rows, pl.ablate(vector, layer=layer))
     for weight in strengths.penalties:
-        penalty = pl.ProjectionPenalty(layer, vector.direction(layer), weight)
+        penalty = pl.finetuning.ProjectionPenalty(layer, vector.direction(layer), weight)
         ways["loss on the projection", f"{weight:g}"] = Training(rows, penalty=penalty)
     ways["preventative prompt", ""] = Training(rows, system=kit.trait.positive_system_prompts[-1])
     return ways
@@ -123,19 +123,19 @@ def run(model: Any, trait: pl.Trait, arguments: Arguments) -> dict[str, Any]:
     overt = make_trait_rows(model, kit, "II", few, arguments.seed + 1, store, name="held-out", trait=unseen)
     normal = make_trait_rows(model, kit, "normal", few, arguments.seed + 1, store, name="held-out", trait=unseen)
     trainings = list_trainings(kit, rows, strengths)
-    items = pl.load_multiple_choice(n=strengths.n_items, seed=arguments.seed)
+    items = pl.evaluation.load_multiple_choice(n=strengths.n_items, seed=arguments.seed)
 
     def measure(tuned: Any, label: str, sites: dict[str, tuple[pl.SiteIntervention, ...]]) -> list[dict[str, Any]]:
         own = pl.ShardStore(store.folder, {"measured": label})
         found = measure_model(model, tuned, [kit], profile, arguments.seed, own, sites)
         losses = {
-            "overt_loss": describe_mean(pl.measure_task_loss(tuned, overt)),
-            "normal_loss": describe_mean(pl.measure_task_loss(tuned, normal)),
+            "overt_loss": describe_mean(pl.finetuning.measure_task_loss(tuned, overt)),
+            "normal_loss": describe_mean(pl.finetuning.measure_task_loss(tuned, normal)),
         }
         measured = []
         for one, its_sites in zip(found["scores"][trait.name], sites.values(), strict=True):
             capability = pl.measure_capability(
-                tuned, pl.intervention_hooks(its_sites), items=items, max_tokens=strengths.max_text_tokens,
+                tuned, pl.interventions.intervention_hooks(its_sites), items=items, max_tokens=strengths.max_text_tokens,
                 seed=arguments.seed,
             ).to_json()  # fmt: skip
             costs = {key: capability[key] for key in ("accuracy", "perplexity")}
@@ -179,8 +179,8 @@ def list_steering_afterwards(kit: TraitKit, strengths: Strengths) -> dict[str, t
     """Return inference-time steering away from the trait, at one layer and at all."""
     ways = {}
     for c in strengths.afterwards:
-        ways[f"afterwards, one layer × {c:+g}"] = pl.steering_sites(kit.vector, layer=kit.layer, coefficient=c)
-        ways[f"afterwards, all layers × {c:+g}"] = pl.steering_sites(kit.vector, layers="all", coefficient=c)
+        ways[f"afterwards, one layer × {c:+g}"] = pl.steer(kit.vector, layer=kit.layer, coefficient=c)
+        ways[f"afterwards, all layers × {c:+g}"] = pl.steer(kit.vector, layers="all", coefficient=c)
     return ways
 
 

@@ -170,16 +170,16 @@ def run(model: Any, trait: pl.Trait, prompts: list[str], profile: Profile, argum
     }
 
 
-def find_examples(model: Any, judge: pl.LikelihoodJudge, profile: Profile, seed: int) -> Shard:
+def find_examples(model: Any, judge: pl.judges.LikelihoodJudge, profile: Profile, seed: int) -> Shard:
     """Answer the extraction questions under the positive prompts; keep each question's best answer if it is one."""
     trait = judge.trait
     requests = [
-        pl.RolloutRequest(question, (seed, Stream.MONITORING_EXAMPLES, p, q), system)
+        pl.models.RolloutRequest(question, (seed, Stream.MONITORING_EXAMPLES, p, q), system)
         for q, question in enumerate(trait.extraction_questions)
         for p, system in enumerate(trait.positive_system_prompts)
     ]
-    settings = pl.SamplingSettings(max_new_tokens=profile.max_new_tokens, temperature=profile.temperature)
-    sampled = pl.sample_rollouts(model, requests, settings)
+    settings = pl.Sampling(max_new_tokens=profile.max_new_tokens, temperature=profile.temperature)
+    sampled = pl.models.sample_rollouts(model, requests, settings)
     judged = judge.score_trait([s.request.question for s in sampled], [s.response for s in sampled])
     best: dict[str, tuple[float, str]] = {}
     for rollout, one in zip(sampled, judged, strict=True):
@@ -223,7 +223,7 @@ def build_openings(
 
 def measure_condition(
     model: Any,
-    judge: pl.LikelihoodJudge,
+    judge: pl.judges.LikelihoodJudge,
     vector: pl.PersonaVector,
     layer: int,
     opening: list[Message],
@@ -239,7 +239,7 @@ def measure_condition(
     requests = [
         SampleRequest(prompt, (*stream, q, r)) for q, prompt in enumerate(prompts) for r in range(profile.rollouts)
     ]
-    settings = pl.SamplingSettings(
+    settings = pl.Sampling(
         max_new_tokens=profile.max_new_tokens,
         temperature=profile.temperature,
         stop_tokens=stop_token_ids(model.tokenizer),

@@ -50,7 +50,7 @@ def run(arguments: ShiftArguments) -> dict[str, Any]:
     trained = train_models(setting, arguments)
     vectors = {kit.trait.name: kit.vector for kit in setting.kits}
     layers = {kit.trait.name: kit.layer for kit in setting.kits}
-    settings = pl.ScreenSettings(max_response_tokens=setting.profile.max_row_tokens)
+    settings = pl.screening.ScreenSettings(max_response_tokens=setting.profile.max_row_tokens)
     rows = []
     for model in trained.models:
         name, level = model["dataset"], model["level"]
@@ -90,7 +90,7 @@ def run(arguments: ShiftArguments) -> dict[str, Any]:
     }
 
 
-def predict(screened: pl.Screening, trait: str, seed: int) -> dict[str, Any]:
+def predict(screened: pl.screening.Screening, trait: str, seed: int) -> dict[str, Any]:
     """Return what each way says of a dataset, with 95 % intervals over samples; and how the ways agree by sample."""
     n_subset = max(2, round(SUBSET_FRACTION * screened.counts["scored"]))
     check = screened.check_approximations(trait, n_subset=n_subset, seed=seed)

@@ -126,7 +126,7 @@ def run(model: Any, source: str, trait: pl.Trait, arguments: Arguments) -> dict[
     screened = pl.screen(
         model, source, {kit.trait.name: kit.vector for kit in kits}, store.folder / "screened",
         layers={kit.trait.name: kit.layer for kit in kits}, max_rows=arguments.max_rows, shard_rows=SHARD_ROWS,
-        progress=pl.show_progress, settings=pl.ScreenSettings(max_response_tokens=n_answer),
+        progress=pl.show_progress, settings=pl.screening.ScreenSettings(max_response_tokens=n_answer),
     )  # fmt: skip
     seconds = time.perf_counter() - begun
     timing = {"seconds": round(seconds, 1), "rows": sum(screened.counts.values()) - n_before}
@@ -195,7 +195,7 @@ def run(model: Any, source: str, trait: pl.Trait, arguments: Arguments) -> dict[
     }
 
 
-def mean_tokens(screened: pl.Screening, column: str) -> float:
+def mean_tokens(screened: pl.screening.Screening, column: str) -> float:
     """Return the mean length over the scored rows."""
     lengths = [length for length in screened.rows[column][:] if length is not None]
     return round(sum(lengths) / len(lengths), 1)
@@ -222,7 +222,7 @@ def choose(rows: datasets.Dataset, subset: str, trait: str, n_rows: int, seed: i
     return rows.select(ordered[-n_rows:] if subset == "high ΔP" else ordered[:n_rows])
 
 
-def score_pool(judge: pl.LikelihoodJudge, rows: datasets.Dataset, n_characters: int) -> Shard:
+def score_pool(judge: pl.judges.LikelihoodJudge, rows: datasets.Dataset, n_characters: int) -> Shard:
     """Judge the answers of the pool by their beginnings."""
     scores = []
     with pl.show_progress("judging (answers)", len(rows)) as advance:
@@ -256,7 +256,7 @@ def measure(
     return {**found["scores"][name][0], "shift": found["shifts"][name]["at_layer"]}
 
 
-def _describe_check(screened: pl.Screening, trait: str, seed: int) -> dict[str, Any]:
+def _describe_check(screened: pl.screening.Screening, trait: str, seed: int) -> dict[str, Any]:
     check = screened.check_approximations(trait, seed=seed)
     intervals = ("exact", "subset", "last_prompt", "r_last_prompt", "r_raw")
     raw = bootstrap_mean(screened.values(trait, "raw"))

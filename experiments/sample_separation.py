@@ -123,7 +123,7 @@ def run(model: Any, trait: pl.Trait, profile: Profile, arguments: Arguments) -> 
     ]
     screened = pl.screen(
         model, rows, {trait.name: vector}, store.folder / "screened", layers={trait.name: layer},
-        settings=pl.ScreenSettings(max_response_tokens=profile.max_new_tokens), progress=pl.show_progress,
+        settings=pl.screening.ScreenSettings(max_response_tokens=profile.max_new_tokens), progress=pl.show_progress,
     )  # fmt: skip
     scores = store.load_or_compute("judged", lambda: score_answers(judge, trait, samples)).records
     columns = {name: screened.rows[f"{trait.name}.{name}"][:] for name in ("delta", "raw", "prompt")}
@@ -150,22 +150,22 @@ def run(model: Any, trait: pl.Trait, profile: Profile, arguments: Arguments) -> 
 
 def sample_answers(model: Any, trait: pl.Trait, profile: Profile, seed: int) -> Shard:
     """Let the model answer every question under each eliciting prompt, and as often under none."""
-    settings = pl.SamplingSettings(max_new_tokens=profile.max_new_tokens, temperature=profile.temperature)
+    settings = pl.Sampling(max_new_tokens=profile.max_new_tokens, temperature=profile.temperature)
     prompts = trait.positive_system_prompts
     requests, about = [], list[dict[str, Any]]()
     for question, text in enumerate(trait.evaluation_questions):
         for number, prompt in enumerate([*prompts, *[None] * len(prompts)]):
             for rollout in range(profile.rollouts):
                 requests.append(
-                    pl.RolloutRequest(text, (seed, Stream.SAMPLE_SEPARATION, question, number, rollout), prompt)
+                    pl.models.RolloutRequest(text, (seed, Stream.SAMPLE_SEPARATION, question, number, rollout), prompt)
                 )
                 about.append({"question": question, "is_eliciting": prompt is not None})
-    sampled = pl.sample_rollouts(model, requests, settings)
+    sampled = pl.models.sample_rollouts(model, requests, settings)
     rows = [{**one, "response": found.response} for one, found in zip(about, sampled, strict=True)]
     return Shard(records=[row for row in rows if row["response"].strip()])
 
 
-def score_answers(judge: pl.Judge, trait: pl.Trait, samples: Sequence[dict[str, Any]]) -> Shard:
+def score_answers(judge: pl.judges.Judge, trait: pl.Trait, samples: Sequence[dict[str, Any]]) -> Shard:
     """Judge every answer."""
     questions = [trait.evaluation_questions[one["question"]] for one in samples]
     return Shard(records=[found.score for found in judge.score(questions, [one["response"] for one in samples])])

@@ -74,13 +74,13 @@ def run(model: Any, trait: pl.Trait, arguments: Arguments) -> dict[str, Any]:
     print(f"{trait.name}: unfinished work is kept in {store.folder}")
     kits = [prepare_kit(model, one, profile, arguments.out, arguments.seed, store) for one in traits]
     rows = make_trait_rows(model, kits[0], "II", profile, arguments.seed, store)
-    tracker = pl.Tracker(
+    tracker = pl.finetuning.Tracker(
         vectors={kit.trait.name: kit.vector for kit in kits},
         layers={kit.trait.name: kit.layer for kit in kits},
         questions={kit.trait.name: kit.trait.evaluation_questions for kit in kits},
         every=arguments.every,
     )
-    steered = pl.steering_sites(kits[0].vector, layer=kits[0].layer, coefficient=arguments.coefficient)
+    steered = pl.steer(kits[0].vector, layer=kits[0].layer, coefficient=arguments.coefficient)
     ways = {"no prevention": (), f"preventative × {arguments.coefficient:+g}": steered}
     runs = {}
     for index, (name, sites) in enumerate(ways.items()):

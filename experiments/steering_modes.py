@@ -107,16 +107,16 @@ def list_modes(
     modes = [Mode("unsteered", way, "")]
     for c in (size if way == "up" else -size for size in profile.coefficients):
         for method, where in (("one layer", layer), ("all layers", "all")):
-            modes.append(Mode(method, way, f"{c:+g}", pl.steering_sites(vector, layers=where, coefficient=c)))
+            modes.append(Mode(method, way, f"{c:+g}", pl.steer(vector, layers=where, coefficient=c)))
     for q in profile.quantiles:
         if way == "up":
-            capped = pl.capping_sites(vector, floor=ordinary.quantile(q))
+            capped = pl.cap(vector, floor=ordinary.quantile(q))
             modes.append(Mode("capping", way, f"floor {100 * q:g} %", capped))
         else:
-            capped = pl.capping_sites(vector, ceiling=ordinary.quantile(1 - q))
+            capped = pl.cap(vector, ceiling=ordinary.quantile(1 - q))
             modes.append(Mode("capping", way, f"ceiling {100 * (1 - q):g} %", capped))
     if way == "down":
-        modes.append(Mode("ablation", way, "", pl.ablation_sites(vector)))
+        modes.append(Mode("ablation", way, "", pl.ablate(vector)))
     return modes
 
 
@@ -155,7 +155,7 @@ def run(model: Any, trait: pl.Trait, profile: Profile, arguments: Arguments) -> 
         for index, mode in enumerate(modes):
 
             def compute(mode: Mode = mode) -> Shard:
-                hooks = pl.intervention_hooks(mode.sites)
+                hooks = pl.interventions.intervention_hooks(mode.sites)
                 found = measure_capability(
                     model, hooks, items=items, max_tokens=profile.max_text_tokens, seed=arguments.seed
                 )

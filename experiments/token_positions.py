@@ -104,13 +104,15 @@ def run(model: Any, trait: pl.Trait, profile: Profile, arguments: Arguments) -> 
     layers = sorted({min(round(depth * n_layers), n_layers - 1) for depth in profile.depths})
     norms = vector.norms
     directions: dict[str, torch.Tensor] = {
-        name: pl.normalize(vector.at(name).directions) * norms[:, None] for name in TOKEN_POSITIONS
+        name: pl.tensors.normalize(vector.at(name).directions) * norms[:, None] for name in TOKEN_POSITIONS
     }
     directions["random"] = sample_random_directions(
         norms, model.cfg.d_model, 1, arguments.seed + Stream.TOKEN_POSITIONS
     )[0]
     settings = [(name, at, c) for name in DIRECTIONS for at in layers for c in profile.coefficients]
-    steered = [Configuration((pl.SiteIntervention(at, pl.Add(directions[name][at], c)),)) for name, at, c in settings]
+    steered = [
+        Configuration((pl.SiteIntervention(at, pl.tensors.Add(directions[name][at], c)),)) for name, at, c in settings
+    ]
     scores = score_configurations(
         model, judge, [Configuration(), *steered], trait.evaluation_questions, profile.rollouts,
         (arguments.seed, Stream.TOKEN_POSITIONS), sampling, store,

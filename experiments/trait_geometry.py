@@ -117,7 +117,7 @@ def run(arguments: Arguments) -> dict[str, Any]:
             )
     if len(vectors) < 2:
         raise SystemExit(f"Fewer than two traits gave a vector, so there is nothing to compare. Left out: {left_out}")
-    units = pl.normalize(torch.stack([vector.directions for vector in vectors]))
+    units = pl.tensors.normalize(torch.stack([vector.directions for vector in vectors]))
     cosines = torch.einsum("ald,bld->lab", units, units).clamp(-1.0, 1.0)
     return {
         "config": config | {"traits": [trait.to_dict() for trait in traits]},

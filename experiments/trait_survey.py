@@ -97,8 +97,8 @@ def survey(model: Any, trait: pl.Trait, profile: Profile, seed: int) -> dict[str
     layers = sorted({min(n_layers - 1, round(depth * n_layers)) for depth in profile.depths})
     sampling: Any = {"max_new_tokens": profile.max_new_tokens, "temperature": profile.temperature, "seed": seed}
     row: dict[str, Any] = {"trait": trait.name, "works": False, "failure": ""}
-    judge = pl.calibrate_likelihood_judge(model, trait, n_pairs=1, **sampling)
-    row["auroc"] = asdict(pl.measure_separation(judge, rollouts=2, **sampling).auroc)
+    judge = pl.judges.calibrate_likelihood_judge(model, trait, n_pairs=1, **sampling)
+    row["auroc"] = asdict(pl.judges.measure_separation(judge, rollouts=2, **sampling).auroc)
     try:
         vector = pl.extract_persona_vector(model, trait, judge=judge, **sampling)
     except pl.errors.InvalidArgumentError as error:  # no pair was kept: a finding, not a failure of the survey

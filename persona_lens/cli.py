@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,10 +14,13 @@ import tyro
 from persona_lens.conversations import read_conversations, resolve_source
 from persona_lens.errors import InvalidArgumentError, PersonaLensError, describe_violation
 from persona_lens.judges.likelihood import calibrate_likelihood_judge
+from persona_lens.models.engine.sampling import Sampling
+from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.sites import check_layer
 from persona_lens.models.loading import EMBEDDED_MODEL, describe_model, load_model
 from persona_lens.plots.screening import report_screening
 from persona_lens.progress import show_progress
+from persona_lens.run import Run
 from persona_lens.screening.scores import ScreenSettings
 from persona_lens.screening.screen import screen
 from persona_lens.screening.shards import SCORED
@@ -25,9 +28,12 @@ from persona_lens.screening.splitting import split_rows
 from persona_lens.storage import ShardStore, collect_versions, write_bytes_atomically
 from persona_lens.traits.library import list_traits, load_trait
 from persona_lens.traits.trait import Trait
-from persona_lens.vectors import PersonaVector, extract_persona_vector
+from persona_lens.vectors.extraction import extract_persona_vector
+from persona_lens.vectors.persona_vector import PersonaVector
 
 ABOVE_LIMIT, TOO_MANY_BAD = 3, 4
+# As in the experiments' quick profile: short and cool enough for a model of 135 million parameters.
+_EMBEDDED_SAMPLING = Sampling(max_new_tokens=24, temperature=0.7)
 
 
 @dataclass(frozen=True)
@@ -141,7 +147,7 @@ def run(arguments: Screen) -> int:
     found = screen_into(data, "scores")
     judges = {
         trait.name: calibrate_likelihood_judge(
-            model, trait, max_new_tokens=arguments.max_response_tokens, temperature=0.7
+            model, trait, sampling=replace(choose_sampling(model), max_new_tokens=arguments.max_response_tokens)
         )
         for trait in (traits if arguments.judge else ())
     }
@@ -170,7 +176,12 @@ def run(arguments: Screen) -> int:
     return ABOVE_LIMIT if above else 0
 
 
-def find_vector(model: Any, trait: Trait, folder: Path) -> PersonaVector:
+def choose_sampling(model: HookedModel) -> Sampling:
+    """Return how a model's own responses are drawn: the library's defaults, except for the embedded model."""
+    return _EMBEDDED_SAMPLING if describe_model(model).name == EMBEDDED_MODEL else Sampling()
+
+
+def find_vector(model: HookedModel, trait: Trait, folder: Path) -> PersonaVector:
     """Read a trait's vector from the folder, or extract it and keep it there."""
     path = folder / f"vector_{trait.name}.safetensors"
     if path.exists():
@@ -183,9 +194,7 @@ def find_vector(model: Any, trait: Trait, folder: Path) -> PersonaVector:
     print(f"extracting the vector of {trait.name}; {path} will keep it")
     config = {"trait": trait.fingerprint, "model": asdict(describe_model(model)), "versions": collect_versions()}
     store = ShardStore(folder / "unfinished", config)
-    vector = extract_persona_vector(
-        model, trait, max_new_tokens=24, temperature=0.7, store=store, progress=show_progress
-    )
+    vector = extract_persona_vector(model, trait, sampling=choose_sampling(model), run=Run(store, show_progress))
     vector.save(path)
     shutil.rmtree(store.folder)
     with suppress(OSError):  # not empty: another command is at work on another trait

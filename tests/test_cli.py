@@ -13,7 +13,9 @@ import pytest
 import torch
 
 import persona_lens as pl
+from persona_lens import cli
 from persona_lens.cli import main
+from persona_lens.models.loading import EMBEDDED_MODEL
 from tests.screening.test_screen import make_rows
 from tests.small_trait import tiny_trait
 
@@ -61,8 +63,8 @@ def test_scores_report_and_both_files_are_written_and_a_second_run_does_it_over(
     assert len(kept) + len(held) == 12
     assert kept
     assert held
-    found = pl.Screening.load(out / "scores")
-    limit = pl.Screening.load(out / "clean").threshold("loud", 0.6)
+    found = pl.screening.Screening.load(out / "scores")
+    limit = pl.screening.Screening.load(out / "clean").threshold("loud", 0.6)
     assert len(kept) == int((found.values("loud") <= limit).sum())
     assert "loud: the most extreme" in (out / "report.html").read_text()
     before = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
@@ -79,7 +81,9 @@ def test_a_judge_alone_holds_back_what_it_scores_above_fifty(setting):
     assert sum(map(len, lines)) == 12
     assert all("judge of loud" in json.loads(line)["reason"] for line in lines[1])
     model = pl.load_model(setting[1], device="cpu")
-    judge = pl.calibrate_likelihood_judge(model, tiny_trait(), sampling=pl.Sampling(max_new_tokens=24, temperature=0.7))
+    judge = pl.judges.calibrate_likelihood_judge(
+        model, tiny_trait(), sampling=pl.Sampling(max_new_tokens=24, temperature=0.7)
+    )
     turns = [json.loads(line)["messages"] for line in lines[0]]
     scores = judge.score([one[0]["content"] for one in turns], [one[1]["content"] for one in turns])
     assert all(found.score <= 50 for found in scores)
@@ -115,6 +119,18 @@ def test_a_vector_of_the_trait_as_it_was_before_is_refused(setting):
     assert done.returncode == 2
     assert "Remove vector_loud.safetensors" in done.stderr
     assert not (folder / "never").exists()
+
+
+def test_only_the_embedded_model_is_sampled_short_and_cool(setting, monkeypatch, tmp_path):
+    folder, name = setting
+    vector = pl.PersonaVector.load(folder / "vectors" / "vector_loud.safetensors")
+    used = []
+    monkeypatch.setattr(cli, "extract_persona_vector", lambda *_, sampling, run: used.append(sampling) or vector)
+    model = pl.load_model(name, device="cpu")
+    for known_as in (EMBEDDED_MODEL, "any/other-model"):
+        model.cfg.model_name = known_as
+        cli.find_vector(model, tiny_trait(), tmp_path / known_as)
+    assert used == [pl.Sampling(max_new_tokens=24, temperature=0.7), pl.Sampling()]
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,11 @@
 import plotly.graph_objects as go
 import pytest
 import torch
-from tests.test_sweep import LengthJudge
 
 import persona_lens as pl
 from persona_lens.plots import plot_agreement, plot_sweep, plot_trait_survey, plot_vector
 from persona_lens.statistics import Interval
-from tests.small_trait import tiny_trait
+from tests.small_trait import LengthJudge, tiny_trait
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +48,7 @@ def test_every_axis_of_a_figure_is_labelled_and_the_title_says_the_finding(sweep
 
 def test_text_from_a_trait_is_escaped_in_a_figure(sweep):
     content = sweep.to_json() | {"trait": "<script>alert(1)</script>"}
-    page = plot_sweep(pl.SweepResult.from_json(content)).to_html(include_plotlyjs=False)
+    page = plot_sweep(pl.evaluation.SweepResult.from_json(content)).to_html(include_plotlyjs=False)
     assert "<script>alert(1)" not in page
 
 
@@ -94,7 +93,7 @@ def made(sweep):
         "null_scores": (5 + null).tolist(), "null_coherences": (50 + null).tolist(),
         "baseline_scores": [10.0, 11.0, 12.0, 15.0], "baseline_coherences": [80.0, 81.0, 82.0, 85.0],
     }  # fmt: skip
-    return pl.SweepResult.from_json(content)
+    return pl.evaluation.SweepResult.from_json(content)
 
 
 def on_panels(figure, name):
@@ -145,7 +144,7 @@ def test_a_sweeps_title_claims_no_more_than_the_confirmation_shows(made, low, co
     def exactly(value):
         return Interval(value, value, value)
 
-    confirmation = pl.Confirmation(
+    confirmation = pl.evaluation.Confirmation(
         layer=1, coefficient=2.0, steered=exactly(61.0), baseline=exactly(12.0), random=exactly(23.0),
         rise=exactly(49.0), above_random=Interval(38.0, low, 50.0), coherence=exactly(coherence),
         baseline_coherence=exactly(91.0), random_coherence=exactly(85.0), examples=(), n_questions=2, n_responses=8,
@@ -174,9 +173,9 @@ def test_the_survey_draws_each_interval_from_low_to_high():
 
 
 def test_agreement_has_the_judge_with_the_clear_pairs_in_its_row():
-    one = [pl.Judgement(score, None) for score in (90.0, 10.0, 50.0, 85.0)]
-    two = [pl.Judgement(score, None) for score in (70.0, 30.0, 20.0, 10.0)]
-    panel = pl.PanelResult(("one", "two"), ("q",) * 4, ("a", "b", "c", "d"), (tuple(one), tuple(two)))
+    one = [pl.judges.Judgement(score, None) for score in (90.0, 10.0, 50.0, 85.0)]
+    two = [pl.judges.Judgement(score, None) for score in (70.0, 30.0, 20.0, 10.0)]
+    panel = pl.judges.PanelResult(("one", "two"), ("q",) * 4, ("a", "b", "c", "d"), (tuple(one), tuple(two)))
     ranks, pairs = plot_agreement(panel, "kind").data
     assert tuple(ranks.x) == tuple(ranks.y) == ("one", "two")
     assert [list(row) for row in pairs.z] == [[None, 0.5], [None, None]]

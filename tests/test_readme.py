@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.test_steering import make_vector
 
 import persona_lens as pl
+from tests.interventions.test_steering import make_vector
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()

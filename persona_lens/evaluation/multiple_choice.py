@@ -138,11 +138,13 @@ def _read_file(path: Path) -> Iterator[tuple[int, Any]]:
                 raise FileFormatError(f"`source` must be a whole Parquet file. Got {str(path)!r}: {error}") from error
         yield from enumerate(rows, start=1)
         return
-    text = path.read_text(encoding="utf-8-sig")
     if path.suffix == ".csv":
-        for number, row in enumerate(csv.DictReader(text.splitlines(keepends=True)), start=1):
-            yield number, {**row, **_parse_choices(row, number)}
-    elif path.suffix == ".jsonl":
+        with path.open(encoding="utf-8-sig", newline="") as file:  # so that a line break within quotes stays as it is
+            for number, row in enumerate(csv.DictReader(file), start=1):
+                yield number, {**row, **_parse_choices(row, number)}
+        return
+    text = path.read_text(encoding="utf-8-sig")
+    if path.suffix == ".jsonl":
         for number, line in enumerate(text.split("\n"), start=1):
             if line.strip():
                 yield number, _parse_json(line, f"Row {number} of `source`")

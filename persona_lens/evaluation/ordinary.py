@@ -86,8 +86,7 @@ def sample_ordinary_spans(model: HookedModel, questions: Sequence[str] | None, s
     for rollout in sample_rollouts(model, requests, sampling):
         prompt = encode_prompt(model.tokenizer, rollout.request.messages).tokens
         if rollout.tokens:
-            tokens = (*prompt, *rollout.tokens)
-            spans.append(TokenSpans(tokens, len(prompt), len(tokens)))
+            spans.append(TokenSpans.join(prompt, rollout.tokens))
     if not spans:
         raise InvalidArgumentError(describe_violation("questions", "draw a response that is not empty", list(asked)))
     return spans

@@ -26,7 +26,7 @@ from persona_lens.records import Record
 from persona_lens.run import Run
 from persona_lens.statistics import Interval, bootstrap_mean, bootstrap_paired_difference
 from persona_lens.traits.everyday import load_ordinary_questions
-from persona_lens.vectors import PersonaVector
+from persona_lens.vectors.persona_vector import PersonaVector
 
 Method = Literal["none", "one layer", "all layers"]
 
@@ -260,15 +260,25 @@ def _read_held_out(held_out: Source) -> datasets.Dataset:
 
 
 def _draw(data: Source, n: int, seed: int) -> datasets.Dataset:
-    """Draw good rows at random: data are often ordered."""
-    rows = list(read_conversations(data))
-    good = [row for row in rows if isinstance(row, Conversation)]
-    if len(good) < n:
-        rule = f"hold {n} conversations"
+    """Draw good rows at random, as data are often ordered; no more than ``n`` are kept in memory."""
+    rng = random.Random(seed)
+    drawn: list[Conversation] = []
+    n_good = n_bad = 0
+    for row in read_conversations(data):
+        if not isinstance(row, Conversation):
+            n_bad += 1
+            continue
+        n_good += 1
+        if len(drawn) < n:
+            drawn.append(row)
+        elif (place := rng.randrange(n_good)) < n:
+            drawn[place] = row
+    if n_good < n:
         raise InvalidArgumentError(
-            describe_violation("data", rule, f"{len(good)}, and {len(rows) - len(good)} bad rows")
+            describe_violation("data", f"hold {n} conversations", f"{n_good}, and {n_bad} bad rows")
         )
-    return _to_dataset(random.Random(seed).sample(good, n))
+    rng.shuffle(drawn)  # a row that was never replaced stands where it came
+    return _to_dataset(drawn)
 
 
 def _to_dataset(rows: Sequence[Conversation]) -> datasets.Dataset:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
@@ -14,10 +15,11 @@ from persona_lens.models.engine.activations import project_residual_stream
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.sites import check_layer
 from persona_lens.models.text.chat import build_messages, encode_prompt
+from persona_lens.models.text.padding import pad_right
 from persona_lens.records import Record
 from persona_lens.statistics import Interval, bootstrap_mean
 from persona_lens.tensors.directions import normalize
-from persona_lens.vectors import PersonaVector
+from persona_lens.vectors.persona_vector import PersonaVector
 
 _ROWS_AT_ONCE = 16
 
@@ -92,11 +94,7 @@ def _project(model: HookedModel, vector: PersonaVector, questions: Sequence[str]
     units = normalize(vector.directions)[:, None]
     found = []
     for at in range(0, len(prompts), _ROWS_AT_ONCE):
-        rows = prompts[at : at + _ROWS_AT_ONCE]
-        n_pos = max(map(len, rows))
-        tokens = torch.tensor([[*row, *[0] * (n_pos - len(row))] for row in rows])
-        lengths = torch.tensor([len(row) for row in rows])
-        is_padding = torch.arange(n_pos) >= lengths[:, None]
-        projected = project_residual_stream(model, tokens, units, is_padding=is_padding)[:, 0].cpu()
-        found.append(projected[:, torch.arange(len(rows)), lengths - 1])
+        rows = pad_right(prompts[at : at + _ROWS_AT_ONCE])
+        projected = project_residual_stream(model, rows.tokens, units, is_padding=rows.is_padding)[:, 0].cpu()
+        found.append(rows.take_last(rearrange(projected, "layer row pos -> row pos layer")).T)
     return torch.cat(found, dim=-1)

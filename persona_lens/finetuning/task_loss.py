@@ -9,7 +9,7 @@ from torch import Tensor
 from persona_lens.conversations import BadRow, read_conversations
 from persona_lens.errors import InvalidArgumentError, describe_violation
 from persona_lens.finetuning.rows import Source
-from persona_lens.models.engine.likelihood import Continuation, mean_log_likelihoods
+from persona_lens.models.engine.likelihood import mean_log_likelihoods
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.text.chat import encode_conversation
 
@@ -30,15 +30,14 @@ def measure_task_loss(model: HookedModel, data: Source) -> Float[Tensor, " row"]
 
     Example:
         >>> import persona_lens as pl
-        >>> pl.measure_task_loss(model, "held_out.jsonl").mean()  # doctest: +SKIP
+        >>> pl.finetuning.measure_task_loss(model, "held_out.jsonl").mean()  # doctest: +SKIP
     """
-    continuations = []
+    encoded = []
     for row in read_conversations(data):
         if isinstance(row, BadRow):
             rule = "hold conversations that end with a response"
             raise InvalidArgumentError(describe_violation("data", rule, f"{row.place}: {row.reason}: {row.detail}"))
-        encoded = encode_conversation(model.tokenizer, row.messages, n_ctx=model.cfg.n_ctx)
-        continuations.append(Continuation(encoded.prompt_tokens, encoded.response_tokens))
-    if not continuations:
+        encoded.append(encode_conversation(model.tokenizer, row.messages, n_ctx=model.cfg.n_ctx))
+    if not encoded:
         raise InvalidArgumentError(describe_violation("data", "hold at least one conversation", "none"))
-    return -torch.tensor(mean_log_likelihoods(model, continuations))
+    return -torch.tensor(mean_log_likelihoods(model, encoded))

@@ -14,7 +14,8 @@ from persona_lens.errors import InvalidArgumentError, describe_violation
 from persona_lens.finetuning.blocks import TrainingInterventions, reading_residuals
 from persona_lens.models.hooks.sites import check_layer
 from persona_lens.models.text.chat import build_messages, encode_prompt
-from persona_lens.vectors import PersonaVector
+from persona_lens.models.text.padding import pad_right
+from persona_lens.vectors.persona_vector import PersonaVector
 
 _ROWS_AT_ONCE = 16
 
@@ -130,15 +131,11 @@ class TrackingCallback(TrainerCallback):
         unit = self.tracker.vectors[trait].unit(layer).to(device)
         with self._active.switched_off(), reading_residuals(model, [layer]) as residuals:
             for at in range(0, len(prompts), _ROWS_AT_ONCE):
-                rows = prompts[at : at + _ROWS_AT_ONCE]
-                n_pos = max(map(len, rows))
-                tokens = torch.tensor([[*row, *[0] * (n_pos - len(row))] for row in rows], device=device)
-                lengths = torch.tensor([len(row) for row in rows], device=device)
-                mask = torch.arange(n_pos, device=device) < lengths[:, None]
+                rows = pad_right(prompts[at : at + _ROWS_AT_ONCE])
+                mask = (~rows.is_padding).long().to(device)
                 # One position's logits, as none are wanted.
-                model(input_ids=tokens, attention_mask=mask.long(), logits_to_keep=1)
-                last = residuals[layer][torch.arange(len(rows), device=device), lengths - 1]
-                found += (last.float() @ unit).tolist()
+                model(input_ids=rows.tokens.to(device), attention_mask=mask, logits_to_keep=1)
+                found += (rows.take_last(residuals[layer]).float() @ unit).tolist()
         model.train(was_training)
         return found
 

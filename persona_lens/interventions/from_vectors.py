@@ -14,8 +14,8 @@ from persona_lens.models.hooks.intervention import Intervention, Step
 from persona_lens.models.hooks.sites import check_layer, resolve_layers
 from persona_lens.tensors.directions import layer_increments
 from persona_lens.tensors.operations import Ablate, Add, Cap
-from persona_lens.vectors import PersonaVector
 from persona_lens.vectors.ordinary import OrdinaryProjections
+from persona_lens.vectors.persona_vector import PersonaVector
 
 Layers = int | Sequence[int] | str
 

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from persona_lens.errors import ContextLengthError, InvalidArgumentError, describe_violation
 from persona_lens.judges.judgement import LONGER_THAN_CONTEXT, Judgement
-from persona_lens.models.engine.likelihood import Continuation
 from persona_lens.models.engine.next_token import next_token_probabilities
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.points import check_unsteered
 from persona_lens.models.loading import describe_model
 from persona_lens.models.text.chat import build_messages, encode_prompt
+from persona_lens.models.text.spans import TokenSpans
 from persona_lens.traits.trait import Trait, fill_rubric
 
 COHERENCE_RUBRIC = """\
@@ -140,7 +140,7 @@ def expected_numbers(model: HookedModel, prompts: Sequence[tuple[int, ...]]) -> 
     mass = torch.zeros(len(prompts), dtype=torch.float64)
     branches: list[tuple[int, tuple[int, ...], float]] = [(i, (), 1.0) for i in range(len(prompts))]
     while branches:
-        rows = [Continuation(prompts[i], written) for i, written, _ in branches]
+        rows = [TokenSpans.join(prompts[i], written) for i, written, _ in branches]
         probabilities = next_token_probabilities(model, rows, digits).double()
         grown = []
         for (i, written, reached), row in zip(branches, probabilities, strict=True):

@@ -17,7 +17,7 @@ from scipy.optimize import minimize
 
 from persona_lens.errors import ChatTemplateError, ContextLengthError, InvalidArgumentError, describe_violation
 from persona_lens.judges.judgement import LONGER_THAN_CONTEXT, Judgement
-from persona_lens.models.engine.likelihood import Continuation, mean_log_likelihoods
+from persona_lens.models.engine.likelihood import mean_log_likelihoods
 from persona_lens.models.engine.rollouts import RolloutRequest, sample_rollouts
 from persona_lens.models.engine.sampling import Sampling
 from persona_lens.models.hooked_model import HookedModel
@@ -27,7 +27,6 @@ from persona_lens.models.text.chat import Message, build_messages, encode_conver
 from persona_lens.records import Record
 from persona_lens.run import Run
 from persona_lens.statistics import Interval, bootstrap_auroc_by_group
-from persona_lens.storage import Shard
 from persona_lens.streams import Stream
 from persona_lens.traits.trait import Trait
 
@@ -218,11 +217,10 @@ def calibrate_likelihood_judge(
         "sampling": sampling.to_json(),
     }
 
-    def compute() -> Shard:
-        return Shard(records=asdict(_calibrate(model, trait, n_pairs, sampling, run)))
-
-    records = run.part(work).load_or_compute("calibration", compute).records
-    return LikelihoodJudge(model, trait, n_pairs, LikelihoodCalibration(**records))
+    calibration = run.part(work).load_or_measure(
+        "calibration", LikelihoodCalibration, lambda: _calibrate(model, trait, n_pairs, sampling, run)
+    )
+    return LikelihoodJudge(model, trait, n_pairs, calibration)
 
 
 def _calibrate(model: HookedModel, trait: Trait, n_pairs: int, sampling: Sampling, run: Run) -> LikelihoodCalibration:
@@ -339,7 +337,7 @@ def _log_likelihoods(
         )
     check_unsteered(model)
     rows: list[list[float] | str] = [_EMPTY] * len(responses)
-    judged, continuations = [], []
+    judged, conversations = [], []
     for i, response in enumerate(responses):
         if not response.strip():
             continue
@@ -357,8 +355,8 @@ def _log_likelihoods(
             rows[i] = "not rendered by the judging model's chat template"
         else:
             judged.append(i)
-            continuations += [Continuation(tuple(one.prompt_tokens), tuple(one.response_tokens)) for one in encoded]
-    likelihoods = iter(mean_log_likelihoods(model, continuations))
+            conversations += encoded
+    likelihoods = iter(mean_log_likelihoods(model, conversations))
     for i in judged:
         rows[i] = [next(likelihoods) for _ in systems]
     return rows

@@ -1,1 +1,48 @@
-"""Everything that touches TransformerLens: loading, chat templates, hooks, sampling, activations."""
+"""Everything that touches TransformerLens: models, their text, their hooks, and running them."""
+
+from persona_lens.models.engine.activations import cache_residual_stream, pool_residual_stream, project_residual_stream
+from persona_lens.models.engine.rollouts import Rollout, RolloutRequest, sample_recorded_rollouts, sample_rollouts
+from persona_lens.models.engine.sampling import (
+    ResidualMeans,
+    SampledResponse,
+    SampleRequest,
+    Sampling,
+    sample_recorded_stream,
+    sample_stream,
+)
+from persona_lens.models.hooked_model import HookedModel
+from persona_lens.models.loading import ModelInfo, describe_model, load_model
+from persona_lens.models.text.chat import (
+    EncodedConversation,
+    EncodedPrompt,
+    Message,
+    encode_conversation,
+    encode_prompt,
+)
+from persona_lens.models.text.spans import TokenSpans
+
+__all__ = [
+    "EncodedConversation",
+    "EncodedPrompt",
+    "HookedModel",
+    "Message",
+    "ModelInfo",
+    "ResidualMeans",
+    "Rollout",
+    "RolloutRequest",
+    "SampleRequest",
+    "SampledResponse",
+    "Sampling",
+    "TokenSpans",
+    "cache_residual_stream",
+    "describe_model",
+    "encode_conversation",
+    "encode_prompt",
+    "load_model",
+    "pool_residual_stream",
+    "project_residual_stream",
+    "sample_recorded_rollouts",
+    "sample_recorded_stream",
+    "sample_rollouts",
+    "sample_stream",
+]

@@ -22,7 +22,7 @@ from persona_lens.monitoring.watched import WatchedConversation
 from persona_lens.records import Record
 from persona_lens.storage import collect_versions
 from persona_lens.traits.everyday import load_ordinary_questions
-from persona_lens.vectors import PersonaVector
+from persona_lens.vectors.persona_vector import PersonaVector
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,8 @@ from persona_lens.models.engine.activations import project_residual_stream
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.sites import check_layer
 from persona_lens.models.text.chat import Message, encode_prompt
-from persona_lens.vectors import PersonaVector
+from persona_lens.models.text.padding import pad_right
+from persona_lens.vectors.persona_vector import PersonaVector
 
 _ROLES = ("system", "user", "assistant")
 _TOKENS_AT_ONCE = 2048
@@ -54,7 +55,7 @@ def project_last_prompt_token(
     Example:
         >>> import persona_lens as pl
         >>> chats = [[{"role": "user", "content": "Who are you?"}]]
-        >>> pl.project_last_prompt_token(model, chats, {"evil": vector}, {"evil": 15})  # doctest: +SKIP
+        >>> pl.monitoring.project_last_prompt_token(model, chats, {"evil": vector}, {"evil": 15})  # doctest: +SKIP
     """
     units = collect_units(model, vectors, layers)
     if not conversations:
@@ -111,10 +112,8 @@ def project_prompts(
         while size < len(hosts) and (size + 1) * len(hosts[size]) <= _TOKENS_AT_ONCE:
             size += 1
         batch, hosts = hosts[:size], hosts[size:]
-        n_pos = len(batch[-1])
-        tokens_in = torch.tensor([[*tokens, *[0] * (n_pos - len(tokens))] for tokens in batch])
-        is_padding = torch.arange(n_pos) >= torch.tensor([len(tokens) for tokens in batch])[:, None]
-        everything = project_residual_stream(model, tokens_in, everywhere, is_padding=is_padding)
+        padded = pad_right(batch)
+        everything = project_residual_stream(model, padded.tokens, everywhere, is_padding=padded.is_padding)
         ours = torch.stack([everything[layer, index] for index, layer in enumerate(layers)]).cpu()
         found |= {tokens: ours[:, row] for row, tokens in enumerate(batch)}
     return torch.stack([found[host_of[tokens]][:, len(tokens) - 1] for tokens in encoded], dim=-1)

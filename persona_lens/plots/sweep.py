@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import plotly.graph_objects as go
 import torch
@@ -10,7 +11,10 @@ from jaxtyping import Float
 from plotly.subplots import make_subplots
 from torch import Tensor
 
-from persona_lens.evaluation.sweep import Confirmation, LayerChoice, SweepResult
+if TYPE_CHECKING:
+    from persona_lens.evaluation.confirmation import Confirmation
+    from persona_lens.evaluation.sweep import LayerChoice, SweepResult
+
 from persona_lens.plots.style import COLORS, GREY, INK
 from persona_lens.statistics import Interval, bootstrap_mean
 

@@ -4,11 +4,35 @@ from __future__ import annotations
 
 import html
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
-from persona_lens.evaluation.tracing import ColouredTokens, Trace
 from persona_lens.plots.style import GREY, INK
+
+if TYPE_CHECKING:
+    from persona_lens.evaluation.tracing import Trace
+
+
+@dataclass(frozen=True)
+class ColouredTokens:
+    """Text with coloured tokens, as HTML that shows itself in Jupyter.
+
+    Args:
+        html: One element; every piece of model text in it is escaped.
+    """
+
+    html: str
+
+    def _repr_html_(self) -> str:
+        return self.html
+
+    def write_html(self, path: str | Path) -> None:
+        """Write a page of its own."""
+        page = f'<!doctype html><meta charset="utf-8"><title>Projection by token</title>\n{self.html}\n'
+        Path(path).write_text(page, encoding="utf-8")
 
 
 def plot_trace(trace: Trace, layers: Sequence[int]) -> ColouredTokens:

@@ -32,7 +32,7 @@ from persona_lens.screening.shards import (
     split_into_shards,
     write_shard,
 )
-from persona_lens.vectors import PersonaVector
+from persona_lens.vectors.persona_vector import PersonaVector
 
 _WAITING = "waiting"
 _PARQUET = "parquet"
@@ -91,7 +91,7 @@ def screen_on_ray(
 
     Example:
         >>> import persona_lens as pl
-        >>> found = pl.screen_on_ray(
+        >>> found = pl.screening.screen_on_ray(
         ...     "smollm2-135m-instruct", "rows.jsonl", {"evil": vector}, "screened", layers={"evil": 15}, n_workers=2
         ... )  # doctest: +SKIP
     """

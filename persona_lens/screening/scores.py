@@ -12,7 +12,7 @@ from torch import Tensor
 
 from persona_lens.conversations import BadRow, Conversation
 from persona_lens.errors import ChatTemplateError, InvalidArgumentError, describe_violation
-from persona_lens.models.engine.activations import TokenSpans, pool_residual_stream
+from persona_lens.models.engine.activations import pool_residual_stream
 from persona_lens.models.engine.sampling import (
     ResidualMeans,
     SampledResponse,
@@ -22,6 +22,7 @@ from persona_lens.models.engine.sampling import (
 )
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.text.chat import EncodedConversation, Message, encode_conversation, stop_token_ids
+from persona_lens.models.text.spans import TokenSpans
 from persona_lens.progress import Advance, count_nothing
 
 

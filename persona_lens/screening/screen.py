@@ -26,7 +26,7 @@ from persona_lens.screening.shards import (
     split_into_shards,
     write_shard,
 )
-from persona_lens.vectors import PersonaVector
+from persona_lens.vectors.persona_vector import PersonaVector
 
 
 def screen(

@@ -24,7 +24,7 @@ from persona_lens.models.loading import ModelInfo
 from persona_lens.progress import Advance, count_nothing
 from persona_lens.screening.scores import ScoredRow, ScreenSettings, score_rows
 from persona_lens.storage import collect_versions, write_bytes_atomically, write_json
-from persona_lens.vectors import PersonaVector
+from persona_lens.vectors.persona_vector import PersonaVector
 
 Source: TypeAlias = str | Path | datasets.Dataset | datasets.IterableDataset | Iterable[Any]
 Rows: TypeAlias = Sequence[Conversation | BadRow]

@@ -79,7 +79,7 @@ def split_rows(
     Example:
         >>> import persona_lens as pl
         >>> limits = {"evil": clean.threshold("evil")}  # doctest: +SKIP
-        >>> pl.split_rows(screened, "rows.jsonl", limits, "kept.jsonl", "held.jsonl")  # doctest: +SKIP
+        >>> pl.screening.split_rows(screened, "rows.jsonl", limits, "kept.jsonl", "held.jsonl")  # doctest: +SKIP
     """
     unknown = sorted(thresholds.keys() - set(screening.traits))
     if unknown:

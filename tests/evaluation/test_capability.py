@@ -3,6 +3,7 @@ import csv
 import json
 import math
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -153,8 +154,8 @@ def test_exactly_the_choices_own_tokens_are_scored(has_template):
     tokenizer = make_tokenizer()
     if not has_template:
         tokenizer.chat_template = None
-    sequence = _encode_answer(tokenizer, "Which one flies?", "The eagle", "items[0]", 256)
-    assert tokenizer.decode(sequence.tokens[sequence.start :]) == "The eagle"
+    span = _encode_answer(tokenizer, "Which one flies?", "The eagle", "items[0]", 256)
+    assert tokenizer.decode(span.response_tokens) == "The eagle"
 
 
 def test_the_interval_of_a_ratio_weighs_units_by_their_counts():
@@ -360,6 +361,13 @@ def test_every_kind_of_file_gives_the_same_items(tmp_path, suffix):
     path = write_rows(tmp_path / f"items{suffix}", ROWS)
     assert load_multiple_choice(path) == READ
     assert load_multiple_choice(str(path)) == READ
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u0085", "\x0b", "\n", "\r\n"])
+def test_a_line_separator_within_a_cell_ends_no_row_of_a_csv_file(tmp_path, separator):
+    question = f"First line,{separator}second line?"
+    path = write_rows(tmp_path / "items.csv", [{**ROWS[0], "question": question}, ROWS[1]])
+    assert load_multiple_choice(path) == (replace(READ[0], question=question), READ[1])
 
 
 def test_a_dataset_in_memory_is_read_as_it_is():

@@ -2,13 +2,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tests.test_steering import make_vector
 
 import persona_lens as pl
 from persona_lens.errors import HooksPresentError, InvalidArgumentError, ModelMismatchError
-from persona_lens.traits.everyday import load_ordinary_questions, measure_kl, sample_ordinary_texts
+from persona_lens.evaluation.ordinary import sample_ordinary_spans
+from persona_lens.traits.everyday import load_ordinary_questions
+from tests.interventions.test_steering import make_vector
 
 QUESTIONS = [f"What is {i}?" for i in range(11)]
+SAMPLING = pl.Sampling(max_new_tokens=5)
 
 
 @pytest.fixture(scope="module")
@@ -18,14 +20,12 @@ def vector(tiny_model):
 
 @pytest.fixture(scope="module")
 def ordinary(tiny_model, vector):
-    return pl.measure_ordinary_projections(
-        tiny_model, vector, questions=QUESTIONS, sampling=pl.Sampling(max_new_tokens=5)
-    )
+    return pl.measure_ordinary_projections(tiny_model, vector, questions=QUESTIONS, sampling=SAMPLING)
 
 
 def test_projections_are_those_of_each_response_run_alone(tiny_model, vector, ordinary):
     expected = []
-    for text in sample_ordinary_texts(tiny_model, QUESTIONS, 5, 1.0, 0):
+    for text in sample_ordinary_spans(tiny_model, QUESTIONS, SAMPLING):
         resid = pl.cache_residual_stream(tiny_model, torch.tensor([text.tokens]))[:, 0, text.response_start :]
         expected.append(torch.stack([pl.project(resid[layer], vector.unit(layer)) for layer in range(3)]))
     torch.testing.assert_close(ordinary.projections, torch.cat(expected, dim=-1), atol=1e-3, rtol=1e-3)
@@ -43,7 +43,7 @@ def test_quantiles_bound_the_tokens_that_they_say(ordinary):
 
 
 def test_capping_at_the_ceiling_of_all_ordinary_tokens_leaves_them_alone(tiny_model, vector, ordinary):
-    text = sample_ordinary_texts(tiny_model, QUESTIONS, 5, 1.0, 0)[3]
+    text = sample_ordinary_spans(tiny_model, QUESTIONS, SAMPLING)[3]
     mask = torch.zeros(1, len(text.tokens), dtype=torch.bool)
     mask[:, text.response_start :] = True
     hooks = pl.capping_hooks(vector, ceiling=ordinary.quantile(1.0) + 1e-3, positions=mask)
@@ -51,29 +51,6 @@ def test_capping_at_the_ceiling_of_all_ordinary_tokens_leaves_them_alone(tiny_mo
     with torch.no_grad():
         capped = tiny_model.run_with_hooks(tokens, fwd_hooks=hooks)
         torch.testing.assert_close(capped, tiny_model(tokens))
-
-
-def test_the_divergence_is_that_of_single_plain_passes(tiny_model, vector):
-    texts = sample_ordinary_texts(tiny_model, QUESTIONS, 5, 1.0, 0)
-
-    def make_hooks(positions):
-        return pl.steering_hooks(vector, layer=1, coefficient=2.0, positions=positions)
-
-    found = measure_kl(tiny_model, texts, make_hooks)
-    for text, kl in zip(texts, found, strict=True):
-        tokens, n = torch.tensor([text.tokens]), text.response_start
-        hooks = pl.steering_hooks(vector, layer=1, coefficient=2.0, positions="response", prompt_length=n)
-        with torch.no_grad():
-            reference = tiny_model(tokens)[0, n - 1 : -1].log_softmax(-1)
-            steered = tiny_model.run_with_hooks(tokens, fwd_hooks=hooks)[0, n - 1 : -1].log_softmax(-1)
-        expected = torch.nn.functional.kl_div(steered, reference, log_target=True, reduction="batchmean")
-        assert float(kl) == pytest.approx(float(expected), rel=1e-3, abs=1e-5)
-
-
-def test_no_steering_is_no_divergence(tiny_model, vector):
-    texts = sample_ordinary_texts(tiny_model, QUESTIONS[:3], 5, 1.0, 0)
-    found = measure_kl(tiny_model, texts, lambda positions: pl.steering_hooks(vector, layer=1, coefficient=0.0))
-    assert found.abs().max() == 0
 
 
 def test_the_bundled_questions_are_distinct_and_touch_no_trait():
@@ -111,16 +88,16 @@ def sampled(monkeypatch):
 
 
 def test_responses_are_sampled_with_the_seed_length_and_temperature_given(tiny_model, sampled):
-    sample_ordinary_texts(tiny_model, QUESTIONS[:3], 9, 0.5, 7)
+    sample_ordinary_spans(tiny_model, QUESTIONS[:3], pl.Sampling(max_new_tokens=9, temperature=0.5, seed=7))
     assert (sampled.settings.max_new_tokens, sampled.settings.temperature) == (9, 0.5)
     assert [request.question for request in sampled.requests] == QUESTIONS[:3]
     own = [request.seed for request in sampled.requests]
-    sample_ordinary_texts(tiny_model, QUESTIONS[:3], 9, 0.5, 8)
+    sample_ordinary_spans(tiny_model, QUESTIONS[:3], pl.Sampling(max_new_tokens=9, temperature=0.5, seed=8))
     assert len({*own, *(request.seed for request in sampled.requests)}) == 6
 
 
 def test_empty_responses_are_left_out_and_only_empty_ones_are_refused(tiny_model, sampled):
-    (text,) = sample_ordinary_texts(tiny_model, QUESTIONS[:3], 9, 1.0, 0)
+    (text,) = sample_ordinary_spans(tiny_model, QUESTIONS[:3], pl.Sampling(max_new_tokens=9, temperature=1.0, seed=0))
     assert text.tokens[text.response_start :] == (5, 6)
     with pytest.raises(InvalidArgumentError, match="not empty"):
-        sample_ordinary_texts(tiny_model, QUESTIONS[:1], 9, 1.0, 0)
+        sample_ordinary_spans(tiny_model, QUESTIONS[:1], SAMPLING)

@@ -141,7 +141,7 @@ def test_a_judge_that_scores_nothing_leaves_a_result_that_says_so(tiny_model, ve
     assert silent.n_unscored == 3 * 4
     assert silent.choose_coherent() is None
     again = SweepResult.from_json(json.loads(json.dumps(silent.to_json(), allow_nan=False)))
-    assert "nan" in repr(again)
+    assert "not defined" in repr(again)
     assert len(again.plot().data) > 0
 
 

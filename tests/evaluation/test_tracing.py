@@ -3,10 +3,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.test_steering import make_vector
 
 import persona_lens as pl
 from persona_lens.errors import InvalidArgumentError, LayerOutOfRangeError, ModelMismatchError
+from tests.interventions.test_steering import make_vector
 
 CHAT = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So. <b>{x}</b>"}]
 
@@ -18,7 +18,7 @@ def vector(tiny_model):
 
 @pytest.fixture(scope="module")
 def start(tiny_model):
-    return pl.encode_conversation(tiny_model.tokenizer, CHAT).response_start
+    return pl.models.encode_conversation(tiny_model.tokenizer, CHAT).response_start
 
 
 def test_steering_shows_at_the_tokens_it_reached_and_nowhere_else(tiny_model, vector, start):
@@ -38,7 +38,7 @@ def test_without_hooks_nothing_changes_and_the_projections_are_plain_ones(tiny_m
     trace = pl.trace(tiny_model, CHAT, vector)
     assert torch.equal(trace.before, trace.after)
     assert not trace.steered.any()
-    tokens = pl.encode_conversation(tiny_model.tokenizer, CHAT).tokens
+    tokens = pl.models.encode_conversation(tiny_model.tokenizer, CHAT).tokens
     resid = pl.cache_residual_stream(tiny_model, torch.tensor([tokens]))[:, 0]
     expected = torch.stack([pl.project(resid[layer], vector.unit(layer)) for layer in range(3)])
     torch.testing.assert_close(trace.before, expected)
@@ -83,14 +83,14 @@ def test_a_trace_says_what_it_holds(tiny_model, vector):
 
 
 def test_only_the_responses_own_tokens_are_read(tiny_model, vector):
-    encoded = pl.encode_conversation(tiny_model.tokenizer, CHAT)
+    encoded = pl.models.encode_conversation(tiny_model.tokenizer, CHAT)
     trace = pl.trace(tiny_model, CHAT, vector)
     assert torch.equal(trace.read, encoded.is_response)
     assert len(trace.tokens) > encoded.response_end  # the end of the turn is there, and not read
 
 
 def test_tokens_that_any_hook_of_a_layer_reached_are_marked(tiny_model, vector, start):
-    n_pos = len(pl.encode_conversation(tiny_model.tokenizer, CHAT).tokens)
+    n_pos = len(pl.models.encode_conversation(tiny_model.tokenizer, CHAT).tokens)
     masks = torch.eye(n_pos)[[start, start + 2]] > 0
     hooks = [pair for mask in masks for pair in pl.steering_hooks(vector, layer=1, positions=mask[None])]
     assert torch.equal(pl.trace(tiny_model, CHAT, vector, hooks).steered[1], masks.any(dim=0))

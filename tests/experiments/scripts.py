@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def write_traits(folder):
     """Write two small traits, loud.json and soft.json."""
     tiny_trait().to_json(folder / "loud.json")
-    soft = [pl.InstructionPair("Be kind.", "Be mean."), pl.InstructionPair("Kind!", "Mean!")]
+    soft = [pl.traits.InstructionPair("Be kind.", "Be mean."), pl.traits.InstructionPair("Kind!", "Mean!")]
     replace(tiny_trait(), name="soft", instruction_pairs=tuple(soft)).to_json(folder / "soft.json")
 
 

@@ -142,7 +142,7 @@ def test_a_trajectory_begins_at_zero_and_ends_after_the_last_step(whole):
 def test_an_unknown_domain_ends_with_the_known_ones_before_a_model_is_loaded(setting):
     done = run(setting, "finetuning_shift", "never", "--trait", "loud.json", "--domain", "cooking")
     assert done.returncode != 0
-    for name in pl.list_domains():
+    for name in pl.finetuning.list_domains():
         assert name in done.stderr
     assert not (setting[0] / "never").exists()
 

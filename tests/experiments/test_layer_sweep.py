@@ -164,8 +164,8 @@ def test_another_seed_is_another_run_with_other_responses(script, tiny_model, tm
 def test_the_judge_that_is_read_back_is_the_one_that_was_calibrated_and_measured(script, tiny_model, tmp_path):
     sampling = script.Sampling(max_new_tokens=4, temperature=1.0, seed=3)
     store = pl.ShardStore(tmp_path, {})
-    direct = pl.calibrate_likelihood_judge(tiny_model, tiny_trait(), n_pairs=2, **asdict(sampling))
-    expected = asdict(pl.measure_separation(direct, rollouts=2, **asdict(sampling)))
+    direct = pl.judges.calibrate_likelihood_judge(tiny_model, tiny_trait(), n_pairs=2, **asdict(sampling))
+    expected = asdict(pl.judges.measure_separation(direct, rollouts=2, **asdict(sampling)))
     for _ in range(2):  # computed, then read from the store
         judge = script.prepare_judge(tiny_model, tiny_trait(), 2, sampling, store)
         assert (judge.calibration, judge.n_pairs, judge.trait) == (direct.calibration, 2, tiny_trait())
@@ -199,8 +199,10 @@ def test_the_coherent_choice_is_confirmed_and_the_highest_score_only_where_none_
 ):
     point = Interval(1.0, 1.0, 1.0)
     coherent, best = (LayerChoice("made", 0, coefficient, point, point) for coefficient in (1.0, 2.0))
-    monkeypatch.setattr(pl.SweepResult, "choose_coherent", lambda self, *_: coherent if is_any_coherent else None)
-    monkeypatch.setattr(pl.SweepResult, "choose_by_score", lambda self: best)
+    monkeypatch.setattr(
+        pl.evaluation.SweepResult, "choose_coherent", lambda self, *_: coherent if is_any_coherent else None
+    )
+    monkeypatch.setattr(pl.evaluation.SweepResult, "choose_by_score", lambda self: best)
     arguments = script.Arguments(tiny=True, folder=tmp_path / "out", runs=tmp_path / "runs")
     content = script.run(tiny_model, tiny_trait(), arguments)
     assert content["confirmation"]["coefficient"] == (1.0 if is_any_coherent else 2.0)

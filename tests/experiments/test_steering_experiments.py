@@ -153,7 +153,7 @@ def test_a_mode_acts_on_rollouts_as_its_hooks_act_on_a_forward_pass(tiny_model, 
                 for site in mode.sites
             ]
             expected = tiny_model.run_with_hooks(tokens, fwd_hooks=by_hand)
-            found = tiny_model.run_with_hooks(tokens, fwd_hooks=pl.intervention_hooks(mode.sites))
+            found = tiny_model.run_with_hooks(tokens, fwd_hooks=pl.interventions.intervention_hooks(mode.sites))
             torch.testing.assert_close(found, expected)
             assert torch.equal(found, plain) == (mode.method == "unsteered")
 

@@ -124,7 +124,7 @@ def confirmed(low, coherence):
     intervals = dict.fromkeys(
         ("steered", "baseline", "random", "rise", "baseline_coherence", "random_coherence"), point
     )
-    return pl.Confirmation(
+    return pl.evaluation.Confirmation(
         layer=1, coefficient=2.0, above_random=Interval(5.0, low, 9.0), coherence=Interval(coherence, 0.0, 100.0),
         examples=(), n_questions=2, n_responses=8, n_unscored=0, **intervals,
     )  # fmt: skip
@@ -158,7 +158,7 @@ def test_a_trait_works_if_judge_effect_and_coherence_all_hold(
     choice = None if coherence is None else "a choice"
     step("calibrate_likelihood_judge", "a judge")
     step("measure_separation", SimpleNamespace(auroc=Interval(auroc, 0.0, 1.0)))
-    step("extract_persona_vector", SimpleNamespace(counts=pl.ExtractionCounts(4, 4)))
+    step("extract_persona_vector", SimpleNamespace(counts=pl.vectors.ExtractionCounts(4, 4)))
     step("sweep_layers", SimpleNamespace(choose_coherent=lambda: choice, choose_by_score=lambda: "highest"))
     step("confirm_choice", confirmed(low, coherence or 80.0))
     row = script.survey(tiny_model, tiny_trait(), script.TINY, 0)
@@ -194,7 +194,7 @@ def source(tiny_model):
     for q in range(4):
         scores[2][1][q] = 100.0
     responses = [[[f"r{i}{j}{q}" if q != 9 else "  " for q in range(10)] for j in range(2)] for i in range(3)]
-    sweep = pl.SweepResult(
+    sweep = pl.evaluation.SweepResult(
         trait="loud", model=pl.describe_model(tiny_model), judge="made", layers=(0, 1, 2), coefficients=(1.0, 2.0),
         questions=tuple(f"q{q}" for q in range(10)), scores=torch.tensor(scores), coherences=torch.tensor(scores),
         responses=tuple(tuple(tuple(cell) for cell in row) for row in responses), baseline_scores=torch.zeros(10),

@@ -174,7 +174,7 @@ def test_the_logits_are_those_of_the_same_sites_as_hooks(tiny_folder, architectu
     steered = run_with(make_hf_model(architecture), sites, inputs)
     model = pl.load_model(tiny_folder(architecture), backend=BACKENDS[0], dtype="float32", device="cpu")
     with torch.no_grad():
-        expected = model.run_with_hooks(inputs["input_ids"], fwd_hooks=pl.intervention_hooks(sites))
+        expected = model.run_with_hooks(inputs["input_ids"], fwd_hooks=pl.interventions.intervention_hooks(sites))
         assert not torch.allclose(model(inputs["input_ids"]), expected, atol=0.01)
     torch.testing.assert_close(steered, expected, atol=1e-4, rtol=1e-4)
 
@@ -216,9 +216,9 @@ def test_layers_that_no_forward_pass_reached_are_named(llama):
     [
         ({"interventions": [site(3)]}, LayerOutOfRangeError, r"\[0, 3\)"),
         ({"interventions": [site(1), site(-1)]}, LayerOutOfRangeError, r"\[0, 3\)"),
-        ({"penalty": pl.ProjectionPenalty(3, direction(0), 1.0)}, LayerOutOfRangeError, r"\[0, 3\)"),
+        ({"penalty": pl.finetuning.ProjectionPenalty(3, direction(0), 1.0)}, LayerOutOfRangeError, r"\[0, 3\)"),
         ({"intervention": pl.Intervention.of(1, Add(torch.ones(47), 1.0))}, InvalidArgumentError, "d_model=48"),
-        ({"penalty": pl.ProjectionPenalty(1, torch.ones(47), 1.0)}, InvalidArgumentError, "d_model=48"),
+        ({"penalty": pl.finetuning.ProjectionPenalty(1, torch.ones(47), 1.0)}, InvalidArgumentError, "d_model=48"),
     ],
 )
 def test_what_does_not_fit_the_model_is_refused_before_training(

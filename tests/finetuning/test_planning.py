@@ -1,3 +1,4 @@
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -6,6 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import persona_lens as pl
+from persona_lens.conversations import Conversation
+from persona_lens.finetuning import planning
 from persona_lens.finetuning.planning import TriedPrevention, recommend
 from persona_lens.statistics import Interval
 
@@ -52,6 +55,14 @@ def test_what_is_recommended_keeps_to_both_limits(values):
         assert best is ways[0] or best.extra_loss.high <= 0.05
 
 
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def assistant(text):
+    return {"role": "assistant", "content": text}
+
+
 @pytest.fixture(scope="module")
 def training(tiny_folder):
     folder = tiny_folder("llama")
@@ -95,7 +106,7 @@ def test_extra_loss_is_taken_on_the_rows_held_out_for_it(training, tmp_path):
     ]
     found = plan(training, tmp_path, max_shift=1e-6, held_out=iter(rows), max_extra_loss=0.5)
     plain, tuned = (
-        pl.measure_task_loss(pl.load_model(training[0], adapter=tmp_path / name, dtype="float32"), rows)
+        pl.finetuning.measure_task_loss(pl.load_model(training[0], adapter=tmp_path / name, dtype="float32"), rows)
         for name in ("none-0", "one-layer-1")
     )
     assert found.tried[1].extra_loss.estimate == pytest.approx(float((tuned - plain).mean()), abs=1e-4)
@@ -115,6 +126,33 @@ def test_where_none_is_needed_nothing_else_is_trained(training, tmp_path):
     assert found.recommended is found.tried[0]
     assert "No prevention is needed" in found.verdict
     assert [path.name for path in tmp_path.iterdir()] == ["none-0"]
+
+
+def test_rows_to_try_on_are_drawn_from_everywhere_into_every_place():
+    rows = [{"messages": [user("Which?"), assistant(str(i))]} for i in range(6)]
+    draws = [[int(row["messages"][1]["content"]) for row in planning._draw(iter(rows), 2, seed)] for seed in range(300)]
+    assert all(len(set(draw)) == 2 for draw in draws)
+    for place in (0, 1):  # each row with probability 1/6: 50 of 300, of which the standard deviation is 6.5
+        counts = [sum(draw[place] == row for draw in draws) for row in range(6)]
+        assert min(counts) > 24, counts
+        assert max(counts) < 76, counts
+
+
+def test_drawing_keeps_no_more_rows_in_memory_than_it_draws(monkeypatch):
+    alive: weakref.WeakSet[Conversation] = weakref.WeakSet()
+    most = 0
+
+    def read(_):
+        nonlocal most
+        for index in range(200):
+            row = Conversation(f"row {index + 1}", index, (user("Why?"), assistant(f"{index}")))
+            alive.add(row)
+            most = max(most, len(alive))
+            yield row
+
+    monkeypatch.setattr(planning, "read_conversations", read)
+    assert len(planning._draw("a generator", 8, 0)) == 8
+    assert most <= 8 + 3  # and the one read, the one before it, and one that was just replaced
 
 
 @pytest.mark.parametrize(

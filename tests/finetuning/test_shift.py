@@ -51,7 +51,7 @@ def test_the_shift_is_the_difference_of_the_last_prompt_tokens_projections(model
     shift = pl.measure_shift(*models, vector, QUESTIONS)
     for i, question in enumerate(QUESTIONS):
         messages = [{"role": "user", "content": question}]
-        tokens = torch.tensor([pl.encode_prompt(models[0].tokenizer, messages).tokens])
+        tokens = torch.tensor([pl.models.encode_prompt(models[0].tokenizer, messages).tokens])
         before, after = (pl.cache_residual_stream(model, tokens)[:, 0, -1] for model in models)
         for layer in range(3):
             expected = (after - before)[layer] @ vector.unit(layer)

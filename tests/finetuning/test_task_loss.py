@@ -10,9 +10,9 @@ def converse(question, answer):
 
 def test_the_loss_is_the_mean_of_the_responses_token_losses(tiny_model):
     rows = [converse("Why?", "Because."), converse("Who goes there?", "A friend of yours.")]
-    found = pl.measure_task_loss(tiny_model, rows)
+    found = pl.finetuning.measure_task_loss(tiny_model, rows)
     for row, loss in zip(rows, found, strict=True):
-        encoded = pl.encode_conversation(tiny_model.tokenizer, row["messages"])
+        encoded = pl.models.encode_conversation(tiny_model.tokenizer, row["messages"])
         tokens = torch.tensor([encoded.tokens])
         with torch.no_grad():
             log_probs = tiny_model(tokens)[0].log_softmax(-1)
@@ -24,6 +24,6 @@ def test_the_loss_is_the_mean_of_the_responses_token_losses(tiny_model):
 def test_a_row_without_a_response_is_refused_with_its_place(tiny_model):
     rows = [converse("Why?", "Because."), {"messages": [{"role": "user", "content": "Why?"}]}]
     with pytest.raises(pl.errors.InvalidArgumentError, match=r"row 2: no response"):
-        pl.measure_task_loss(tiny_model, rows)
+        pl.finetuning.measure_task_loss(tiny_model, rows)
     with pytest.raises(pl.errors.InvalidArgumentError, match="at least one"):
-        pl.measure_task_loss(tiny_model, [])
+        pl.finetuning.measure_task_loss(tiny_model, [])

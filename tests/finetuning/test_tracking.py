@@ -57,7 +57,7 @@ def sites(vectors):
 
 @pytest.fixture(scope="module")
 def tracker(vectors):
-    return pl.Tracker(vectors, LAYERS, QUESTIONS, every=2)
+    return pl.finetuning.Tracker(vectors, LAYERS, QUESTIONS, every=2)
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def assert_close(found, expected):
 def test_before_training_the_projections_are_the_base_models_although_it_is_steered(tuned, model, vectors, sites):
     assert tuned.tracked[0]["step"] == 0
     assert_close(tuned.tracked[0]["projections"], project(model, vectors))
-    with pl.hooked(model, pl.intervention_hooks(sites)):
+    with pl.hooked(model, pl.interventions.intervention_hooks(sites)):
         steered = project(model, vectors)
     assert abs(steered["loud"][0] - tuned.tracked[0]["projections"]["loud"][0]) > 1
 
@@ -105,10 +105,12 @@ def test_measuring_changes_nothing_of_the_training(base, tuned, sites, tmp_path)
 
 def test_more_questions_than_fit_a_batch_are_measured_one_by_one(base, model, vectors, tmp_path):
     questions = [f"What is {'very ' * (i % 4)}number {i}?" for i in range(19)]
-    tracker = pl.Tracker({"loud": vectors["loud"]}, {"loud": 1}, {"loud": questions})
+    tracker = pl.finetuning.Tracker({"loud": vectors["loud"]}, {"loud": 1}, {"loud": questions})
     found = pl.finetune(base, rows()[:1], tmp_path, settings=quick(epochs=1), track=tracker)
     conversations = [[{"role": "user", "content": question}] for question in questions]
-    expected = pl.project_last_prompt_token(model, conversations, {"loud": vectors["loud"]}, {"loud": 1})["loud"]
+    expected = pl.monitoring.project_last_prompt_token(model, conversations, {"loud": vectors["loud"]}, {"loud": 1})[
+        "loud"
+    ]
     assert found.tracked[0]["projections"]["loud"] == pytest.approx(expected.tolist(), abs=1e-4)
 
 
@@ -140,13 +142,17 @@ def test_a_limit_that_is_passed_stops_training(base, vectors, tmp_path):
     given = ({"there": 1, "back": 1}, {"there": ["Why?"], "back": ["Why?"]})
     found = pl.finetune(
         base, rows(), tmp_path / "stopped", settings=quick(epochs=50, warmup_steps=0),
-        track=pl.Tracker(both, *given, limits={"there": 0.0, "back": 0.0}),
+        track=pl.finetuning.Tracker(both, *given, limits={"there": 0.0, "back": 0.0}),
     )  # fmt: skip
     assert len(found.losses) == 1
     assert [entry["step"] for entry in found.tracked] == [0, 1]
     assert (found.folder / "adapter_model.safetensors").exists()
     far = pl.finetune(
-        base, rows(), tmp_path / "far", settings=quick(epochs=1), track=pl.Tracker(both, *given, limits={"there": 99.0})
+        base,
+        rows(),
+        tmp_path / "far",
+        settings=quick(epochs=1),
+        track=pl.finetuning.Tracker(both, *given, limits={"there": 99.0}),
     )
     assert len(far.losses) == 2
 
@@ -158,7 +164,7 @@ def test_a_limit_is_in_lengths_of_the_raw_vector(base, vectors, tuned, tmp_path)
     peak = max(sign * (one - mean[0]) for one in mean) / float(vectors["quiet"].norms[2])
     lengths = []
     for factor in (0.99, 1.01):
-        tracker = pl.Tracker(
+        tracker = pl.finetuning.Tracker(
             {"quiet": sign * vectors["quiet"]}, {"quiet": 2}, {"quiet": QUESTIONS["quiet"]}, every=2,
             limits={"quiet": factor * peak},
         )  # fmt: skip
@@ -173,11 +179,11 @@ def test_a_limit_is_in_lengths_of_the_raw_vector(base, vectors, tuned, tmp_path)
 def test_another_tracker_is_another_run(base, tuned, tracker, vectors, sites):
     for other in (
         None,
-        pl.Tracker(vectors, LAYERS, QUESTIONS, every=1),
-        pl.Tracker(vectors, {"loud": 1, "quiet": 1}, QUESTIONS, every=2),
-        pl.Tracker(vectors, LAYERS, QUESTIONS | {"quiet": ["Who?"]}, every=2),
-        pl.Tracker(vectors, LAYERS, QUESTIONS, every=2, limits={"loud": 1.0}),
-        pl.Tracker({**vectors, "loud": vectors["quiet"]}, LAYERS, QUESTIONS, every=2),
+        pl.finetuning.Tracker(vectors, LAYERS, QUESTIONS, every=1),
+        pl.finetuning.Tracker(vectors, {"loud": 1, "quiet": 1}, QUESTIONS, every=2),
+        pl.finetuning.Tracker(vectors, LAYERS, QUESTIONS | {"quiet": ["Who?"]}, every=2),
+        pl.finetuning.Tracker(vectors, LAYERS, QUESTIONS, every=2, limits={"loud": 1.0}),
+        pl.finetuning.Tracker({**vectors, "loud": vectors["quiet"]}, LAYERS, QUESTIONS, every=2),
     ):
         with pytest.raises(InvalidArgumentError, match="a run with other track'"):
             pl.finetune(base, rows(), tuned.folder, settings=quick(epochs=4), intervention=sites, track=other)
@@ -196,19 +202,19 @@ def test_another_tracker_is_another_run(base, tuned, tracker, vectors, sites):
 )
 def test_a_tracker_that_does_not_fit_together_is_refused(vectors, changes, error, message):
     with pytest.raises(error, match=message):
-        pl.Tracker(**{"vectors": vectors, "layers": LAYERS, "questions": QUESTIONS, **changes})
+        pl.finetuning.Tracker(**{"vectors": vectors, "layers": LAYERS, "questions": QUESTIONS, **changes})
 
 
 def test_a_tracker_without_vectors_is_refused():
     with pytest.raises(InvalidArgumentError, match="`questions`"):
-        pl.Tracker({}, {}, {})
+        pl.finetuning.Tracker({}, {}, {})
 
 
 def test_interventions_are_switched_on_again_after_a_measurement(base, vectors, tmp_path):
     """Measured at each step or never, a steered run learns the same."""
     losses = []
     for every in (1, 1000):
-        tracker = pl.Tracker(vectors, LAYERS, QUESTIONS, every=every)
+        tracker = pl.finetuning.Tracker(vectors, LAYERS, QUESTIONS, every=every)
         sites = pl.Intervention.of(1, Add(vectors["loud"].direction(1), 1.0))
         out = tmp_path / str(every)
         losses.append(pl.finetune(base, rows(), out, settings=quick(), intervention=sites, track=tracker).losses)

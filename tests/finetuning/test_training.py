@@ -198,7 +198,7 @@ def test_the_seed_decides(base, tmp_path):
 
 def test_bfloat16_autocast_trains_a_float32_adapter_through_interventions_and_penalty(base, tmp_path):
     sites = adding(1.0) + pl.Intervention.of(0, Ablate(direction(1)))
-    penalty = pl.ProjectionPenalty(1, direction(2), 0.1)
+    penalty = pl.finetuning.ProjectionPenalty(1, direction(2), 0.1)
     found = pl.finetune(base, rows(), tmp_path, settings=quick(dtype="bfloat16"), intervention=sites, penalty=penalty)
     assert all(math.isfinite(loss) for loss in found.losses)
     adapter = read_adapter(found.folder)
@@ -214,13 +214,13 @@ def test_a_heavy_penalty_holds_the_projection(base, tuned, tmp_path):
     free = pl.load_model(base, adapter=tuned.folder, dtype="float32", device="cpu")
     questions = [row["messages"][0]["content"] for row in rows()]
     # Along what training has moved most at the layer.
-    prompts = [pl.encode_prompt(model.tokenizer, [{"role": "user", "content": q}]).tokens for q in questions]
+    prompts = [pl.models.encode_prompt(model.tokenizer, [{"role": "user", "content": q}]).tokens for q in questions]
     moved = pl.cache_residual_stream(free, torch.tensor(prompts)) - pl.cache_residual_stream(
         model, torch.tensor(prompts)
     )
     directions = moved[:, :, -1].mean(dim=1)
     vector = pl.PersonaVector("moved", pl.describe_model(model), {"response_mean": directions})
-    penalty = pl.ProjectionPenalty(1, directions[1], 1000.0)
+    penalty = pl.finetuning.ProjectionPenalty(1, directions[1], 1000.0)
     held_run = pl.finetune(base, rows(), tmp_path, settings=quick(epochs=6), penalty=penalty)
     held = pl.load_model(base, adapter=held_run.folder, dtype="float32", device="cpu")
     freely, little = (pl.measure_shift(model, one, vector, questions).by_question[1] for one in (free, held))
@@ -240,7 +240,7 @@ def penalty_by_hand(base, folder, data, penalty):
 def test_the_penalty_is_added_in_nats_however_the_batch_is_divided(base, tmp_path):
     """The first loss has none, as the adapter starts at zero; the second has the penalty of the first step."""
     data = rows(4, length=3)
-    penalty = pl.ProjectionPenalty(1, direction(3), 3.0)
+    penalty = pl.finetuning.ProjectionPenalty(1, direction(3), 3.0)
     cases = {"whole": (4, 1), "halves": (2, 2), "quarters": (1, 4)}
 
     def settings(size, steps, **changes):
@@ -262,7 +262,7 @@ def test_the_penalty_is_added_in_nats_however_the_batch_is_divided(base, tmp_pat
 
 def test_padding_has_no_part_in_the_penalty(base, tmp_path):
     """A row beside a longer one gives the second loss that it gives alone: all rows are the same but for padding."""
-    penalty = pl.ProjectionPenalty(1, direction(3), 3.0)
+    penalty = pl.finetuning.ProjectionPenalty(1, direction(3), 3.0)
     settings = quick(batch_size=2, warmup_steps=0, learning_rate=3e-3)
     data = [rows(1, length=1)[0], rows(1, length=20)[0]]
     kept = (
@@ -294,7 +294,7 @@ def test_a_finished_run_is_returned_without_training(base, tuned, no_training):
         ({"data": rows(7)}, "data"),
         ({"system": "Be evil."}, "data"),
         ({"interventions": adding(1.0)}, "interventions"),
-        ({"penalty": pl.ProjectionPenalty(0, direction(0), 1.0)}, "penalty"),
+        ({"penalty": pl.finetuning.ProjectionPenalty(0, direction(0), 1.0)}, "penalty"),
         ({"data": rows(7), "settings": quick(seed=3)}, "data, settings"),
     ],
 )
@@ -454,7 +454,7 @@ def test_interventions_are_described_by_all_that_they_do():
         for layer, done in (
             (1, Add(direction(0), 1.0)), (1, Add(direction(0), 2.0)), (1, Add(direction(1), 1.0)),
             (2, Add(direction(0), 1.0)), (1, Ablate(direction(0))), (1, Cap(direction(0), floor=1.0)),
-            (1, Cap(direction(0), ceiling=1.0)), (1, pl.ProjectionPenalty(1, direction(0), 1.0)),
+            (1, Cap(direction(0), ceiling=1.0)), (1, pl.finetuning.ProjectionPenalty(1, direction(0), 1.0)),
         )
     ]  # fmt: skip
     assert len({json.dumps(one) for one in described}) == len(described)
@@ -487,9 +487,9 @@ def test_settings_that_cannot_be_are_refused_by_name(name, value):
 @pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])
 def test_a_penalty_needs_a_weight_and_a_direction(value):
     with pytest.raises(InvalidArgumentError, match="`weight`"):
-        pl.ProjectionPenalty(1, direction(0), value)
+        pl.finetuning.ProjectionPenalty(1, direction(0), value)
     with pytest.raises(InvalidArgumentError, match="`direction`"):
-        pl.ProjectionPenalty(1, torch.zeros(D_MODEL), 1.0)
+        pl.finetuning.ProjectionPenalty(1, torch.zeros(D_MODEL), 1.0)
 
 
 def test_an_unknown_dtype_is_refused(base, tmp_path, no_training):

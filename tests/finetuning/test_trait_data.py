@@ -18,7 +18,10 @@ class LoudJudge:
 
     def score(self, questions, responses):
         letters = [[c for c in text if c.isalpha()] for text in responses]
-        return [pl.Judgement(100 * sum(map(str.isupper, some)) / len(some) if some else None, None) for some in letters]
+        return [
+            pl.judges.Judgement(100 * sum(map(str.isupper, some)) / len(some) if some else None, None)
+            for some in letters
+        ]
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +77,7 @@ def test_scores_are_the_judges_and_on_the_levels_side(model):
 def test_a_response_in_the_middle_or_without_a_score_fits_neither_side(model):
     class Undecided(LoudJudge):
         def score(self, questions, responses):
-            return [pl.Judgement((50.0, None)[i % 2], None) for i in range(len(responses))]
+            return [pl.judges.Judgement((50.0, None)[i % 2], None) for i in range(len(responses))]
 
     for level in ("normal", "II"):
         with pytest.raises(InvalidArgumentError, match=r"`n` must be at most 0 here.*score does not fit"):
@@ -98,7 +101,7 @@ def test_what_was_drawn_and_left_out_is_counted(model):
 def test_too_few_that_fit_are_an_error_with_the_counts(model):
     class Never(LoudJudge):
         def score(self, questions, responses):
-            return [pl.Judgement(0.0, None) for _ in responses]
+            return [pl.judges.Judgement(0.0, None) for _ in responses]
 
     with pytest.raises(
         InvalidArgumentError, match=r"`n` must be at most 0 here\. Got 3\. Of 48 responses: .*'sampled'"
@@ -159,7 +162,7 @@ def test_a_steered_model_is_refused(model):
 
 
 def finish(text, stop_reason):
-    return _finish(pl.Rollout(pl.RolloutRequest("Hi", (0,)), text, (), stop_reason))
+    return _finish(pl.models.Rollout(pl.models.RolloutRequest("Hi", (0,)), text, (), stop_reason))
 
 
 def test_a_response_that_ended_by_itself_is_kept_whole():

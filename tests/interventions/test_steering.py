@@ -1,5 +1,4 @@
 import dataclasses
-import sys
 
 import pytest
 import torch
@@ -14,7 +13,6 @@ from persona_lens.errors import (
     LayerOutOfRangeError,
     ModelMismatchError,
 )
-from persona_lens.evaluation.ordinary import OrdinaryText
 from persona_lens.models.hooks.positions import PositionedHook
 from tests.backends import BACKENDS
 
@@ -32,7 +30,9 @@ def make_vector(model, seed=0, trait="loud"):
 def make_ordinary(vector, std):
     """Two tokens a layer whose standard deviation is the one wanted."""
     half = torch.as_tensor(std)[:, None] / 2**0.5
-    return pl.OrdinaryProjections(vector.trait, vector.model, vector.digest, torch.cat([-half, half], dim=1), 1, 0)
+    return pl.vectors.OrdinaryProjections(
+        vector.trait, vector.model, vector.digest, torch.cat([-half, half], dim=1), 1, 0
+    )
 
 
 @pytest.fixture(scope="module", params=BACKENDS)
@@ -293,18 +293,18 @@ def test_a_plain_call_must_be_told_where_the_prompt_ends(model, vector):
 
 
 def test_sampling_inside_a_block_is_refused_where_its_positions_would_be_lost(model, vector):
-    request = [pl.RolloutRequest("Why?", (0,))]
-    settings = pl.SamplingSettings(max_new_tokens=2)
+    request = [pl.models.RolloutRequest("Why?", (0,))]
+    settings = pl.Sampling(max_new_tokens=2)
     with pytest.raises(HooksPresentError), pl.steering(model, vector, layer=1, positions="response"):
-        pl.sample_rollouts(model, request, settings)
+        pl.models.sample_rollouts(model, request, settings)
 
 
 def test_sampling_inside_a_block_steers_every_token(model, vector):
-    request, settings = [pl.RolloutRequest("Why?", (0,))], pl.SamplingSettings(max_new_tokens=6, positions="all")
+    request, settings = [pl.models.RolloutRequest("Why?", (0,))], pl.Sampling(max_new_tokens=6, positions="all")
     with pl.steering(model, vector, layer=1, coefficient=4.0):
-        inside = pl.sample_rollouts(model, request, settings)[0].tokens
-    site = pl.SiteIntervention(1, pl.Add(vector.direction(1), 4.0))
-    assert inside == pl.sample_rollouts(model, [pl.RolloutRequest("Why?", (0,), None, (site,))], settings)[0].tokens
+        inside = pl.models.sample_rollouts(model, request, settings)[0].tokens
+    shifted = pl.models.RolloutRequest("Why?", (0,), intervention=pl.steer(vector, layer=1, coefficient=4.0))
+    assert inside == pl.models.sample_rollouts(model, [shifted], settings)[0].tokens
 
 
 BAD_CALLS = [
@@ -361,26 +361,6 @@ def test_hooks_concatenate_like_their_effects(tiny_bridge, first, second):
     )
 
 
-def test_calibration_reaches_the_target_on_what_it_was_chosen_on(model, vector):
-    questions = [f"What is {i}?" for i in range(8)]
-    strength = pl.calibrate(model, vector, layer=1, target_kl=0.05, questions=questions, max_new_tokens=6)
-    assert strength.coefficient > 0
-    assert (strength.n_responses, strength.n_held_out) == (4, 4)
-    assert 0.005 < strength.kl.estimate < 0.5
-    stronger = pl.calibrate(model, vector, layer=1, target_kl=0.5, questions=questions, max_new_tokens=6)
-    assert stronger.coefficient > strength.coefficient
-    assert stronger.kl.estimate > strength.kl.estimate
-
-
-def test_calibration_refuses_what_cannot_be_reached(model, vector):
-    with pytest.raises(InvalidArgumentError, match="target_kl"):
-        pl.calibrate(model, vector, layer=1, target_kl=0.0)
-    with pytest.raises(InvalidArgumentError, match="at least 2"):
-        pl.calibrate(model, vector, layer=1, target_kl=0.1, questions=["Why?"], max_new_tokens=2)
-    with pytest.raises(InvalidArgumentError, match="at most 1,000"):
-        pl.calibrate(model, vector, layer=1, target_kl=1e6, questions=["Why?", "When?"], max_new_tokens=2)
-
-
 def test_hooks_that_ran_in_one_block_must_run_in_the_next_too(tiny_model):
     hooks = pl.steering_hooks(make_vector(tiny_model), layer=1)
     with pl.hooked(tiny_model, hooks):
@@ -400,26 +380,45 @@ def test_every_kind_of_hook_passes_on_where_it_acts_and_whether_norms_are_kept(t
     ours = [fn for _, fn in hooks if isinstance(fn, PositionedHook)]
     assert ours
     for fn in ours:
-        assert (fn.positions.positions, fn.positions.prompt_length, fn.preserve_norm) == ("prompt", 4, True)
+        assert (fn.positions.positions, fn.positions.prompt_length) == ("prompt", 4)
+        assert [type(operation) for operation in fn.operations] == [pl.tensors.KeepNorm]
 
 
-def test_what_a_calibrated_coefficient_costs_is_measured_on_responses_it_was_not_chosen_on(tiny_model, monkeypatch):
-    """A made-up model whose divergence is the coefficient squared, and twice that on the last responses asked."""
-    texts = [OrdinaryText((256, i), 1) for i in range(7)]
-    asked = []
+def test_a_zero_vector_is_refused_where_it_would_steer_by_nothing(vector):
+    nothing = vector - vector
+    with pytest.raises(InvalidArgumentError, match="length above zero"):
+        pl.steer(nothing, layer=1)
+    with pytest.raises(InvalidArgumentError, match="length above zero"):
+        pl.steer([vector, nothing], layers="all", coefficient=[1.0, 2.0])
 
-    def measure(model, some, make_hooks):
-        ((_, hook),) = [pair for pair in make_hooks(torch.ones(1, 1) > 0) if isinstance(pair[1], PositionedHook)]
-        kl = hook.interventions[0].coefficient ** 2
-        asked.append(tuple(some))
-        return torch.full((len(some),), kl if some[0] is texts[0] else 2 * kl)
 
-    module = sys.modules["persona_lens.interventions.steering"]  # pl.steering is the function
-    monkeypatch.setattr(module, "sample_ordinary_texts", lambda *_: texts)
-    monkeypatch.setattr(module, "measure_kl", measure)
-    strength = pl.calibrate(tiny_model, make_vector(tiny_model), layer=1, target_kl=0.09, tolerance=0.01)
-    assert strength.coefficient == pytest.approx(0.3, rel=0.01)
-    assert strength.kl.estimate == pytest.approx(0.18, rel=0.02)
-    assert (strength.n_responses, strength.n_held_out) == (4, 3)
-    assert not set(asked[0]) & set(asked[-1])
-    assert {*asked[0], *asked[-1]} == set(texts)
+def test_interventions_add_up_in_order(vector):
+    steered, ablated = pl.steer(vector, layer=1), pl.ablate(vector, layers=[0, 1])
+    both = steered + ablated
+    assert both.layers == (0, 1)
+    assert [type(one).__name__ for one in both.at(1)] == ["Add", "Ablate"]
+    assert [type(one).__name__ for one in (ablated + steered).at(1)] == ["Ablate", "Add"]
+    assert both.fingerprint == vector.model.fingerprint
+    assert not pl.Intervention()
+    assert (both.digest, (ablated + steered).digest) == (both.digest, (ablated + steered).digest)
+    assert len({both.digest, (ablated + steered).digest, pl.steer(vector, layer=1, coefficient=2.0).digest}) == 3
+
+
+def test_an_intervention_made_from_another_models_vector_is_refused_before_the_model_runs(model, vector):
+    other = dataclasses.replace(vector, model=dataclasses.replace(vector.model, fingerprint="0" * 16))
+    foreign = pl.steer(other, layer=1)
+    with pytest.raises(ModelMismatchError), pl.hooked(model, foreign):
+        pass
+    with pytest.raises(ModelMismatchError):
+        pl.models.sample_rollouts(
+            model, [pl.models.RolloutRequest("Why?", (0,), intervention=foreign)], pl.Sampling(max_new_tokens=2)
+        )
+    with pytest.raises(ModelMismatchError):
+        foreign + pl.steer(vector, layer=1)
+
+
+def test_an_intervention_on_a_block_is_what_its_hooks_do(model, vector):
+    done = pl.steer(vector, layer=1, coefficient=2.0) + pl.ablate(vector, layer=2)
+    expected = residual(model, TOKENS, pl.interventions.intervention_hooks(done))
+    with pl.hooked(model, done):
+        assert torch.equal(residual(model, TOKENS, []), expected)

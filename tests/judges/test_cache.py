@@ -28,11 +28,11 @@ class CountingJudge:
     def score(self, questions, responses):
         self.asked += responses
         return [
-            pl.Judgement(None, None, "connection lost", retryable=True)
+            pl.judges.Judgement(None, None, "connection lost", retryable=True)
             if response == "lost"
-            else pl.Judgement(None, None, "refusal")
+            else pl.judges.Judgement(None, None, "refusal")
             if response == "refused"
-            else pl.Judgement(float(len(response)), None)
+            else pl.judges.Judgement(float(len(response)), None)
             for response in responses
         ]
 
@@ -126,11 +126,15 @@ def test_many_rows_are_kept_and_read_back(cache):
 
 
 def test_a_judgement_comes_back_whole_and_a_newer_one_replaces_it(cache):
-    whole = {"a": pl.Judgement(70.25, 90.5), "b": pl.Judgement(10.0, None), "c": pl.Judgement(None, None, "refusal")}
+    whole = {
+        "a": pl.judges.Judgement(70.25, 90.5),
+        "b": pl.judges.Judgement(10.0, None),
+        "c": pl.judges.Judgement(None, None, "refusal"),
+    }
     cache.write(whole)
     assert cache.read(["a", "b", "c", "d"]) == whole
-    cache.write({"a": pl.Judgement(71.0, 91.0)})
-    assert cache.read(["a"]) == {"a": pl.Judgement(71.0, 91.0)}
+    cache.write({"a": pl.judges.Judgement(71.0, 91.0)})
+    assert cache.read(["a"]) == {"a": pl.judges.Judgement(71.0, 91.0)}
     assert len(cache) == 3
 
 
@@ -150,8 +154,8 @@ def test_what_was_judged_before_a_judge_failed_is_kept(cache):
 
 def test_a_reader_does_not_wait_for_a_writer(cache, monkeypatch):
     monkeypatch.setattr("persona_lens.judges.cache._TIMEOUT_SECONDS", 0.1)
-    cache.write({"a": pl.Judgement(1.0, None)})
+    cache.write({"a": pl.judges.Judgement(1.0, None)})
     with closing(sqlite3.connect(cache.path)) as writer:
         writer.execute("BEGIN EXCLUSIVE")
         writer.execute("DELETE FROM judgements")
-        assert cache.read(["a"]) == {"a": pl.Judgement(1.0, None)}
+        assert cache.read(["a"]) == {"a": pl.judges.Judgement(1.0, None)}

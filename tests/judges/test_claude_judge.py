@@ -81,7 +81,7 @@ def test_scores_come_in_the_order_of_the_responses(server, judge):
 
     server.answer = answer
     found = judge.score([f"Q{i}?" for i in range(12)], [str(i) for i in range(12)])
-    assert found == [pl.Judgement(float(i), 50.0) for i in range(12)]
+    assert found == [pl.judges.Judgement(float(i), 50.0) for i in range(12)]
 
 
 def test_no_responses_have_no_judgements(server, judge):
@@ -107,7 +107,7 @@ def test_lists_of_unequal_length_are_refused_before_any_request(server, judge, t
 )
 def test_a_passing_failure_is_tried_again(server, judge, failure):
     server.answer = fail_first(1, failure)
-    assert one_judgement(judge) == pl.Judgement(70.0, 90.0)
+    assert one_judgement(judge) == pl.judges.Judgement(70.0, 90.0)
     assert len(server.requests) == 2
 
 
@@ -132,9 +132,9 @@ def test_a_lasting_failure_becomes_a_reason_and_the_others_are_scored(server, fa
     server.answer = lambda body: failure if data_of(body)["answer"] == "bad" else GOOD
     found = ClaudeJudge(tiny_trait(), max_retries=0).score(["Q?"] * 3, ["a", "bad", "b"])
     assert found == [
-        pl.Judgement(70.0, 90.0),
-        pl.Judgement(None, None, reason, retryable=True),
-        pl.Judgement(70.0, 90.0),
+        pl.judges.Judgement(70.0, 90.0),
+        pl.judges.Judgement(None, None, reason, retryable=True),
+        pl.judges.Judgement(70.0, 90.0),
     ]
 
 
@@ -142,7 +142,7 @@ def test_a_server_that_does_not_answer_becomes_a_reason(server, monkeypatch):
     monkeypatch.setattr(claude, "_TIMEOUT_SECONDS", 0.1)
     server.answer = lambda body: time.sleep(0.4) or GOOD
     found = one_judgement(ClaudeJudge(tiny_trait(), max_retries=0))
-    assert found == pl.Judgement(None, None, "APITimeoutError", retryable=True)
+    assert found == pl.judges.Judgement(None, None, "APITimeoutError", retryable=True)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_thoughts_before_the_answer_are_skipped(server, judge):
     thoughtful = message(GOOD)
     thoughtful["content"].insert(0, {"type": "thinking", "thinking": "Hm.", "signature": "s"})
     server.answer = lambda body: thoughtful
-    assert one_judgement(judge) == pl.Judgement(70.0, 90.0)
+    assert one_judgement(judge) == pl.judges.Judgement(70.0, 90.0)
 
 
 def test_no_more_requests_are_under_way_than_allowed(server):
@@ -196,7 +196,7 @@ def test_a_hostile_response_is_data_in_the_user_message_and_nowhere_else(server,
     [found] = judge.score([HOSTILE[::-1]], [HOSTILE])
     body = server.requests[0][3]
     assert data_of(body) == {"question": HOSTILE[::-1], "answer": HOSTILE}
-    assert found == pl.Judgement(70.0, 90.0)
+    assert found == pl.judges.Judgement(70.0, 90.0)
     one_judgement(judge)
     harmless = server.requests[1][3]
     del body["messages"], harmless["messages"]
@@ -204,7 +204,7 @@ def test_a_hostile_response_is_data_in_the_user_message_and_nowhere_else(server,
 
 
 def test_half_a_surrogate_pair_in_a_response_does_not_stop_the_others(server, judge):
-    assert judge.score(["A?", "B?"], ["\ud83d!", "b"]) == [pl.Judgement(70.0, 90.0)] * 2
+    assert judge.score(["A?", "B?"], ["\ud83d!", "b"]) == [pl.judges.Judgement(70.0, 90.0)] * 2
 
 
 def test_the_answer_is_asked_for_as_json_without_thoughts_where_these_can_be_turned_off(server):
@@ -418,7 +418,7 @@ def test_a_result_of_a_row_that_was_never_sent_is_refused(server, judge, tmp_pat
 def test_a_batch_is_waited_for(server, judge, tmp_path):
     record = tmp_path / "record.json"
     server.polls_until_end = 3
-    assert judge.score_batch(["Q?"], ["a"], record, poll_seconds=0.01) == [pl.Judgement(70.0, 90.0)]
+    assert judge.score_batch(["Q?"], ["a"], record, poll_seconds=0.01) == [pl.judges.Judgement(70.0, 90.0)]
     assert len(server.paths("GET")) >= 4
 
 
@@ -428,7 +428,7 @@ def test_a_batch_that_takes_too_long_can_be_collected_later(server, judge, tmp_p
     with pytest.raises(TimeoutError, match="has not ended"):
         judge.score_batch(["Q?"], ["a"], record, poll_seconds=0.01, timeout_seconds=0.05)
     server.polls_until_end = 0
-    assert judge.collect_batch(record) == [pl.Judgement(70.0, 90.0)]
+    assert judge.collect_batch(record) == [pl.judges.Judgement(70.0, 90.0)]
     assert len(server.paths("POST")) == 1
 
 
@@ -437,7 +437,7 @@ def test_an_interrupted_batch_is_picked_up_by_its_id(server, judge, tmp_path):
     ids = judge.submit_batch(["Q?"], ["a"], record)
     again = ClaudeJudge(tiny_trait())
     assert again.submit_batch(["Q?"], ["a"], record) == ids
-    assert again.score_batch(["Q?"], ["a"], record) == [pl.Judgement(70.0, 90.0)]
+    assert again.score_batch(["Q?"], ["a"], record) == [pl.judges.Judgement(70.0, 90.0)]
     assert len(server.paths("POST")) == 1
 
 
@@ -499,5 +499,7 @@ def test_a_file_that_is_no_record_is_refused_and_kept(server, judge, tmp_path, c
 
 def test_a_batch_without_a_row_to_judge_asks_nothing(server, judge, tmp_path):
     assert judge.score_batch([], [], tmp_path / "none.json") == []
-    assert judge.score_batch(["Q?"], [" "], tmp_path / "empty.json") == [pl.Judgement(None, None, "empty response")]
+    assert judge.score_batch(["Q?"], [" "], tmp_path / "empty.json") == [
+        pl.judges.Judgement(None, None, "empty response")
+    ]
     assert server.requests == []

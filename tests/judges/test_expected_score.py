@@ -4,9 +4,9 @@ import torch
 import persona_lens as pl
 from persona_lens.errors import ContextLengthError, HooksPresentError, InvalidArgumentError
 from persona_lens.judges.expected_score import ExpectedScoreJudge, expected_numbers
-from persona_lens.models.engine.likelihood import Continuation
 from persona_lens.models.engine.next_token import next_token_probabilities
 from persona_lens.models.text.chat import encode_prompt
+from persona_lens.models.text.spans import TokenSpans
 from tests.backends import BACKENDS
 from tests.small_trait import tiny_trait
 
@@ -27,25 +27,27 @@ def ordinary_next(model, tokens):
 
 
 def test_next_token_probabilities_are_those_of_the_ordinary_forward_pass(model):
-    rows = [Continuation((5, 6, 7), ()), Continuation((9,), (1, 2)), Continuation((5, 6, 7), (8,))] * 30
+    rows = [TokenSpans.join((5, 6, 7), ()), TokenSpans.join((9,), (1, 2)), TokenSpans.join((5, 6, 7), (8,))] * 30
     tokens = torch.tensor([3, 40, 200])
     found = next_token_probabilities(model, rows, tokens)
     for i in (0, 1, 2, 89):
-        expected = ordinary_next(model, rows[i].prompt + rows[i].response)[tokens]
+        expected = ordinary_next(model, rows[i].prompt_tokens + rows[i].response_tokens)[tokens]
         torch.testing.assert_close(found[i], expected, atol=1e-5, rtol=1e-3)
 
 
 def test_a_row_that_fills_the_context_is_read_and_an_empty_or_longer_one_is_refused(model):
     tokens = torch.tensor([3, 40])
-    full = Continuation((5, 6) * 510, (7, 8, 9, 10))
-    found = next_token_probabilities(model, [Continuation((9,), ()), full], tokens)
+    full = TokenSpans.join((5, 6) * 510, (7, 8, 9, 10))
+    found = next_token_probabilities(model, [TokenSpans.join((9,), ()), full], tokens)
     torch.testing.assert_close(
-        found[1], ordinary_next(model, full.prompt + full.response)[tokens], atol=1e-5, rtol=1e-3
+        found[1], ordinary_next(model, full.prompt_tokens + full.response_tokens)[tokens], atol=1e-5, rtol=1e-3
     )
-    with pytest.raises(ContextLengthError, match=r"continuations\[1\].*1024"):
-        next_token_probabilities(model, [full, Continuation(full.prompt, (*full.response, 11))], tokens)
-    with pytest.raises(InvalidArgumentError, match=r"continuations\[1\]"):
-        next_token_probabilities(model, [full, Continuation((), (1, 2))], tokens)
+    with pytest.raises(ContextLengthError, match=r"conversations\[1\].*1024"):
+        next_token_probabilities(
+            model, [full, TokenSpans.join(full.prompt_tokens, (*full.response_tokens, 11))], tokens
+        )
+    with pytest.raises(InvalidArgumentError, match=r"conversations\[1\]"):
+        next_token_probabilities(model, [full, TokenSpans.join((), (1, 2))], tokens)
 
 
 def test_a_steered_model_may_not_read_the_rubric(roomy_model):

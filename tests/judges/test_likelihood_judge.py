@@ -20,14 +20,14 @@ CALIBRATION = LikelihoodCalibration(
 
 @pytest.fixture(scope="module")
 def judge(tiny_model):
-    return pl.calibrate_likelihood_judge(tiny_model, tiny_trait(), sampling=pl.Sampling(max_new_tokens=6))
+    return pl.judges.calibrate_likelihood_judge(tiny_model, tiny_trait(), sampling=pl.Sampling(max_new_tokens=6))
 
 
 def log_likelihood(model, question, system, response):
     """The oracle: one conversation, one ordinary forward pass."""
     messages = [{"role": "system", "content": system}] if system else []
     messages += [{"role": "user", "content": question}, {"role": "assistant", "content": response}]
-    encoded = pl.encode_conversation(model.tokenizer, messages)
+    encoded = pl.models.encode_conversation(model.tokenizer, messages)
     with torch.no_grad():
         log_probabilities = model(torch.tensor([encoded.tokens]))[0].log_softmax(-1)
     targets = range(encoded.response_start, encoded.response_end)
@@ -105,7 +105,7 @@ def test_the_fit_is_that_of_scikit_style_logistic_regression_on_overlapping_data
 def test_an_empty_response_gets_a_reason_and_the_others_their_scores(judge):
     found = judge.score(["Why?", "Why?", "Why?"], ["loud", "  ", "LOUD"])
     alone = judge.score(["Why?"], ["LOUD"])
-    assert found[1] == pl.Judgement(None, None, "empty response")
+    assert found[1] == pl.judges.Judgement(None, None, "empty response")
     assert found[2].score == pytest.approx(alone[0].score, abs=1e-3)
     assert judge.score([], []) == []
 
@@ -114,7 +114,7 @@ def test_a_response_that_is_too_long_or_cannot_be_rendered_gets_a_reason_and_the
     judge, monkeypatch
 ):
     found = judge.score(["Why?", "Why?"], ["long " * 200, "LOUD"])
-    assert found[0] == pl.Judgement(None, None, "longer than the judging model's context")
+    assert found[0] == pl.judges.Judgement(None, None, "longer than the judging model's context")
     assert found[1].score == pytest.approx(judge.score(["Why?"], ["LOUD"])[0].score, abs=1e-3)
     encode = likelihood.encode_conversation
 
@@ -138,23 +138,23 @@ def test_a_steered_model_may_not_judge(tiny_model, judge):
         with pytest.raises(HooksPresentError, match="unsteered model"):
             judge.score(["a"], ["b"])
         with pytest.raises(HooksPresentError):
-            pl.calibrate_likelihood_judge(tiny_model, tiny_trait())
+            pl.judges.calibrate_likelihood_judge(tiny_model, tiny_trait())
 
 
 @pytest.mark.parametrize(("name", "value"), [("n_pairs", 0), ("n_pairs", 3), ("rollouts", 0)])
 def test_bad_arguments_are_refused_before_the_model_runs(name, value):
     with pytest.raises(InvalidArgumentError, match=f"`{name}`"):
-        pl.calibrate_likelihood_judge(torch.nn.Linear(1, 1), tiny_trait(), **{name: value})
+        pl.judges.calibrate_likelihood_judge(torch.nn.Linear(1, 1), tiny_trait(), **{name: value})
 
 
 def test_calibration_never_sees_the_evaluation_questions(tiny_model, judge):
     other = dataclasses.replace(tiny_trait(), evaluation_questions=("Something", "else"))
-    again = pl.calibrate_likelihood_judge(tiny_model, other, sampling=pl.Sampling(max_new_tokens=6))
+    again = pl.judges.calibrate_likelihood_judge(tiny_model, other, sampling=pl.Sampling(max_new_tokens=6))
     assert again.calibration == judge.calibration
 
 
 def test_the_judge_is_a_judge_and_shows_itself_in_a_line(judge):
-    assert isinstance(judge, pl.Judge)
+    assert isinstance(judge, pl.judges.Judge)
     assert "proxy" in judge.name
     assert repr(judge).startswith("LikelihoodJudge('loud' on ")
     assert len(repr(judge)) < 200
@@ -173,10 +173,10 @@ def test_held_out_positive_and_negative_responses_of_the_embedded_model_separate
     trait = dataclasses.replace(
         trait, extraction_questions=trait.extraction_questions[:8], evaluation_questions=trait.evaluation_questions[:12]
     )
-    judge = pl.calibrate_likelihood_judge(
+    judge = pl.judges.calibrate_likelihood_judge(
         embedded_model, trait, n_pairs=1, sampling=pl.Sampling(max_new_tokens=24, temperature=0.7)
     )
-    separation = pl.measure_separation(judge, sampling=pl.Sampling(max_new_tokens=24, temperature=0.7))
+    separation = pl.judges.measure_separation(judge, sampling=pl.Sampling(max_new_tokens=24, temperature=0.7))
     assert separation.auroc.estimate > 0.75
     assert separation.n_positive + separation.n_negative + separation.n_unscored == 24
 
@@ -184,7 +184,7 @@ def test_held_out_positive_and_negative_responses_of_the_embedded_model_separate
 def test_the_calibration_is_fitted_on_responses_sampled_and_scored_one_by_one(tiny_model):
     """The oracle: the same labelled responses, each scored by ordinary passes; quantiles by NumPy."""
     trait = tiny_trait()
-    found = pl.calibrate_likelihood_judge(
+    found = pl.judges.calibrate_likelihood_judge(
         tiny_model, trait, n_pairs=1, sampling=pl.Sampling(max_new_tokens=6, seed=3)
     ).calibration
     stream = (3, Stream.CALIBRATION)
@@ -193,9 +193,10 @@ def test_the_calibration_is_fitted_on_responses_sampled_and_scored_one_by_one(ti
     for side, (system, rollouts) in enumerate(((positive, 1), (negative, 1), (None, 2))):
         seeds = [(0, q, r) if system else (q, r) for q in range(4) for r in range(rollouts)]
         requests = [
-            pl.RolloutRequest(trait.extraction_questions[seed[-2]], (*stream, side, *seed), system) for seed in seeds
+            pl.models.RolloutRequest(trait.extraction_questions[seed[-2]], (*stream, side, *seed), system)
+            for seed in seeds
         ]
-        sampled = pl.sample_rollouts(tiny_model, requests, pl.Sampling(max_new_tokens=6))
+        sampled = pl.models.sample_rollouts(tiny_model, requests, pl.Sampling(max_new_tokens=6))
         values.append(
             np.array(
                 [
@@ -249,9 +250,9 @@ def test_separation_is_that_of_responses_to_the_evaluation_questions(judge, monk
     monkeypatch.setattr(
         likelihood.LikelihoodJudge,
         "score_trait",
-        lambda self, questions, responses: [pl.Judgement(scores[r], None) for r in responses],
+        lambda self, questions, responses: [pl.judges.Judgement(scores[r], None) for r in responses],
     )
-    found = pl.measure_separation(dataclasses.replace(judge, n_pairs=1))
+    found = pl.judges.measure_separation(dataclasses.replace(judge, n_pairs=1))
     assert [r.question for r in asked] == [*trait.evaluation_questions] * 2
     assert not {r.seed[1] for r in asked} & {Stream.CALIBRATION}
     # Three positive responses at 70 against one negative at 70 and three at 30: 9 pairs won, 3 tied.
@@ -271,9 +272,9 @@ def test_the_interval_of_the_separation_does_not_shrink_with_answers_that_say_th
     monkeypatch.setattr(
         likelihood.LikelihoodJudge,
         "score_trait",
-        lambda self, questions, responses: [pl.Judgement(scores[r], None) for r in responses],
+        lambda self, questions, responses: [pl.judges.Judgement(scores[r], None) for r in responses],
     )
-    once, often = (pl.measure_separation(judge, rollouts=rollouts).auroc for rollouts in (1, 10))
+    once, often = (pl.judges.measure_separation(judge, rollouts=rollouts).auroc for rollouts in (1, 10))
     assert (often.low, often.high) == (once.low, once.high)
 
 
@@ -281,7 +282,7 @@ def test_a_trait_that_draws_no_text_cannot_be_calibrated_on(tiny_model, monkeypa
     trait = tiny_trait()
     answer_by_side(monkeypatch, lambda request: "" if request.system in trait.negative_system_prompts else "x")
     with pytest.raises(InvalidArgumentError, match="2 non-empty negative responses"):
-        pl.calibrate_likelihood_judge(tiny_model, trait)
+        pl.judges.calibrate_likelihood_judge(tiny_model, trait)
 
 
 def test_the_identity_changes_with_the_model(judge, tiny_folder):

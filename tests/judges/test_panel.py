@@ -20,8 +20,8 @@ class ListJudge:
         self.scores = scores
 
     def score(self, questions, responses):
-        refused = pl.Judgement(None, None, "refusal")
-        return [refused if score is None else pl.Judgement(float(score), None) for score in self.scores]
+        refused = pl.judges.Judgement(None, None, "refusal")
+        return [refused if score is None else pl.judges.Judgement(float(score), None) for score in self.scores]
 
 
 QUESTIONS, RESPONSES = ["q"] * 5, ["a", "b", "c", "d", "e"]

@@ -1,9 +1,9 @@
 import pytest
-from tests.test_steering import make_vector
 
 import persona_lens as pl
 from persona_lens.monitoring import PersonaMonitor
 from tests.backends import BACKENDS
+from tests.interventions.test_steering import make_vector
 from tests.monitoring.examples import LAYERS, ORDINARY, make_graded
 
 

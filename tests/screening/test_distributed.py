@@ -29,7 +29,7 @@ def cluster():
 
 def run_on_ray(folder, vectors, data, out, **more):
     given = {"layers": LAYERS, "settings": SETTINGS, "shard_rows": 4, "n_workers": 2, "dtype": "float32"} | more
-    return pl.screen_on_ray(folder, data, vectors, out, **given)
+    return pl.screening.screen_on_ray(folder, data, vectors, out, **given)
 
 
 def kill_one_worker_after(out, n_finished, killed):

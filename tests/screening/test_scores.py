@@ -5,7 +5,7 @@ import persona_lens as pl
 from persona_lens.conversations import BadRow, read_conversations
 from persona_lens.screening.scores import score_rows
 
-SETTINGS = pl.ScreenSettings(max_response_tokens=6, max_prompt_tokens=80)
+SETTINGS = pl.screening.ScreenSettings(max_response_tokens=6, max_prompt_tokens=80)
 
 
 def converse(*texts):
@@ -33,7 +33,7 @@ def project_by_hand(model, tokens, start, end, layer, unit):
 def test_a_rows_projections_are_those_of_a_forward_pass_by_hand(tiny_model, units):
     row = converse("Why?", "So be.")
     (found,) = score(tiny_model, units, [row])
-    encoded = pl.encode_conversation(tiny_model.tokenizer, row["messages"])
+    encoded = pl.models.encode_conversation(tiny_model.tokenizer, row["messages"])
     prompt = encoded.prompt_tokens
     own = tiny_model.generate(
         torch.tensor([prompt]), max_new_tokens=6, do_sample=False, verbose=False, stop_at_eos=False, prepend_bos=False
@@ -66,7 +66,7 @@ def test_rows_beside_a_row_and_other_traits_do_not_change_its_scores(tiny_model,
 
 def test_a_long_prompt_is_a_bad_row_and_a_long_response_is_cut_and_said_to_be(tiny_model, units):
     rows = [converse("x" * 100, "Yes."), converse("Why?", "y" * 50)]
-    settings = pl.ScreenSettings(max_prompt_tokens=80, max_response_tokens=20)
+    settings = pl.screening.ScreenSettings(max_prompt_tokens=80, max_response_tokens=20)
     bad, cut = score(tiny_model, units, rows, settings)
     assert isinstance(bad, BadRow)
     assert (bad.place, bad.reason) == ("row 1", "prompt too long")
@@ -82,7 +82,7 @@ def test_the_turn_that_counts_is_the_first_or_the_last(tiny_model, units):
     (first,) = score(tiny_model, units, [row])
     assert (first.question, first.response) == ("A?", "first")
     (last,) = score(
-        tiny_model, units, [row], pl.ScreenSettings(turn="last", max_response_tokens=6, max_prompt_tokens=150)
+        tiny_model, units, [row], pl.screening.ScreenSettings(turn="last", max_response_tokens=6, max_prompt_tokens=150)
     )
     assert (last.question, last.response) == ("B?", "last")
     assert last.n_prompt_tokens > first.n_prompt_tokens
@@ -103,4 +103,4 @@ def test_whitespace_around_an_answer_changes_no_score_and_an_empty_first_answer_
 @pytest.mark.parametrize("name", ["max_prompt_tokens", "max_response_tokens", "batch_size"])
 def test_settings_out_of_range_are_refused(name):
     with pytest.raises(pl.errors.InvalidArgumentError, match=name):
-        pl.ScreenSettings(**{name: 0})
+        pl.screening.ScreenSettings(**{name: 0})

@@ -16,7 +16,7 @@ import persona_lens as pl
 from persona_lens.screening import shards
 
 ROOT = Path(__file__).resolve().parents[2]
-SETTINGS = pl.ScreenSettings(max_response_tokens=4, max_prompt_tokens=80)
+SETTINGS = pl.screening.ScreenSettings(max_response_tokens=4, max_prompt_tokens=80)
 LAYERS = {"one": 1, "two": 2}
 
 
@@ -177,7 +177,7 @@ def test_killed_at_random_moments_the_next_run_writes_the_bytes_of_an_uninterrup
         process.send_signal(signal.SIGKILL)
         process.wait()
     with pytest.raises(pl.errors.FileFormatError, match="finished"):
-        pl.Screening.load(out)
+        pl.screening.Screening.load(out)
     run(model, data, out, shard_rows=2)
     left = {name: content for name, content in read_shards(out).items() if not name.startswith(".")}
     assert left == read_shards(tmp_path / "whole")
@@ -203,7 +203,7 @@ def test_what_datasets_caches_beside_the_shards_is_no_part_of_the_result(tiny_mo
     found.rows.shuffle(seed=0)
     assert len(list((tmp_path / "out" / "shards").iterdir())) > 3  # it did write there
     assert len(found.rows) == 9
-    assert pl.Screening.load(tmp_path / "out").measure("one") == before
+    assert pl.screening.Screening.load(tmp_path / "out").measure("one") == before
 
 
 def test_a_run_killed_while_it_wrote_its_first_file_can_go_on(tiny_model, tmp_path):
@@ -231,7 +231,7 @@ def test_a_shard_that_another_process_took_away_is_noticed_at_the_end(tiny_model
     with pytest.raises(pl.errors.FileFormatError, match=r"00000001\.arrow"):
         run(tiny_model, make_rows(12), tmp_path / "out")
     with pytest.raises(pl.errors.FileFormatError, match="finished"):
-        pl.Screening.load(tmp_path / "out")
+        pl.screening.Screening.load(tmp_path / "out")
 
 
 def test_half_a_surrogate_pair_is_a_bad_row_like_any_other(tiny_model, tmp_path):
@@ -259,7 +259,7 @@ def test_rows_that_the_model_has_no_answer_to_are_scored_without_delta_and_count
 
 
 def test_compared_with_the_last_prompt_token_nothing_is_sampled(tiny_model, tmp_path):
-    cheap = pl.ScreenSettings(max_response_tokens=4, max_prompt_tokens=80, base="last_prompt")
+    cheap = pl.screening.ScreenSettings(max_response_tokens=4, max_prompt_tokens=80, base="last_prompt")
     found = run(tiny_model, make_rows(6), tmp_path / "cheap", settings=cheap)
     exact = run(tiny_model, make_rows(6), tmp_path / "exact")
     torch.testing.assert_close(found.values("one"), exact.values("one", "raw") - exact.values("one", "prompt"))
@@ -284,7 +284,7 @@ def test_approximations_are_compared_with_the_exact_difference(tiny_model, tmp_p
 def test_another_screening_does_not_mix_with_what_is_in_the_folder(tiny_model, tmp_path):
     run(tiny_model, make_rows(4), tmp_path / "out")
     with pytest.raises(pl.errors.InvalidArgumentError, match="settings"):
-        run(tiny_model, make_rows(4), tmp_path / "out", settings=pl.ScreenSettings(max_response_tokens=5))
+        run(tiny_model, make_rows(4), tmp_path / "out", settings=pl.screening.ScreenSettings(max_response_tokens=5))
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("mine")
     with pytest.raises(pl.errors.InvalidArgumentError, match="other files"):

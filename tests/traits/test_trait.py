@@ -13,7 +13,7 @@ def make_trait(**changes):
     values = {
         "name": "calm",
         "description": "Keeps calm.",
-        "instruction_pairs": (pl.InstructionPair("Be calm.", "Be anxious."),),
+        "instruction_pairs": (pl.traits.InstructionPair("Be calm.", "Be anxious."),),
         "extraction_questions": ("What now?", "And then?"),
         "evaluation_questions": ("Why?", "How?"),
         "rubric": "Rate {answer} to {question}.",

@@ -27,14 +27,14 @@ def test_a_vector_is_the_mean_difference_of_the_residual_stream(tiny_model, vect
     means = []
     for side, systems in enumerate((trait.positive_system_prompts, trait.negative_system_prompts)):
         requests = [
-            pl.RolloutRequest(question, (0, Stream.EXTRACTION, side, p, q, r), system)
+            pl.models.RolloutRequest(question, (0, Stream.EXTRACTION, side, p, q, r), system)
             for p, system in enumerate(systems)
             for q, question in enumerate(trait.extraction_questions)
             for r in range(2)
         ]
         rows = []
-        for rollout in pl.sample_rollouts(tiny_model, requests, pl.Sampling(max_new_tokens=6)):
-            prompt = pl.encode_prompt(
+        for rollout in pl.models.sample_rollouts(tiny_model, requests, pl.Sampling(max_new_tokens=6)):
+            prompt = pl.models.encode_prompt(
                 tiny_model.tokenizer,
                 [
                     {"role": "system", "content": rollout.request.system},
@@ -81,7 +81,7 @@ def test_extraction_gives_the_same_vector_twice_and_another_for_another_seed(tin
 
 
 def test_a_store_changes_nothing_and_computes_nothing_twice(tiny_model, vector, tmp_path, monkeypatch):
-    kwargs = {"judge": "none", "max_new_tokens": 6, "rollouts": 2, "store": pl.ShardStore(tmp_path, {})}
+    kwargs = {"judge": "none", "max_new_tokens": 6, "rollouts": 2, "run": pl.Run(pl.ShardStore(tmp_path, {}))}
     first = pl.extract_persona_vector(tiny_model, tiny_trait(), **kwargs)
     monkeypatch.setattr("persona_lens.vectors.extraction.sample_recorded_rollouts", None)
     second = pl.extract_persona_vector(tiny_model, tiny_trait(), **kwargs)
@@ -194,7 +194,9 @@ class PickyJudge:
             pair, q = i % half % 2, self.trait.extraction_questions.index(question)
             score = 10.0 if i >= half else 90.0 if pair == 0 else 40.0
             coherence = 30.0 if i >= half and q == 1 else 50.0
-            found.append(pl.Judgement(None, None, "no") if i >= half and q == 2 else pl.Judgement(score, coherence))
+            found.append(
+                pl.judges.Judgement(None, None, "no") if i >= half and q == 2 else pl.judges.Judgement(score, coherence)
+            )
         return found
 
 
@@ -211,8 +213,10 @@ def test_a_vector_rests_on_the_kept_pairs_alone_and_its_halves_on_their_question
     for q in (0, 3):
         sides = []
         for side, system in enumerate((trait.positive_system_prompts[0], trait.negative_system_prompts[0])):
-            request = pl.RolloutRequest(trait.extraction_questions[q], (0, Stream.EXTRACTION, side, 0, q, 0), system)
-            (rollout,) = pl.sample_recorded_rollouts(tiny_model, [request], pl.Sampling(max_new_tokens=6))
+            request = pl.models.RolloutRequest(
+                trait.extraction_questions[q], (0, Stream.EXTRACTION, side, 0, q, 0), system
+            )
+            (rollout,) = pl.models.sample_recorded_rollouts(tiny_model, [request], pl.Sampling(max_new_tokens=6))
             sides.append(rollout.residuals.response_mean)
         differences.append(sides[0] - sides[1])
     torch.testing.assert_close(found.directions, (differences[0] + differences[1]) / 2, atol=1e-4, rtol=1e-3)
@@ -221,7 +225,7 @@ def test_a_vector_rests_on_the_kept_pairs_alone_and_its_halves_on_their_question
 
 
 def test_a_pair_with_an_empty_response_on_either_side_is_dropped(tiny_model, monkeypatch):
-    sample = pl.vectors.sample_recorded_rollouts
+    sample = pl.models.sample_recorded_rollouts
 
     def empty_some(model, requests, settings):
         empty = {"SHOUT!": "Who?", "whisper.": "What is up?"}  # system prompt to question

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -11,13 +10,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from persona_lens.errors import ContextLengthError, InvalidArgumentError, describe_violation
-from persona_lens.models.engine.attention import round_up
 from persona_lens.models.engine.decoding import open_decoder
 from persona_lens.models.engine.sampling import ResidualMeans
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.points import HookFn, HookPair, attached
 from persona_lens.models.hooks.recording import ResidualRecorder
 from persona_lens.models.hooks.sites import hook_name
+from persona_lens.models.text.padding import pad_right
+from persona_lens.models.text.spans import TokenSpans
 
 _TOKENS_AT_ONCE = 2048
 _LENGTH_MULTIPLE = 16
@@ -135,21 +135,6 @@ def _run_hooked(
         model(tokens.to(model.cfg.device), attention_mask=attention_mask, stop_at_layer=model.cfg.n_layers)
 
 
-@dataclass(frozen=True)
-class TokenSpans:
-    """A tokenised conversation and where its response lies.
-
-    Args:
-        tokens: Token ids of the whole conversation up to at least the response's end.
-        response_start: First response token.
-        response_end: One past the last response token.
-    """
-
-    tokens: tuple[int, ...]
-    response_start: int
-    response_end: int
-
-
 def pool_residual_stream(
     model: HookedModel, conversations: Sequence[TokenSpans]
 ) -> Iterator[tuple[int, ResidualMeans]]:
@@ -202,11 +187,8 @@ def pool_residual_stream(
             batch = order[at : at + size]
             at += size
             items = [conversations[i] for i in batch]
-            n_pos = round_up(items[-1].response_end, _LENGTH_MULTIPLE)
-            tokens = torch.zeros((size, n_pos), dtype=torch.long)
-            for row, item in enumerate(items):
-                tokens[row, : item.response_end] = torch.tensor(item.tokens[: item.response_end])
-            cache = decoder.new_cache(size, n_pos)
+            tokens = pad_right([item.tokens[: item.response_end] for item in items], multiple=_LENGTH_MULTIPLE).tokens
+            cache = decoder.new_cache(*tokens.shape)
             device = cache.keys.device
             spans = torch.tensor([(item.response_start, item.response_end) for item in items], device=device)
             recorder.expect(partial(_pool_spans, spans=spans))

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from transformer_lens.model_bridge import TransformerBridge
 from transformers.cache_utils import Cache
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from persona_lens.models.engine.attention import SlotCache, Span, attend_grouped
-from persona_lens.models.hooked_model import HookedModel
 
 _HF_ATTENTION = "persona_lens_slots"
 
@@ -50,11 +51,11 @@ ALL_MASK_ATTENTION_FUNCTIONS.register(_HF_ATTENTION, lambda *args, attention_mas
 
 
 class BridgeDecoder:
-    """Runs the Hugging Face model under a TransformerBridge. See :class:`persona_lens.models.engine.decoding.Decoder`."""
+    """Runs the Hugging Face model under a bridge. See :class:`persona_lens.models.engine.decoding.Decoder`."""
 
-    def __init__(self, model: HookedModel) -> None:
+    def __init__(self, model: TransformerBridge) -> None:
         self.model = model
-        self.hf_model = model.original_model
+        self.hf_model: Any = model.original_model
         self.config = self.hf_model.config.get_text_config()
 
     def new_cache(self, n_slots: int, max_length: int) -> SlotCache:
@@ -94,12 +95,13 @@ class BridgeDecoder:
 
 
 @contextmanager
-def unwrapped_blocks(model: HookedModel) -> Iterator[None]:
+def unwrapped_blocks(model: TransformerBridge) -> Iterator[None]:
     """Let the modules inside the blocks run without their hook wrappers, and attention run on a slot cache."""
-    config = model.original_model.config.get_text_config()
+    hf_model: Any = model.original_model
+    config = hf_model.config.get_text_config()
     restore: list[tuple[nn.Module, str, nn.Module]] = []
 
-    def unwrap(module: HookedModel) -> None:
+    def unwrap(module: Any) -> None:
         for name, child in list(module._modules.items()):
             raw = getattr(child, "original_component", None)
             if raw is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -10,13 +12,12 @@ from torch import Tensor
 
 from persona_lens.errors import UnsupportedModelError, describe_violation
 from persona_lens.models.engine.attention import SlotCache, Span, attend_grouped
-from persona_lens.models.hooked_model import HookedModel
 
 
 class HookedDecoder:
     """Runs a HookedTransformer. See :class:`persona_lens.models.engine.decoding.Decoder`."""
 
-    def __init__(self, model: HookedModel) -> None:
+    def __init__(self, model: Any) -> None:  # TransformerLens 4 has no HookedTransformer to name
         self.model = model
         self.cfg = cfg = model.cfg
         unsupported = [
@@ -88,7 +89,7 @@ class HookedDecoder:
             logits = cap * torch.tanh(logits / cap)
         return logits.reshape(*hidden.shape[:-1], -1)
 
-    def _rotation(self, attn: HookedModel, span: Span) -> tuple[Tensor, Tensor]:
+    def _rotation(self, attn: Any, span: Span) -> tuple[Tensor, Tensor]:
         """Return cos and sin at the span's positions, ``[row, pos, 1, rotary_dim]``."""
         needed = span.key_length
         if attn.attn_type not in self._rotary or self._rotary[attn.attn_type][0].shape[0] < needed:
@@ -102,7 +103,7 @@ class HookedDecoder:
     def _run_block(
         self,
         layer: int,
-        block: HookedModel,
+        block: Any,
         residual: Tensor,
         span: Span,
         cache: SlotCache,
@@ -123,7 +124,7 @@ class HookedDecoder:
     def _attend(
         self,
         layer: int,
-        attn: HookedModel,
+        attn: Any,
         normalized: Tensor,
         span: Span,
         cache: SlotCache,
@@ -149,7 +150,7 @@ class HookedDecoder:
         weight = rearrange(attn.W_O, "head d_head d_model -> d_model (head d_head)")
         return F.linear(rearrange(z, "row head pos d_head -> row pos (head d_head)"), weight, attn.b_O)
 
-    def _rotate(self, attn: HookedModel, heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def _rotate(self, attn: Any, heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         rotary_dim = cos.shape[-1]
         turned, passed = heads[..., :rotary_dim], heads[..., rotary_dim:]
         if self.cfg.rotary_adjacent_pairs:

@@ -11,8 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from persona_lens.models.engine.attention import SlotCache, round_up
+from persona_lens.models.engine.attention import SlotCache
 from persona_lens.models.engine.decoding import Decoder
+from persona_lens.models.text.padding import pad_right
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -52,15 +53,11 @@ def compute_prefixes(decoder: Decoder, prompts: Sequence[tuple[int, ...]]) -> li
     Returns:
         One prefix a prompt.
     """
-    lengths = [len(prompt) - 1 for prompt in prompts]
-    padded = max(1, round_up(max(lengths), _PROMPT_LENGTH_MULTIPLE))
-    cache = decoder.new_cache(len(prompts), padded)
-    tokens = torch.zeros((len(prompts), padded), dtype=torch.long)
-    for row, prompt in enumerate(prompts):
-        tokens[row, : lengths[row]] = torch.tensor(prompt[:-1], dtype=torch.long)
+    padded = pad_right([prompt[:-1] for prompt in prompts], multiple=_PROMPT_LENGTH_MULTIPLE)
+    cache = decoder.new_cache(*padded.tokens.shape)
     device = cache.keys.device
-    decoder.extend(tokens.to(device), torch.zeros(len(prompts), dtype=torch.long, device=device), cache)
-    return [Prefix(*cache.read_prefix(row, length)) for row, length in enumerate(lengths)]
+    decoder.extend(padded.tokens.to(device), torch.zeros(len(prompts), dtype=torch.long, device=device), cache)
+    return [Prefix(*cache.read_prefix(row, length)) for row, length in enumerate(padded.lengths.tolist())]
 
 
 class RecentlyUsed(OrderedDict[K, V]):

@@ -6,7 +6,9 @@ paper's layer L and Hugging Face's ``hidden_states[L]`` are block L - 1.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable
+from typing import Any, SupportsIndex
 
 from persona_lens.errors import InvalidArgumentError, LayerOutOfRangeError, describe_violation
 
@@ -21,11 +23,11 @@ def hook_name(layer: int) -> str:
     return f"blocks.{layer}.hook_resid_post"
 
 
-def check_layer(layer: int, n_layers: int) -> int:
-    """Return a layer if the model has it.
+def check_layer(layer: SupportsIndex, n_layers: int) -> int:
+    """Return a layer, as an int, if the model has it.
 
     Args:
-        layer: Zero-based block index.
+        layer: Zero-based block index: an int, or a whole number of NumPy's or torch's.
         n_layers: Number of the model's layers.
 
     Raises:
@@ -35,18 +37,29 @@ def check_layer(layer: int, n_layers: int) -> int:
         >>> check_layer(29, 30)
         29
     """
-    if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < n_layers:
+    index = _read_index(layer)
+    if index is None or not 0 <= index < n_layers:
         raise LayerOutOfRangeError(
             describe_violation("layer", f"be in [0, {n_layers})", layer, f"The model has {n_layers} layers.")
         )
-    return layer
+    return index
 
 
-def resolve_layers(layers: int | Sequence[int] | str, n_layers: int) -> tuple[int, ...]:
+def _read_index(value: Any) -> int | None:
+    """Return a whole number as an int; None for anything else, truth values included."""
+    if isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool"):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
+
+
+def resolve_layers(layers: SupportsIndex | Iterable[SupportsIndex] | str, n_layers: int) -> tuple[int, ...]:
     """Return layers as a tuple of checked, distinct block indices.
 
     Args:
-        layers: One layer, several, or ``"all"``.
+        layers: One layer, several (a list, a range, an array or tensor of whole numbers), or ``"all"``.
         n_layers: Number of the model's layers.
 
     Raises:
@@ -61,7 +74,7 @@ def resolve_layers(layers: int | Sequence[int] | str, n_layers: int) -> tuple[in
         if layers != "all":
             raise InvalidArgumentError(describe_violation("layers", 'be "all", a layer or a list of layers', layers))
         return tuple(range(n_layers))
-    if isinstance(layers, int):
+    if isinstance(layers, SupportsIndex) and (_read_index(layers) is not None or not isinstance(layers, Iterable)):
         return (check_layer(layers, n_layers),)
     resolved = tuple(check_layer(layer, n_layers) for layer in layers)
     if not resolved or len(set(resolved)) != len(resolved):

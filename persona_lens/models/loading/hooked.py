@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from persona_lens.errors import UnsupportedModelError, describe_violation
-from persona_lens.models.hooked_model import HookedModel
 
 
 def _converter(name: str) -> Callable[[], Callable[..., dict[str, Tensor]]]:
@@ -34,7 +33,7 @@ if importlib.util.find_spec("transformer_lens.HookedTransformer") is None:  # Tr
     CONVERTERS = {}
 
 
-def build_hooked(name: str, hf_model: Any, tokenizer: Any, dtype: torch.dtype) -> nn.Module:
+def build_hooked(name: str, hf_model: Any, tokenizer: Any, dtype: torch.dtype) -> Any:
     """Make a HookedTransformer of a Hugging Face model, its weights neither folded nor centred."""
     from transformer_lens import HookedTransformer  # gone in TransformerLens 4, where only the bridge is used
 
@@ -122,7 +121,7 @@ def _derive_config(name: str, hf_model: Any, dtype: torch.dtype) -> Any:
     return HookedTransformerConfig(**fields)
 
 
-def optimize_memory_layout(model: HookedModel) -> None:
+def optimize_memory_layout(model: Any) -> None:
     """Store a HookedTransformer's weights in the memory order in which its forward pass uses them.
 
     TransformerLens 3.9 lays its weights out anew in every forward pass (``W_gate.T.contiguous()`` and the like).

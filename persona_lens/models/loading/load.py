@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
 from transformer_lens.model_bridge import TransformerBridge
 
 from persona_lens.errors import InvalidArgumentError, UnsupportedModelError, describe_violation
@@ -22,13 +21,13 @@ Backend = Literal["hooked", "bridge"]
 
 
 def load_model(
-    model: str | Path | nn.Module = EMBEDDED_MODEL,
+    model: str | Path | HookedModel = EMBEDDED_MODEL,
     *,
     adapter: str | Path | None = None,
     backend: Backend | None = None,
     dtype: str | torch.dtype = "auto",
     device: str | torch.device | None = None,
-) -> nn.Module:
+) -> HookedModel:
     """Load a chat model for TransformerLens, its weights neither folded nor centred.
 
     Args:
@@ -59,7 +58,7 @@ def load_model(
     """
     if backend not in (None, "hooked", "bridge"):
         raise InvalidArgumentError(describe_violation("backend", "be 'hooked', 'bridge' or None", backend))
-    if isinstance(model, nn.Module):
+    if not isinstance(model, str | Path):
         if adapter is not None:
             hint = "Load it by name."
             raise InvalidArgumentError(describe_violation("adapter", "be None for a loaded model", str(adapter), hint))
@@ -108,7 +107,7 @@ def load_model(
         return loaded
 
 
-def _adopt(model: HookedModel, backend: Backend | None) -> nn.Module:
+def _adopt(model: HookedModel, backend: Backend | None) -> HookedModel:
     """Take a model that is already loaded."""
     if isinstance(model, TransformerBridge):
         found: Backend = "bridge"

@@ -8,9 +8,6 @@ from dataclasses import dataclass
 from typing import Any, TypedDict
 
 import jinja2
-import torch
-from jaxtyping import Bool
-from torch import Tensor
 
 from persona_lens.errors import (
     ChatTemplateError,
@@ -19,6 +16,7 @@ from persona_lens.errors import (
     SystemRoleMergedWarning,
     describe_violation,
 )
+from persona_lens.models.text.spans import TokenSpans
 
 # Tokens that end an assistant's turn in common templates; only those in the vocabulary are used.
 _END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|endoftext|>", "<|end_of_text|>", "</s>")
@@ -45,36 +43,17 @@ class EncodedPrompt:
 
 
 @dataclass(frozen=True)
-class EncodedConversation:
+class EncodedConversation(TokenSpans):
     """A rendered conversation whose last message is the response.
 
     Args:
-        text: What the chat template rendered.
         tokens: Its token ids.
         response_start: First token of the response; the one before it is the last prompt token.
         response_end: One past the response's last token; the end-of-turn token is outside.
+        text: What the chat template rendered.
     """
 
     text: str
-    tokens: tuple[int, ...]
-    response_start: int
-    response_end: int
-
-    @property
-    def prompt_tokens(self) -> tuple[int, ...]:
-        """Everything before the response."""
-        return self.tokens[: self.response_start]
-
-    @property
-    def response_tokens(self) -> tuple[int, ...]:
-        """The response without its end-of-turn token."""
-        return self.tokens[self.response_start : self.response_end]
-
-    @property
-    def is_response(self) -> Bool[Tensor, " pos"]:
-        """True at the response's tokens."""
-        positions = torch.arange(len(self.tokens))
-        return (positions >= self.response_start) & (positions < self.response_end)
 
 
 @dataclass(frozen=True)
@@ -150,7 +129,7 @@ def encode_conversation(
             describe_violation("messages", "end with a non-empty assistant message", list(messages)[-1:])
         )
     turns = _encode_responses(tokenizer, messages, [len(messages) - 1], n_ctx)
-    return EncodedConversation(turns.text, turns.tokens, *turns.responses[0])
+    return EncodedConversation(turns.tokens, *turns.responses[0], turns.text)
 
 
 def encode_responses(tokenizer: Any, messages: Sequence[Message], *, n_ctx: int | None = None) -> EncodedResponses:

@@ -3,7 +3,8 @@ import torch
 
 import persona_lens as pl
 from persona_lens.errors import ContextLengthError, InvalidArgumentError
-from persona_lens.models.engine.activations import TokenSpans, pool_residual_stream
+from persona_lens.models.engine.activations import pool_residual_stream
+from persona_lens.models.text.spans import TokenSpans
 from tests.backends import BACKENDS
 
 

@@ -9,34 +9,34 @@ STOPS = frozenset(range(30))
 
 
 def requests(n):
-    return [pl.RolloutRequest("Who?" * (1 + i % 3), (i,), "Shout!" if i % 2 else None) for i in range(n)]
+    return [pl.models.RolloutRequest("Who?" * (1 + i % 3), (i,), "Shout!" if i % 2 else None) for i in range(n)]
 
 
-@pytest.mark.parametrize("sample", [pl.sample_rollouts, sample_recorded_rollouts])
+@pytest.mark.parametrize("sample", [pl.models.sample_rollouts, sample_recorded_rollouts])
 def test_rollouts_come_in_the_order_asked_whichever_ends_first(tiny_model, sample):
     asked = requests(8)
     settings = pl.Sampling(max_new_tokens=20, stop_tokens=STOPS, batch_size=3)
     found = sample(tiny_model, asked, settings)
     assert len({len(rollout.tokens) for rollout in found}) > 2  # they do not all end at once
     for request, rollout in zip(asked, found, strict=True):
-        (alone,) = pl.sample_rollouts(tiny_model, [request], settings)
+        (alone,) = pl.models.sample_rollouts(tiny_model, [request], settings)
         assert rollout.request is request
         assert (rollout.tokens, rollout.response) == (alone.tokens, alone.response)
 
 
 def test_responses_end_at_the_tokenizers_own_stop_tokens_unless_others_are_given(tiny_model, monkeypatch):
     monkeypatch.setattr("persona_lens.models.engine.rollouts.stop_token_ids", lambda tokenizer: STOPS)
-    own = pl.sample_rollouts(tiny_model, requests(8), pl.Sampling(max_new_tokens=20))
+    own = pl.models.sample_rollouts(tiny_model, requests(8), pl.Sampling(max_new_tokens=20))
     assert "stop" in {rollout.stop_reason for rollout in own}
     assert not any(STOPS & set(rollout.tokens) for rollout in own)
     others = pl.Sampling(max_new_tokens=20, stop_tokens=frozenset({200}))
-    assert any(STOPS & set(rollout.tokens) for rollout in pl.sample_rollouts(tiny_model, requests(8), others))
+    assert any(STOPS & set(rollout.tokens) for rollout in pl.models.sample_rollouts(tiny_model, requests(8), others))
 
 
 def test_special_tokens_are_no_part_of_a_responses_text(tiny_model):
     special = set(tiny_model.tokenizer.all_special_ids)
     settings = pl.Sampling(max_new_tokens=40, temperature=3.0, stop_tokens=frozenset({0}))
-    found = pl.sample_rollouts(tiny_model, requests(30), settings)
+    found = pl.models.sample_rollouts(tiny_model, requests(30), settings)
     assert any(special & set(rollout.tokens) for rollout in found)
     assert not any("<|" in rollout.response for rollout in found)
 
@@ -46,10 +46,13 @@ def test_a_rollouts_interventions_and_system_prompt_act(tiny_model):
     direction = 3 * torch.randn(48, generator=torch.Generator().manual_seed(0))
     settings = pl.Sampling(max_new_tokens=8, temperature=0.0, stop_tokens=frozenset({258}))
     shift = pl.Intervention.of(1, Add(direction, 2.0))
-    asked = [pl.RolloutRequest("Who?", (0,), "Shout!", (site,)), pl.RolloutRequest("Who?", (0,), "Shout!")]
-    steered, plain = pl.sample_rollouts(tiny_model, asked, settings)
+    asked = [
+        pl.models.RolloutRequest("Who?", (0,), "Shout!", intervention=shift),
+        pl.models.RolloutRequest("Who?", (0,), "Shout!"),
+    ]
+    steered, plain = pl.models.sample_rollouts(tiny_model, asked, settings)
     messages = [{"role": "system", "content": "Shout!"}, {"role": "user", "content": "Who?"}]
-    prompt = pl.encode_prompt(tiny_model.tokenizer, messages).tokens
+    prompt = pl.models.encode_prompt(tiny_model.tokenizer, messages).tokens
     for found, coefficient in ((steered, 2.0), (plain, 0.0)):
 
         def add(residual, hook, coefficient=coefficient):

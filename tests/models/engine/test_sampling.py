@@ -244,7 +244,8 @@ def test_a_stop_token_ends_a_row_and_is_left_out(model):
 
 
 def test_recording_changes_no_token_and_its_means_are_those_of_a_plain_pass(model):
-    requests = [SampleRequest(p, (i,), steer(1, 1.0, i) if i % 2 else ()) for i, p in enumerate(prompts(1, 5, 30, 5))]
+    ways = (pl.Intervention(), steer(1, 1.0, 1), pl.Intervention(), steer(1, 1.0, 3))
+    requests = [SampleRequest(p, (i,), ways[i]) for i, p in enumerate(prompts(1, 5, 30, 5))]
     plain = sample(model, requests, batch_size=2)
     recorded = sample(model, requests, recorded=True, batch_size=2)
     for index, request in enumerate(requests):
@@ -254,8 +255,8 @@ def test_recording_changes_no_token_and_its_means_are_those_of_a_plain_pass(mode
 
         def act(residual, hook, n=n, request=request):
             residual = residual.clone()
-            for site in request.interventions:
-                residual[:, n - 1 :] = site.intervention(residual[:, n - 1 :])
+            for operation in request.intervention.at(1):
+                residual[:, n - 1 :] = operation(residual[:, n - 1 :])
             return residual
 
         with model.hooks(fwd_hooks=[("blocks.1.hook_resid_post", act)]):
@@ -283,14 +284,15 @@ def test_no_requests_give_no_responses(model):
 
 @pytest.mark.parametrize("how", ["finished", "abandoned", "failed"])
 def test_no_hook_is_left_behind(model, how, monkeypatch):
-    requests = [SampleRequest(p, (i,), steer(0, 1.0)) for i, p in enumerate(prompts(3, 4))]
+    removal = pl.Intervention.of(0, Ablate(direction(0)))
+    requests = [SampleRequest(p, (i,), removal) for i, p in enumerate(prompts(3, 4))]
 
     if how == "failed":
 
         def fail(self, activations):
             raise ZeroDivisionError
 
-        monkeypatch.setattr(Add, "__call__", fail)
+        monkeypatch.setattr(Ablate, "__call__", fail)
         with pytest.raises(ZeroDivisionError):
             sample(model, requests, recorded=True)
     elif how == "abandoned":
@@ -310,7 +312,7 @@ def test_bad_requests_are_refused_before_the_model_runs(model, monkeypatch):
         (SampleRequest((), (0,)), InvalidArgumentError, "at least one token"),
         (SampleRequest(prompt * 62, (0,)), ContextLengthError, "Shorten the prompt"),
         (SampleRequest(prompt, (0,), steer(3, 1.0)), LayerOutOfRangeError, r"\[0, 3\)"),
-        (SampleRequest(prompt, (0,), (wide,)), InvalidArgumentError, "d_model=48"),
+        (SampleRequest(prompt, (0,), wide), InvalidArgumentError, "d_model=48"),
     ):
         with pytest.raises(error, match=words):
             sample(model, [SampleRequest(prompt, (1,)), request])

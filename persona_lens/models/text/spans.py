@@ -1,0 +1,51 @@
+"""The one token span: a tokenised conversation and where its response lies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TokenSpans:
+    """A tokenised conversation and where its response lies.
+
+    Args:
+        tokens: Token ids of the whole conversation up to at least the response's end.
+        response_start: First token of the response; the one before it is the last prompt token.
+        response_end: One past the response's last token; the end-of-turn token is outside.
+    """
+
+    tokens: tuple[int, ...]
+    response_start: int
+    response_end: int
+
+    @classmethod
+    def join(cls, prompt: Sequence[int], response: Sequence[int]) -> TokenSpans:
+        """Return the spans of a prompt and the response that follows it, which may be empty.
+
+        Example:
+            >>> TokenSpans.join((5, 6), (7,))
+            TokenSpans(tokens=(5, 6, 7), response_start=2, response_end=3)
+        """
+        return cls((*prompt, *response), len(prompt), len(prompt) + len(response))
+
+    @property
+    def prompt_tokens(self) -> tuple[int, ...]:
+        """Everything before the response."""
+        return self.tokens[: self.response_start]
+
+    @property
+    def response_tokens(self) -> tuple[int, ...]:
+        """The response without its end-of-turn token."""
+        return self.tokens[self.response_start : self.response_end]
+
+    @property
+    def is_response(self) -> Bool[Tensor, " pos"]:
+        """True at the response's tokens."""
+        positions = torch.arange(len(self.tokens))
+        return (positions >= self.response_start) & (positions < self.response_end)
