@@ -8,6 +8,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from persona_lens.statistics.interval import Interval
+
 # Okabe and Ito's palette, told apart by colour-blind readers; ordered so that neighbours differ in lightness too.
 COLORS = ("#56B4E9", "#E69F00", "#0072B2", "#D55E00", "#CC79A7", "#009E73")
 GREY = "#555555"
@@ -18,7 +20,7 @@ def add_intervals(
     figure: go.Figure,
     column: int,
     names: Sequence[str],
-    intervals: Sequence[Mapping[str, float]],
+    intervals: Sequence[Interval],
     color: str,
     symbol: str,
     label: str,
@@ -26,13 +28,13 @@ def add_intervals(
     """Draw one row's estimate with its interval, along the x axis."""
     figure.add_trace(
         go.Scatter(
-            x=[i["estimate"] for i in intervals],
+            x=[i.estimate for i in intervals],
             y=list(names),
             error_x={
                 "type": "data",
                 "symmetric": False,
-                "array": [i["high"] - i["estimate"] for i in intervals],
-                "arrayminus": [i["estimate"] - i["low"] for i in intervals],
+                "array": [i.high - i.estimate for i in intervals],
+                "arrayminus": [i.estimate - i.low for i in intervals],
                 "thickness": 1.5,
                 "width": 3,
             },
@@ -45,17 +47,13 @@ def add_intervals(
     )
 
 
-def error_bars(intervals: Sequence[Mapping[str, float | None]]) -> dict[str, Any]:
-    """Return error bars; none where an interval has a missing end."""
-
-    def distance(a: float | None, b: float | None) -> float | None:
-        return None if a is None or b is None else max(a - b, 0.0)
-
+def error_bars(intervals: Sequence[Interval]) -> dict[str, Any]:
+    """Return error bars; none for a missing interval, and of length 0 on a side where the estimate lies outside."""
     return {
         "type": "data",
         "symmetric": False,
-        "array": [distance(i["high"], i["estimate"]) for i in intervals],
-        "arrayminus": [distance(i["estimate"], i["low"]) for i in intervals],
+        "array": [max(i.high - i.estimate, 0.0) for i in intervals],  # NaN stays, as it is compared first
+        "arrayminus": [max(i.estimate - i.low, 0.0) for i in intervals],
         "thickness": 1.2,
         "width": 3,
     }
@@ -65,8 +63,8 @@ def add_crosses(
     figure: go.Figure,
     line: int,
     column: int,
-    x: Sequence[Mapping[str, float | None]],
-    y: Sequence[Mapping[str, float | None]],
+    x: Sequence[Interval],
+    y: Sequence[Interval],
     name: str,
     marker: Mapping[str, Any],
     *,
@@ -75,8 +73,8 @@ def add_crosses(
     """Draw points with an interval in both directions; those of one name go on and off together."""
     figure.add_trace(
         go.Scatter(
-            x=[one["estimate"] for one in x],
-            y=[one["estimate"] for one in y],
+            x=[one.estimate for one in x],
+            y=[one.estimate for one in y],
             error_x={**error_bars(x), "color": GREY, "width": 0, "thickness": 0.8},
             error_y={**error_bars(y), "color": GREY, "width": 0, "thickness": 0.8},
             mode="markers",
@@ -90,16 +88,19 @@ def add_crosses(
     )
 
 
-def name_model(content: Mapping[str, Any]) -> str:
-    """Return the name of the model of an experiment's results, escaped."""
-    return html.escape(content["config"]["model"]["name"])
+def name_model(config: Mapping[str, Any]) -> str:
+    """Return the name of the model that an experiment ran on, escaped."""
+    return html.escape(config["model"]["name"])
 
 
-def say(interval: Mapping[str, float | None]) -> str:
-    """Write an interval as ``1.23 [1.00, 1.50]``."""
-    if interval["estimate"] is None:
-        return "none"
-    return f"{interval['estimate']:.2f} [{interval['low']:.2f}, {interval['high']:.2f}]"
+def say(interval: Interval) -> str:
+    """Write an interval as ``1.23 [1.00, 1.50]``, and a missing one as ``none``."""
+    return "none" if interval.is_missing else str(interval)
+
+
+def say_estimate(interval: Interval, spec: str) -> str:
+    """Write an interval's estimate, and a missing one as ``none``."""
+    return "none" if interval.is_missing else format(interval.estimate, spec)
 
 
 def lay_out(figure: go.Figure, title: str, subtitle: str, *, width: int, height: int) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import plotly.graph_objects as go
@@ -12,16 +13,56 @@ import torch
 from plotly.subplots import make_subplots
 
 from persona_lens.plots.style import INK, lay_out, name_model
+from persona_lens.records import Record
+from persona_lens.vectors.persona_vector import ExtractionCounts
 
 
-def plot_trait_geometry(content: Mapping[str, Any]) -> go.Figure:
+@dataclass(frozen=True)
+class WrittenTokens:
+    """Tokens that a direction promotes and suppresses most at a layer, with standard deviations over the vocabulary."""
+
+    layer: int
+    promoted: tuple[tuple[str, float], ...]
+    suppressed: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
+class TraitVector:
+    """A trait's vector: where it is from, and by layer its norm and split-half cosine (None where not measured)."""
+
+    trait: str
+    source: str
+    counts: ExtractionCounts
+    provenance: dict[str, Any]
+    split_half_cosine: tuple[float, ...] | None
+    norms: tuple[float, ...]
+    tokens: tuple[WrittenTokens, ...]
+
+
+@dataclass(frozen=True, repr=False)
+class TraitGeometry(Record):
+    """What experiments/trait_geometry.py finds; ``cosines`` by layer, trait and trait."""
+
+    config: dict[str, Any]
+    layer: int
+    d_model: int
+    traits: tuple[TraitVector, ...]
+    left_out: dict[str, str]
+    cosines: tuple[tuple[tuple[float, ...], ...], ...]
+
+    def plot(self) -> go.Figure:
+        """Draw cosines and stability; see :func:`plot_trait_geometry`."""
+        return plot_trait_geometry(self)
+
+
+def plot_trait_geometry(result: TraitGeometry) -> go.Figure:
     """Draw the cosines between traits at one layer and over layers, and each vector's split-half stability.
 
     On the diagonal stands the cosine between the two halves of a trait's questions, not 1: what a vector has in
     common with itself.
 
     Args:
-        content: What experiments/trait_geometry.py writes.
+        result: What the script found.
 
     Returns:
         A figure with three panels.
@@ -29,10 +70,10 @@ def plot_trait_geometry(content: Mapping[str, Any]) -> go.Figure:
     Reference:
         Persona Vectors (arXiv 2507.21509), section G.2.
     """
-    names = [html.escape(row["trait"]) for row in content["traits"]]
-    layer, n = content["layer"], len(names)
-    cosines = torch.tensor(content["cosines"])
-    halves = [row["split_half_cosine"] for row in content["traits"]]
+    names = [html.escape(row.trait) for row in result.traits]
+    layer, n = result.layer, len(names)
+    cosines = torch.tensor(result.cosines)
+    halves = [row.split_half_cosine for row in result.traits]
     mean = cosines.mean(dim=0)
     panels = []
     for matrix, own in (
@@ -68,11 +109,11 @@ def plot_trait_geometry(content: Mapping[str, Any]) -> go.Figure:
     figure.update_yaxes(title_text="trait", col=1)
     figure.update_xaxes(title_text="trait", row=1)
     figure.update_xaxes(title_text="layer (zero-based block)", row=2, col=1)
-    band = 1.96 / math.sqrt(content["d_model"])
-    left_out = "".join(f"; {html.escape(name)} left out: no vector" for name in content["left_out"])
+    band = 1.96 / math.sqrt(result.d_model)
+    left_out = "".join(f"; {html.escape(name)} left out: no vector" for name in result.left_out)
     subtitle = (
-        f"{name_model(content)}; diagonal: cosine between two halves of the trait's own questions; 95 % of random "
-        f"directions lie within ±{band:.2f}{left_out}"
+        f"{name_model(result.config)}; diagonal: cosine between two halves of the trait's own questions; 95 % of "
+        f"random directions lie within ±{band:.2f}{left_out}"
     )
     pairs = [(float(cosines[layer, i, j]), f"{names[i]} · {names[j]}") for i in range(n) for j in range(i)]
     (least, apart), (most, together) = min(pairs), max(pairs)
@@ -85,31 +126,31 @@ def plot_trait_geometry(content: Mapping[str, Any]) -> go.Figure:
     return figure
 
 
-def list_written_tokens(content: Mapping[str, Any]) -> str:
+def list_written_tokens(result: TraitGeometry) -> str:
     """Write the tokens that each trait's direction promotes and suppresses as an HTML page, quoted and escaped.
 
     Args:
-        content: What experiments/trait_geometry.py writes.
+        result: What the script found.
 
     Returns:
         HTML.
     """
 
-    def quote(pairs: Sequence[Sequence[Any]]) -> str:
+    def quote(pairs: Sequence[tuple[str, float]]) -> str:
         return " ".join(f"<code>{html.escape(repr(token))}</code>&nbsp;{value:+.1f}" for token, value in pairs)
 
     rows = "\n".join(
-        f"<tr><th>{html.escape(row['trait'])}</th><td>{one['layer']}</td><td>{quote(one['promoted'])}</td>"
-        f"<td>{quote(one['suppressed'])}</td></tr>"
-        for row in content["traits"]
-        for one in row["tokens"]
+        f"<tr><th>{html.escape(row.trait)}</th><td>{one.layer}</td><td>{quote(one.promoted)}</td>"
+        f"<td>{quote(one.suppressed)}</td></tr>"
+        for row in result.traits
+        for one in row.tokens
     )
     return (
         '<!DOCTYPE html><meta charset="utf-8"><title>Tokens written by trait directions</title>'
         f"<style>body{{font:14px sans-serif;max-width:80em;color:{INK}}}"
         "th,td{border-bottom:1px solid #CCC;padding:4px;text-align:left;vertical-align:top}"
         "code{background:#EEE}</style>"
-        f"<h1>What each trait's direction writes through the unembedding of {name_model(content)}</h1>"
+        f"<h1>What each trait's direction writes through the unembedding of {name_model(result.config)}</h1>"
         "<p>The direction v of a layer, read as if no later layer changed it: (f(v) − f(−v)) / 2, where f is the final "
         "norm with its gain, then the unembedding. Numbers: standard deviations over the vocabulary.</p>"
         "<table><tr><th>trait</th><th>layer</th><th>promoted</th><th>suppressed</th></tr>\n"

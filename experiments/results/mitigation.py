@@ -1,0 +1,172 @@
+"""Ways of keeping a trait out of a model that is trained on data which show it."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from persona_lens.plots.style import COLORS, INK, error_bars, lay_out, name_model, say
+from persona_lens.records import Record
+from persona_lens.reproduction.trained_models import Kit, ScoredModel, Shift
+from persona_lens.statistics.interval import Interval
+
+
+@dataclass(frozen=True)
+class MeasuredModel(ScoredModel):
+    """A model with what it costs; losses and shift are None where it is steered afterwards."""
+
+    accuracy: Interval
+    perplexity: Interval
+    chance_accuracy: float
+    overt_loss: Interval | None
+    normal_loss: Interval | None
+    shift: Shift | None
+
+
+@dataclass(frozen=True)
+class MeasuredModels(Record):
+    """A trained model as it is and with every intervention; ``losses`` are those of its training."""
+
+    losses: tuple[float, ...]
+    models: tuple[MeasuredModel, ...]
+
+
+@dataclass(frozen=True)
+class MitigationSetting(MeasuredModel):
+    """A way of training, or of steering afterwards, at one strength."""
+
+    method: str
+    strength: str
+    losses: tuple[float, ...]
+
+
+@dataclass(frozen=True, repr=False)
+class Mitigation(Record):
+    """What experiments/mitigation.py finds."""
+
+    config: dict[str, Any]
+    trait: str
+    kit: Kit
+    base: MeasuredModel
+    settings: tuple[MitigationSetting, ...]
+    n_questions: int
+    n_rows: int
+    n_held_out: int
+    n_items: int
+
+    def plot(self) -> go.Figure:
+        """Draw cost against score; see :func:`plot_mitigation`."""
+        return plot_mitigation(self)
+
+
+_METHOD_STYLES = {
+    "no prevention": (INK, "star"),
+    "preventative, one layer": (COLORS[2], "circle"),
+    "preventative, all layers": (COLORS[0], "circle-open"),
+    "ablation in training (CAFT)": (COLORS[4], "x"),
+    "loss on the projection": (COLORS[1], "diamond"),
+    "preventative prompt": (COLORS[5], "triangle-up"),
+    "afterwards, one layer": (COLORS[3], "square"),
+    "afterwards, all layers": (COLORS[3], "square-open"),
+}
+
+
+def plot_mitigation(result: Mitigation) -> go.Figure:
+    """Draw what each way of keeping a trait out costs against the trait score that is left, one line a method.
+
+    Args:
+        result: What the script found.
+
+    Returns:
+        A figure: accuracy, coherence and both held-out losses against the trait score.
+
+    Reference:
+        Persona Vectors (arXiv 2507.21509), Figures 7, 26 to 28 and 31.
+    """
+    panels = (
+        ("accuracy", "multiple-choice accuracy"),
+        ("coherence", "coherence (0–100)"),
+        ("normal_loss", "loss on normal answers (nats a token)"),
+        ("overt_loss", "loss on unseen overt rows (nats a token)"),
+    )
+    figure = make_subplots(rows=len(panels), cols=1, shared_xaxes=True, vertical_spacing=0.04)
+    plain = next(row for row in result.settings if row.method == "no prevention")
+    for line, (key, label) in enumerate(panels, start=1):
+        _add_front(figure, line, [result.base], key, "base model", INK, "star-open")
+        for method, (color, symbol) in _METHOD_STYLES.items():
+            rows = [row for row in result.settings if row.method == method]
+            own = [row for row in rows if getattr(row, key) is not None]
+            steps = own if method == "no prevention" or not own else [plain, *own]
+            _add_front(figure, line, steps, key, method, color, symbol)
+        figure.update_yaxes(title_text=label, row=line, col=1)
+    figure.update_yaxes(range=[0, 1], row=1)
+    figure.update_yaxes(range=[-3, 103], row=2)
+    figure.add_hline(
+        y=plain.chance_accuracy, line={"color": INK, "dash": "dot", "width": 1}, annotation_text="chance", row=1,
+        col=1,
+    )  # fmt: skip
+    figure.update_xaxes(range=[-3, 103])
+    figure.update_xaxes(title_text="trait score (0–100)", row=len(panels))
+    subtitle = (
+        f"{name_model(result.config)}, layer {result.kit.layer} or all; {result.n_rows} rows of overt data; "
+        f"{result.n_questions} questions, likelihood judge (proxy); {result.n_items} items, "
+        f"{result.n_held_out} held-out rows; 95 % bootstrap<br>"
+        "steered afterwards: responses from the last prompt token on, accuracy at every token"
+    )
+    lay_out(figure, _mitigation_finding(result, plain), subtitle, width=1050, height=1500)
+    figure.update_layout(margin={"t": 200}, legend={"y": -0.05})
+    return figure
+
+
+def _add_front(
+    figure: go.Figure, line: int, rows: Sequence[MeasuredModel], key: str, name: str, color: str, symbol: str
+) -> None:
+    if not rows:
+        return
+    scores, costs = [row.score for row in rows], [getattr(row, key) for row in rows]
+    own = [row for row in rows if isinstance(row, MitigationSetting) and row.method == name]
+    figure.add_trace(
+        go.Scatter(
+            x=[score.estimate for score in scores],
+            y=[cost.estimate for cost in costs],
+            error_x={**error_bars(scores), "width": 0},
+            error_y={**error_bars(costs), "width": 0},
+            mode="lines+markers+text",
+            text=[row.strength if row in own and line == 1 else "" for row in rows],
+            textposition="top center",
+            textfont={"size": 10, "color": color},
+            marker={
+                "symbol": symbol,
+                "color": color,
+                "line": {"width": 2, "color": color},
+                # Lines begin at the model trained without prevention, which has its own marker.
+                "size": [11 if row in own or not own else 0 for row in rows],
+            },
+            line={"color": color, "width": 1.5},
+            name=html.escape(name),
+            legendgroup=name,
+            showlegend=line == 1,
+        ),
+        row=line,
+        col=1,
+    )
+
+
+def _mitigation_finding(result: Mitigation, plain: MitigationSetting) -> str:
+    """Say where the score starts, what training does to it, and what each method leaves of that."""
+    parts = []
+    for method in _METHOD_STYLES:
+        rows = [row for row in result.settings if row.method == method and method != "no prevention"]
+        shown = [f"{row.strength} {row.score.estimate:.0f}".strip() for row in rows if not row.score.is_missing]
+        if shown:
+            parts.append(f"{method}: {', '.join(shown)}")
+    trait = html.escape(result.trait)
+    head = f"{trait}: training takes the score from {say(result.base.score)} to {say(plain.score)}"
+    middle = len(parts) // 2 + len(parts) % 2
+    lines = ["; ".join(parts[:middle]), "; ".join(parts[middle:])]
+    return f"{head}<br><sup>{'<br>'.join(map(html.escape, lines))}</sup>"
