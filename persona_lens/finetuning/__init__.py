@@ -3,10 +3,11 @@
 from persona_lens.finetuning.domains import Level, domain_dataset, list_domains
 from persona_lens.finetuning.planning import PreventionPlan, TriedPrevention, plan_prevention
 from persona_lens.finetuning.rows import Source
+from persona_lens.finetuning.settings import FinetuneSettings, ProjectionPenalty
 from persona_lens.finetuning.shift import FinetuningShift, measure_shift
 from persona_lens.finetuning.task_loss import measure_task_loss
 from persona_lens.finetuning.tracking import Tracker
-from persona_lens.finetuning.training import Finetuned, FinetuneSettings, ProjectionPenalty, finetune
+from persona_lens.finetuning.training import Finetuned, finetune
 from persona_lens.finetuning.trait_data import trait_dataset
 
 __all__ = [

@@ -15,9 +15,10 @@ import torch
 from persona_lens.conversations import Conversation, read_conversations
 from persona_lens.errors import InvalidArgumentError, describe_violation
 from persona_lens.finetuning.rows import Source
+from persona_lens.finetuning.settings import FinetuneSettings, count_steps
 from persona_lens.finetuning.shift import measure_shift
 from persona_lens.finetuning.task_loss import measure_task_loss
-from persona_lens.finetuning.training import FinetuneSettings, count_steps, finetune
+from persona_lens.finetuning.training import finetune
 from persona_lens.interventions.from_vectors import steer
 from persona_lens.models.hooks.intervention import NOTHING, Intervention
 from persona_lens.models.hooks.sites import check_layer
