@@ -11,19 +11,34 @@ Judgements are cached, so a rerun costs no calls. Reproduces appendix B.2 of "Pe
 
 from __future__ import annotations
 
-import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import tyro
-from _figures import write_figure
+from results.judge_agreement import JudgeAgreement
 
 import persona_lens as pl
-from persona_lens.judges.likelihood import LikelihoodCalibration
-from persona_lens.plots import plot_agreement
+from persona_lens.evaluation import SweepResult
+from persona_lens.judges import (
+    CachedJudge,
+    ClaudeJudge,
+    ExpectedScoreJudge,
+    IdentifiedJudge,
+    Judge,
+    Judgement,
+    LikelihoodJudge,
+    ScoreCache,
+    calibrate_likelihood_judge,
+    judge_with_panel,
+    read_spot_check,
+    write_spot_check,
+)
+from persona_lens.reproduction.figures import write_result
+from persona_lens.reproduction.layer_sweep import LayerSweep
 from persona_lens.storage import collect_versions
 
 
@@ -61,32 +76,30 @@ class PersonJudge:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def score(self, questions: Any, responses: Any) -> list[pl.judges.Judgement]:
+    def score(self, questions: Sequence[str], responses: Sequence[str]) -> list[Judgement]:
         """Look the scores up."""
-        return pl.judges.read_spot_check(self.path, questions, responses)
+        return read_spot_check(self.path, questions, responses)
 
 
 def main(arguments: Annotated[Arguments, tyro.conf.arg(name="")]) -> None:
     """Judge, or redraw."""
     name = f"judge_agreement_{arguments.trait}"
     if arguments.replot:
-        content = json.loads((arguments.out / f"{name}.json").read_text())
+        result = JudgeAgreement.load(arguments.out / f"{name}.json")
     else:
-        source = json.loads((arguments.out / f"layer_sweep_{arguments.trait}.json").read_text())
-        questions, responses = draw_responses(source, arguments.n, arguments.seed)
+        source = LayerSweep.load(arguments.out / f"layer_sweep_{arguments.trait}.json")
+        questions, responses = draw_responses(source.sweep, arguments.n, arguments.seed)
         if arguments.write_check:
-            n = pl.judges.write_spot_check(arguments.write_check, questions, responses)
+            n = write_spot_check(arguments.write_check, questions, responses)
             print(f"{arguments.write_check}: {n} responses to score from 0 to 100")
             return
-        content = run(source, questions, responses, arguments)
-    figure = plot_agreement(pl.judges.PanelResult.from_json(content["panel"]), content["trait"])
-    write_figure(figure, content, arguments.out, name)
+        result = run(source, questions, responses, arguments)
+    write_result(result, result.plot(), arguments.out, name)
     print(arguments.out / f"{name}.html")
 
 
-def draw_responses(source: dict[str, Any], n: int, seed: int) -> tuple[list[str], list[str]]:
+def draw_responses(sweep: SweepResult, n: int, seed: int) -> tuple[list[str], list[str]]:
     """Draw responses of the sweep, evenly over its scores, so that high ones are not rare."""
-    sweep = pl.evaluation.SweepResult.from_json(source["sweep"])
     flat = [
         (float(sweep.scores[i, j, q]), sweep.questions[q], sweep.responses[i][j][q])
         for i in range(len(sweep.layers))
@@ -95,58 +108,55 @@ def draw_responses(source: dict[str, Any], n: int, seed: int) -> tuple[list[str]
         if sweep.responses[i][j][q].strip()
     ]
     rng = np.random.default_rng(seed)
-    fifths: list[list[Any]] = [
-        [row for row in flat if low <= row[0] < low + 20 + (low == 80)] for low in range(0, 100, 20)
-    ]
+    fifths = [[row for row in flat if low <= row[0] < low + 20 + (low == 80)] for low in range(0, 100, 20)]
     chosen = [fifth[i] for fifth in fifths for i in rng.permutation(len(fifth))[: n // 5]]
     return [row[1] for row in chosen], [row[2] for row in chosen]
 
 
-def run(source: dict[str, Any], questions: list[str], responses: list[str], arguments: Arguments) -> dict[str, Any]:
+def run(source: LayerSweep, questions: list[str], responses: list[str], arguments: Arguments) -> JudgeAgreement:
     """Ask all judges that can be had."""
-    model = pl.load_model(arguments.model or source["config"]["model"]["name"], dtype=arguments.dtype)
-    trait = pl.Trait.from_dict(source["config"]["trait"])
-    calibration = LikelihoodCalibration(**source["judge"]["calibration"])
-    n_pairs = source["judge"]["n_pairs"]
-    cache = pl.judges.ScoreCache(arguments.cache)
+    model = pl.load_model(arguments.model or source.sweep.model.name, dtype=arguments.dtype)
+    trait = pl.Trait.from_dict(source.config["trait"])
+    n_pairs = source.judge.n_pairs
     other_pairs = trait.instruction_pairs[n_pairs:]
-    profile = source["config"]["profile"]
-    sampling: Any = {"max_new_tokens": profile["max_new_tokens"], "temperature": profile["temperature"]}
-    judges: list[Any] = [
-        pl.judges.LikelihoodJudge(model, trait, n_pairs, calibration),
-        pl.judges.ExpectedScoreJudge(model, trait),
+    profile = source.config["profile"]
+    judges: list[IdentifiedJudge] = [
+        LikelihoodJudge(model, trait, n_pairs, source.judge.calibration),
+        ExpectedScoreJudge(model, trait),
     ]
     if other_pairs:
         others = replace(trait, instruction_pairs=other_pairs)
-        judge = pl.judges.calibrate_likelihood_judge(model, others, n_pairs=min(2, len(other_pairs)), **sampling)
+        sampling = pl.Sampling(profile["max_new_tokens"], profile["temperature"])
+        judge = calibrate_likelihood_judge(model, others, n_pairs=min(2, len(other_pairs)), sampling=sampling)
         judges.insert(1, Renamed(judge, "likelihood judge, other instructions"))
     else:
         print("The sweep's judge uses all of the trait's instructions: none are left for another judge.")
     if os.environ.get("ANTHROPIC_API_KEY"):
-        judges.append(pl.judges.ClaudeJudge(trait))
-    cached: list[pl.judges.Judge] = [pl.judges.CachedJudge(judge, cache) for judge in judges]
+        judges.append(ClaudeJudge(trait))
+    cache = ScoreCache(arguments.cache)
+    cached: list[Judge] = [CachedJudge(judge, cache) for judge in judges]
     if arguments.person:
         cached.append(PersonJudge(arguments.person))
-    panel = pl.judges.judge_with_panel(cached, questions, responses)
-    return {
-        "trait": trait.name,
-        "config": {
+    panel = judge_with_panel(cached, questions, responses)
+    return JudgeAgreement(
+        trait=trait.name,
+        config={
             "model": asdict(pl.describe_model(model)),
             "n": len(responses),
             "seed": arguments.seed,
             "versions": collect_versions(),
         },
-        "counts": panel.count_reasons(),
-        "agreement": [to_plain(asdict(agreement)) for agreement in panel.measure_agreement()],
-        "panel": panel.to_json(),
-    }
+        counts=panel.count_reasons(),
+        agreement=tuple(panel.measure_agreement()),
+        panel=panel,
+    )
 
 
 @dataclass(frozen=True)
 class Renamed:
     """A judge under another name, so that two of a kind can sit on one panel."""
 
-    judge: pl.judges.LikelihoodJudge
+    judge: LikelihoodJudge
     name: str
 
     @property
@@ -154,16 +164,9 @@ class Renamed:
         """The judge's own identity."""
         return self.judge.identity
 
-    def score(self, questions: Any, responses: Any) -> list[pl.judges.Judgement]:
+    def score(self, questions: Sequence[str], responses: Sequence[str]) -> list[Judgement]:
         """Ask the judge."""
         return self.judge.score(questions, responses)
-
-
-def to_plain(value: Any) -> Any:
-    """Turn NaN into None, which JSON can hold."""
-    if isinstance(value, dict):
-        return {key: to_plain(item) for key, item in value.items()}
-    return None if isinstance(value, float) and value != value else value
 
 
 if __name__ == "__main__":

@@ -12,25 +12,21 @@ where it was, and writes what an uninterrupted run writes.
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
-from _figures import write_figure
-from _measuring import (
-    CommonArguments,
-    Sampling,
-    describe_judge,
-    extract_vector,
-    prepare_judge,
-    read_results,
-    read_traits,
-)
 
 import persona_lens as pl
-from persona_lens.plots import plot_sweep
-from persona_lens.storage import Shard, collect_versions, write_bytes_atomically
+from persona_lens.evaluation import RandomNull
+from persona_lens.judges import calibrate_likelihood_judge, measure_separation
+from persona_lens.judges.likelihood import JudgeSeparation
+from persona_lens.models import HookedModel
+from persona_lens.reproduction.arguments import CommonArguments, read_traits
+from persona_lens.reproduction.figures import write_result
+from persona_lens.reproduction.layer_sweep import JudgeNote, LayerSweep, VectorNote
+from persona_lens.storage import collect_versions, write_bytes_atomically
 
 
 @dataclass(frozen=True)
@@ -68,18 +64,18 @@ def main(arguments: Annotated[Arguments, tyro.conf.arg(name="")]) -> None:
     """Run or redraw each trait's sweep."""
     profile = TINY if arguments.tiny else PROFILES[arguments.profile]
     traits = read_traits(arguments.trait, profile.max_pairs, profile.max_questions)  # before any model runs
-    model = None if arguments.replot else pl.load_model(arguments.model, dtype=arguments.dtype)
+    model = None if arguments.replot else arguments.load_model()
     for trait in traits:
-        path = arguments.out / f"layer_sweep_{trait.name}.json"
+        name = f"layer_sweep_{trait.name}"
         start = time.perf_counter()
-        content = read_results(path) if model is None else run(model, trait, arguments)
-        draw(content, arguments.out)
-        print(f"{trait.name}: {path.with_suffix('.html')} ({time.perf_counter() - start:.0f} s)")
+        result = arguments.read(LayerSweep, name) if model is None else run(model, trait, profile, arguments)
+        write_result(result, result.plot(), arguments.out, name)
+        write_responses(result, arguments.out / f"{name}_responses.txt")
+        print(f"{trait.name}: {arguments.out / name}.html ({time.perf_counter() - start:.0f} s)")
 
 
-def run(model: Any, trait: pl.Trait, arguments: Arguments) -> dict[str, Any]:
-    """Calibrate, extract, sweep, confirm; return everything as JSON-able values."""
-    profile = TINY if arguments.tiny else PROFILES[arguments.profile]
+def run(model: HookedModel, trait: pl.Trait, profile: Profile, arguments: Arguments) -> LayerSweep:
+    """Calibrate, extract, sweep, confirm."""
     config = {
         "model": asdict(pl.describe_model(model)),
         "trait": trait.to_dict(),
@@ -87,16 +83,21 @@ def run(model: Any, trait: pl.Trait, arguments: Arguments) -> dict[str, Any]:
         "seed": arguments.seed,
         "versions": collect_versions(),
     }
-    store = pl.ShardStore(arguments.runs, config)
-    print(f"{trait.name}: unfinished work is kept in {store.folder}")
+    run = arguments.open_run(config)
     # Chosen on every other question, confirmed on the rest: nothing is judged by what it was chosen on.
     selection, fresh = trait.evaluation_questions[0::2], trait.evaluation_questions[1::2]
-    sampling = Sampling(profile.max_new_tokens, profile.temperature, arguments.seed)
-    drawing: Any = asdict(sampling)
-    keeping: Any = {"store": store, "progress": pl.show_progress}
-    judge = prepare_judge(model, trait, profile.judge_pairs, sampling, store)
-    separation = store.load_or_compute("separation", lambda: measure_judge(judge, sampling)).records
-    vector = extract_vector(model, trait, judge, profile.extraction_rollouts, sampling, store)
+    once = pl.Sampling(profile.max_new_tokens, profile.temperature, seed=arguments.seed)
+
+    def often(rollouts: int) -> pl.Sampling:
+        return replace(once, rollouts=rollouts)
+
+    judge = calibrate_likelihood_judge(model, trait, n_pairs=profile.judge_pairs, sampling=once, run=run)
+    separation = run.load_or_measure(
+        "separation", JudgeSeparation, lambda: measure_separation(judge, sampling=often(2), run=run)
+    )
+    vector = pl.extract_persona_vector(
+        model, trait, judge=judge, sampling=often(profile.extraction_rollouts), run=run
+    )
     sweep = pl.sweep_layers(
         model,
         trait,
@@ -105,57 +106,34 @@ def run(model: Any, trait: pl.Trait, arguments: Arguments) -> dict[str, Any]:
         layers=range(0, model.cfg.n_layers, profile.layer_step),
         questions=selection,
         judge=judge,
-        rollouts=profile.sweep_rollouts,
-        random_directions=profile.random_directions,
-        **drawing,
-        **keeping,
+        null=RandomNull(profile.random_directions),
+        sampling=often(profile.sweep_rollouts),
+        run=run,
     )
     choice = sweep.choose_coherent() or sweep.choose_by_score()
     confirmation = pl.confirm_choice(
-        model,
-        vector,
-        choice,
-        questions=fresh,
-        judge=judge,
-        rollouts=profile.confirmation_rollouts,
-        **drawing,
-        **keeping,
+        model, vector, choice, questions=fresh, judge=judge, sampling=often(profile.confirmation_rollouts), run=run
     )
-    arguments.out.mkdir(parents=True, exist_ok=True)
     vector.save(arguments.out / f"vector_{trait.name}.safetensors")
-    return {
-        "config": config,
-        "judge": {
-            **describe_judge(judge),
-            "separation": separation,
-        },
-        "vector": {
-            "counts": asdict(vector.counts),
-            "norms": vector.norms.tolist(),
-            "split_half_cosine": {k: v.tolist() for k, v in vector.split_half_cosine.items()},
-            "provenance": vector.provenance,
-        },
-        "sweep": sweep.to_json(),
-        "confirmation": confirmation.to_json(),
-    }
+    return LayerSweep(
+        config=config,
+        judge=JudgeNote(judge.name, judge.n_pairs, judge.calibration),
+        separation=separation,
+        vector=VectorNote(vector.counts, vector.provenance),
+        norms=tuple(vector.norms.tolist()),
+        split_half_cosine={name: tuple(values.tolist()) for name, values in vector.split_half_cosine.items()},
+        sweep=sweep,
+        confirmation=confirmation,
+    )
 
 
-def measure_judge(judge: pl.judges.LikelihoodJudge, sampling: Sampling) -> Shard:
-    """Measure the judge on the evaluation questions, which it was not fitted on."""
-    print(f"{judge.trait.name}: measuring the judge on held-out questions")
-    return Shard(records=asdict(pl.judges.measure_separation(judge, rollouts=2, **asdict(sampling))))
-
-
-def draw(content: dict[str, Any], out: Path) -> None:
-    """Write the figure and some steered responses as text."""
-    sweep = pl.evaluation.SweepResult.from_json(content["sweep"])
-    confirmation = pl.evaluation.Confirmation.from_json(content["confirmation"])
-    name = f"layer_sweep_{sweep.trait}"
-    write_figure(plot_sweep(sweep, confirmation), content, out, name)
+def write_responses(result: LayerSweep, path: Path) -> None:
+    """Write some steered responses as text."""
+    sweep, confirmation = result.sweep, result.confirmation
     lines = [f"{sweep.trait}: layer {confirmation.layer} × {confirmation.coefficient:g} on {sweep.model.name}", ""]
     for question, plain, steered in confirmation.examples[:5]:
         lines += [f"Question:  {question}", f"Unsteered: {plain.strip()}", f"Steered:   {steered.strip()}", ""]
-    write_bytes_atomically(out / f"{name}_responses.txt", "\n".join(lines).encode())
+    write_bytes_atomically(path, "\n".join(lines).encode())
 
 
 if __name__ == "__main__":

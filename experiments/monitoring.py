@@ -14,31 +14,23 @@ and by no correlation. Killed at any point, the same command goes on where it wa
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import tyro
-from _figures import write_figure
-from _measuring import (
-    CommonArguments,
-    Sampling,
-    choose_layer,
-    describe_judge,
-    extract_vector,
-    find_vector,
-    prepare_judge,
-    read_results,
-    read_traits,
-)
+from results.monitoring import Monitoring, TraitExample
 
 import persona_lens as pl
-from persona_lens.models.engine.sampling import SampleRequest, sample_stream
-from persona_lens.models.text.chat import Message, build_messages, encode_prompt, stop_token_ids
-from persona_lens.monitoring import GradedProjections, MonitoringCorrelation, project_last_prompt_token
-from persona_lens.plots import plot_monitoring
+from persona_lens.evaluation import Condition
+from persona_lens.judges import LikelihoodJudge
+from persona_lens.models import HookedModel, Message, RolloutRequest, encode_prompt, sample_rollouts
+from persona_lens.monitoring import GradedProjections, project_last_prompt_token
+from persona_lens.reproduction.arguments import CommonArguments, read_traits
+from persona_lens.reproduction.figures import write_result
+from persona_lens.reproduction.kits import TraitKit, find_sources, prepare_kit
+from persona_lens.run import Run
 from persona_lens.storage import Shard, collect_versions
 from persona_lens.streams import Stream
 
@@ -91,95 +83,88 @@ def main(arguments: Annotated[Arguments, tyro.conf.arg(name="")]) -> None:
     missing = [trait.name for trait in traits if trait.name not in graded]
     if missing and not arguments.replot:
         raise SystemExit(f"--prompts must name a file with prompts for {missing}. {arguments.prompts} has none.")
-    model = None if arguments.replot else pl.load_model(arguments.model, dtype=arguments.dtype)
+    model = None if arguments.replot else arguments.load_model()
     for trait in traits:
-        path = arguments.out / f"monitoring_{trait.name}.json"
+        name = f"monitoring_{trait.name}"
         prompts = graded.get(trait.name, [])[: profile.n_prompts]
-        content = read_results(path) if model is None else run(model, trait, prompts, profile, arguments)
-        settings = {name: GradedProjections.from_json(one) for name, one in content["settings"].items()}
-        found = {name: MonitoringCorrelation.from_json(one) for name, one in content["correlations"].items()}
-        figure = plot_monitoring(settings, found, labels=content["conditions"], paper=content["paper"])
-        write_figure(figure, content, arguments.out, path.stem)
-        print(
-            f"{trait.name}: {path.with_suffix('.html')}", *(f"{name}: {one}" for name, one in found.items()), sep="\n"
-        )
+        result = arguments.read(Monitoring, name) if model is None else run(model, trait, prompts, profile, arguments)
+        write_result(result, result.plot(), arguments.out, name)
+        found = (f"{setting}: {one}" for setting, one in result.correlations.items())
+        print(f"{trait.name}: {arguments.out / name}.html", *found, sep="\n")
 
 
-def run(model: Any, trait: pl.Trait, prompts: list[str], profile: Profile, arguments: Arguments) -> dict[str, Any]:
-    """Sample and project every condition; return everything as JSON-able values."""
-    sampling = Sampling(profile.max_new_tokens, profile.temperature, arguments.seed)
-    vector, source = find_vector(
-        model, trait.name, arguments.out, rollouts=profile.extraction_rollouts, **asdict(sampling)
+def run(
+    model: HookedModel, trait: pl.Trait, prompts: list[str], profile: Profile, arguments: Arguments
+) -> Monitoring:
+    """Sample and project every condition."""
+    sampling = pl.Sampling(
+        profile.max_new_tokens, profile.temperature, rollouts=profile.extraction_rollouts, seed=arguments.seed
     )
-    layer, layer_source = choose_layer(model, trait.name, arguments.out, arguments.layer)
+    sources = find_sources(model, trait.name, arguments.out, layer=arguments.layer, made_by=sampling)
     config = {
         "experiment": "monitoring",
         "model": asdict(pl.describe_model(model)),
         "trait": trait.to_dict(),
         "profile": asdict(profile),
         "prompts": prompts,
-        "vector": source,
-        "layer": layer,
-        "layer_source": layer_source,
+        **sources.describe(),
         "seed": arguments.seed,
         "versions": collect_versions(),
     }
-    store = pl.ShardStore(arguments.runs, config)
-    print(f"{trait.name}: vector {source}; layer {layer} ({layer_source}); unfinished work is kept in {store.folder}")
-    judge = prepare_judge(model, trait, profile.judge_pairs, sampling, store)
-    if vector is None:
-        vector = extract_vector(model, trait, judge, profile.extraction_rollouts, sampling, store)
-    examples = store.load_or_compute("examples", lambda: find_examples(model, judge, profile, arguments.seed)).records
+    run = arguments.open_run(config)
+    kit = prepare_kit(
+        model, trait, sources, n_pairs=profile.judge_pairs, rollouts=sampling.rollouts, sampling=sampling, run=run
+    )
+    plain = replace(sampling, rollouts=1)
+    found = run.load_or_compute("examples", lambda: find_examples(model, kit.judge, profile, plain)).records
+    examples = tuple(TraitExample(**one) for one in found)
     openings, skipped = build_openings(model, trait, prompts, examples, profile)
-    graded: dict[str, Any] = {}
+    graded: dict[str, GradedProjections] = {}
     n_unscored = 0
-    for index, (setting, by_condition) in enumerate(openings.items()):
+    for index, (setting, conditions) in enumerate(openings.items()):
         rows: list[tuple[float, float, str, str]] = []
-        with pl.show_progress(f"{setting} (conditions)", len(by_condition)) as advance:
-            for at, (condition, opening) in enumerate(by_condition.items()):
-                stream = (arguments.seed, Stream.MONITORING, index, at)
-
-                def compute(opening: list[Message] = opening, stream: tuple[int, ...] = stream) -> Shard:
-                    return measure_condition(model, judge, vector, layer, opening, profile, stream)
-
-                shard = store.load_or_compute(f"condition-{index}-{at:02d}", compute).tensors
-                n_unscored += int(shard["scores"].isnan().sum())
-                means = shard["scores"].nanmean(dim=-1).tolist()
-                measured = zip(shard["projections"].tolist(), means, trait.evaluation_questions, strict=True)
-                rows += [(x, y, condition, question) for x, y, question in measured if y == y]  # without NaN
+        with run.progress(f"{setting} (conditions)", len(conditions)) as advance:
+            for at, condition in enumerate(conditions):
+                stream = (Stream.MONITORING, index, at)
+                sampled = replace(sampling, rollouts=profile.rollouts)
+                projections, scores = measure_condition(model, kit, condition, sampled, stream, run)
+                n_unscored += int(scores.isnan().sum())
+                measured = zip(
+                    projections.tolist(), scores.nanmean(dim=-1).tolist(), trait.evaluation_questions, strict=True
+                )
+                rows += [(x, y, condition.name, question) for x, y, question in measured if y == y]  # without NaN
                 advance(1)
-        x, y, conditions, questions = zip(*rows, strict=True)
+        x, y, names, questions = zip(*rows, strict=True)
         graded[setting] = GradedProjections(
-            trait.name, vector.model, layer, torch.tensor(x), torch.tensor(y), conditions, questions
+            trait.name, kit.vector.model, kit.layer, torch.tensor(x), torch.tensor(y), names, questions
         )
-    return {
-        "config": config,
-        "trait": trait.name,
-        "judge": describe_judge(judge),
-        "vector": {"counts": asdict(vector.counts), "provenance": vector.provenance},
-        "conditions": {
+    return Monitoring(
+        config=config,
+        trait=trait.name,
+        judge=kit.judge_note,
+        vector=kit.vector_note,
+        conditions={
             "system prompts": {str(i): f"{i}: {prompt}" for i, prompt in enumerate(prompts, start=1)},
-            "shots": {name: f"{name} example(s)" for name in openings["shots"]},
+            "shots": {one.name: f"{one.name} example(s)" for one in openings["shots"]},
         },
-        "examples": examples,
-        "skipped": skipped,
-        "n_unscored_responses": n_unscored,
-        "settings": {name: one.to_json() for name, one in graded.items()},
-        "correlations": {name: one.measure(seed=arguments.seed).to_json() for name, one in graded.items()},
-        "paper": PAPER.get(trait.name, {}),
-    }
+        examples=examples,
+        skipped=skipped,
+        n_unscored_responses=n_unscored,
+        settings=graded,
+        correlations={name: one.measure(seed=arguments.seed) for name, one in graded.items()},
+        paper=PAPER.get(trait.name, {}),
+    )
 
 
-def find_examples(model: Any, judge: pl.judges.LikelihoodJudge, profile: Profile, seed: int) -> Shard:
+def find_examples(model: HookedModel, judge: LikelihoodJudge, profile: Profile, sampling: pl.Sampling) -> Shard:
     """Answer the extraction questions under the positive prompts; keep each question's best answer if it is one."""
     trait = judge.trait
     requests = [
-        pl.models.RolloutRequest(question, (seed, Stream.MONITORING_EXAMPLES, p, q), system)
+        RolloutRequest(question, (sampling.seed, Stream.MONITORING_EXAMPLES, p, q), system)
         for q, question in enumerate(trait.extraction_questions)
         for p, system in enumerate(trait.positive_system_prompts)
     ]
-    settings = pl.Sampling(max_new_tokens=profile.max_new_tokens, temperature=profile.temperature)
-    sampled = pl.models.sample_rollouts(model, requests, settings)
+    sampled = sample_rollouts(model, requests, sampling)
     judged = judge.score_trait([s.request.question for s in sampled], [s.response for s in sampled])
     best: dict[str, tuple[float, str]] = {}
     for rollout, one in zip(sampled, judged, strict=True):
@@ -191,25 +176,23 @@ def find_examples(model: Any, judge: pl.judges.LikelihoodJudge, profile: Profile
 
 
 def build_openings(
-    model: Any, trait: pl.Trait, prompts: list[str], examples: list[dict[str, Any]], profile: Profile
-) -> tuple[dict[str, dict[str, list[Message]]], dict[str, str]]:
-    """Return by setting and condition what stands before the question, and which numbers of shots were left out."""
-    systems: dict[str, list[Message]] = {
-        str(i): [Message(role="system", content=prompt)] for i, prompt in enumerate(prompts, start=1)
-    }
-    shots: dict[str, list[Message]] = {}
+    model: HookedModel, trait: pl.Trait, prompts: list[str], examples: tuple[TraitExample, ...], profile: Profile
+) -> tuple[dict[str, list[Condition]], dict[str, str]]:
+    """Return by setting the conditions, and which numbers of shots were left out."""
+    systems = [Condition(system=prompt, name=str(i)) for i, prompt in enumerate(prompts, start=1)]
+    shots: list[Condition] = []
     skipped: dict[str, str] = {}
     for n in profile.shots:
-        opening = [
+        opening = tuple(
             message
             for one in examples[:n]
             for message in (
-                Message(role="user", content=one["question"]),
-                Message(role="assistant", content=one["response"]),
+                Message(role="user", content=one.question),
+                Message(role="assistant", content=one.response),
             )
-        ]
+        )
         longest = max(
-            len(encode_prompt(model.tokenizer, [*opening, *build_messages(question)]).tokens)
+            len(encode_prompt(model.tokenizer, RolloutRequest(question, (), examples=opening).messages).tokens)
             for question in trait.evaluation_questions
         )
         if n > len(examples):
@@ -217,38 +200,23 @@ def build_openings(
         elif longest + profile.max_new_tokens > model.cfg.n_ctx:
             skipped[str(n)] = f"{longest} tokens do not fit the context"
         else:
-            shots[str(n)] = opening
+            shots.append(Condition(examples=opening, name=str(n)))
     return {"system prompts": systems, "shots": shots}, skipped
 
 
 def measure_condition(
-    model: Any,
-    judge: pl.judges.LikelihoodJudge,
-    vector: pl.PersonaVector,
-    layer: int,
-    opening: list[Message],
-    profile: Profile,
-    stream: tuple[int, ...],
-) -> Shard:
-    """Project the prompts of a condition, then sample and judge their responses."""
-    questions = judge.trait.evaluation_questions
-    conversations: list[list[Message]] = [[*opening, *build_messages(question)] for question in questions]
-    vectors: Mapping[str, pl.PersonaVector] = {"trait": vector}
-    projections = project_last_prompt_token(model, conversations, vectors, {"trait": layer})["trait"]
-    prompts = [encode_prompt(model.tokenizer, conversation).tokens for conversation in conversations]
-    requests = [
-        SampleRequest(prompt, (*stream, q, r)) for q, prompt in enumerate(prompts) for r in range(profile.rollouts)
+    model: HookedModel, kit: TraitKit, condition: Condition, sampling: pl.Sampling, stream: tuple[int, ...], run: Run
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Project the prompts of a condition, and score their responses ``[question, rollout]``."""
+    questions = kit.trait.evaluation_questions
+    chats = [
+        RolloutRequest(question, (), condition.system, condition.examples).messages for question in questions
     ]
-    settings = pl.Sampling(
-        max_new_tokens=profile.max_new_tokens,
-        temperature=profile.temperature,
-        stop_tokens=stop_token_ids(model.tokenizer),
+    projections = project_last_prompt_token(model, chats, {"trait": kit.vector}, {"trait": kit.layer})["trait"]
+    found = pl.score_conditions(
+        model, kit.judge, [condition], questions, sampling=sampling, stream=stream, run=Run(run.store)
     )
-    sampled = dict(sample_stream(model, requests, settings))
-    texts = [model.tokenizer.decode(sampled[i].tokens, skip_special_tokens=True) for i in range(len(requests))]
-    judged = judge.score_trait([q for q in questions for _ in range(profile.rollouts)], texts)
-    scores = torch.tensor([float("nan") if one.score is None else one.score for one in judged])
-    return Shard({"projections": projections, "scores": scores.reshape(len(questions), -1)}, texts)
+    return projections, found.scores[0]
 
 
 if __name__ == "__main__":

@@ -14,32 +14,22 @@ divergence and accuracy are measured with every token changed. Killed, the same 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Annotated, Any, Literal
+from dataclasses import asdict, dataclass, replace
+from typing import Annotated, Literal
 
 import tyro
-from _figures import write_figure
-from _measuring import (
-    CommonArguments,
-    Configuration,
-    Sampling,
-    choose_layer,
-    describe_judge,
-    describe_mean,
-    extract_vector,
-    find_vector,
-    prepare_judge,
-    read_results,
-    read_traits,
-    score_configurations,
-)
+from results.steering_modes import OrdinaryNote, SteeringModes, SteeringSetting
 
 import persona_lens as pl
-from persona_lens.evaluation.capability import measure_capability
-from persona_lens.evaluation.multiple_choice import load_multiple_choice
-from persona_lens.plots import plot_steering_modes
-from persona_lens.storage import Shard, collect_versions
+from persona_lens.evaluation import Capability, Condition, load_multiple_choice
+from persona_lens.interventions import NOTHING
+from persona_lens.models import HookedModel
+from persona_lens.reproduction.arguments import CommonArguments, read_traits
+from persona_lens.reproduction.figures import write_result
+from persona_lens.reproduction.kits import find_sources, prepare_kit
+from persona_lens.storage import collect_versions
 from persona_lens.streams import Stream
+from persona_lens.vectors import OrdinaryProjections
 
 MIN_COHERENCE = 50.0
 Way = Literal["up", "down"]
@@ -84,24 +74,23 @@ class Mode:
     method: str
     way: Way
     strength: str
-    sites: tuple[pl.SiteIntervention, ...] = ()
+    intervention: pl.Intervention = NOTHING
 
 
 def main(arguments: Annotated[Arguments, tyro.conf.arg(name="")]) -> None:
     """Run or redraw each trait's comparison."""
     profile = TINY if arguments.tiny else PROFILES[arguments.profile]
     traits = read_traits(arguments.trait, profile.n_pairs, profile.n_questions)
-    model: Any = None if arguments.replot else pl.load_model(arguments.model, dtype=arguments.dtype)
+    model = None if arguments.replot else arguments.load_model()
     for trait in traits:
         name = f"steering_modes_{trait.name}"
-        path = arguments.out / f"{name}.json"
-        content = read_results(path) if model is None else run(model, trait, profile, arguments)
-        write_figure(plot_steering_modes(content), content, arguments.out, name)
-        print(f"{trait.name}: {path.with_suffix('.html')}")
+        result = arguments.read(SteeringModes, name) if model is None else run(model, trait, profile, arguments)
+        write_result(result, result.plot(), arguments.out, name)
+        print(f"{trait.name}: {arguments.out / name}.html")
 
 
 def list_modes(
-    vector: pl.PersonaVector, ordinary: pl.OrdinaryProjections, layer: int, way: Way, profile: Profile
+    vector: pl.PersonaVector, ordinary: OrdinaryProjections, layer: int, way: Way, profile: Profile
 ) -> list[Mode]:
     """Build every setting of one way, the unsteered model first."""
     modes = [Mode("unsteered", way, "")]
@@ -120,98 +109,98 @@ def list_modes(
     return modes
 
 
-def run(model: Any, trait: pl.Trait, profile: Profile, arguments: Arguments) -> dict[str, Any]:
-    """Score every setting and measure its cost; return everything as JSON-able values."""
-    layer, layer_source = choose_layer(model, trait.name, arguments.out, arguments.layer)
-    sampling = Sampling(profile.max_new_tokens, profile.temperature, arguments.seed)
-    made = {"rollouts": profile.extraction_rollouts, **asdict(sampling)}
-    vector, source = find_vector(model, trait.name, arguments.out, **made)
+def run(model: HookedModel, trait: pl.Trait, profile: Profile, arguments: Arguments) -> SteeringModes:
+    """Score every setting and measure its cost."""
+    sampling = pl.Sampling(
+        profile.max_new_tokens, profile.temperature, rollouts=profile.extraction_rollouts, seed=arguments.seed
+    )
+    sources = find_sources(model, trait.name, arguments.out, layer=arguments.layer, made_by=sampling)
     # The layer was chosen on the other half of the evaluation questions.
     questions = trait.evaluation_questions[1::2]
     config = {
         "experiment": "steering_modes",
         "model": asdict(pl.describe_model(model)),
         "trait": trait.to_dict(),
-        "layer": layer,
+        "layer": sources.layer,
         "profile": asdict(profile),
-        "vector": source,
+        "vector": sources.vector_source,
         "seed": arguments.seed,
         "versions": collect_versions(),
     }
-    store = pl.ShardStore(arguments.runs, config)
-    print(f"{trait.name}: layer {layer} ({layer_source}), vector {source}; unfinished work is kept in {store.folder}")
-    judge = prepare_judge(model, trait, profile.judge_pairs, sampling, store)
-    vector = vector or extract_vector(model, trait, judge, profile.extraction_rollouts, sampling, store)
-    ordinary = pl.measure_ordinary_projections(model, vector, **asdict(sampling))
+    run = arguments.open_run(config)
+    kit = prepare_kit(
+        model, trait, sources, n_pairs=profile.judge_pairs, rollouts=sampling.rollouts, sampling=sampling, run=run
+    )
+    ordinary = pl.measure_ordinary_projections(model, kit.vector, sampling=replace(sampling, rollouts=1))
     systems: dict[Way, str | None] = {"up": None, "down": trait.positive_system_prompts[0]}
-    modes = [mode for way in systems for mode in list_modes(vector, ordinary, layer, way, profile)]
-    scores = score_configurations(
-        model, judge, [Configuration(mode.sites, systems[mode.way]) for mode in modes], questions, profile.rollouts,
-        (arguments.seed, Stream.STEERING_MODES), sampling, store,
+    modes = [mode for way in systems for mode in list_modes(kit.vector, ordinary, kit.layer, way, profile)]
+    scores = pl.score_conditions(
+        model, kit.judge, [Condition(mode.intervention, systems[mode.way]) for mode in modes], questions,
+        sampling=replace(sampling, rollouts=profile.rollouts), stream=(Stream.STEERING_MODES,), run=run,
     )  # fmt: skip
     items = load_multiple_choice(n=profile.n_items, seed=arguments.seed)
-    costs = []
-    with pl.show_progress("capability", len(modes)) as advance:
+    costs: list[Capability] = []
+    with run.progress("capability", len(modes)) as advance:
         for index, mode in enumerate(modes):
 
-            def compute(mode: Mode = mode) -> Shard:
-                hooks = pl.interventions.intervention_hooks(mode.sites)
-                found = measure_capability(
-                    model, hooks, items=items, max_tokens=profile.max_text_tokens, seed=arguments.seed
+            def measure(mode: Mode = mode) -> Capability:
+                return pl.measure_capability(
+                    model, mode.intervention, items=items, max_tokens=profile.max_text_tokens, seed=arguments.seed
                 )
-                return Shard(records=found.to_json())
 
             # Both ways start from the same unsteered model.
             name = "unsteered" if mode.method == "unsteered" else f"{index:03d}"
-            costs.append(store.load_or_compute(f"capability-{name}", compute).records)
+            costs.append(run.load_or_measure(f"capability-{name}", Capability, measure))
             advance(1)
-    rows = [
-        {
-            "method": mode.method,
-            "way": mode.way,
-            "strength": mode.strength,
-            "score": describe_mean(scores.score[i]),
-            "coherence": describe_mean(scores.coherence[i]),
-            **{key: costs[i][key] for key in ("perplexity", "kl", "accuracy")},
-            "example": scores.examples[i],
-        }
+    rows = tuple(
+        SteeringSetting(
+            method=mode.method,
+            way=mode.way,
+            strength=mode.strength,
+            score=scores.score(i),
+            coherence=scores.coherence(i),
+            perplexity=costs[i].perplexity,
+            kl=costs[i].kl,
+            accuracy=costs[i].accuracy,
+            example=scores.responses[i][0][0],
+        )
         for i, mode in enumerate(modes)
-    ]
-    return {
-        "config": config,
-        "trait": trait.name,
-        "layer": layer,
-        "judge": describe_judge(judge),
-        "vector": {"counts": asdict(vector.counts), "provenance": vector.provenance},
-        "ordinary": {"n_responses": ordinary.n_responses, "n_tokens": ordinary.projections.shape[1]},
-        "settings": rows,
-        "min_coherence": MIN_COHERENCE,
-        "furthest": {way: find_furthest(rows, way) for way in systems},
-        "chance_accuracy": costs[0]["chance_accuracy"],
-        "n_questions": len(questions),
-        "n_responses": scores.n_responses,
-        "n_unscored": scores.n_unscored,
-        "n_items": len(items),
-        "n_text_tokens": costs[0]["n_tokens"],
-    }
+    )
+    return SteeringModes(
+        config=config,
+        trait=trait.name,
+        layer=kit.layer,
+        judge=kit.judge_note,
+        vector=kit.vector_note,
+        ordinary=OrdinaryNote(ordinary.n_responses, ordinary.projections.shape[1]),
+        settings=rows,
+        min_coherence=MIN_COHERENCE,
+        furthest={way: find_furthest(rows, way) for way in systems},
+        chance_accuracy=costs[0].chance_accuracy,
+        n_questions=len(questions),
+        n_responses=scores.scores.numel(),
+        n_unscored=scores.n_unscored,
+        n_items=len(items),
+        n_text_tokens=costs[0].n_tokens,
+    )
 
 
-def find_furthest(rows: Sequence[dict[str, Any]], way: Way) -> dict[str, dict[str, Any] | None]:
+def find_furthest(rows: Sequence[SteeringSetting], way: Way) -> dict[str, SteeringSetting | None]:
     """Return each method's most extreme mean score among its settings that are surely coherent.
 
     That is, whose whole interval of coherence lies above the floor, the rule by which layer_sweep.py chooses.
     """
-    found: dict[str, dict[str, Any] | None] = {}
-    for method in dict.fromkeys(row["method"] for row in rows if row["way"] == way and row["method"] != "unsteered"):
+    found: dict[str, SteeringSetting | None] = {}
+    for method in dict.fromkeys(row.method for row in rows if row.way == way and row.method != "unsteered"):
         kept = [
             row
             for row in rows
-            if (row["method"], row["way"]) == (method, way)
-            and row["score"]["estimate"] is not None
-            and (row["coherence"]["low"] or 0.0) >= MIN_COHERENCE
+            if (row.method, row.way) == (method, way)
+            and not row.score.is_missing
+            and row.coherence.low >= MIN_COHERENCE
         ]
         best = max if way == "up" else min
-        found[method] = best(kept, key=lambda row: row["score"]["estimate"]) if kept else None
+        found[method] = best(kept, key=lambda row: row.score.estimate) if kept else None
     return found
 
 

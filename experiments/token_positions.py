@@ -12,31 +12,23 @@ safetensors is used if it fits. Killed at any point, the same command goes on wh
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Annotated, Any
+from dataclasses import asdict, dataclass, replace
+from typing import Annotated
 
 import torch
 import tyro
-from _figures import write_figure
-from _measuring import (
-    CommonArguments,
-    Configuration,
-    Sampling,
-    describe_judge,
-    describe_mean,
-    extract_vector,
-    find_vector,
-    prepare_judge,
-    read_results,
-    read_traits,
-    score_configurations,
-)
+from results.token_positions import PositionSetting, ScoreAndCoherence, TokenPositions
 
 import persona_lens as pl
-from persona_lens.plots import plot_token_positions
+from persona_lens.evaluation import Condition
+from persona_lens.models import HookedModel
+from persona_lens.reproduction.arguments import CommonArguments, read_traits
+from persona_lens.reproduction.figures import write_result
+from persona_lens.reproduction.kits import find_sources, prepare_kit
+from persona_lens.statistics.missing import mean_interval
 from persona_lens.storage import collect_versions
 from persona_lens.streams import Stream
-from persona_lens.tensors.directions import sample_random_directions
+from persona_lens.tensors import Add, normalize, sample_random_directions
 from persona_lens.vectors import TOKEN_POSITIONS
 
 DIRECTIONS = (*TOKEN_POSITIONS, "random")
@@ -73,91 +65,76 @@ def main(arguments: Annotated[Arguments, tyro.conf.arg(name="")]) -> None:
     """Run or redraw each trait's comparison."""
     profile = TINY if arguments.tiny else PROFILES[arguments.profile]
     traits = read_traits(arguments.trait, profile.n_pairs, profile.n_questions)
-    model = None if arguments.replot else pl.load_model(arguments.model, dtype=arguments.dtype)
+    model = None if arguments.replot else arguments.load_model()
     for trait in traits:
         name = f"token_positions_{trait.name}"
-        path = arguments.out / f"{name}.json"
-        content = read_results(path) if model is None else run(model, trait, profile, arguments)
-        write_figure(plot_token_positions(content), content, arguments.out, name)
-        print(f"{trait.name}: {path.with_suffix('.html')}")
+        result = arguments.read(TokenPositions, name) if model is None else run(model, trait, profile, arguments)
+        write_result(result, result.plot(), arguments.out, name)
+        print(f"{trait.name}: {arguments.out / name}.html")
 
 
-def run(model: Any, trait: pl.Trait, profile: Profile, arguments: Arguments) -> dict[str, Any]:
-    """Extract, steer with every direction at every layer, score; return everything as JSON-able values."""
-    sampling = Sampling(profile.max_new_tokens, profile.temperature, arguments.seed)
-    made = {"rollouts": profile.extraction_rollouts, **asdict(sampling)}
-    vector, source = find_vector(model, trait.name, arguments.out, **made)
+def run(model: HookedModel, trait: pl.Trait, profile: Profile, arguments: Arguments) -> TokenPositions:
+    """Extract, steer with every direction at every layer, score."""
+    sampling = pl.Sampling(
+        profile.max_new_tokens, profile.temperature, rollouts=profile.extraction_rollouts, seed=arguments.seed
+    )
+    sources = find_sources(model, trait.name, arguments.out, made_by=sampling)
     config = {
         "experiment": "token_positions",
         "model": asdict(pl.describe_model(model)),
         "trait": trait.to_dict(),
         "profile": asdict(profile),
-        "vector": source,
+        "vector": sources.vector_source,
         "seed": arguments.seed,
         "versions": collect_versions(),
     }
-    store = pl.ShardStore(arguments.runs, config)
-    print(f"{trait.name}: vector {source}; unfinished work is kept in {store.folder}")
-    judge = prepare_judge(model, trait, profile.judge_pairs, sampling, store)
-    vector = vector or extract_vector(model, trait, judge, profile.extraction_rollouts, sampling, store)
-    n_layers = model.cfg.n_layers
+    run = arguments.open_run(config)
+    kit = prepare_kit(
+        model, trait, sources, n_pairs=profile.judge_pairs, rollouts=sampling.rollouts, sampling=sampling, run=run
+    )
+    vector, n_layers = kit.vector, model.cfg.n_layers
     layers = sorted({min(round(depth * n_layers), n_layers - 1) for depth in profile.depths})
     norms = vector.norms
     directions: dict[str, torch.Tensor] = {
-        name: pl.tensors.normalize(vector.at(name).directions) * norms[:, None] for name in TOKEN_POSITIONS
+        name: normalize(vector.at(name).directions) * norms[:, None] for name in TOKEN_POSITIONS
     }
-    directions["random"] = sample_random_directions(
-        norms, model.cfg.d_model, 1, arguments.seed + Stream.TOKEN_POSITIONS
-    )[0]
+    seed = arguments.seed + Stream.TOKEN_POSITIONS
+    directions["random"] = sample_random_directions(norms, model.cfg.d_model, 1, seed)[0]
     settings = [(name, at, c) for name in DIRECTIONS for at in layers for c in profile.coefficients]
-    steered = [
-        Configuration((pl.SiteIntervention(at, pl.tensors.Add(directions[name][at], c)),)) for name, at, c in settings
-    ]
-    scores = score_configurations(
-        model, judge, [Configuration(), *steered], trait.evaluation_questions, profile.rollouts,
-        (arguments.seed, Stream.TOKEN_POSITIONS), sampling, store,
+    steered = [Condition(pl.Intervention.of(at, Add(directions[name][at], c))) for name, at, c in settings]
+    scores = pl.score_conditions(
+        model, kit.judge, [Condition(), *steered], trait.evaluation_questions,
+        sampling=replace(sampling, rollouts=profile.rollouts), stream=(Stream.TOKEN_POSITIONS,), run=run,
     )  # fmt: skip
     # [direction, layer × coefficient, question]: what the title says is averaged over every setting, chosen by nobody.
     shape = (len(DIRECTIONS), -1, len(trait.evaluation_questions))
-    by_direction = [table[1:].reshape(shape).nanmean(dim=1) for table in (scores.score, scores.coherence)]
-    return {
-        "config": config,
-        "trait": trait.name,
-        "judge": describe_judge(judge),
-        "vector": {"counts": asdict(vector.counts), "provenance": vector.provenance},
-        "layers": layers,
-        "coefficients": list(profile.coefficients),
-        "norms": {name: _round(vector.at(name).norms[layers]) for name in TOKEN_POSITIONS},
-        "cosine_with_response_mean": {
-            name: _round(pl.cosine(directions[name], vector.directions)[layers]) for name in DIRECTIONS[1:]
+    score, coherence = (
+        table[1:].reshape(shape).nanmean(dim=1) for table in (scores.by_question, scores.coherence_by_question)
+    )
+    return TokenPositions(
+        config=config,
+        trait=trait.name,
+        judge=kit.judge_note,
+        vector=kit.vector_note,
+        layers=tuple(layers),
+        coefficients=profile.coefficients,
+        norms={name: tuple(vector.at(name).norms[layers].tolist()) for name in TOKEN_POSITIONS},
+        cosine_with_response_mean={
+            name: tuple(pl.cosine(directions[name], vector.directions)[layers].tolist()) for name in DIRECTIONS[1:]
         },
-        "unsteered": {"score": describe_mean(scores.score[0]), "coherence": describe_mean(scores.coherence[0])},
-        "settings": [
-            {
-                "direction": name,
-                "layer": at,
-                "coefficient": c,
-                "score": describe_mean(scores.score[i]),
-                "coherence": describe_mean(scores.coherence[i]),
-                "example": scores.examples[i],
-            }
+        unsteered=ScoreAndCoherence(scores.score(0), scores.coherence(0)),
+        settings=tuple(
+            PositionSetting(name, at, c, scores.score(i), scores.coherence(i), scores.responses[i][0][0])
             for i, (name, at, c) in enumerate(settings, start=1)
-        ],
-        "response_mean_less": {
-            name: {
-                key: describe_mean(table[0] - table[i])
-                for key, table in zip(("score", "coherence"), by_direction, strict=True)
-            }
+        ),
+        response_mean_less={
+            name: ScoreAndCoherence(mean_interval(score[0] - score[i]), mean_interval(coherence[0] - coherence[i]))
             for i, name in enumerate(DIRECTIONS[1:], start=1)
         },
-        "n_questions": len(trait.evaluation_questions),
-        "n_responses": scores.n_responses,
-        "n_unscored": scores.n_unscored,
-    }
-
-
-def _round(values: torch.Tensor) -> list[float]:
-    return [round(value, 4) for value in values.tolist()]
+        n_questions=len(trait.evaluation_questions),
+        n_responses=scores.scores.numel(),
+        n_unscored=scores.n_unscored,
+    )
 
 
 if __name__ == "__main__":

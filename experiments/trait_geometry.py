@@ -14,25 +14,22 @@ vocabulary; the norm's divisor, one positive number for all tokens, drops out. K
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import tyro
-from _figures import write_figure
-from _measuring import (
-    CommonArguments,
-    Sampling,
-    extract_vector,
-    find_vector,
-    prepare_judge,
-    read_results,
-    read_traits,
-)
+from results.trait_geometry import TraitGeometry, TraitVector, WrittenTokens, list_written_tokens
 
 import persona_lens as pl
+from persona_lens.judges import calibrate_likelihood_judge
+from persona_lens.models import HookedModel
 from persona_lens.models.hooks.sites import check_layer
-from persona_lens.plots import list_written_tokens, plot_trait_geometry
+from persona_lens.reproduction.arguments import CommonArguments, read_traits
+from persona_lens.reproduction.figures import write_result
+from persona_lens.reproduction.kits import find_sources
+from persona_lens.run import Run
 from persona_lens.storage import collect_versions, write_bytes_atomically
+from persona_lens.tensors import normalize
 
 NAME = "trait_geometry"
 N_TOKENS = 10
@@ -62,21 +59,20 @@ class Arguments(CommonArguments):
 
 def main(arguments: Annotated[Arguments, tyro.conf.arg(name="")]) -> None:
     """Run or redraw the comparison."""
-    path = arguments.out / f"{NAME}.json"
-    content = read_results(path) if arguments.replot else run(arguments)
-    write_figure(plot_trait_geometry(content), content, arguments.out, NAME)
-    write_bytes_atomically(arguments.out / f"{NAME}_tokens.html", list_written_tokens(content).encode())
-    print(f"{path.with_suffix('.html')}: {len(content['traits'])} traits")
+    result = arguments.read(TraitGeometry, NAME) if arguments.replot else run(arguments)
+    write_result(result, result.plot(), arguments.out, NAME)
+    write_bytes_atomically(arguments.out / f"{NAME}_tokens.html", list_written_tokens(result).encode())
+    print(f"{arguments.out / NAME}.html: {len(result.traits)} traits")
 
 
-def run(arguments: Arguments) -> dict[str, Any]:
-    """Find every vector, compare them; return everything as JSON-able values."""
+def run(arguments: Arguments) -> TraitGeometry:
+    """Find every vector, compare them."""
     profile = TINY if arguments.tiny else PROFILES[arguments.profile]
     names = arguments.trait or pl.list_traits()
     if len(set(names)) < 2:
         raise SystemExit("--trait must be given at least twice, or not at all: cosines are between traits.")
     traits = read_traits(names, profile.n_pairs, profile.n_questions)
-    model: Any = pl.load_model(arguments.model, dtype=arguments.dtype)
+    model = arguments.load_model()
     n_layers = model.cfg.n_layers
     layer = check_layer(n_layers // 2 if arguments.layer is None else arguments.layer, n_layers)
     config = {
@@ -86,66 +82,66 @@ def run(arguments: Arguments) -> dict[str, Any]:
         "seed": arguments.seed,
         "versions": collect_versions(),
     }
-    sampling = Sampling(profile.max_new_tokens, profile.temperature, arguments.seed)
+    sampling = pl.Sampling(profile.max_new_tokens, profile.temperature, seed=arguments.seed)
     vectors, rows, left_out = [], [], {}
-    with pl.show_progress("traits", len(traits)) as advance:
+    run = arguments.open_run(config)
+    with run.progress("traits", len(traits)) as advance:
         for trait in traits:
-            vector, source = find_vector(model, trait.name, arguments.out)
+            sources = find_sources(model, trait.name, arguments.out)
             try:
-                if vector is None:
-                    store = pl.ShardStore(arguments.runs, config | {"trait": trait.to_dict()})
-                    judge = prepare_judge(model, trait, 1, sampling, store)
-                    vector = extract_vector(model, trait, judge, 1, sampling, store)
+                vector = sources.vector or extract(model, trait, sampling, Run(run.store))
             except pl.errors.InvalidArgumentError as error:  # no pair was kept: said in the figure
                 left_out[trait.name] = str(error)
                 continue
             finally:
                 advance(1)
             vectors.append(vector)
-            tokens = {at: read_tokens(model, vector.direction(at)) for at in sorted({layer, n_layers - 1})}
             split_half = vector.split_half_cosine.get(vector.position)
             rows.append(
-                {
-                    "trait": trait.name,
-                    "source": source,
-                    "counts": asdict(vector.counts),
-                    "provenance": vector.provenance,
-                    "split_half_cosine": None if split_half is None else _round(split_half),
-                    "norms": _round(vector.norms),
-                    "tokens": [{"layer": at, **found} for at, found in tokens.items()],
-                }
+                TraitVector(
+                    trait=trait.name,
+                    source=sources.vector_source,
+                    counts=vector.counts,
+                    provenance=vector.provenance,
+                    split_half_cosine=None if split_half is None else tuple(split_half.tolist()),
+                    norms=tuple(vector.norms.tolist()),
+                    tokens=tuple(read_tokens(model, vector, at) for at in sorted({layer, n_layers - 1})),
+                )
             )
     if len(vectors) < 2:
         raise SystemExit(f"Fewer than two traits gave a vector, so there is nothing to compare. Left out: {left_out}")
-    units = pl.tensors.normalize(torch.stack([vector.directions for vector in vectors]))
+    units = normalize(torch.stack([vector.directions for vector in vectors]))
     cosines = torch.einsum("ald,bld->lab", units, units).clamp(-1.0, 1.0)
-    return {
-        "config": config | {"traits": [trait.to_dict() for trait in traits]},
-        "layer": layer,
-        "d_model": model.cfg.d_model,
-        "traits": rows,
-        "left_out": left_out,
-        "cosines": [[_round(row) for row in matrix] for matrix in cosines],
-    }
+    return TraitGeometry(
+        config=config | {"traits": [trait.to_dict() for trait in traits]},
+        layer=layer,
+        d_model=model.cfg.d_model,
+        traits=tuple(rows),
+        left_out=left_out,
+        cosines=tuple(tuple(tuple(row) for row in matrix) for matrix in cosines.tolist()),
+    )
+
+
+def extract(model: HookedModel, trait: pl.Trait, sampling: pl.Sampling, run: Run) -> pl.PersonaVector:
+    """Calibrate a judge and extract a trait's vector with it."""
+    judge = calibrate_likelihood_judge(model, trait, n_pairs=1, sampling=sampling, run=run)
+    return pl.extract_persona_vector(model, trait, judge=judge, sampling=sampling, run=run)
 
 
 @torch.no_grad()
-def read_tokens(model: Any, direction: torch.Tensor) -> dict[str, list[tuple[str, float]]]:
+def read_tokens(model: HookedModel, vector: pl.PersonaVector, layer: int) -> WrittenTokens:
     """Return the tokens that a direction promotes and suppresses most, with standard deviations over the vocabulary."""
+    direction = vector.direction(layer)
     both = torch.stack([direction, -direction])[:, None].to(model.cfg.device, model.cfg.dtype)
     plus, minus = model.unembed(model.ln_final(both))[:, 0].float().cpu()
     written = ((plus - minus) / 2)[: len(model.tokenizer)]  # some vocabularies are padded with unused rows
     scores = (written - written.mean()) / written.std()
 
-    def name(order: torch.Tensor) -> list[tuple[str, float]]:
-        return [(model.tokenizer.decode([int(i)]), round(float(scores[i]), 2)) for i in order]
+    def name(order: torch.Tensor) -> tuple[tuple[str, float], ...]:
+        return tuple((model.tokenizer.decode([int(i)]), float(scores[i])) for i in order)
 
     ranked = scores.argsort(descending=True, stable=True)
-    return {"promoted": name(ranked[:N_TOKENS]), "suppressed": name(ranked.flip(0)[:N_TOKENS])}
-
-
-def _round(values: torch.Tensor) -> list[float]:
-    return [round(value, 4) for value in values.tolist()]
+    return WrittenTokens(layer, name(ranked[:N_TOKENS]), name(ranked.flip(0)[:N_TOKENS]))
 
 
 if __name__ == "__main__":

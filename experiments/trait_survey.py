@@ -12,15 +12,20 @@ Killed at any point, the same command goes on where it was.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import Annotated, Any
+from functools import partial
+from typing import Annotated
 
 import tyro
-from _figures import write_figure
-from _measuring import BaseArguments, read_results, read_traits
+from results.trait_survey import SurveyedTrait, TraitSurvey
 
 import persona_lens as pl
-from persona_lens.plots import plot_trait_survey
-from persona_lens.storage import Shard, collect_versions
+from persona_lens.evaluation import RandomNull
+from persona_lens.judges import calibrate_likelihood_judge, measure_separation
+from persona_lens.models import HookedModel
+from persona_lens.reproduction.arguments import BaseArguments, read_traits
+from persona_lens.reproduction.figures import write_result
+from persona_lens.run import Run
+from persona_lens.storage import collect_versions
 
 # A trait works on a model if the judge tells its two sides apart and steering lies surely above random directions.
 MIN_AUROC = 0.9
@@ -52,9 +57,9 @@ class Arguments(BaseArguments):
 
 def main(arguments: Annotated[Arguments, tyro.conf.arg(name="")]) -> None:
     """Run or redraw the survey."""
-    path = arguments.out / "trait_survey.json"
+    name = "trait_survey"
     if arguments.replot:
-        content = read_results(path)
+        result = arguments.read(TraitSurvey, name)
     else:
         profile = TINY if arguments.tiny else Profile()
         names = arguments.trait or pl.list_traits()
@@ -62,48 +67,42 @@ def main(arguments: Annotated[Arguments, tyro.conf.arg(name="")]) -> None:
             replace(trait, extraction_questions=trait.extraction_questions[: profile.n_extraction_questions])
             for trait in read_traits(names, profile.n_pairs, profile.n_evaluation_questions)
         ]
-        content = run(traits, arguments)
-    write_figure(plot_trait_survey(content["traits"]), content, arguments.out, "trait_survey")
-    works = sum(row["works"] for row in content["traits"])
-    print(f"{path.with_suffix('.html')}: {works} of {len(content['traits'])} work")
+        result = run(traits, profile, arguments)
+    write_result(result, result.plot(), arguments.out, name)
+    works = sum(row.works for row in result.traits)
+    print(f"{arguments.out / name}.html: {works} of {len(result.traits)} work")
 
 
-def run(traits: list[pl.Trait], arguments: Arguments) -> dict[str, Any]:
+def run(traits: list[pl.Trait], profile: Profile, arguments: Arguments) -> TraitSurvey:
     """Survey each trait."""
-    model = pl.load_model(arguments.model, dtype=arguments.dtype)
-    profile = TINY if arguments.tiny else Profile()
+    model = arguments.load_model()
     config = {
         "model": asdict(pl.describe_model(model)),
         "profile": asdict(profile),
         "seed": arguments.seed,
         "versions": collect_versions(),
     }
+    run = arguments.open_run(config | {"survey": True})
     rows = []
-    with pl.show_progress("traits", len(traits)) as advance:
+    with run.progress("traits", len(traits)) as advance:
         for trait in traits:
-            store = pl.ShardStore(arguments.runs, config | {"trait": trait.to_dict(), "survey": True})
-
-            def compute(trait: pl.Trait = trait) -> Shard:
-                return Shard(records=survey(model, trait, profile, arguments.seed))
-
-            rows.append(store.load_or_compute("row", compute).records)
+            own = Run(run.part({"trait": trait.to_dict()}).store)
+            rows.append(own.load_or_measure("row", SurveyedTrait, partial(survey, model, trait, profile, arguments.seed)))
             advance(1)
-    return {"config": config, "min_auroc": MIN_AUROC, "traits": rows}
+    return TraitSurvey(config, MIN_AUROC, tuple(rows))
 
 
-def survey(model: Any, trait: pl.Trait, profile: Profile, seed: int) -> dict[str, Any]:
+def survey(model: HookedModel, trait: pl.Trait, profile: Profile, seed: int) -> SurveyedTrait:
     """Measure one trait."""
     n_layers = model.cfg.n_layers
     layers = sorted({min(n_layers - 1, round(depth * n_layers)) for depth in profile.depths})
-    sampling: Any = {"max_new_tokens": profile.max_new_tokens, "temperature": profile.temperature, "seed": seed}
-    row: dict[str, Any] = {"trait": trait.name, "works": False, "failure": ""}
-    judge = pl.judges.calibrate_likelihood_judge(model, trait, n_pairs=1, **sampling)
-    row["auroc"] = asdict(pl.judges.measure_separation(judge, rollouts=2, **sampling).auroc)
+    once = pl.Sampling(profile.max_new_tokens, profile.temperature, seed=seed)
+    judge = calibrate_likelihood_judge(model, trait, n_pairs=1, sampling=once)
+    auroc = measure_separation(judge, sampling=replace(once, rollouts=2)).auroc
     try:
-        vector = pl.extract_persona_vector(model, trait, judge=judge, **sampling)
+        vector = pl.extract_persona_vector(model, trait, judge=judge, sampling=once)
     except pl.errors.InvalidArgumentError as error:  # no pair was kept: a finding, not a failure of the survey
-        return row | {"failure": str(error)}
-    row["counts"] = asdict(vector.counts)
+        return SurveyedTrait(trait.name, False, str(error), auroc, None, None)
     sweep = pl.sweep_layers(
         model,
         trait,
@@ -112,9 +111,8 @@ def survey(model: Any, trait: pl.Trait, profile: Profile, seed: int) -> dict[str
         coefficients=profile.coefficients,
         questions=trait.evaluation_questions[0::2],
         judge=judge,
-        random_directions=1,
-        null_layers=layers[-1],
-        **sampling,
+        null=RandomNull(1, layers[-1]),
+        sampling=once,
     )
     coherent = sweep.choose_coherent()
     choice = coherent or sweep.choose_by_score()
@@ -124,21 +122,20 @@ def survey(model: Any, trait: pl.Trait, profile: Profile, seed: int) -> dict[str
         choice,
         questions=trait.evaluation_questions[1::2],
         judge=judge,
-        rollouts=profile.confirmation_rollouts,
         random_directions=profile.random_directions,
-        **sampling,
+        sampling=replace(once, rollouts=profile.confirmation_rollouts),
     )
     failures = [
         text
         for text, is_so in (
-            (f"AUROC below {MIN_AUROC}", row["auroc"]["estimate"] < MIN_AUROC),
+            (f"AUROC below {MIN_AUROC}", auroc.estimate < MIN_AUROC),
             ("no setting that was tried is surely coherent; the highest score was taken", coherent is None),
             ("steering is not surely above random directions", not confirmation.is_clear),
             ("steered text falls below the coherence floor", confirmation.coherence.estimate < 50),
         )
         if is_so
     ]
-    return row | {"confirmation": confirmation.to_json(), "works": not failures, "failure": "; ".join(failures)}
+    return SurveyedTrait(trait.name, not failures, "; ".join(failures), auroc, vector.counts, confirmation)
 
 
 if __name__ == "__main__":

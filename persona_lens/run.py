@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from persona_lens.progress import ProgressFactory, no_progress
+from persona_lens.records import Record
 from persona_lens.storage import Shard, ShardStore
+
+R = TypeVar("R", bound=Record)
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,3 +36,7 @@ class Run:
     def load_or_compute(self, name: str, compute: Callable[[], Shard]) -> Shard:
         """Return the finished shard of that name; compute it, and keep it if there is a store, where there is none."""
         return compute() if self.store is None else self.store.load_or_compute(name, compute)
+
+    def load_or_measure(self, name: str, kind: type[R], measure: Callable[[], R]) -> R:
+        """Return the finished record of that name; measure it, and keep it if there is a store, where there is none."""
+        return kind.from_json(self.load_or_compute(name, lambda: Shard(records=measure().to_json())).records)

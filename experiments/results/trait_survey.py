@@ -17,7 +17,7 @@ from persona_lens.vectors.persona_vector import ExtractionCounts
 
 
 @dataclass(frozen=True)
-class SurveyedTrait:
+class SurveyedTrait(Record):
     """One trait; counts and confirmation are None where no pair was kept, so that there is no vector."""
 
     trait: str

@@ -295,7 +295,7 @@ def finetune(
         # Otherwise PEFT asks a hub whether the vocabulary has grown; LoRA leaves it alone.
         peft_model.save_pretrained(str(folder), save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
-        result.save(folder / ADAPTER_RECORD)
+        replace(result, folder=Path()).save(folder / ADAPTER_RECORD)  # an adapter that moves names no path
         shutil.rmtree(folder / _CHECKPOINTS, ignore_errors=True)
     state.wait_for_everyone()
     return result
@@ -425,7 +425,7 @@ def _read_finished(folder: Path, config: dict[str, Any]) -> Finetuned | None:
         )
     if "format" not in content:
         return None  # begun, not finished
-    return replace(Finetuned.from_json(content), folder=folder)  # which may have moved
+    return replace(Finetuned.from_json(content), folder=folder)
 
 
 def _find_checkpoint(folder: Path) -> str | None:

@@ -27,7 +27,6 @@ from persona_lens.models.text.chat import Message, build_messages, encode_conver
 from persona_lens.records import Record
 from persona_lens.run import Run
 from persona_lens.statistics import Interval, bootstrap_auroc_by_group
-from persona_lens.storage import Shard
 from persona_lens.streams import Stream
 from persona_lens.traits.trait import Trait
 
@@ -218,11 +217,10 @@ def calibrate_likelihood_judge(
         "sampling": sampling.to_json(),
     }
 
-    def compute() -> Shard:
-        return Shard(records=asdict(_calibrate(model, trait, n_pairs, sampling, run)))
-
-    records = run.part(work).load_or_compute("calibration", compute).records
-    return LikelihoodJudge(model, trait, n_pairs, LikelihoodCalibration(**records))
+    calibration = run.part(work).load_or_measure(
+        "calibration", LikelihoodCalibration, lambda: _calibrate(model, trait, n_pairs, sampling, run)
+    )
+    return LikelihoodJudge(model, trait, n_pairs, calibration)
 
 
 def _calibrate(model: HookedModel, trait: Trait, n_pairs: int, sampling: Sampling, run: Run) -> LikelihoodCalibration:

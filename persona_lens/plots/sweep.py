@@ -11,12 +11,12 @@ from jaxtyping import Float
 from plotly.subplots import make_subplots
 from torch import Tensor
 
+from persona_lens.plots.style import COLORS, GREY, INK
+from persona_lens.statistics.missing import mean_interval
+
 if TYPE_CHECKING:
     from persona_lens.evaluation.confirmation import Confirmation
     from persona_lens.evaluation.sweep import LayerChoice, SweepResult
-
-from persona_lens.plots.style import COLORS, GREY, INK
-from persona_lens.statistics import Interval, bootstrap_mean
 
 
 def plot_sweep(
@@ -56,7 +56,7 @@ def plot_sweep(
         # Averaged over directions first: questions are what is resampled.
         _add_points(figure, row, list(sweep.null_layers), values.nanmean(dim=0), name, show=row == 1)
     for row, values in ((1, sweep.baseline_scores), (2, sweep.baseline_coherences)):
-        interval = _mean_interval(values)
+        interval = mean_interval(values)
         figure.add_hrect(y0=interval.low, y1=interval.high, fillcolor=GREY, opacity=0.12, line_width=0, row=row, col=1)
         figure.add_trace(
             go.Scatter(
@@ -128,11 +128,6 @@ def _sweep_finding(
     return f"{sweep.trait}: steering at {where} raises the score and stays coherent<br>{numbers}"
 
 
-def _mean_interval(values: Tensor) -> Interval:
-    present = values[~values.isnan()]
-    return bootstrap_mean(present) if len(present) > 1 else Interval.missing()
-
-
 def _add_band(
     figure: go.Figure,
     row: int,
@@ -143,7 +138,7 @@ def _add_band(
     *,
     show: bool,
 ) -> None:
-    intervals = [_mean_interval(one) for one in values]
+    intervals = [mean_interval(one) for one in values]
     red, green, blue = (int(color[i : i + 2], 16) for i in (1, 3, 5))
     figure.add_trace(
         go.Scatter(
@@ -187,7 +182,7 @@ def _add_points(
     *,
     show: bool,
 ) -> None:
-    intervals = [_mean_interval(one) for one in values]
+    intervals = [mean_interval(one) for one in values]
     figure.add_trace(
         go.Scatter(
             x=list(layers),

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 import persona_lens as pl
 from persona_lens.conversations import Conversation
 from persona_lens.finetuning import planning
-from persona_lens.finetuning.planning import TriedPrevention, recommend
+from persona_lens.finetuning.planning import PreventionPlan, TriedPrevention, recommend
 from persona_lens.statistics import Interval
 
 SETTINGS = pl.FinetuneSettings(
@@ -53,6 +53,16 @@ def test_what_is_recommended_keeps_to_both_limits(values):
         assert best.shift.low >= -0.1
         assert best.shift.high <= 0.1
         assert best is ways[0] or best.extra_loss.high <= 0.05
+
+
+@pytest.mark.parametrize("best", [0, 1, None])
+def test_a_plan_says_the_same_after_the_round_trip_through_a_file(tmp_path, best):
+    ways = (tried("none", 0.0, 0.5, 0.0), tried("one layer", 3.0, 0.05, 0.03))
+    made = PreventionPlan("evil", 1, 0.1, None, ways, None if best is None else ways[best], 8, 4, 2)
+    made.save(tmp_path / "plan.json")
+    again = PreventionPlan.load(tmp_path / "plan.json")
+    assert again == made
+    assert (again.verdict, repr(again)) == (made.verdict, repr(made))
 
 
 def user(text):

@@ -1,0 +1,194 @@
+"""The models of the fine-tuning shift, one for each dataset and level: what they are trained on, and what comes of it.
+
+experiments/finetuning_shift.py draws them; experiments/projection_difference.py sets them against their data.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import datasets
+import tyro
+
+from persona_lens.finetuning.domains import Level, domain_dataset, list_domains
+from persona_lens.models.engine.rollouts import RolloutRequest, sample_rollouts
+from persona_lens.models.hooked_model import HookedModel
+from persona_lens.models.loading import describe_model, load_model
+from persona_lens.reproduction.arguments import CommonArguments, read_traits
+from persona_lens.reproduction.kits import TraitKit, find_sources, prepare_kit
+from persona_lens.reproduction.trained_models import BaseModel, TrainedModel, measure_model
+from persona_lens.reproduction.training import (
+    LEVELS,
+    TINY,
+    TRAINING,
+    Training,
+    TrainingProfile,
+    make_trait_rows,
+    train,
+)
+from persona_lens.run import Run
+from persona_lens.storage import Shard, collect_versions
+from persona_lens.streams import Stream
+from persona_lens.traits.trait import Trait
+
+TRAITS = ("evil", "sycophancy", "hallucination")
+DOMAINS = ("arithmetic", "opinions")
+# The smallest domain has 440 questions.
+N_DOMAIN_ROWS = 400
+# Fewer rows than the other experiments train on, as there are fifteen models: 26 minutes on two cores.
+N_QUICK_ROWS = 64
+MIN_COHERENCE = 50.0
+
+
+@dataclass(frozen=True)
+class ShiftArguments(CommonArguments):
+    """Train on every dataset at every level; evil, sycophancy and hallucination if no trait is named."""
+
+    domain: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Domain with errors in the answers; arithmetic and opinions if left out."""
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """What every model is trained from and measured with."""
+
+    model: HookedModel
+    profile: TrainingProfile
+    kits: list[TraitKit]
+    domains: dict[str, dict[str, datasets.Dataset]]
+    run: Run
+    config: dict[str, Any]
+
+    @property
+    def seed(self) -> int:
+        """Seed of everything drawn."""
+        return self.profile.settings.seed
+
+    def list_datasets(self) -> list[tuple[str, Level]]:
+        """Return the name and level of each dataset."""
+        return list(itertools.product([*(kit.trait.name for kit in self.kits), *self.domains], LEVELS))
+
+    def make_rows(self, name: str, level: Level) -> datasets.Dataset:
+        """Make a dataset, or read it back."""
+        if name in self.domains:
+            return self.domains[name][level]
+        kit = next(kit for kit in self.kits if kit.trait.name == name)
+        sampling = self.profile.sample_rows(self.seed)
+        return make_trait_rows(self.model, kit, level, self.profile.n_rows, sampling, self.run)
+
+
+def prepare(arguments: ShiftArguments) -> Setting:
+    """Load the model, calibrate judges, find vectors and make the domains' datasets."""
+    profile = TINY if arguments.tiny else TRAINING[arguments.profile]
+    profile = replace(
+        profile,
+        settings=replace(profile.settings, seed=arguments.seed, dtype=arguments.dtype),
+        n_rows=N_QUICK_ROWS if arguments.profile == "quick" and not arguments.tiny else profile.n_rows,
+    )
+    traits = read_traits(arguments.trait or TRAITS, profile.n_pairs, profile.n_questions)
+    domains = arguments.domain or DOMAINS
+    unknown = sorted(set(domains) - set(list_domains()))
+    if unknown:
+        raise SystemExit(f"--domain must be one of {', '.join(list_domains())}. Got {', '.join(unknown)}.")
+    model = arguments.load_model()
+    config = {
+        "experiment": "finetuning_shift",
+        "model": asdict(describe_model(model)),
+        "traits": [trait.to_dict() for trait in traits],
+        "domains": list(domains),
+        "profile": asdict(profile),
+        "seed": arguments.seed,
+        "versions": collect_versions(),
+    }
+    run = arguments.open_run(config)
+    sources = {trait.name: find_sources(model, trait.name, arguments.out) for trait in traits}
+    # They come from outside this run, so a resumed run must find the same ones.
+    described = {name: one.describe() for name, one in sources.items()}
+    if run.load_or_compute("sources", lambda: Shard(records=described)).records != described:
+        raise SystemExit(
+            f"Vectors or layers in {arguments.out} have changed since this run began. Put them back, or remove its "
+            "folder to begin anew."
+        )
+    kits = [
+        prepare_kit(
+            model, trait, sources[trait.name], n_pairs=profile.judge_pairs, rollouts=profile.extraction_rollouts,
+            sampling=profile.sample(arguments.seed), run=run,
+        )
+        for trait in traits
+    ]  # fmt: skip
+    ordinary = run.load_or_compute("ordinary", lambda: sample_ordinary(model, traits, profile, arguments.seed))
+    wrong = {name: level_rows(name, ordinary.records, profile, arguments.seed) for name in domains}
+    return Setting(model, profile, kits, wrong, run, config)
+
+
+def train_models(setting: Setting, arguments: ShiftArguments) -> tuple[BaseModel, list[TrainedModel]]:
+    """Train and measure every model, or read it all back; the base model first."""
+    run, base = setting.run, setting.model
+    before = run.load_or_measure("measured-base", BaseModel, lambda: measure_first(setting, base))
+    everything, models = setting.list_datasets(), []
+    with run.progress("models trained", len(everything)) as advance:
+        for name, level in everything:
+
+            def measure(name: str = name, level: Level = level) -> TrainedModel:
+                is_domain, data = name in setting.domains, setting.make_rows(name, level)
+                done = train(f"{name}-{level}", arguments.model, Training(data), setting.profile.settings, run)
+                tuned = load_model(arguments.model, adapter=done.folder, dtype=arguments.dtype)
+                found = measure_first(setting, tuned)
+                return TrainedModel(
+                    scores=found.scores,
+                    shifts=found.shifts,
+                    dataset=name,
+                    level=level,
+                    kind="domain" if is_domain else "trait",
+                    n_rows=done.n_rows,
+                    left_out=done.left_out,
+                    losses=done.losses,
+                    data_score=None if is_domain else _mean_score(data["score"]),
+                    example=tuple(data[0]["messages"]),
+                )
+
+            models.append(run.load_or_measure(f"measured-{name}-{level}", TrainedModel, measure))
+            advance(1)
+    return before, models
+
+
+def measure_first(setting: Setting, model: HookedModel) -> BaseModel:
+    """Measure a model as it is."""
+    sampling = setting.profile.sample(setting.seed)
+    found = measure_model(setting.model, model, setting.kits, sampling, setting.run)
+    return BaseModel({trait: scored[0] for trait, scored in found.scores.items()}, found.shifts)
+
+
+def sample_ordinary(model: HookedModel, traits: Sequence[Trait], profile: TrainingProfile, seed: int) -> Shard:
+    """Let the base model answer extraction questions without any prompt: what keeps a domain set from being all."""
+    questions = [question for trait in traits for question in trait.extraction_questions]
+    requests = [
+        RolloutRequest(questions[i % len(questions)], (seed, Stream.ORDINARY_ROWS, i)) for i in range(profile.n_rows)
+    ]
+    sampled = sample_rollouts(model, requests, profile.sample_rows(seed))
+    rows = [
+        [{"role": "user", "content": one.request.question}, {"role": "assistant", "content": one.response}]
+        for one in sampled
+        if one.response.strip()
+    ]
+    return Shard(records=rows)
+
+
+def level_rows(domain: str, ordinary: list[Any], profile: TrainingProfile, seed: int) -> dict[str, datasets.Dataset]:
+    """Make a domain's training sets: half of it, as far as it has questions, and as many ordinary answers."""
+    n_rows = min(profile.n_rows // 2, N_DOMAIN_ROWS)
+    return {
+        level: datasets.Dataset.from_list(
+            [{"messages": row["messages"]} for row in domain_dataset(domain, level, n_rows, seed=seed)]
+            + [{"messages": messages} for messages in ordinary[:n_rows]]
+        )
+        for level in LEVELS
+    }
+
+
+def _mean_score(scores: Sequence[float | None]) -> float | None:
+    given = [score for score in scores if score is not None]
+    return sum(given) / len(given) if given else None
