@@ -14,22 +14,21 @@ layer that layer_sweep.py chose by steering. Killed at any point, the same comma
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Sequence
+from typing import Annotated
 
 import tyro
-from _figures import write_figure
-from _measuring import read_results
-from _trained_models import (
-    MIN_COHERENCE,
-    Setting,
-    ShiftArguments,
-    correlate_pairs,
-    is_coherent,
-    prepare,
-    train_models,
-)
+from results.finetuning_shift import FinetuningShift
 
-from persona_lens.plots import plot_finetuning_scores, plot_finetuning_shift
+from persona_lens.reproduction.figures import write_figure, write_result
+from persona_lens.reproduction.shift_models import MIN_COHERENCE, Setting, ShiftArguments, prepare, train_models
+from persona_lens.reproduction.trained_models import (
+    Correlation,
+    TrainedModel,
+    correlate_pairs,
+    describe_kit,
+    is_coherent,
+)
 
 NAME = "finetuning_shift"
 # r between shift and trait score, own trait; the paper gives the range over traits and models.
@@ -38,37 +37,37 @@ PAPER = {"own": (0.76, 0.97), "cross": (0.34, 0.86)}
 
 def main(arguments: Annotated[ShiftArguments, tyro.conf.arg(name="")]) -> None:
     """Run or redraw."""
-    path = arguments.out / f"{NAME}.json"
-    content = read_results(path) if arguments.replot else run(prepare(arguments), arguments)
-    write_figure(plot_finetuning_shift(content), content, arguments.out, NAME)
-    write_figure(plot_finetuning_scores(content), None, arguments.out, f"{NAME}_scores")
-    print(path.with_suffix(".html"), arguments.out / f"{NAME}_scores.html", sep="\n")
+    result = arguments.read(FinetuningShift, NAME) if arguments.replot else run(prepare(arguments), arguments)
+    write_result(result, result.plot(), arguments.out, NAME)
+    write_figure(result.plot_scores(), arguments.out, f"{NAME}_scores")
+    print(arguments.out / f"{NAME}.html", arguments.out / f"{NAME}_scores.html", sep="\n")
 
 
-def run(setting: Setting, arguments: ShiftArguments) -> dict[str, Any]:
-    """Train and measure every model; return everything as JSON-able values."""
-    trained = train_models(setting, arguments)
-    rows, names = trained.models, [kit.trait.name for kit in setting.kits]
-    return {
-        "config": setting.config,
-        "kits": {kit.trait.name: kit.describe() for kit in setting.kits},
-        "base": trained.base,
-        "models": rows,
-        "correlations": correlate(rows, names),
-        "correlations_coherent": correlate([row for row in rows if is_coherent(row)], names),
-        "min_coherence": MIN_COHERENCE,
-        "paper": PAPER,
-        "n_questions": len(setting.kits[0].trait.evaluation_questions),
-    }
+def run(setting: Setting, arguments: ShiftArguments) -> FinetuningShift:
+    """Train and measure every model."""
+    base, models = train_models(setting, arguments)
+    names = [kit.trait.name for kit in setting.kits]
+    coherent = [model for model in models if is_coherent(model.scores, MIN_COHERENCE)]
+    return FinetuningShift(
+        config=setting.config,
+        kits={kit.trait.name: describe_kit(kit) for kit in setting.kits},
+        base=base,
+        models=tuple(models),
+        correlations=correlate(models, names),
+        correlations_coherent=correlate(coherent, names),
+        min_coherence=MIN_COHERENCE,
+        paper=PAPER,
+        n_questions=len(setting.kits[0].trait.evaluation_questions),
+    )
 
 
-def correlate(rows: list[dict[str, Any]], traits: list[str]) -> dict[str, dict[str, Any]]:
+def correlate(models: Sequence[TrainedModel], traits: Sequence[str]) -> dict[str, dict[str, Correlation]]:
     """Correlate shift along one trait's vector with another's (or its own) score, over the models."""
     return {
         along: {
             scored: correlate_pairs(
-                [row["shifts"][along]["at_layer"]["estimate"] for row in rows],
-                [row["scores"][scored]["score"]["estimate"] for row in rows],
+                [model.shifts[along].at_layer.estimate for model in models],
+                [model.scores[scored].score.estimate for model in models],
             )
             for scored in traits
         }

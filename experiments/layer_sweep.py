@@ -95,9 +95,7 @@ def run(model: HookedModel, trait: pl.Trait, profile: Profile, arguments: Argume
     separation = run.load_or_measure(
         "separation", JudgeSeparation, lambda: measure_separation(judge, sampling=often(2), run=run)
     )
-    vector = pl.extract_persona_vector(
-        model, trait, judge=judge, sampling=often(profile.extraction_rollouts), run=run
-    )
+    vector = pl.extract_persona_vector(model, trait, judge=judge, sampling=often(profile.extraction_rollouts), run=run)
     sweep = pl.sweep_layers(
         model,
         trait,

@@ -93,9 +93,7 @@ def main(arguments: Annotated[Arguments, tyro.conf.arg(name="")]) -> None:
         print(f"{trait.name}: {arguments.out / name}.html", *found, sep="\n")
 
 
-def run(
-    model: HookedModel, trait: pl.Trait, prompts: list[str], profile: Profile, arguments: Arguments
-) -> Monitoring:
+def run(model: HookedModel, trait: pl.Trait, prompts: list[str], profile: Profile, arguments: Arguments) -> Monitoring:
     """Sample and project every condition."""
     sampling = pl.Sampling(
         profile.max_new_tokens, profile.temperature, rollouts=profile.extraction_rollouts, seed=arguments.seed
@@ -209,9 +207,7 @@ def measure_condition(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Project the prompts of a condition, and score their responses ``[question, rollout]``."""
     questions = kit.trait.evaluation_questions
-    chats = [
-        RolloutRequest(question, (), condition.system, condition.examples).messages for question in questions
-    ]
+    chats = [RolloutRequest(question, (), condition.system, condition.examples).messages for question in questions]
     projections = project_last_prompt_token(model, chats, {"trait": kit.vector}, {"trait": kit.layer})["trait"]
     found = pl.score_conditions(
         model, kit.judge, [condition], questions, sampling=sampling, stream=stream, run=Run(run.store)

@@ -15,16 +15,18 @@ than they should be. Killed at any point, the same command goes on where it was.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
-from _figures import write_figure
-from _measuring import describe_interval, read_results
-from _trained_models import MIN_COHERENCE, ShiftArguments, correlate_pairs, is_coherent, prepare, train_models
+from results.projection_difference import Outcome, Predictors, ProjectionDifference, ScreenedDataset
 
 import persona_lens as pl
-from persona_lens.plots import plot_predictors, plot_projection_difference
+from persona_lens.reproduction.figures import write_figure, write_result
+from persona_lens.reproduction.shift_models import MIN_COHERENCE, ShiftArguments, prepare, train_models
+from persona_lens.reproduction.trained_models import Correlation, correlate_pairs, describe_kit, is_coherent
+from persona_lens.screening import Screening, ScreenSettings
 from persona_lens.statistics import bootstrap_mean
 
 NAME = "projection_difference"
@@ -37,77 +39,72 @@ SUBSET_FRACTION = 0.25
 
 def main(arguments: Annotated[ShiftArguments, tyro.conf.arg(name="")]) -> None:
     """Run or redraw."""
-    path = arguments.out / f"{NAME}.json"
-    content = read_results(path) if arguments.replot else run(arguments)
-    write_figure(plot_projection_difference(content), content, arguments.out, NAME)
-    write_figure(plot_predictors(content), None, arguments.out, f"{NAME}_approximations")
-    print(path.with_suffix(".html"), arguments.out / f"{NAME}_approximations.html", sep="\n")
+    result = arguments.read(ProjectionDifference, NAME) if arguments.replot else run(arguments)
+    write_result(result, result.plot(), arguments.out, NAME)
+    write_figure(result.plot_predictors(), arguments.out, f"{NAME}_approximations")
+    print(arguments.out / f"{NAME}.html", arguments.out / f"{NAME}_approximations.html", sep="\n")
 
 
-def run(arguments: ShiftArguments) -> dict[str, Any]:
-    """Screen every dataset and set it against the trained models; return everything as JSON-able values."""
+def run(arguments: ShiftArguments) -> ProjectionDifference:
+    """Screen every dataset and set it against the trained models."""
     setting = prepare(arguments)
-    trained = train_models(setting, arguments)
+    _, models = train_models(setting, arguments)
+    assert setting.run.store is not None
     vectors = {kit.trait.name: kit.vector for kit in setting.kits}
     layers = {kit.trait.name: kit.layer for kit in setting.kits}
-    settings = pl.screening.ScreenSettings(max_response_tokens=setting.profile.max_row_tokens)
+    settings = ScreenSettings(max_response_tokens=setting.profile.max_row_tokens)
     rows = []
-    for model in trained.models:
-        name, level = model["dataset"], model["level"]
+    for model, (name, level) in zip(models, setting.list_datasets(), strict=True):
         screened = pl.screen(
             setting.model, setting.make_rows(name, level), vectors,
-            setting.store.folder / "screened" / f"{name}-{level}", layers=layers, settings=settings,
-            progress=pl.show_progress,
+            setting.run.store.folder / "screened" / f"{name}-{level}", layers=layers, settings=settings,
+            run=setting.run,
         )  # fmt: skip
-        kept = {key: model[key] for key in ("dataset", "level", "kind")}
-        outcome = {
-            trait: {
-                "score": model["scores"][trait]["score"],
-                "coherence": model["scores"][trait]["coherence"],
-                "shift": model["shifts"][trait]["at_layer"],
-            }
-            for trait in vectors
-        }
         rows.append(
-            {
-                **kept,
-                "counts": screened.counts,
-                "n_cut": screened.n_cut,
-                "predictors": {trait: predict(screened, trait, arguments.seed) for trait in vectors},
-                "outcome": outcome,
-            }
+            ScreenedDataset(
+                dataset=name,
+                level=level,
+                kind=model.kind,
+                counts=screened.counts,
+                n_cut=screened.n_cut,
+                predictors={trait: predict(screened, trait, arguments.seed) for trait in vectors},
+                outcome={
+                    trait: Outcome(
+                        model.scores[trait].score, model.scores[trait].coherence, model.shifts[trait].at_layer
+                    )
+                    for trait in vectors
+                },
+            )
         )
-    coherent = [row for row, model in zip(rows, trained.models, strict=True) if is_coherent(model)]
-    return {
-        "config": {**setting.config, "experiment": NAME, "screening": asdict(settings)},
-        "kits": {kit.trait.name: kit.describe() for kit in setting.kits},
-        "datasets": rows,
-        "correlations": correlate(rows, list(vectors)),
-        "correlations_coherent": correlate(coherent, list(vectors)),
-        "min_coherence": MIN_COHERENCE,
-        "subset_fraction": SUBSET_FRACTION,
-        "paper": PAPER,
-    }
+    coherent = [row for row, model in zip(rows, models, strict=True) if is_coherent(model.scores, MIN_COHERENCE)]
+    return ProjectionDifference(
+        config={**setting.config, "experiment": NAME, "screening": asdict(settings)},
+        kits={kit.trait.name: describe_kit(kit) for kit in setting.kits},
+        datasets=tuple(rows),
+        correlations=correlate(rows, list(vectors)),
+        correlations_coherent=correlate(coherent, list(vectors)),
+        min_coherence=MIN_COHERENCE,
+        subset_fraction=SUBSET_FRACTION,
+        paper=PAPER,
+    )
 
 
-def predict(screened: pl.screening.Screening, trait: str, seed: int) -> dict[str, Any]:
+def predict(screened: Screening, trait: str, seed: int) -> Predictors:
     """Return what each way says of a dataset, with 95 % intervals over samples; and how the ways agree by sample."""
     n_subset = max(2, round(SUBSET_FRACTION * screened.counts["scored"]))
     check = screened.check_approximations(trait, n_subset=n_subset, seed=seed)
     raw = bootstrap_mean(screened.values(trait, "raw"))
-    ways = {"exact": check.exact, "subset": check.subset, "last_prompt": check.last_prompt, "raw": raw}
-    agreement = {"r_last_prompt": check.r_last_prompt, "r_raw": check.r_raw}
-    return {name: describe_interval(interval) for name, interval in (ways | agreement).items()}
+    return Predictors(check.exact, check.subset, check.last_prompt, raw, check.r_last_prompt, check.r_raw)
 
 
-def correlate(rows: list[dict[str, Any]], traits: list[str]) -> dict[str, Any]:
+def correlate(rows: Sequence[ScreenedDataset], traits: Sequence[str]) -> dict[str, dict[str, dict[str, Correlation]]]:
     """Correlate each predictor with score and shift of the trait, over the datasets."""
     return {
         trait: {
             target: {
                 predictor: correlate_pairs(
-                    [row["predictors"][trait][predictor]["estimate"] for row in rows],
-                    [row["outcome"][trait][target]["estimate"] for row in rows],
+                    [getattr(row.predictors[trait], predictor).estimate for row in rows],
+                    [getattr(row.outcome[trait], target).estimate for row in rows],
                 )
                 for predictor in PREDICTORS
             }

@@ -13,16 +13,22 @@ same command goes on where it was.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import tyro
-from _figures import write_figure
-from _finetuning import TINY, TRAINING, make_trait_rows, prepare_kit
-from _measuring import CommonArguments, describe_mean, read_results, read_traits
+from results.shift_trajectory import ShiftTrajectory, TrainingRun
 
 import persona_lens as pl
-from persona_lens.plots import plot_trajectory
+from persona_lens.finetuning import Tracker
+from persona_lens.interventions import NOTHING
+from persona_lens.models import HookedModel
+from persona_lens.reproduction.arguments import CommonArguments, read_traits
+from persona_lens.reproduction.figures import write_result
+from persona_lens.reproduction.kits import find_sources
+from persona_lens.reproduction.trained_models import describe_kit
+from persona_lens.reproduction.training import TINY, TRAINING, make_trait_rows, prepare_for_training
+from persona_lens.statistics.missing import mean_interval
 from persona_lens.storage import collect_versions
 
 OTHERS = ("evil", "sycophancy", "hallucination")
@@ -44,21 +50,20 @@ def main(arguments: Annotated[Arguments, tyro.conf.arg(name="")]) -> None:
     """Run or redraw each trait's trajectory."""
     profile = TINY if arguments.tiny else TRAINING[arguments.profile]
     traits = read_traits(arguments.trait, profile.n_pairs, profile.n_questions)
-    model: Any = None if arguments.replot else pl.load_model(arguments.model, dtype=arguments.dtype)
+    model = None if arguments.replot else arguments.load_model()
     for trait in traits:
-        path = arguments.out / f"shift_trajectory_{trait.name}.json"
-        content = read_results(path) if model is None else run(model, trait, arguments)
-        write_figure(plot_trajectory(content), content, arguments.out, path.stem)
-        print(f"{trait.name}: {path.with_suffix('.html')}")
+        name = f"shift_trajectory_{trait.name}"
+        result = arguments.read(ShiftTrajectory, name) if model is None else run(model, trait, arguments)
+        write_result(result, result.plot(), arguments.out, name)
+        print(f"{trait.name}: {arguments.out / name}.html")
 
 
-def run(model: Any, trait: pl.Trait, arguments: Arguments) -> dict[str, Any]:
-    """Train twice and track; return everything as JSON-able values."""
+def run(model: HookedModel, trait: pl.Trait, arguments: Arguments) -> ShiftTrajectory:
+    """Train twice and track."""
     profile = TINY if arguments.tiny else TRAINING[arguments.profile]
     settings = replace(profile.settings, seed=arguments.seed, dtype=arguments.dtype)
     others = read_traits(arguments.other or OTHERS, profile.n_pairs, profile.n_questions)
     traits = [trait, *(other for other in others if other.name != trait.name)]
-    names = [one.name for one in traits]
     config = {
         "experiment": "shift_trajectory",
         "model": asdict(pl.describe_model(model)),
@@ -70,43 +75,47 @@ def run(model: Any, trait: pl.Trait, arguments: Arguments) -> dict[str, Any]:
         "seed": arguments.seed,
         "versions": collect_versions(),
     }
-    store = pl.ShardStore(arguments.runs, config)
-    print(f"{trait.name}: unfinished work is kept in {store.folder}")
-    kits = [prepare_kit(model, one, profile, arguments.out, arguments.seed, store) for one in traits]
-    rows = make_trait_rows(model, kits[0], "II", profile, arguments.seed, store)
-    tracker = pl.finetuning.Tracker(
+    run = arguments.open_run(config)
+    assert run.store is not None
+    kits = [
+        prepare_for_training(model, one, find_sources(model, one.name, arguments.out), profile, arguments.seed, run)
+        for one in traits
+    ]
+    rows = make_trait_rows(model, kits[0], "II", profile.n_rows, profile.sample_rows(arguments.seed), run)
+    tracker = Tracker(
         vectors={kit.trait.name: kit.vector for kit in kits},
         layers={kit.trait.name: kit.layer for kit in kits},
         questions={kit.trait.name: kit.trait.evaluation_questions for kit in kits},
         every=arguments.every,
     )
     steered = pl.steer(kits[0].vector, layer=kits[0].layer, coefficient=arguments.coefficient)
-    ways = {"no prevention": (), f"preventative × {arguments.coefficient:+g}": steered}
     runs = {}
-    for index, (name, sites) in enumerate(ways.items()):
-        done = pl.finetune(
-            arguments.model, rows, store.folder / "adapters" / str(index), settings=settings, interventions=sites,
-            track=tracker, progress=pl.show_progress,
+    for index, (name, done) in enumerate(
+        {"no prevention": NOTHING, f"preventative × {arguments.coefficient:+g}": steered}.items()
+    ):
+        trained = pl.finetune(
+            arguments.model, rows, run.store.folder / "adapters" / str(index), settings=settings, intervention=done,
+            track=tracker, run=run,
         )  # fmt: skip
-        first = done.tracked[0]["projections"]
-        runs[name] = {
-            "losses": [round(loss, 4) for loss in done.losses],
-            "steps": [entry["step"] for entry in done.tracked],
-            "shifts": {
-                one: [
-                    describe_mean(torch.tensor(entry["projections"][one]) - torch.tensor(first[one]))
-                    for entry in done.tracked
-                ]
-                for one in names
+        first = trained.tracked[0]["projections"]
+        runs[name] = TrainingRun(
+            losses=trained.losses,
+            steps=tuple(entry["step"] for entry in trained.tracked),
+            shifts={
+                one.name: tuple(
+                    mean_interval(torch.tensor(entry["projections"][one.name]) - torch.tensor(first[one.name]))
+                    for entry in trained.tracked
+                )
+                for one in traits
             },
-        }
-    return {
-        "config": config,
-        "trait": trait.name,
-        "kits": {kit.trait.name: kit.describe() for kit in kits},
-        "runs": runs,
-        "n_questions": len(trait.evaluation_questions),
-    }
+        )
+    return ShiftTrajectory(
+        config=config,
+        trait=trait.name,
+        kits={kit.trait.name: describe_kit(kit) for kit in kits},
+        runs=runs,
+        n_questions=len(trait.evaluation_questions),
+    )
 
 
 if __name__ == "__main__":

@@ -87,7 +87,9 @@ def run(traits: list[pl.Trait], profile: Profile, arguments: Arguments) -> Trait
     with run.progress("traits", len(traits)) as advance:
         for trait in traits:
             own = Run(run.part({"trait": trait.to_dict()}).store)
-            rows.append(own.load_or_measure("row", SurveyedTrait, partial(survey, model, trait, profile, arguments.seed)))
+            rows.append(
+                own.load_or_measure("row", SurveyedTrait, partial(survey, model, trait, profile, arguments.seed))
+            )
             advance(1)
     return TraitSurvey(config, MIN_AUROC, tuple(rows))
 

@@ -12,30 +12,9 @@ from plotly.subplots import make_subplots
 
 from persona_lens.plots.style import INK, add_crosses, error_bars, lay_out, name_model, say
 from persona_lens.records import Record
+from persona_lens.reproduction.trained_models import BaseModel, Correlation, Kit, TrainedModel, is_coherent
 
-from .trained_models import LEVEL_COLORS, SYMBOLS, Correlation, Kit, ScoredModel, Shift, is_coherent
-
-
-@dataclass(frozen=True)
-class BaseModel:
-    """The model before training, by trait."""
-
-    scores: dict[str, ScoredModel]
-    shifts: dict[str, Shift]
-
-
-@dataclass(frozen=True)
-class TrainedModel(BaseModel):
-    """A model trained on one dataset at one level, by trait; ``data_score`` is the judge's mean of a trait's rows."""
-
-    dataset: str
-    level: str
-    kind: str
-    n_rows: int
-    left_out: dict[str, int]
-    losses: tuple[float, ...]
-    data_score: float | None
-    example: tuple[dict[str, str], ...]
+from .trained_models import LEVEL_COLORS, SYMBOLS
 
 
 @dataclass(frozen=True, repr=False)

@@ -12,9 +12,8 @@ from plotly.subplots import make_subplots
 
 from persona_lens.plots.style import COLORS, INK, error_bars, lay_out, name_model, say
 from persona_lens.records import Record
+from persona_lens.reproduction.trained_models import Kit, ScoredModel, Shift
 from persona_lens.statistics.interval import Interval
-
-from .trained_models import Kit, ScoredModel, Shift
 
 
 @dataclass(frozen=True)
@@ -27,6 +26,14 @@ class MeasuredModel(ScoredModel):
     overt_loss: Interval | None
     normal_loss: Interval | None
     shift: Shift | None
+
+
+@dataclass(frozen=True)
+class MeasuredModels(Record):
+    """A trained model as it is and with every intervention; ``losses`` are those of its training."""
+
+    losses: tuple[float, ...]
+    models: tuple[MeasuredModel, ...]
 
 
 @dataclass(frozen=True)

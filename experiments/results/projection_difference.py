@@ -11,9 +11,10 @@ from plotly.subplots import make_subplots
 
 from persona_lens.plots.style import COLORS, INK, add_crosses, add_intervals, lay_out, name_model, say
 from persona_lens.records import Record
+from persona_lens.reproduction.trained_models import Correlation, Kit, is_coherent
 from persona_lens.statistics.interval import Interval
 
-from .trained_models import LEVEL_COLORS, SYMBOLS, Correlation, Kit, is_coherent
+from .trained_models import LEVEL_COLORS, SYMBOLS
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,14 @@ from plotly.subplots import make_subplots
 
 from persona_lens.plots.style import COLORS, INK, error_bars, lay_out, name_model, say
 from persona_lens.records import Record
+from persona_lens.reproduction.trained_models import Kit, ScoredModel
 from persona_lens.statistics.interval import Interval
 
 from .projection_difference import Predictors
-from .trained_models import Kit, ScoredModel
 
 
 @dataclass(frozen=True)
-class Speed:
+class Speed(Record):
     """How long screening took."""
 
     seconds: float

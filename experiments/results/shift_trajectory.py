@@ -11,9 +11,8 @@ from plotly.subplots import make_subplots
 
 from persona_lens.plots.style import COLORS, INK, error_bars, lay_out, name_model, say
 from persona_lens.records import Record
+from persona_lens.reproduction.trained_models import Kit
 from persona_lens.statistics.interval import Interval
-
-from .trained_models import Kit
 
 
 @dataclass(frozen=True)

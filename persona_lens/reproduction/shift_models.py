@@ -18,7 +18,7 @@ from persona_lens.models.engine.rollouts import RolloutRequest, sample_rollouts
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.loading import describe_model, load_model
 from persona_lens.reproduction.arguments import CommonArguments, read_traits
-from persona_lens.reproduction.kits import TraitKit, find_sources, prepare_kit
+from persona_lens.reproduction.kits import TraitKit, find_sources
 from persona_lens.reproduction.trained_models import BaseModel, TrainedModel, measure_model
 from persona_lens.reproduction.training import (
     LEVELS,
@@ -27,6 +27,7 @@ from persona_lens.reproduction.training import (
     Training,
     TrainingProfile,
     make_trait_rows,
+    prepare_for_training,
     train,
 )
 from persona_lens.run import Run
@@ -112,13 +113,7 @@ def prepare(arguments: ShiftArguments) -> Setting:
             f"Vectors or layers in {arguments.out} have changed since this run began. Put them back, or remove its "
             "folder to begin anew."
         )
-    kits = [
-        prepare_kit(
-            model, trait, sources[trait.name], n_pairs=profile.judge_pairs, rollouts=profile.extraction_rollouts,
-            sampling=profile.sample(arguments.seed), run=run,
-        )
-        for trait in traits
-    ]  # fmt: skip
+    kits = [prepare_for_training(model, trait, sources[trait.name], profile, arguments.seed, run) for trait in traits]
     ordinary = run.load_or_compute("ordinary", lambda: sample_ordinary(model, traits, profile, arguments.seed))
     wrong = {name: level_rows(name, ordinary.records, profile, arguments.seed) for name in domains}
     return Setting(model, profile, kits, wrong, run, config)

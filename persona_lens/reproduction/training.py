@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import datasets
 
 from persona_lens.finetuning.domains import Level
-from persona_lens.finetuning.trait_data import trait_dataset
 from persona_lens.finetuning.training import Finetuned, FinetuneSettings, ProjectionPenalty, finetune
+from persona_lens.finetuning.trait_data import trait_dataset
 from persona_lens.models.engine.sampling import Sampling
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.intervention import NOTHING, Intervention
-from persona_lens.reproduction.kits import TraitKit
+from persona_lens.reproduction.kits import Sources, TraitKit, prepare_kit
 from persona_lens.run import Run
 from persona_lens.storage import Shard
 from persona_lens.traits.trait import Trait
@@ -59,6 +58,16 @@ TINY = TrainingProfile(
     ),
     8, 40, 0.7, 6, 1, 1, 1, n_pairs=1, n_questions=4,
 )  # fmt: skip
+
+
+def prepare_for_training(
+    model: HookedModel, trait: Trait, sources: Sources, profile: TrainingProfile, seed: int, run: Run
+) -> TraitKit:
+    """Calibrate a trait's judge and find or extract its vector, as a profile says."""
+    return prepare_kit(
+        model, trait, sources, n_pairs=profile.judge_pairs, rollouts=profile.extraction_rollouts,
+        sampling=profile.sample(seed), run=run,
+    )  # fmt: skip
 
 
 def make_trait_rows(
