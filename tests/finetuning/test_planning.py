@@ -149,15 +149,15 @@ def test_rows_to_try_on_are_drawn_from_everywhere_into_every_place():
 
 
 def test_drawing_keeps_no_more_rows_in_memory_than_it_draws(monkeypatch):
-    alive: weakref.WeakSet[Conversation] = weakref.WeakSet()
+    alive: list[weakref.ref[Conversation]] = []
     most = 0
 
     def read(_):
         nonlocal most
         for index in range(200):
             row = Conversation(f"row {index + 1}", index, (user("Why?"), assistant(f"{index}")))
-            alive.add(row)
-            most = max(most, len(alive))
+            alive.append(weakref.ref(row))
+            most = max(most, sum(found() is not None for found in alive))
             yield row
 
     monkeypatch.setattr(planning, "read_conversations", read)
