@@ -4,7 +4,7 @@ Find the direction of a character trait in a model's residual stream, choose a l
 keep fine-tuning from moving it, and screen training data for it. Method: "Persona Vectors" (arXiv 2507.21509).
 
 The names here are those that a notebook needs; everything else is one room further: ``pl.judges``, ``pl.evaluation``,
-``pl.interventions``, ``pl.monitoring``, ``pl.finetuning``, ``pl.screening``, ``pl.tensors``, ``pl.plots`` and the others.
+``pl.interventions``, ``pl.monitoring``, ``pl.finetuning``, ``pl.screening``, ``pl.tensors``, ``pl.plots`` and others.
 """
 
 from importlib import import_module as _import_module

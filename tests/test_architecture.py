@@ -6,8 +6,9 @@ import ast
 import re
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -15,33 +16,41 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "persona_lens"
+PAGE = ROOT / "docs" / "developing" / "architecture.md"
 
-# A room is a top-level module or folder of persona_lens. What each may import of ours, itself aside:
-FLOOR = {"errors", "progress", "storage", "streams", "tensors", "traits", "models", "judges"}
-ALLOWED = {
-    "errors": set(),
-    "progress": set(),
-    "storage": {"errors"},
-    "streams": set(),
-    "tensors": {"errors"},
-    "traits": {"errors"},
-    "models": {"errors", "tensors"},
-    "judges": {"errors", "storage", "streams", "tensors", "traits", "models"},
-    "vectors": FLOOR,
-    "ordinary": FLOOR | {"vectors"},
-    "conversations": {"errors", "models"},
-    "interventions": FLOOR | {"vectors", "ordinary"},
-    # The capability modules stand side by side: never one on another.
-    "sweep": FLOOR | {"vectors"},
-    "steering": FLOOR | {"vectors", "ordinary", "interventions"},
-    "tracing": FLOOR | {"vectors"},
-    "monitoring": FLOOR | {"vectors", "ordinary"},
-    "finetuning": FLOOR | {"vectors", "ordinary", "conversations", "interventions"},
-    "screening": FLOOR | {"vectors", "conversations"},
-    "capability": FLOOR | {"vectors"},
-    "cli": FLOOR | {"vectors", "conversations", "screening", "plots"},
-    # Results know their figures only inside `.plot()`; see test_only_plot_methods_import_plots.
-    "plots": FLOOR | {"vectors", "sweep", "tracing", "monitoring", "finetuning", "screening", "capability"},
+# A room is a top-level module or folder of persona_lens: what it is for, and what it may import of ours, itself aside.
+# docs/developing/architecture.md shows this table; `python tests/test_architecture.py` writes it there.
+FOUNDATION = {"errors", "progress", "storage", "records", "run", "streams", "statistics", "plots"}
+MODELS = FOUNDATION | {"tensors", "traits", "models", "judges", "vectors"}
+ROOMS = {
+    "errors": ("every exception and warning", set()),
+    "progress": ("progress bars", set()),
+    "streams": ("the name of every random stream", set()),
+    "storage": ("shards and files, written whole", {"errors"}),
+    "records": ("the one codec of measured results", {"errors", "storage"}),
+    "run": ("where long work is kept and shown", {"progress", "records", "storage"}),
+    "statistics": ("intervals, bootstraps, correlations, AUROC: numbers in, numbers out", {"errors"}),
+    "plots": ("one file a result: values in, figures out", {"errors", "statistics"}),
+    "tensors": ("directions, and what can be done to activations: pure typed torch", {"errors"}),
+    "traits": ("traits in words", {"errors"}),
+    "models": (
+        "loading, text, engine and hooks: everything that touches TransformerLens",
+        {"errors", "progress", "tensors"},
+    ),
+    "conversations": ("conversations from files and datasets", {"errors", "models"}),
+    "judges": ("who scores responses", FOUNDATION | {"traits", "models"}),
+    "vectors": ("PersonaVector, and how it is found", FOUNDATION | {"tensors", "traits", "models", "judges"}),
+    "interventions": ("from vectors to hooks and `with` blocks", FOUNDATION | {"tensors", "models", "vectors"}),
+    # The capability rooms stand side by side: never one on another.
+    "evaluation": ("conditions, their scores, and what is made of them", MODELS | {"interventions"}),
+    "monitoring": ("projections before a response", MODELS),
+    "finetuning": ("training with vectors, its data and its shift", MODELS | {"interventions", "conversations"}),
+    "screening": ("training data screened", MODELS | {"conversations"}),
+    "reproduction": (
+        "what the scripts in experiments/ share",
+        MODELS | {"interventions", "evaluation", "finetuning"},
+    ),
+    "cli": ("the command", MODELS | {"conversations", "screening"}),
 }
 PICKLERS = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}
 
@@ -70,6 +79,10 @@ def list_imports(path: Path) -> list[Import]:
 
 def _walk_imports(node: ast.AST, package: tuple[str, ...], function: str) -> Iterator[Import]:
     for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
+            for other in child.orelse:  # what is under it never runs; what is beside it does
+                yield from _walk_imports(other, package, function)
+            continue
         if isinstance(child, ast.Import):
             for alias in child.names:
                 yield Import(alias.name, function)
@@ -94,6 +107,15 @@ def each_source(*folders: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("path", paths, ids=[str(path.relative_to(ROOT)) for path in paths])
 
 
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def find_module(name: str, files: Mapping[str, Path]) -> str:
+    """The file that an imported name leads to: the name itself, or the module that defines it; empty if not ours."""
+    return name if name in files else name.rpartition(".")[0] if name.rpartition(".")[0] in files else ""
+
+
 def room_of(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
@@ -103,36 +125,88 @@ def test_every_room_imports_only_the_rooms_below_it(path: Path):
     room = room_of(path)
     if room == "__init__":
         return  # the public face gathers names from every room
-    assert room in ALLOWED, f"{room!r} is a new room: say in ALLOWED which others it may import"
-    ours = {found.room for found in list_imports(path) if found.room} - {room, "plots"}
-    assert ours <= ALLOWED[room], f"{room} may not import {sorted(ours - ALLOWED[room])}"
+    assert room in ROOMS, f"{room!r} is a new room: say in ROOMS what it is for and which others it may import"
+    ours = {one.room for one in list_imports(path) if one.room}
+    allowed = ROOMS[room][1] | {room}
+    assert ours <= allowed, f"{room} may not import {sorted(ours - allowed)}"
+
+
+def test_the_type_of_a_vector_needs_no_judge_and_no_sampling():
+    rooms = {(one.room, one.module) for one in list_imports(PACKAGE / "vectors" / "persona_vector.py") if one.room}
+    assert not [module for room, module in rooms if room == "judges" or ".engine." in module]
+
+
+def test_no_file_imports_itself_through_others():
+    """Imports inside functions count: a file that loads another while it runs needs it all the same."""
+    files = {module_name(path): path for path in list_sources("persona_lens")}
+    graph = {
+        name: {target for one in list_imports(path) for target in [find_module(one.module, files)] if target} - {name}
+        for name, path in files.items()
+    }
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        raise AssertionError(f"a circle of imports: {' -> '.join(error.args[1])}") from None
+
+
+def test_a_circle_of_imports_would_be_found():
+    with pytest.raises(CycleError):
+        TopologicalSorter({"a": {"b"}, "b": {"c"}, "c": {"a"}}).prepare()
+
+
+def test_no_room_imports_names_from_its_own_gathering():
+    """`__init__` gathers a room's names for users; its own files import each other where things are defined."""
+    for path in list_sources("persona_lens"):
+        own = ".".join(path.relative_to(ROOT).parts[:2])
+        if path.parent != PACKAGE and path.name != "__init__.py":
+            found = [one.module for one in list_imports(path) if one.module.rpartition(".")[0] == own]
+            names = [module for module in found if not (ROOT / module.replace(".", "/")).with_suffix(".py").exists()]
+            folders = [module for module in names if not (ROOT / module.replace(".", "/")).is_dir()]
+            assert not folders, f"{path.relative_to(ROOT)}: {folders}"
 
 
 @each_source("persona_lens")
-def test_only_plot_methods_import_plots(path: Path):
-    if room_of(path) in ("plots", "cli"):
+def test_figures_are_loaded_when_they_are_drawn_and_not_before(path: Path):
+    if room_of(path) in ("plots", "cli", "reproduction"):
         return
-    importers = {found.function for found in list_imports(path) if found.room == "plots"}
+    importers = {one.function for one in list_imports(path) if one.room == "plots"}
     assert importers <= {"plot"}, "plotly is loaded when a figure is drawn, not before"
+
+
+@each_source("persona_lens/plots")
+def test_a_plot_takes_values_and_imports_no_result(path: Path):
+    assert {one.room for one in list_imports(path)} <= {"", "plots", "errors", "statistics"}
+
+
+def test_the_architecture_page_shows_the_table_of_rooms():
+    assert render_table() in PAGE.read_text(encoding="utf-8"), "run: python tests/test_architecture.py"
+
+
+def render_table() -> str:
+    lines = ["| room | what is in it | may import |", "|---|---|---|"]
+    for room, (purpose, allowed) in ROOMS.items():
+        lines.append(f"| `{room}` | {purpose} | {', '.join(sorted(allowed)) or '–'} |")
+    return "\n".join(lines)
 
 
 @each_source("persona_lens")
 def test_the_library_writes_no_figure(path: Path):
+    if path == PACKAGE / "reproduction" / "figures.py":
+        return  # for the scripts, which write theirs through it
     writers = {"write_html", "write_image", "write_images"}
     named = {
         node.attr if isinstance(node, ast.Attribute) else node.name
         for node in ast.walk(parse(path))
         if isinstance(node, ast.Attribute | ast.alias)
     }
-    assert not named & writers, "only experiments/ writes figures"
+    assert not named & writers, "only scripts write figures, through reproduction/figures.py"
 
 
 @each_source("experiments")
 def test_experiments_do_not_import_each_other(path: Path):
-    scripts = {other.stem for other in list_sources("experiments") if not other.stem.startswith("_")}
+    scripts = {other.stem for other in (ROOT / "experiments").glob("*.py")}
     for found in list_imports(path):
-        first = found.module.removeprefix("experiments.").split(".")[0]
-        assert first not in scripts, f"{first} is a script; what two scripts share is in a module named _NAME"
+        assert found.module.split(".")[0] not in scripts, "what two scripts share is in persona_lens/reproduction"
 
 
 @each_source("persona_lens", "experiments", "benchmarks", "tests")
@@ -150,7 +224,7 @@ def test_nothing_unpickles(path: Path):
 
 @each_source("persona_lens", "experiments", "benchmarks")
 def test_every_imported_package_is_a_declared_dependency(path: Path):
-    ours = {"persona_lens", "experiments", "benchmarks"} | {other.stem for other in path.parent.glob("*.py")}
+    ours = {"persona_lens", "experiments", "benchmarks", "results"} | {other.stem for other in path.parent.glob("*.py")}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     requirements = [*project["dependencies"], *project["optional-dependencies"]["ray"]]
     declared = {_normalize(re.split(r"[<>=!~\[; ]", requirement)[0]) for requirement in requirements}
@@ -162,3 +236,9 @@ def test_every_imported_package_is_a_declared_dependency(path: Path):
 
 def _normalize(distribution: str) -> str:
     return re.sub(r"[-_.]+", "-", distribution).lower()
+
+
+if __name__ == "__main__":
+    page = PAGE.read_text(encoding="utf-8")
+    start, end = page.index("| room |"), page.index("\n\n", page.index("| room |"))
+    PAGE.write_text(page[:start] + render_table() + page[end:], encoding="utf-8")

@@ -2,8 +2,12 @@
 
 import __future__
 
+import importlib
+import importlib.metadata
+import inspect
 import subprocess
 import sys
+import typing
 from types import ModuleType
 
 import pytest
@@ -22,6 +26,9 @@ PROMISED = {
     "sweep_layers",
 }
 MAX_IMPORT_SECONDS = 3.0
+MAX_NAMES = 41
+MAX_PARAMETERS = 10
+ROOMS = sorted(name for name in persona_lens.__all__ if isinstance(getattr(persona_lens, name), ModuleType))
 
 
 def run_python(code: str) -> subprocess.CompletedProcess[str]:
@@ -49,9 +56,64 @@ def test_a_promised_name_is_public(name: str):
     assert name in persona_lens.__all__
 
 
-@pytest.mark.parametrize("name", sorted(persona_lens.__all__))
-def test_a_public_name_is_documented(name: str):
-    assert getattr(persona_lens, name).__doc__
+def test_every_public_name_is_documented():
+    assert not [name for name, value in list_public().items() if callable(value) and not value.__doc__]
+
+
+def list_public() -> dict[str, object]:
+    """Every public name: those at the top, and those that the rooms gather."""
+    found = {name: getattr(persona_lens, name) for name in persona_lens.__all__}
+    for room in ROOMS:
+        module = importlib.import_module(f"persona_lens.{room}")
+        found |= {f"{room}.{name}": getattr(module, name) for name in getattr(module, "__all__", ())}
+    return {name: value for name, value in found.items() if not isinstance(value, ModuleType)}
+
+
+def list_types(annotation: object) -> set[type]:
+    """This package's classes that an annotation names, however deep."""
+    parts = set().union(*map(list_types, typing.get_args(annotation)), set())
+    is_ours = isinstance(annotation, type) and annotation.__module__.startswith("persona_lens.")
+    return parts | ({annotation} if is_ours else set())
+
+
+def list_signatures(value: object) -> list[object]:
+    if not inspect.isclass(value):
+        return [value]
+    methods = [one for name, one in inspect.getmembers(value, inspect.isroutine) if not name.startswith("_")]
+    return [value, *(one for one in methods if getattr(one, "__module__", "").startswith("persona_lens."))]
+
+
+def test_forty_names_stand_at_the_top_and_the_rest_in_rooms():
+    assert len(persona_lens.__all__) - len(ROOMS) <= MAX_NAMES
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_gathers_its_public_names(room: str):
+    module = importlib.import_module(f"persona_lens.{room}")
+    assert module.__doc__
+    assert all(hasattr(module, name) for name in getattr(module, "__all__", ()))
+
+
+def test_every_type_that_a_public_signature_names_is_public():
+    public = list_public()
+    exported = {id(value) for value in public.values()}
+    hidden: dict[str, list[str]] = {}
+    for name, value in public.items():
+        for one in list_signatures(value) if callable(value) else ():
+            for found in set().union(*map(list_types, typing.get_type_hints(one).values()), set()):
+                if id(found) not in exported and not found.__name__.startswith("_"):
+                    hidden.setdefault(f"{found.__module__}.{found.__name__}", []).append(name)
+    assert not hidden
+
+
+def test_no_public_function_takes_more_than_ten_parameters():
+    functions = {name: value for name, value in list_public().items() if inspect.isfunction(value)}
+    counts = {name: len(inspect.signature(value).parameters) for name, value in functions.items()}
+    assert {name: count for name, count in counts.items() if count > MAX_PARAMETERS} == {}
+
+
+def test_the_version_is_the_packages():
+    assert persona_lens.__version__ == importlib.metadata.version("persona-lens")
 
 
 def test_importing_prints_nothing():

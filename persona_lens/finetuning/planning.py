@@ -166,7 +166,8 @@ def plan_prevention(
     """Try preventative steering on a part of the data, and recommend a method and coefficient, or say none is needed.
 
     Without prevention first: if the whole interval of its shift lies within the trials' ``max_shift``, nothing else is
-    tried. Else, of the ways whose shift's interval lies within it (and whose extra loss is at most ``max_extra_loss`` at the upper end, if that is given), the one with the lowest extra loss is recommended.
+    tried. Else, of the ways whose shift's interval lies within it (and whose extra loss is at most ``max_extra_loss``
+    at the upper end, if that is given), the one with the lowest extra loss is recommended.
 
     The effect is read from the projection. A loss on the projection itself would look good here and leave the trait
     as it is (appendix J), so it is not among the ways tried; and a trait score after training is still to be measured.

@@ -109,9 +109,10 @@ def screen_on_ray(
 
     Example:
         >>> import persona_lens as pl
-        >>> found = pl.screening.screen_on_ray(
-        ...     "smollm2-135m-instruct", "rows.jsonl", {"evil": vector}, "screened", layers={"evil": 15}, workers=pl.screening.RayWorkers(2)
-        ... )  # doctest: +SKIP
+        >>> data, vectors, layers = "rows.jsonl", {"evil": vector}, {"evil": 15}  # doctest: +SKIP
+        >>> two = pl.screening.RayWorkers(2)
+        >>> name = "smollm2-135m-instruct"
+        >>> pl.screening.screen_on_ray(name, data, vectors, "screened", layers=layers, workers=two)  # doctest: +SKIP
     """
     ray = _import_ray()
     rows = itertools.islice(read_conversations(data), max_rows)

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import persona_lens as pl
+from persona_lens.screening import RayWorkers
 from tests.screening.test_screen import LAYERS, SETTINGS, converse, make_rows, make_vectors, read_shards, run
 
 ray = pytest.importorskip("ray")
