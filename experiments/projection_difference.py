@@ -26,7 +26,7 @@ import persona_lens as pl
 from persona_lens.reproduction.figures import write_figure, write_result
 from persona_lens.reproduction.shift_models import MIN_COHERENCE, ShiftArguments, prepare, train_models
 from persona_lens.reproduction.trained_models import Correlation, correlate_pairs, describe_kit, is_coherent
-from persona_lens.screening import ScreenSettings, Screening
+from persona_lens.screening import Screening, ScreenSettings
 from persona_lens.statistics import bootstrap_mean
 
 NAME = "projection_difference"

@@ -29,13 +29,32 @@ from typing import Annotated, Any
 import datasets
 import torch
 import tyro
-from _figures import write_figure
-from _finetuning import TINY, TRAINING, Training, TrainingProfile, TraitKit, measure_model, prepare_kit, train
-from _measuring import CommonArguments, describe_interval, describe_mean, read_results, read_traits
+from results.real_conversations import (
+    Approximations,
+    MeasuredModel,
+    RealConversations,
+    Speed,
+    SubsetModel,
+)
 
 import persona_lens as pl
-from persona_lens.plots import plot_real_conversations, report_screening
+from persona_lens.judges import LikelihoodJudge
+from persona_lens.models import HookedModel
+from persona_lens.plots.screening import report_screening
+from persona_lens.reproduction.arguments import CommonArguments, read_traits
+from persona_lens.reproduction.figures import write_result
+from persona_lens.reproduction.kits import TraitKit, find_sources
+from persona_lens.reproduction.trained_models import describe_kit, measure_model
+from persona_lens.reproduction.training import (
+    TINY,
+    TRAINING,
+    Training,
+    prepare_for_training,
+    train,
+)
+from persona_lens.screening import Screening, ScreenSettings
 from persona_lens.statistics import bootstrap_mean
+from persona_lens.statistics.missing import mean_interval
 from persona_lens.storage import Shard, collect_versions, write_bytes_atomically
 from persona_lens.streams import Stream
 
@@ -68,12 +87,15 @@ def main(arguments: Annotated[Arguments, tyro.conf.arg(name="")]) -> None:
     profile = TINY if arguments.tiny else TRAINING[arguments.profile]
     traits = read_traits(arguments.trait, profile.n_pairs, profile.n_questions)
     source = None if arguments.replot else find_data(arguments.data)
-    model: Any = None if arguments.replot else pl.load_model(arguments.model, dtype=arguments.dtype)
+    model = None if arguments.replot else arguments.load_model()
     for trait in traits:
-        path = arguments.out / f"real_conversations_{trait.name}.json"
-        content = read_results(path) if source is None else run(model, source, trait, arguments)
-        write_figure(plot_real_conversations(content), content, arguments.out, path.stem)
-        print(f"{trait.name}: {path.with_suffix('.html')}")
+        name = f"real_conversations_{trait.name}"
+        if model is None or source is None:
+            result = arguments.read(RealConversations, name)
+        else:
+            result = run(model, source, trait, arguments)
+        write_result(result, result.plot(), arguments.out, name)
+        print(f"{trait.name}: {arguments.out / name}.html")
 
 
 def find_data(name: str) -> str:
@@ -98,8 +120,8 @@ def count_file(source: str) -> Shard:
     return Shard(records=dict(counts.most_common()))
 
 
-def run(model: Any, source: str, trait: pl.Trait, arguments: Arguments) -> dict[str, Any]:
-    """Screen, choose, train and measure; return everything as JSON-able values, without the texts."""
+def run(model: HookedModel, source: str, trait: pl.Trait, arguments: Arguments) -> RealConversations:
+    """Screen, choose, train and measure; return everything but the texts."""
     profile = TINY if arguments.tiny else TRAINING[arguments.profile]
     profile = replace(profile, settings=replace(profile.settings, seed=arguments.seed, dtype=arguments.dtype))
     others = read_traits(arguments.other or OTHERS, profile.n_pairs, profile.n_questions)
@@ -114,91 +136,99 @@ def run(model: Any, source: str, trait: pl.Trait, arguments: Arguments) -> dict[
         "seed": arguments.seed,
         "versions": collect_versions(),
     }
-    store = pl.ShardStore(arguments.runs, config)
-    print(f"{trait.name}: unfinished work, scores and report are kept in {store.folder}")
-    kits = [prepare_kit(model, one, profile, arguments.out, arguments.seed, store) for one in traits]
+    run = arguments.open_run(config)
+    assert run.store is not None
+    folder = run.store.folder
+    kits = [
+        prepare_for_training(model, one, find_sources(model, one.name, arguments.out), profile, arguments.seed, run)
+        for one in traits
+    ]
     kit = next(kit for kit in kits if kit.trait.name == trait.name)
     n_answer = ANSWER_TOKENS[arguments.profile]
     # Rows that an interrupted run left take no time now.
-    n_before = SHARD_ROWS * len(list((store.folder / "screened").glob("shards/*")))
-    whole_file = store.load_or_compute("whole-file", lambda: count_file(source)).records
+    n_before = SHARD_ROWS * len(list((folder / "screened").glob("shards/*")))
+    whole_file = run.load_or_compute("whole-file", lambda: count_file(source)).records
     begun = time.perf_counter()
     screened = pl.screen(
-        model, source, {kit.trait.name: kit.vector for kit in kits}, store.folder / "screened",
+        model, source, {kit.trait.name: kit.vector for kit in kits}, folder / "screened",
         layers={kit.trait.name: kit.layer for kit in kits}, max_rows=arguments.max_rows, shard_rows=SHARD_ROWS,
-        progress=pl.show_progress, settings=pl.screening.ScreenSettings(max_response_tokens=n_answer),
+        run=run, settings=ScreenSettings(max_response_tokens=n_answer),
     )  # fmt: skip
-    seconds = time.perf_counter() - begun
-    timing = {"seconds": round(seconds, 1), "rows": sum(screened.counts.values()) - n_before}
-    speed = store.load_or_compute("speed", lambda: Shard(records=timing)).records
-    print(f"screened {speed['rows']} more rows for {len(kits)} traits in {speed['seconds']} s: {screened.counts}")
-    report = store.folder / "report.html"
+    timing = Speed(time.perf_counter() - begun, sum(screened.counts.values()) - n_before)
+    speed = run.load_or_measure("speed", Speed, lambda: timing)
+    print(f"screened {speed.rows} more rows for {len(kits)} traits in {speed.seconds:.1f} s: {screened.counts}")
+    report = folder / "report.html"
     write_bytes_atomically(report, report_screening(screened, {}, {}).encode())
     print(f"read {report}")
     # Judged and trained anew if the data have changed.
-    store = pl.ShardStore(arguments.runs, {**config, "data": screened.digest})
+    run = run.part({"data": screened.digest})
     longest = profile.settings.max_tokens - n_answer - _SPARE_TOKENS
     pool = select_usable(screened.rows, trait.name, longest, MAX_POOL[arguments.profile])
-    judged = store.load_or_compute(
-        f"judged-{trait.name}", lambda: score_pool(kit.judge, pool, N_JUDGED[arguments.profile])
+    judged = run.load_or_compute(
+        f"judged-{trait.name}", lambda: score_pool(kit.judge, pool, N_JUDGED[arguments.profile], run)
     ).records
     clean = pool.select([index for index, is_kept in enumerate(keep_lower_half(judged)) if is_kept])
     n_rows = min(profile.n_rows, len(clean) // 3)
     if n_rows < 2:
         raise SystemExit(f"--max-rows: of {len(pool)} rows that can be used the filter leaves {len(clean)}; read more.")
     pools = {"all": pool, "after the judge's filter": clean}
-    base = store.load_or_compute(
-        f"base-{trait.name}", lambda: Shard(records=measure(model, model, kit, "base", profile, arguments, store))
-    ).records
+
+    def measure(tuned: HookedModel) -> MeasuredModel:
+        found = measure_model(model, tuned, [kit], profile.sample(arguments.seed), run)
+        return MeasuredModel(**vars(found.scores[trait.name][0]), shift=found.shifts[trait.name].at_layer)
+
+    base = run.load_or_measure(f"base-{trait.name}", MeasuredModel, lambda: measure(model))
     models = []
     for pool_name, rows in pools.items():
         for subset in SUBSETS:
 
-            def compute(pool_name: str = pool_name, subset: str = subset, rows: datasets.Dataset = rows) -> Shard:
+            def train_one(
+                pool_name: str = pool_name, subset: str = subset, rows: datasets.Dataset = rows
+            ) -> SubsetModel:
                 chosen = choose(rows, subset, trait.name, n_rows, arguments.seed)
                 label = f"{trait.name}-{'filtered' if rows is clean else 'all'}-{SUBSETS.index(subset)}"
                 data = datasets.Dataset.from_list([to_training_row(model, row) for row in chosen])
-                done = train(label, arguments.model, Training(data), profile, store.folder / "adapters")
+                done = train(label, arguments.model, Training(data), profile.settings, run)
                 tuned = pl.load_model(arguments.model, adapter=done.folder, dtype=arguments.dtype)
                 deltas = torch.tensor([row[f"{trait.name}.delta"] for row in chosen], dtype=torch.float64)
-                found = {
-                    "pool": pool_name,
-                    "subset": subset,
-                    "n_rows": done.n_rows,
-                    "left_out": done.left_out,
-                    "delta": describe_mean(deltas),
-                    "losses": [round(loss, 4) for loss in done.losses],
-                    **measure(model, tuned, kit, label, profile, arguments, store),
-                }
-                return Shard(records=found)
+                return SubsetModel(
+                    **vars(measure(tuned)),
+                    pool=pool_name,
+                    subset=subset,
+                    n_rows=done.n_rows,
+                    left_out=done.left_out,
+                    delta=mean_interval(deltas),
+                    losses=done.losses,
+                )
 
             name = f"measured-{trait.name}-{pool_name}-{subset}".replace(" ", "-")
-            models.append(store.load_or_compute(name, compute).records)
-    return {
-        "config": config,
-        "trait": trait.name,
-        "kits": {one.trait.name: one.describe() for one in kits},
-        "whole_file": whole_file,
-        "counts": screened.counts,
-        "n_cut": screened.n_cut,
-        "speed": speed,
-        "max_answer_tokens": n_answer,
-        "mean_tokens": {name: mean_tokens(screened, f"n_{name}_tokens") for name in ("prompt", "response")},
-        "bytes": sum(path.stat().st_size for path in (screened.folder / "shards").glob("[0-9]*.arrow")),
-        "dataset_delta": {one.trait.name: describe_interval(screened.measure(one.trait.name)) for one in kits},
-        "approximations": {one.trait.name: _describe_check(screened, one.trait.name, arguments.seed) for one in kits},
-        "n_pool": {name: len(rows) for name, rows in pools.items()},
-        "judge_scores": describe_mean(torch.tensor([float("nan") if v is None else v for v in judged])),
-        "base": base,
-        "models": models,
-        "n_questions": len(trait.evaluation_questions),
-    }
+            models.append(run.load_or_measure(name, SubsetModel, train_one))
+    scores = torch.tensor([float("nan") if score is None else score for score in judged])
+    return RealConversations(
+        config=config,
+        trait=trait.name,
+        kits={one.trait.name: describe_kit(one) for one in kits},
+        whole_file=whole_file,
+        counts=screened.counts,
+        n_cut=screened.n_cut,
+        speed=speed,
+        max_answer_tokens=n_answer,
+        mean_tokens={name: mean_tokens(screened, f"n_{name}_tokens") for name in ("prompt", "response")},
+        bytes=sum(path.stat().st_size for path in (screened.folder / "shards").glob("[0-9]*.arrow")),
+        dataset_delta={one.trait.name: screened.measure(one.trait.name) for one in kits},
+        approximations={one.trait.name: check_approximations(screened, one, arguments.seed) for one in kits},
+        n_pool={name: len(rows) for name, rows in pools.items()},
+        judge_scores=mean_interval(scores),
+        base=base,
+        models=tuple(models),
+        n_questions=len(trait.evaluation_questions),
+    )
 
 
-def mean_tokens(screened: pl.screening.Screening, column: str) -> float:
+def mean_tokens(screened: Screening, column: str) -> float:
     """Return the mean length over the scored rows."""
     lengths = [length for length in screened.rows[column][:] if length is not None]
-    return round(sum(lengths) / len(lengths), 1)
+    return sum(lengths) / len(lengths)
 
 
 def select_usable(rows: datasets.Dataset, trait: str, max_prompt_tokens: int, max_rows: int) -> datasets.Dataset:
@@ -222,10 +252,10 @@ def choose(rows: datasets.Dataset, subset: str, trait: str, n_rows: int, seed: i
     return rows.select(ordered[-n_rows:] if subset == "high ΔP" else ordered[:n_rows])
 
 
-def score_pool(judge: pl.judges.LikelihoodJudge, rows: datasets.Dataset, n_characters: int) -> Shard:
+def score_pool(judge: LikelihoodJudge, rows: datasets.Dataset, n_characters: int, run: pl.Run) -> Shard:
     """Judge the answers of the pool by their beginnings."""
     scores = []
-    with pl.show_progress("judging (answers)", len(rows)) as advance:
+    with run.progress("judging (answers)", len(rows)) as advance:
         for part in rows.iter(batch_size=JUDGED_AT_ONCE):
             scores += judge.score_trait(part["question"], [response[:n_characters] for response in part["response"]])
             advance(len(part["question"]))
@@ -239,29 +269,20 @@ def keep_lower_half(scores: Sequence[float | None]) -> list[bool]:
     return [score is not None and score <= limit for score in scores]
 
 
-def to_training_row(model: Any, row: Any) -> dict[str, Any]:
+def to_training_row(model: HookedModel, row: Any) -> dict[str, Any]:
     """Return question and answer, the answer cut to the tokens that were projected."""
     tokens = model.tokenizer(row["response"], add_special_tokens=False)["input_ids"][: row["n_response_tokens"]]
     answer = model.tokenizer.decode(tokens, skip_special_tokens=True) if row["is_cut"] else row["response"]
     return {"messages": [{"role": "user", "content": row["question"]}, {"role": "assistant", "content": answer}]}
 
 
-def measure(
-    model: Any, tuned: Any, kit: TraitKit, label: str, profile: TrainingProfile, arguments: Arguments, store: Any
-) -> dict[str, Any]:
-    """Score a model on the trait's evaluation questions and measure its shift."""
-    own = pl.ShardStore(store.folder, {"measured": label})
-    found = measure_model(model, tuned, [kit], profile, arguments.seed, own)
-    name = kit.trait.name
-    return {**found["scores"][name][0], "shift": found["shifts"][name]["at_layer"]}
-
-
-def _describe_check(screened: pl.screening.Screening, trait: str, seed: int) -> dict[str, Any]:
-    check = screened.check_approximations(trait, seed=seed)
-    intervals = ("exact", "subset", "last_prompt", "r_last_prompt", "r_raw")
-    raw = bootstrap_mean(screened.values(trait, "raw"))
-    described = {name: describe_interval(getattr(check, name)) for name in intervals}
-    return {**described, "raw": describe_interval(raw), "n_subset": check.n_subset}
+def check_approximations(screened: Screening, kit: TraitKit, seed: int) -> Approximations:
+    """Compare the cheaper ways of measuring with ΔP."""
+    check = screened.check_approximations(kit.trait.name, seed=seed)
+    raw = bootstrap_mean(screened.values(kit.trait.name, "raw"))
+    return Approximations(
+        check.exact, check.subset, check.last_prompt, raw, check.r_last_prompt, check.r_raw, check.n_subset
+    )
 
 
 if __name__ == "__main__":

@@ -17,29 +17,22 @@ goes on where it was.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any
 
 import torch
 import tyro
-from _figures import write_figure
-from _measuring import (
-    CommonArguments,
-    Sampling,
-    choose_layer,
-    describe_interval,
-    describe_judge,
-    describe_mean,
-    extract_vector,
-    find_vector,
-    prepare_judge,
-    read_results,
-    read_traits,
-)
+from results.sample_separation import FilterComparison, SampleSeparation
 
 import persona_lens as pl
-from persona_lens.plots import plot_sample_separation
-from persona_lens.statistics import bootstrap_auroc_by_group
+from persona_lens.judges import Judge
+from persona_lens.models import HookedModel, RolloutRequest, sample_rollouts
+from persona_lens.reproduction.arguments import CommonArguments, read_traits
+from persona_lens.reproduction.figures import write_result
+from persona_lens.reproduction.kits import find_sources, prepare_kit
+from persona_lens.screening import ScreenSettings
+from persona_lens.statistics import Interval, bootstrap_auroc_by_group
+from persona_lens.statistics.missing import mean_interval
 from persona_lens.storage import Shard, collect_versions
 from persona_lens.streams import Stream
 
@@ -81,37 +74,36 @@ def main(arguments: Annotated[Arguments, tyro.conf.arg(name="")]) -> None:
     """Run or redraw each trait's separation."""
     profile = TINY if arguments.tiny else PROFILES[arguments.profile]
     traits = read_traits(arguments.trait, profile.n_pairs, profile.n_questions)
-    model: Any = None if arguments.replot else pl.load_model(arguments.model, dtype=arguments.dtype)
+    model = None if arguments.replot else arguments.load_model()
     for trait in traits:
-        path = arguments.out / f"sample_separation_{trait.name}.json"
-        content = read_results(path) if model is None else run(model, trait, profile, arguments)
-        write_figure(plot_sample_separation(content), content, arguments.out, path.stem)
-        print(f"{trait.name}: {path.with_suffix('.html')}")
+        name = f"sample_separation_{trait.name}"
+        result = arguments.read(SampleSeparation, name) if model is None else run(model, trait, profile, arguments)
+        write_result(result, result.plot(), arguments.out, name)
+        print(f"{trait.name}: {arguments.out / name}.html")
 
 
-def run(model: Any, trait: pl.Trait, profile: Profile, arguments: Arguments) -> dict[str, Any]:
-    """Sample, screen, judge and filter; return everything as JSON-able values."""
-    # Judge and vector are made as in the other experiments, from shorter responses.
-    short = Sampling(min(24, profile.max_new_tokens), profile.temperature, arguments.seed)
-    vector, source = find_vector(model, trait.name, arguments.out)
-    layer, layer_source = choose_layer(model, trait.name, arguments.out, arguments.layer)
+def run(model: HookedModel, trait: pl.Trait, profile: Profile, arguments: Arguments) -> SampleSeparation:
+    """Sample, screen, judge and filter."""
+    sampling = pl.Sampling(profile.max_new_tokens, profile.temperature, rollouts=profile.rollouts, seed=arguments.seed)
+    sources = find_sources(model, trait.name, arguments.out, layer=arguments.layer)
     config = {
         "experiment": "sample_separation",
         "model": asdict(pl.describe_model(model)),
         "trait": trait.to_dict(),
         "profile": asdict(profile),
-        "vector": source,
-        "layer": layer,
-        "layer_source": layer_source,
+        **sources.describe(),
         "quantile": QUANTILE,
         "seed": arguments.seed,
         "versions": collect_versions(),
     }
-    store = pl.ShardStore(arguments.runs, config)
-    print(f"{trait.name}: vector {source}; unfinished work is kept in {store.folder}")
-    judge = prepare_judge(model, trait, profile.judge_pairs, short, store)
-    vector = vector or extract_vector(model, trait, judge, profile.extraction_rollouts, short, store)
-    samples = store.load_or_compute("samples", lambda: sample_answers(model, trait, profile, arguments.seed)).records
+    run = arguments.open_run(config)
+    assert run.store is not None
+    # Judge and vector are made as in the other experiments, from shorter responses.
+    kit = prepare_kit(
+        model, trait, sources, n_pairs=profile.judge_pairs, rollouts=profile.extraction_rollouts,
+        sampling=replace(sampling, max_new_tokens=min(24, profile.max_new_tokens)), run=run,
+    )  # fmt: skip
+    samples = run.load_or_compute("samples", lambda: sample_answers(model, trait, sampling)).records
     rows = [
         {
             "messages": [
@@ -122,10 +114,10 @@ def run(model: Any, trait: pl.Trait, profile: Profile, arguments: Arguments) -> 
         for one in samples
     ]
     screened = pl.screen(
-        model, rows, {trait.name: vector}, store.folder / "screened", layers={trait.name: layer},
-        settings=pl.screening.ScreenSettings(max_response_tokens=profile.max_new_tokens), progress=pl.show_progress,
+        model, rows, {trait.name: kit.vector}, run.store.folder / "screened", layers={trait.name: kit.layer},
+        settings=ScreenSettings(max_response_tokens=profile.max_new_tokens), run=run,
     )  # fmt: skip
-    scores = store.load_or_compute("judged", lambda: score_answers(judge, trait, samples)).records
+    scores = run.load_or_compute("judged", lambda: score_answers(kit.judge, trait, samples)).records
     columns = {name: screened.rows[f"{trait.name}.{name}"][:] for name in ("delta", "raw", "prompt")}
     for one, score, delta, raw, prompt in zip(samples, scores, *columns.values(), strict=True):
         last = None if raw is None else raw - prompt
@@ -133,53 +125,49 @@ def run(model: Any, trait: pl.Trait, profile: Profile, arguments: Arguments) -> 
     whole = [one for one in samples if None not in (one[name] for name in MEASURES)]
     rest = [one for one in whole if one["question"] % 2 == 1]
     n_asked = 2 * len(trait.evaluation_questions) * len(trait.instruction_pairs) * profile.rollouts
-    return {
-        "config": config,
-        "trait": trait.name,
-        "judge": describe_judge(judge),
-        "norm": round(float(vector.norms[layer]), 4),
-        "n_samples": {name: len(_pick(rest, name)) for name in KINDS},
-        "n_left_out": n_asked - len(whole),
-        "values": {
-            name: {kind: [round(one[name], 4) for one in _pick(rest, kind)] for kind in KINDS} for name in MEASURES
-        },
-        "auroc": {name: separate(rest, name) for name in MEASURES},
-        "filters": compare_filters(whole, len(trait.evaluation_questions)),
-    }
+    return SampleSeparation(
+        config=config,
+        trait=trait.name,
+        judge=kit.judge_note,
+        norm=float(kit.vector.norms[kit.layer]),
+        n_samples={name: len(_pick(rest, name)) for name in KINDS},
+        n_left_out=n_asked - len(whole),
+        values={name: {kind: tuple(one[name] for one in _pick(rest, kind)) for kind in KINDS} for name in MEASURES},
+        auroc={name: separate(rest, name) for name in MEASURES},
+        filters=compare_filters(whole, len(trait.evaluation_questions)),
+    )
 
 
-def sample_answers(model: Any, trait: pl.Trait, profile: Profile, seed: int) -> Shard:
+def sample_answers(model: HookedModel, trait: pl.Trait, sampling: pl.Sampling) -> Shard:
     """Let the model answer every question under each eliciting prompt, and as often under none."""
-    settings = pl.Sampling(max_new_tokens=profile.max_new_tokens, temperature=profile.temperature)
     prompts = trait.positive_system_prompts
     requests, about = [], list[dict[str, Any]]()
     for question, text in enumerate(trait.evaluation_questions):
         for number, prompt in enumerate([*prompts, *[None] * len(prompts)]):
-            for rollout in range(profile.rollouts):
-                requests.append(
-                    pl.models.RolloutRequest(text, (seed, Stream.SAMPLE_SEPARATION, question, number, rollout), prompt)
-                )
+            for rollout in range(sampling.rollouts):
+                seed = (sampling.seed, Stream.SAMPLE_SEPARATION, question, number, rollout)
+                requests.append(RolloutRequest(text, seed, prompt))
                 about.append({"question": question, "is_eliciting": prompt is not None})
-    sampled = pl.models.sample_rollouts(model, requests, settings)
+    sampled = sample_rollouts(model, requests, sampling)
     rows = [{**one, "response": found.response} for one, found in zip(about, sampled, strict=True)]
     return Shard(records=[row for row in rows if row["response"].strip()])
 
 
-def score_answers(judge: pl.judges.Judge, trait: pl.Trait, samples: Sequence[dict[str, Any]]) -> Shard:
+def score_answers(judge: Judge, trait: pl.Trait, samples: Sequence[dict[str, Any]]) -> Shard:
     """Judge every answer."""
     questions = [trait.evaluation_questions[one["question"]] for one in samples]
     return Shard(records=[found.score for found in judge.score(questions, [one["response"] for one in samples])])
 
 
-def separate(samples: list[dict[str, Any]], measure: str) -> dict[str, float | None]:
+def separate(samples: list[dict[str, Any]], measure: str) -> Interval:
     """Return the AUROC of eliciting against normal samples, with its bootstrap interval over questions."""
     sides = [_pick(samples, kind) for kind in KINDS]
     positive, negative = (torch.tensor([one[measure] for one in side], dtype=torch.float64) for side in sides)
     asked, asked_normally = ([one["question"] for one in side] for side in sides)
-    return describe_interval(bootstrap_auroc_by_group(positive, negative, asked, asked_normally))
+    return bootstrap_auroc_by_group(positive, negative, asked, asked_normally)
 
 
-def compare_filters(samples: list[dict[str, Any]], n_questions: int) -> dict[str, Any]:
+def compare_filters(samples: list[dict[str, Any]], n_questions: int) -> FilterComparison:
     """Set thresholds on the normal samples of every other question; count what each filter holds back of the rest."""
     clean = [one for one in _pick(samples, "normal") if one["question"] % 2 == 0]
     rest = [one for one in samples if one["question"] % 2 == 1]
@@ -191,7 +179,7 @@ def compare_filters(samples: list[dict[str, Any]], n_questions: int) -> dict[str
         label: {name: _quantile([one[name] for one in clean], quantile) for name, quantile in parts.items()}
         for label, parts in filters.items()
     }
-    held: dict[str, Any] = {}
+    held: dict[str, dict[str, Interval]] = {}
     for label, parts in limits.items():
         held[label] = {}
         for kind in KINDS:
@@ -202,12 +190,12 @@ def compare_filters(samples: list[dict[str, Any]], n_questions: int) -> dict[str
                     by_question.append(
                         sum(any(one[n] > limit for n, limit in parts.items()) for one in asked) / len(asked)
                     )
-            held[label][kind] = describe_mean(torch.tensor(by_question, dtype=torch.float64))
-    return {"thresholds": limits, "held_back": held}
+            held[label][kind] = mean_interval(torch.tensor(by_question, dtype=torch.float64))
+    return FilterComparison(limits, held)
 
 
 def _quantile(values: list[float], quantile: float) -> float:
-    return round(float(torch.tensor(values, dtype=torch.float64).quantile(quantile)), 4)
+    return float(torch.tensor(values, dtype=torch.float64).quantile(quantile))
 
 
 def _pick(samples: Sequence[dict[str, Any]], kind: str) -> list[dict[str, Any]]:

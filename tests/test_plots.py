@@ -3,7 +3,7 @@ import pytest
 import torch
 
 import persona_lens as pl
-from persona_lens.plots import plot_agreement, plot_sweep, plot_trait_survey, plot_vector
+from persona_lens.plots import plot_agreement, plot_sweep, plot_vector
 from persona_lens.statistics import Interval
 from tests.small_trait import LengthJudge, tiny_trait
 
@@ -56,26 +56,6 @@ def test_drawing_writes_nothing(sweep, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     plot_sweep(sweep)
     assert not list(tmp_path.iterdir())
-
-
-def interval(estimate):
-    return {"estimate": estimate, "low": estimate - 0.1, "high": estimate + 0.1, "level": 0.95}
-
-
-def test_a_survey_marks_the_traits_that_fail_and_keeps_them():
-    found = {key: interval(value) for key, value in (("baseline", 20.0), ("random", 21.0), ("steered", 60.0))}
-    rows = [
-        {"trait": "kind", "works": True, "failure": "", "auroc": interval(0.97), "confirmation": found},
-        {"trait": "<i>odd</i>", "works": False, "failure": "no <b>pair</b> was kept", "auroc": interval(0.6)},
-    ]
-    figure = plot_trait_survey(rows)
-    assert tuple(figure.data[0].y) == ("&lt;i&gt;odd&lt;/i&gt; ✗", "kind ✓")
-    assert tuple(figure.data[0].x) == (0.6, 0.97)
-    assert {trace.name: tuple(trace.x) for trace in figure.data}["steered with the vector"] == (60.0,)
-    assert "1 of 2 traits" in figure.layout.title.text
-    notes = "".join(annotation.text for annotation in figure.layout.annotations)
-    assert "no &lt;b&gt;pair&lt;/b&gt; was kept" in notes
-    assert {"AUROC", "trait score (0–100), fresh questions"} <= titles(figure)
 
 
 @pytest.fixture(scope="module")
@@ -163,13 +143,6 @@ def test_a_vectors_figure_draws_norm_and_stability_of_each_token_position(vector
         assert tuple(norm.y) == pytest.approx(directions.norm(dim=-1).tolist())
         assert tuple(stability.y) == pytest.approx(vector.split_half_cosine[position].tolist())
     assert len({tuple(trace.y) for trace in figure.data}) == 6
-
-
-def test_the_survey_draws_each_interval_from_low_to_high():
-    auroc = {"estimate": 0.8, "low": 0.7, "high": 0.95, "level": 0.95}
-    (trace, *_) = plot_trait_survey([{"trait": "kind", "works": False, "failure": "x", "auroc": auroc}]).data
-    assert tuple(trace.error_x.array) == pytest.approx((0.15,))
-    assert tuple(trace.error_x.arrayminus) == pytest.approx((0.1,))
 
 
 def test_agreement_has_the_judge_with_the_clear_pairs_in_its_row():

@@ -18,7 +18,7 @@ from .projection_difference import Predictors
 
 
 @dataclass(frozen=True)
-class Speed:
+class Speed(Record):
     """How long screening took."""
 
     seconds: float

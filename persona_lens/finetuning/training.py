@@ -80,7 +80,7 @@ def finetune(
     data: Source,
     out: str | Path,
     *,
-    settings: FinetuneSettings | None = None,
+    settings: FinetuneSettings = FinetuneSettings(),
     intervention: Intervention = NOTHING,
     penalty: ProjectionPenalty | None = None,
     system: str | None = None,
@@ -100,7 +100,7 @@ def finetune(
         data: Conversations: a ``datasets.Dataset``, a list of ``{"messages": [...]}``, a JSONL or Parquet file, or a
             Hub name. Rows that cannot be trained on are counted in the result.
         out: Folder for the adapter; new, empty, or that of this same run.
-        settings: How to train; :class:`FinetuneSettings` with the paper's values if left out.
+        settings: How to train; the paper's values if left out.
         intervention: What is done to the residual stream while training.
         penalty: A loss on the projection's shift.
         system: System prompt put in front of every conversation, in training only: preventative prompting.
@@ -132,7 +132,6 @@ def finetune(
     # Slow to import, as PEFT is, and only needed here.
     from persona_lens.finetuning.trainer import ProgressCallback, TrackingCallback, add_adapter, make_trainer
 
-    settings = settings or FinetuneSettings()
     folder = Path(out)
     # As the Trainer decides later; asked without `cpu`, each of several processes on a CPU would think it is alone.
     state = PartialState(cpu=not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU"))

@@ -41,7 +41,7 @@ class Kit:
 
 
 @dataclass(frozen=True)
-class ScoredModel:
+class ScoredModel(Record):
     """A model's responses, scored; ``configuration`` names what intervened while they were sampled."""
 
     configuration: str

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import datasets
 
 from persona_lens.finetuning.domains import Level
-from persona_lens.finetuning.trait_data import trait_dataset
 from persona_lens.finetuning.training import Finetuned, FinetuneSettings, ProjectionPenalty, finetune
+from persona_lens.finetuning.trait_data import trait_dataset
 from persona_lens.models.engine.sampling import Sampling
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.intervention import NOTHING, Intervention
