@@ -54,9 +54,8 @@ class BridgeDecoder:
     """Runs the Hugging Face model under a bridge. See :class:`persona_lens.models.engine.decoding.Decoder`."""
 
     def __init__(self, model: TransformerBridge) -> None:
-        self.model = model
-        self.hf_model: Any = model.original_model
-        self.config = self.hf_model.config.get_text_config()
+        hf_model: Any = model.original_model
+        self.hf_model, self.config = hf_model, hf_model.config.get_text_config()
 
     def new_cache(self, n_slots: int, max_length: int) -> SlotCache:
         """See :class:`persona_lens.models.engine.decoding.Decoder`."""

@@ -80,7 +80,8 @@ def _name_weights(block: nn.Module) -> dict[str, Tensor]:
 
 def _name_hooked_weights(block: Any) -> dict[str, Tensor]:
     """Return the weights of a HookedTransformer's block, under Hugging Face's names and in its shapes."""
-    attn, mlp = block.attn, getattr(block, "mlp", None)
+    attn: Any = block.attn
+    mlp: Any = getattr(block, "mlp", None)
     if not isinstance(getattr(mlp, "W_gate", None), Tensor):  # no block that load_model makes
         return _name_weights(block)
     named = {"self_attn.o_proj.weight": attn.W_O.flatten(0, 1).T, "self_attn.o_proj.bias": attn.b_O}
