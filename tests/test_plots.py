@@ -1,9 +1,12 @@
+from dataclasses import fields
+
 import plotly.graph_objects as go
 import pytest
 import torch
 
 import persona_lens as pl
-from persona_lens.plots import plot_agreement, plot_sweep, plot_trait_survey, plot_vector
+from experiments.results.trait_survey import SurveyedTrait, TraitSurvey
+from persona_lens.plots import plot_agreement, plot_sweep, plot_vector
 from persona_lens.statistics import Interval
 from tests.small_trait import LengthJudge, tiny_trait
 
@@ -58,17 +61,18 @@ def test_drawing_writes_nothing(sweep, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def interval(estimate):
-    return {"estimate": estimate, "low": estimate - 0.1, "high": estimate + 0.1, "level": 0.95}
-
-
 def test_a_survey_marks_the_traits_that_fail_and_keeps_them():
-    found = {key: interval(value) for key, value in (("baseline", 20.0), ("random", 21.0), ("steered", 60.0))}
-    rows = [
-        {"trait": "kind", "works": True, "failure": "", "auroc": interval(0.97), "confirmation": found},
-        {"trait": "<i>odd</i>", "works": False, "failure": "no <b>pair</b> was kept", "auroc": interval(0.6)},
-    ]
-    figure = plot_trait_survey(rows)
+    def about(value):
+        return Interval(value, value - 0.1, value + 0.1)
+
+    measured = dict.fromkeys([field.name for field in fields(pl.evaluation.Confirmation)], about(20.0))
+    counted = {"layer": 1, "coefficient": 2.0, "examples": (), "n_questions": 2, "n_responses": 8, "n_unscored": 0}
+    found = pl.evaluation.Confirmation(**(measured | counted | {"steered": about(60.0)}))
+    rows = (
+        SurveyedTrait("kind", True, "", about(0.97), None, found),
+        SurveyedTrait("<i>odd</i>", False, "no <b>pair</b> was kept", about(0.6), None, None),
+    )
+    figure = TraitSurvey({}, 0.9, rows).plot()
     assert tuple(figure.data[0].y) == ("&lt;i&gt;odd&lt;/i&gt; ✗", "kind ✓")
     assert tuple(figure.data[0].x) == (0.6, 0.97)
     assert {trace.name: tuple(trace.x) for trace in figure.data}["steered with the vector"] == (60.0,)
@@ -166,8 +170,8 @@ def test_a_vectors_figure_draws_norm_and_stability_of_each_token_position(vector
 
 
 def test_the_survey_draws_each_interval_from_low_to_high():
-    auroc = {"estimate": 0.8, "low": 0.7, "high": 0.95, "level": 0.95}
-    (trace, *_) = plot_trait_survey([{"trait": "kind", "works": False, "failure": "x", "auroc": auroc}]).data
+    kind = SurveyedTrait("kind", False, "x", Interval(0.8, 0.7, 0.95), None, None)
+    (trace, *_) = TraitSurvey({}, 0.9, (kind,)).plot().data
     assert tuple(trace.error_x.array) == pytest.approx((0.15,))
     assert tuple(trace.error_x.arrayminus) == pytest.approx((0.1,))
 
