@@ -17,7 +17,7 @@ PIP_INSTALL := $(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check
 PACKAGES := $(VENV)/.stamp-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 MODEL := $(VENV)/.stamp-model
 TL4 := $(VENV)/tl4-4.3.0
-SCRIPTS := $(wildcard experiments/*.py benchmarks/*.py)
+SCRIPTS := $(wildcard experiments/*.py experiments/results/*.py benchmarks/*.py)
 
 .DELETE_ON_ERROR:
 .PHONY: setup test test-tl4 check figures bench browser clean

@@ -34,8 +34,9 @@ from persona_lens.evaluation.strength import calibrate
 from persona_lens.evaluation.sweep import sweep_layers
 from persona_lens.evaluation.tracing import trace
 from persona_lens.finetuning.planning import plan_prevention
+from persona_lens.finetuning.settings import FinetuneSettings
 from persona_lens.finetuning.shift import measure_shift
-from persona_lens.finetuning.training import FinetuneSettings, finetune
+from persona_lens.finetuning.training import finetune
 from persona_lens.finetuning.trait_data import trait_dataset
 from persona_lens.interventions.from_vectors import ablate, cap, steer
 from persona_lens.interventions.hooks import ablation_hooks, capping_hooks, hooked, steering, steering_hooks

@@ -136,7 +136,7 @@ def run(arguments: Screen) -> int:
     def screen_into(data: Any, name: str) -> Any:
         return screen(
             model, data, vectors, arguments.out / name, layers=layers, settings=settings, max_rows=arguments.max_rows,
-            progress=show_progress,
+            run=Run(progress=show_progress),
         )  # fmt: skip
 
     thresholds: dict[str, float] = {}

@@ -117,7 +117,7 @@ class Record:
                 yield field.name, show_text(value)
             elif isinstance(value, float):
                 yield field.name, f"{value:g}"
-            elif value is None or isinstance(value, int) or type(value).__str__ is not object.__str__:
+            elif value is None or isinstance(value, int) or value.__class__.__str__ is not object.__str__:
                 yield field.name, str(value)
 
 
@@ -227,7 +227,7 @@ def _read_numbers(value: Any, dtype: torch.dtype) -> Any:
 
 def _make_reader(kind: type) -> Callable[[Any, Any], Any]:
     """Make the reader of a dataclass, which asks for every field and for nothing else."""
-    read = make_dict_structure_fn(kind, _CONVERTER)
+    read: Callable[[Any, Any], Any] = make_dict_structure_fn(kind, _CONVERTER)
     names = [field.name for field in fields(kind)]
 
     def read_whole(content: Any, _: Any) -> Any:

@@ -1,11 +1,8 @@
-from dataclasses import fields
-
 import plotly.graph_objects as go
 import pytest
 import torch
 
 import persona_lens as pl
-from experiments.results.trait_survey import SurveyedTrait, TraitSurvey
 from persona_lens.plots import plot_agreement, plot_sweep, plot_vector
 from persona_lens.statistics import Interval
 from tests.small_trait import LengthJudge, tiny_trait
@@ -59,27 +56,6 @@ def test_drawing_writes_nothing(sweep, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     plot_sweep(sweep)
     assert not list(tmp_path.iterdir())
-
-
-def test_a_survey_marks_the_traits_that_fail_and_keeps_them():
-    def about(value):
-        return Interval(value, value - 0.1, value + 0.1)
-
-    measured = dict.fromkeys([field.name for field in fields(pl.evaluation.Confirmation)], about(20.0))
-    counted = {"layer": 1, "coefficient": 2.0, "examples": (), "n_questions": 2, "n_responses": 8, "n_unscored": 0}
-    found = pl.evaluation.Confirmation(**(measured | counted | {"steered": about(60.0)}))
-    rows = (
-        SurveyedTrait("kind", True, "", about(0.97), None, found),
-        SurveyedTrait("<i>odd</i>", False, "no <b>pair</b> was kept", about(0.6), None, None),
-    )
-    figure = TraitSurvey({}, 0.9, rows).plot()
-    assert tuple(figure.data[0].y) == ("&lt;i&gt;odd&lt;/i&gt; ✗", "kind ✓")
-    assert tuple(figure.data[0].x) == (0.6, 0.97)
-    assert {trace.name: tuple(trace.x) for trace in figure.data}["steered with the vector"] == (60.0,)
-    assert "1 of 2 traits" in figure.layout.title.text
-    notes = "".join(annotation.text for annotation in figure.layout.annotations)
-    assert "no &lt;b&gt;pair&lt;/b&gt; was kept" in notes
-    assert {"AUROC", "trait score (0–100), fresh questions"} <= titles(figure)
 
 
 @pytest.fixture(scope="module")
@@ -167,13 +143,6 @@ def test_a_vectors_figure_draws_norm_and_stability_of_each_token_position(vector
         assert tuple(norm.y) == pytest.approx(directions.norm(dim=-1).tolist())
         assert tuple(stability.y) == pytest.approx(vector.split_half_cosine[position].tolist())
     assert len({tuple(trace.y) for trace in figure.data}) == 6
-
-
-def test_the_survey_draws_each_interval_from_low_to_high():
-    kind = SurveyedTrait("kind", False, "x", Interval(0.8, 0.7, 0.95), None, None)
-    (trace, *_) = TraitSurvey({}, 0.9, (kind,)).plot().data
-    assert tuple(trace.error_x.array) == pytest.approx((0.15,))
-    assert tuple(trace.error_x.arrayminus) == pytest.approx((0.1,))
 
 
 def test_agreement_has_the_judge_with_the_clear_pairs_in_its_row():

@@ -1,12 +1,13 @@
 """Fine-tuning with persona vectors: datasets, training, what it shifts, and how to prevent it."""
 
 from persona_lens.finetuning.domains import Level, domain_dataset, list_domains
-from persona_lens.finetuning.planning import PreventionPlan, TriedPrevention, plan_prevention
+from persona_lens.finetuning.planning import PreventionPlan, PreventionTrials, TriedPrevention, plan_prevention
 from persona_lens.finetuning.rows import Source
+from persona_lens.finetuning.settings import FinetuneSettings, ProjectionPenalty
 from persona_lens.finetuning.shift import FinetuningShift, measure_shift
 from persona_lens.finetuning.task_loss import measure_task_loss
 from persona_lens.finetuning.tracking import Tracker
-from persona_lens.finetuning.training import Finetuned, FinetuneSettings, ProjectionPenalty, finetune
+from persona_lens.finetuning.training import Finetuned, finetune
 from persona_lens.finetuning.trait_data import trait_dataset
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "FinetuningShift",
     "Level",
     "PreventionPlan",
+    "PreventionTrials",
     "ProjectionPenalty",
     "Source",
     "Tracker",

@@ -15,9 +15,10 @@ import torch
 from persona_lens.conversations import Conversation, read_conversations
 from persona_lens.errors import InvalidArgumentError, describe_violation
 from persona_lens.finetuning.rows import Source
+from persona_lens.finetuning.settings import FinetuneSettings, count_steps
 from persona_lens.finetuning.shift import measure_shift
 from persona_lens.finetuning.task_loss import measure_task_loss
-from persona_lens.finetuning.training import FinetuneSettings, count_steps, finetune
+from persona_lens.finetuning.training import finetune
 from persona_lens.interventions.from_vectors import steer
 from persona_lens.models.hooks.intervention import NOTHING, Intervention
 from persona_lens.models.hooks.sites import check_layer
@@ -117,6 +118,38 @@ class PreventionPlan(Record):
         return f"<table><caption>{html.escape(self.verdict)}</caption><tr>{head}</tr>{rows}</table>"
 
 
+@dataclass(frozen=True)
+class PreventionTrials:
+    """What is tried before the whole data are trained on, and what is good enough.
+
+    Args:
+        one_layer: Coefficients to try at the layer.
+        all_layers: Coefficients to try at all layers, with increments.
+        n_rows: Rows to train on, drawn by the training's seed.
+        n_held_out: Rows drawn besides, for the loss, where none are held out by hand.
+        max_shift: Tolerated shift in either direction, as a fraction of the raw vector's length.
+        max_extra_loss: Tolerated extra loss on rows held out by hand, in nats a token; None for any.
+
+    Raises:
+        InvalidArgumentError: A number out of range.
+    """
+
+    one_layer: tuple[float, ...] = (1.0, 3.0)
+    all_layers: tuple[float, ...] = (1.0,)
+    n_rows: int = 64
+    n_held_out: int = 32
+    max_shift: float = 0.1
+    max_extra_loss: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("max_shift", self.max_shift), ("max_extra_loss", self.max_extra_loss)):
+            if value is not None and not value > 0:
+                raise InvalidArgumentError(describe_violation(name, "be above 0", value))
+        if self.n_rows < 1 or self.n_held_out < 2:
+            got = (self.n_rows, self.n_held_out)
+            raise InvalidArgumentError(describe_violation("n_held_out", "be at least 2, and n_rows 1", got))
+
+
 def plan_prevention(
     model: str | Path,
     data: Source,
@@ -124,22 +157,16 @@ def plan_prevention(
     out: str | Path,
     *,
     layer: int,
-    one_layer: Sequence[float] = (1.0, 3.0),
-    all_layers: Sequence[float] = (1.0,),
-    n_rows: int = 64,
-    n_held_out: int = 32,
-    max_shift: float = 0.1,
+    trials: PreventionTrials = PreventionTrials(),
     held_out: Source | None = None,
-    max_extra_loss: float | None = None,
     questions: Sequence[str] | None = None,
-    settings: FinetuneSettings | None = None,
+    settings: FinetuneSettings = FinetuneSettings(),
     run: Run = Run(),
 ) -> PreventionPlan:
     """Try preventative steering on a part of the data, and recommend a method and coefficient, or say none is needed.
 
-    Without prevention first: if the whole interval of its shift lies within ``max_shift``, nothing else is tried.
-    Else, of the ways whose shift's interval lies within ``max_shift`` (and whose extra loss is at most
-    ``max_extra_loss`` at the upper end, if that is given), the one with the lowest extra loss is recommended.
+    Without prevention first: if the whole interval of its shift lies within the trials' ``max_shift``, nothing else is
+    tried. Else, of the ways whose shift's interval lies within it (and whose extra loss is at most ``max_extra_loss`` at the upper end, if that is given), the one with the lowest extra loss is recommended.
 
     The effect is read from the projection. A loss on the projection itself would look good here and leave the trait
     as it is (appendix J), so it is not among the ways tried; and a trait score after training is still to be measured.
@@ -150,17 +177,12 @@ def plan_prevention(
         vector: Persona vector of that model.
         out: Folder for the trial adapters; a second call with the same arguments reads them back.
         layer: Zero-based block index: where the shift is measured and where one-layer steering acts.
-        one_layer: Coefficients to try at that layer.
-        all_layers: Coefficients to try at all layers, with increments.
-        n_rows: Rows to train on, drawn by ``settings.seed``.
-        n_held_out: Rows drawn besides, for the loss, where ``held_out`` is left out.
-        max_shift: Tolerated shift in either direction, as a fraction of the raw vector's length.
+        trials: What is tried and what is good enough.
         held_out: Rows of the task without the trait, on which extra loss is a cost. Without them it is taken on rows of
             the data themselves, where it rises as prevention works.
-        max_extra_loss: Tolerated extra loss on ``held_out``, in nats a token; None for any.
         questions: Asked to measure the shift; the bundled everyday questions if left out.
-        settings: How to train.
-        progress: Makes progress bars.
+        settings: How to train; ``save_steps`` is not read.
+        run: Shows progress; what is finished is kept in ``out``.
 
     Returns:
         Every way tried with its effect and cost, and the recommendation.
@@ -180,17 +202,10 @@ def plan_prevention(
         >>> plan.verdict  # doctest: +SKIP
     """
     check_layer(layer, vector.model.n_layers)
-    settings = replace(settings or FinetuneSettings(), save_steps=None)
-    if max_extra_loss is not None and held_out is None:
+    settings, n_rows = replace(settings, save_steps=None), trials.n_rows
+    if trials.max_extra_loss is not None and held_out is None:
         hint = "Extra loss on rows that show the trait is no cost."
         raise InvalidArgumentError(describe_violation("held_out", "be given with `max_extra_loss`", None, hint))
-    for name, value in (("max_shift", max_shift), ("max_extra_loss", max_extra_loss)):
-        if value is not None and not value > 0:
-            raise InvalidArgumentError(describe_violation(name, "be above 0", value))
-    if n_rows < 1 or n_held_out < 2:
-        raise InvalidArgumentError(
-            describe_violation("n_held_out", "be at least 2, and n_rows 1", (n_rows, n_held_out))
-        )
     n_steps = count_steps(n_rows, settings)
     if n_steps <= settings.warmup_steps:
         hint = (
@@ -202,9 +217,9 @@ def plan_prevention(
     if len(asked) < 2:
         raise InvalidArgumentError(describe_violation("questions", "hold at least 2", list(asked)))
     ways: list[tuple[Method, float, Intervention]] = [("none", 0.0, NOTHING)]
-    ways += [("one layer", c, steer(vector, layer=layer, coefficient=c)) for c in one_layer]
-    ways += [("all layers", c, steer(vector, layers="all", coefficient=c)) for c in all_layers]
-    drawn = _draw(data, n_rows + (n_held_out if held_out is None else 0), settings.seed)
+    ways += [("one layer", c, steer(vector, layer=layer, coefficient=c)) for c in trials.one_layer]
+    ways += [("all layers", c, steer(vector, layers="all", coefficient=c)) for c in trials.all_layers]
+    drawn = _draw(data, n_rows + (trials.n_held_out if held_out is None else 0), settings.seed)
     trained_on = drawn.select(range(n_rows))
     measured_on = drawn.select(range(n_rows, len(drawn))) if held_out is None else _read_held_out(held_out)
     base = load_model(model, dtype=settings.dtype)
@@ -221,15 +236,15 @@ def plan_prevention(
         shift = measure_shift(base, tuned, vector, asked).by_question[layer] / length
         extra = bootstrap_paired_difference(losses, losses_without)
         tried.append(TriedPrevention(method, coefficient, bootstrap_mean(shift), bootstrap_mean(losses), extra))
-        if _is_within(tried[0].shift, max_shift):
+        if _is_within(tried[0].shift, trials.max_shift):
             break  # none is needed
     return PreventionPlan(
         trait=vector.trait,
         layer=layer,
-        max_shift=max_shift,
-        max_extra_loss=max_extra_loss,
+        max_shift=trials.max_shift,
+        max_extra_loss=trials.max_extra_loss,
         tried=tuple(tried),
-        recommended=recommend(tried, max_shift, max_extra_loss),
+        recommended=recommend(tried, trials.max_shift, trials.max_extra_loss),
         n_rows=done.n_rows,
         n_held_out=len(losses),
         n_steps=len(done.losses),

@@ -1,4 +1,4 @@
-"""Persona projections watched while a model is being fine-tuned."""
+"""What to watch while a model is being fine-tuned."""
 
 from __future__ import annotations
 
@@ -7,17 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from transformers import TrainerCallback
-
 from persona_lens.errors import InvalidArgumentError, describe_violation
-from persona_lens.finetuning.blocks import TrainingInterventions, reading_residuals
 from persona_lens.models.hooks.sites import check_layer
-from persona_lens.models.text.chat import build_messages, encode_prompt
-from persona_lens.models.text.padding import pad_right
 from persona_lens.vectors.persona_vector import PersonaVector
-
-_ROWS_AT_ONCE = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,67 +70,3 @@ class Tracker:
             "every": self.every,
             "limits": dict(self.limits or {}),
         }
-
-
-class TrackingCallback(TrainerCallback):
-    """Measures what a :class:`Tracker` asks for; a Hugging Face Trainer callback.
-
-    Args:
-        tracker: What to measure.
-        tokenizer: The model's.
-        active: Interventions to switch off meanwhile.
-    """
-
-    def __init__(self, tracker: Tracker, tokenizer: Any, active: TrainingInterventions) -> None:
-        self.tracker = tracker
-        self.measured: list[dict[str, Any]] = []
-        self._active = active
-        self._prompts = {
-            trait: [encode_prompt(tokenizer, build_messages(question)).tokens for question in asked]
-            for trait, asked in tracker.questions.items()
-        }
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-        """Measure before the first step; a resumed run reads what was measured before it was killed."""
-        self.measured = [entry for entry in state.log_history if "projections" in entry]
-        if not self.measured:
-            self._measure(given["model"], state, control)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-        """Measure after every few steps and after the last one."""
-        if state.global_step % self.tracker.every == 0 or state.global_step == state.max_steps:
-            self._measure(given["model"], state, control)
-
-    def _measure(self, model: Any, state: Any, control: Any) -> None:
-        projections = {trait: self._project(model, trait) for trait in self.tracker.vectors}
-        self.measured.append({"step": state.global_step, "projections": projections})
-        state.log_history.append(self.measured[-1])  # kept in the checkpoints
-        before = self.measured[0]["projections"]
-        for trait, limit in (self.tracker.limits or {}).items():
-            layer = self.tracker.layers[trait]
-            moved = _mean(projections[trait]) - _mean(before[trait])
-            if moved > limit * float(self.tracker.vectors[trait].norms[layer]):
-                control.should_training_stop = True
-
-    @torch.no_grad()
-    def _project(self, model: Any, trait: str) -> list[float]:
-        """Return each question's projection at the last prompt token."""
-        layer, prompts = self.tracker.layers[trait], self._prompts[trait]
-        was_training = model.training
-        model.eval()
-        found = []
-        device = next(model.parameters()).device
-        unit = self.tracker.vectors[trait].unit(layer).to(device)
-        with self._active.switched_off(), reading_residuals(model, [layer]) as residuals:
-            for at in range(0, len(prompts), _ROWS_AT_ONCE):
-                rows = pad_right(prompts[at : at + _ROWS_AT_ONCE])
-                mask = (~rows.is_padding).long().to(device)
-                # One position's logits, as none are wanted.
-                model(input_ids=rows.tokens.to(device), attention_mask=mask, logits_to_keep=1)
-                found += (rows.take_last(residuals[layer]).float() @ unit).tolist()
-        model.train(was_training)
-        return found
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

@@ -7,7 +7,6 @@ import math
 import shutil
 import tempfile
 import warnings
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,17 +14,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
-from jaxtyping import Float
-from peft import LoraConfig, get_peft_model
-from torch import Tensor, nn
-from transformers import DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_callback import PrinterCallback
 
 from persona_lens.conversations import BadRow
 from persona_lens.errors import InvalidArgumentError, ModelMismatchError, ShortTrainingWarning, describe_violation
-from persona_lens.finetuning.blocks import TrainingInterventions, reading_residuals
-from persona_lens.finetuning.rows import IGNORED, Source, TrainingRows, encode_training_rows
-from persona_lens.finetuning.tracking import Tracker, TrackingCallback
+from persona_lens.finetuning.blocks import TrainingInterventions
+from persona_lens.finetuning.rows import Source, encode_training_rows
+from persona_lens.finetuning.settings import FinetuneSettings, ProjectionPenalty, count_steps
+from persona_lens.finetuning.tracking import Tracker
 from persona_lens.models.hooks.intervention import NOTHING, Intervention, Step, check_steps, describe_values
 from persona_lens.models.loading import (
     ADAPTER_RECORD,
@@ -44,84 +39,6 @@ if TYPE_CHECKING:
 
 _CHECKPOINTS = "checkpoints"
 _N_LISTED = 1000
-
-
-@dataclass(frozen=True)
-class FinetuneSettings:
-    """How a model is fine-tuned; the defaults are the paper's.
-
-    Args:
-        rank: Of the LoRA matrices, on every linear layer of the blocks.
-        alpha: Scale of the adapter; rank-stabilised, so it enters as ``alpha / sqrt(rank)``.
-        learning_rate: Peak, after ``warmup_steps``; then linearly to 0.
-        epochs: Passes over the data.
-        batch_size: Rows of a forward pass on one device.
-        accumulation: Forward passes of an optimiser step.
-        warmup_steps: Optimiser steps in which the learning rate rises.
-        weight_decay: Of AdamW.
-        max_tokens: Longer conversations are left out and reported.
-        dtype: ``auto`` trains in bfloat16 autocast where the hardware computes it, else in float32; the adapter's
-            own weights are float32 in either case.
-        save_steps: Optimiser steps between checkpoints; None keeps none, so that a killed run begins anew.
-        seed: Of the adapter's initial weights and of the rows' order.
-
-    Reference:
-        Persona Vectors (arXiv 2507.21509), appendix D.
-    """
-
-    rank: int = 32
-    alpha: int = 64
-    learning_rate: float = 1e-5
-    epochs: int = 1
-    batch_size: int = 2
-    accumulation: int = 8
-    warmup_steps: int = 5
-    weight_decay: float = 0.01
-    max_tokens: int = 2048
-    dtype: str = "auto"
-    save_steps: int | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        counts = ("rank", "epochs", "batch_size", "accumulation", "max_tokens")
-        for name, least in [*((name, 1) for name in counts), ("warmup_steps", 0)]:
-            if getattr(self, name) < least:
-                raise InvalidArgumentError(describe_violation(name, f"be at least {least}", getattr(self, name)))
-        for name in ("alpha", "learning_rate"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise InvalidArgumentError(describe_violation(name, "be positive and finite", getattr(self, name)))
-        if self.save_steps is not None and self.save_steps < 1:
-            raise InvalidArgumentError(describe_violation("save_steps", "be at least 1 or None", self.save_steps))
-
-
-@dataclass(frozen=True, eq=False)
-class ProjectionPenalty:
-    r"""A loss on how far the projection has moved from the base model's, added to the ordinary one.
-
-    .. math:: L = L_\text{tokens} + w \, \operatorname{mean}_t \left(\frac{(h_t - h_t^\text{base}) \cdot v}
-       {\lVert v \rVert^2}\right)^2
-
-    over all tokens but padding, :math:`h^\text{base}` being the same token's activation with the adapter switched off
-    (one more forward pass without gradient). A shift by the whole vector costs ``weight``.
-
-    Args:
-        layer: Zero-based block index.
-        direction: Raw vector.
-        weight: :math:`w`, in nats.
-
-    Reference:
-        Persona Vectors (arXiv 2507.21509), section 5 and appendix J: there the trait stays.
-    """
-
-    layer: int
-    direction: Float[Tensor, " d_model"]
-    weight: float
-
-    def __post_init__(self) -> None:
-        if not 0 < self.weight < float("inf"):
-            raise InvalidArgumentError(describe_violation("weight", "be positive and finite", self.weight))
-        if not bool(self.direction.any()):
-            raise InvalidArgumentError(describe_violation("direction", "have a length above zero", self.direction))
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,7 +80,7 @@ def finetune(
     data: Source,
     out: str | Path,
     *,
-    settings: FinetuneSettings | None = None,
+    settings: FinetuneSettings = FinetuneSettings(),
     intervention: Intervention = NOTHING,
     penalty: ProjectionPenalty | None = None,
     system: str | None = None,
@@ -183,7 +100,7 @@ def finetune(
         data: Conversations: a ``datasets.Dataset``, a list of ``{"messages": [...]}``, a JSONL or Parquet file, or a
             Hub name. Rows that cannot be trained on are counted in the result.
         out: Folder for the adapter; new, empty, or that of this same run.
-        settings: How to train; :class:`FinetuneSettings` with the paper's values if left out.
+        settings: How to train; the paper's values if left out.
         intervention: What is done to the residual stream while training.
         penalty: A loss on the projection's shift.
         system: System prompt put in front of every conversation, in training only: preventative prompting.
@@ -212,7 +129,9 @@ def finetune(
         >>> tuned = pl.finetune("smollm2-135m-instruct", "rows.jsonl", "adapters/evil")  # doctest: +SKIP
         >>> model = pl.load_model("smollm2-135m-instruct", adapter=tuned.folder)  # doctest: +SKIP
     """
-    settings = settings or FinetuneSettings()
+    # Slow to import, as PEFT is, and only needed here.
+    from persona_lens.finetuning.trainer import ProgressCallback, TrackingCallback, add_adapter, make_trainer
+
     folder = Path(out)
     # As the Trainer decides later; asked without `cpu`, each of several processes on a CPU would think it is alone.
     state = PartialState(cpu=not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU"))
@@ -246,21 +165,14 @@ def finetune(
     if finished is not None:
         return finished
     torch.manual_seed(settings.seed)
-    lora = LoraConfig(
-        r=settings.rank, lora_alpha=settings.alpha, use_rslora=True, target_modules="all-linear", task_type="CAUSAL_LM"
-    )
-    with warnings.catch_warnings():
-        # PEFT 0.21 reads an attribute that transformers 5 has renamed.
-        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
-        peft_model = get_peft_model(hf_model, lora)
+    peft_model = add_adapter(hf_model, settings)
     peft_model.peft_config["default"].base_model_name_or_path = str(model)
     _check_space(folder, peft_model, settings)
     state.wait_for_everyone()  # every process has looked into the folder before one writes there
     if state.is_main_process:
         write_json(folder / ADAPTER_RECORD, {"config": config})
     active = TrainingInterventions(peft_model, intervention)
-    trainer = _make_trainer(peft_model, tokenizer, encoded, folder, settings, dtype, penalty, state)
-    trainer.remove_callback(PrinterCallback)
+    trainer = make_trainer(peft_model, tokenizer, encoded, folder / _CHECKPOINTS, settings, dtype, penalty, state)
     tracking = None if track is None else TrackingCallback(track, tokenizer, active)
     if tracking is not None:
         trainer.add_callback(tracking)
@@ -273,7 +185,7 @@ def finetune(
             stacklevel=2,
         )
     with active.attached(), run.progress("fine-tuning (steps)", n_steps) as advance:
-        trainer.add_callback(_Progress(advance))
+        trainer.add_callback(ProgressCallback(advance))
         trainer.train(resume_from_checkpoint=_find_checkpoint(folder))
         active.check_fired()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
@@ -299,94 +211,6 @@ def finetune(
         shutil.rmtree(folder / _CHECKPOINTS, ignore_errors=True)
     state.wait_for_everyone()
     return result
-
-
-class _PenalizedTrainer(Trainer):
-    """Adds the projection's squared shift to the loss."""
-
-    penalty: ProjectionPenalty
-
-    def compute_loss(
-        self, model: nn.Module, inputs: Mapping[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        """Return the ordinary loss plus the penalty."""
-        penalty = self.penalty
-        along = (penalty.direction / penalty.direction.square().sum()).to(self.args.device, torch.float32)
-        is_token = inputs["attention_mask"].bool()
-        inner: Any = self.accelerator.unwrap_model(model)
-        with reading_residuals(inner, [penalty.layer]) as residuals:
-            with torch.no_grad(), inner.disable_adapter():
-                inner(**{key: value for key, value in inputs.items() if key != "labels"})
-                base = residuals[penalty.layer].float()
-            loss, outputs = super().compute_loss(model, dict(inputs), True, num_items_in_batch)
-            moved = (residuals[penalty.layer].float() - base) @ along
-        extra = penalty.weight * moved[is_token].square().mean()
-        if num_items_in_batch is not None:  # then the Trainer adds up the losses of a step, and averages them not
-            extra = extra / self.current_gradient_accumulation_steps
-        loss = loss + extra
-        return (loss, outputs) if return_outputs else loss
-
-
-class _Progress(TrainerCallback):
-    def __init__(self, advance: Any) -> None:
-        self._advance = advance
-        self._done = 0
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._advance(state.global_step - self._done)  # a resumed run begins further on
-        self._done = state.global_step
-
-
-def _make_trainer(
-    peft_model: Any,
-    tokenizer: Any,
-    encoded: TrainingRows,
-    folder: Path,
-    settings: FinetuneSettings,
-    dtype: torch.dtype,
-    penalty: ProjectionPenalty | None,
-    state: PartialState,
-) -> Trainer:
-    arguments = TrainingArguments(
-        output_dir=str(folder / _CHECKPOINTS),
-        per_device_train_batch_size=settings.batch_size,
-        gradient_accumulation_steps=settings.accumulation,
-        num_train_epochs=settings.epochs,
-        learning_rate=settings.learning_rate,
-        warmup_steps=settings.warmup_steps,
-        weight_decay=settings.weight_decay,
-        lr_scheduler_type="linear",
-        bf16=dtype == torch.bfloat16,
-        fp16=dtype == torch.float16,
-        use_cpu=state.device.type == "cpu",
-        seed=settings.seed,
-        data_seed=settings.seed,
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        save_strategy="no" if settings.save_steps is None else "steps",
-        save_steps=settings.save_steps or 500,
-        save_total_limit=1,
-        report_to="none",
-        disable_tqdm=True,
-        dataloader_pin_memory=state.device.type == "cuda",
-        remove_unused_columns=False,
-    )
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    tokenizer.padding_side = "right"
-    collator = DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED, pad_to_multiple_of=8)
-    given: dict[str, Any] = {"args": arguments, "train_dataset": encoded.rows, "data_collator": collator}
-    if penalty is None:
-        return Trainer(peft_model, **given)
-    trainer = _PenalizedTrainer(peft_model, **given)
-    trainer.penalty = penalty
-    return trainer
-
-
-def count_steps(n_rows: int, settings: FinetuneSettings, n_processes: int = 1) -> int:
-    """Return the optimiser steps of a training."""
-    n_batches = -(-n_rows // (settings.batch_size * n_processes))
-    return -(-n_batches // settings.accumulation) * settings.epochs
 
 
 def _check_writable(folder: Path) -> None:

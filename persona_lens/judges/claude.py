@@ -11,16 +11,17 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import anthropic
-from anthropic.types.message_create_params import MessageCreateParamsNonStreaming
-from anthropic.types.messages.batch_create_params import Request
+from typing import TYPE_CHECKING, Any
 
 from persona_lens.errors import FileFormatError, InvalidArgumentError, describe_violation
 from persona_lens.judges.judgement import Judgement
 from persona_lens.storage import write_json
 from persona_lens.traits.trait import Trait
+
+if TYPE_CHECKING:  # slow to import; each function that asks Claude imports it
+    import anthropic
+    from anthropic.types.message_create_params import MessageCreateParamsNonStreaming
+    from anthropic.types.messages.batch_create_params import Request
 
 DEFAULT_MODEL = "claude-haiku-5-5"
 
@@ -167,8 +168,8 @@ class ClaudeJudge:
             write_json(record, {**header, "batches": batches})
             sent = sum(batch["requests"] for batch in batches)
             while chunk := rows[sent : sent + _MAX_BATCH_REQUESTS]:
-                requests = [
-                    Request(custom_id=str(row), params=self._request(questions[row], responses[row])) for row in chunk
+                requests: list[Request] = [
+                    {"custom_id": str(row), "params": self._request(questions[row], responses[row])} for row in chunk
                 ]
                 created = client.messages.batches.create(requests=requests)
                 batches.append({"id": created.id, "requests": len(chunk)})
@@ -258,6 +259,8 @@ class ClaudeJudge:
         return request
 
     def _judge(self, client: anthropic.Anthropic, question: str, response: str) -> Judgement:
+        import anthropic
+
         request = self._request(question, response)
         try:
             message = client.messages.create(**request, timeout=_TIMEOUT_SECONDS)
@@ -314,6 +317,8 @@ def parse_judgement(text: str, stop_reason: str | None) -> Judgement:
 @contextmanager
 def _open_client(max_retries: int) -> Iterator[anthropic.Anthropic]:
     """Make a client with the environment's key, and turn a refused key into an error of ours."""
+    import anthropic
+
     hint = "Set ANTHROPIC_API_KEY in the environment, or use LikelihoodJudge, which needs no key."
     key = os.environ.get("ANTHROPIC_API_KEY", "").strip()
     if not key:
@@ -341,7 +346,7 @@ def _list_rows_to_judge(questions: Sequence[str], responses: Sequence[str]) -> l
 
 def _describe_error(error: anthropic.APIError, key: str) -> str:
     """Return the error's class, status and the start of what the API said, without the key should it be quoted."""
-    status = f" {error.status_code}" if isinstance(error, anthropic.APIStatusError) else ""
+    status = f" {error.status_code}" if hasattr(error, "status_code") else ""
     said = getattr(error, "api_message", None)
     return f"{type(error).__name__}{status}" + (f": {said.replace(key, '[key]')[:_MAX_QUOTED]}" if said else "")
 

@@ -1,6 +1,6 @@
 """Screening training data for traits before anyone trains on them."""
 
-from persona_lens.screening.distributed import screen_on_ray
+from persona_lens.screening.distributed import RayWorkers, screen_on_ray
 from persona_lens.screening.scores import ScreenSettings
 from persona_lens.screening.screen import screen
 from persona_lens.screening.screening import ApproximationCheck, Screening
@@ -8,6 +8,7 @@ from persona_lens.screening.splitting import SplitCounts, split_rows
 
 __all__ = [
     "ApproximationCheck",
+    "RayWorkers",
     "ScreenSettings",
     "Screening",
     "SplitCounts",

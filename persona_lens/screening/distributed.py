@@ -6,7 +6,7 @@ import itertools
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,30 @@ _WAITING = "waiting"
 _PARQUET = "parquet"
 
 
+@dataclass(frozen=True)
+class RayWorkers:
+    """The processes that score shards, each with a copy of the model.
+
+    Args:
+        n: How many.
+        cpus: Cores for each.
+        gpus: GPUs for each.
+        dtype: Of each copy, as for :func:`persona_lens.load_model`.
+
+    Raises:
+        InvalidArgumentError: ``n`` below 1.
+    """
+
+    n: int
+    cpus: float = 1
+    gpus: float = 0
+    dtype: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise InvalidArgumentError(describe_violation("n", "be at least 1", self.n))
+
+
 def screen_on_ray(
     model: str | Path,
     data: Source,
@@ -45,12 +69,9 @@ def screen_on_ray(
     out: str | Path,
     *,
     layers: Mapping[str, int],
-    n_workers: int,
-    cpus_per_worker: float = 1,
-    gpus_per_worker: float = 0,
+    workers: RayWorkers,
     adapter: str | Path | None = None,
-    dtype: str = "auto",
-    settings: ScreenSettings | None = None,
+    settings: ScreenSettings = ScreenSettings(),
     max_rows: int | None = None,
     shard_rows: int = 256,
 ) -> Screening:
@@ -68,12 +89,9 @@ def screen_on_ray(
         out: Folder that every machine sees under this path. Besides what :func:`persona_lens.screen` writes there, it
             gets the scores as Parquet, in ``parquet/``.
         layers: Zero-based block index for each trait.
-        n_workers: Processes, each with a copy of the model.
-        cpus_per_worker: Cores for each.
-        gpus_per_worker: GPUs for each.
+        workers: The processes.
         adapter: Folder of a PEFT adapter that is merged into the model.
-        dtype: As for :func:`persona_lens.load_model`.
-        settings: How; :class:`ScreenSettings` if left out.
+        settings: How.
         max_rows: Rows to read; None reads all.
         shard_rows: Rows of a shard.
 
@@ -84,7 +102,7 @@ def screen_on_ray(
         ImportError: Ray is not installed.
         ModelMismatchError: A vector of another model.
         LayerOutOfRangeError: A layer that the model does not have.
-        InvalidArgumentError: As for :func:`persona_lens.screen`, or ``n_workers`` below 1.
+        InvalidArgumentError: As for :func:`persona_lens.screen`,
 
     Reference:
         Persona Vectors (arXiv 2507.21509), section 6.
@@ -92,15 +110,13 @@ def screen_on_ray(
     Example:
         >>> import persona_lens as pl
         >>> found = pl.screening.screen_on_ray(
-        ...     "smollm2-135m-instruct", "rows.jsonl", {"evil": vector}, "screened", layers={"evil": 15}, n_workers=2
+        ...     "smollm2-135m-instruct", "rows.jsonl", {"evil": vector}, "screened", layers={"evil": 15}, workers=pl.screening.RayWorkers(2)
         ... )  # doctest: +SKIP
     """
     ray = _import_ray()
-    if n_workers < 1:
-        raise InvalidArgumentError(describe_violation("n_workers", "be at least 1", n_workers))
     rows = itertools.islice(read_conversations(data), max_rows)
-    source: dict[str, Any] = {"model": str(model), "adapter": adapter and str(adapter), "dtype": dtype}
-    resources = {"num_cpus": cpus_per_worker, "num_gpus": gpus_per_worker}
+    source: dict[str, Any] = {"model": str(model), "adapter": adapter and str(adapter), "dtype": workers.dtype}
+    resources = {"num_cpus": workers.cpus, "num_gpus": workers.gpus}
     # Asked of a worker: this machine may have no room for the model, and computes in another dtype perhaps.
     info = ray.get(ray.remote(**resources)(_describe).remote(source, dict(vectors)))
     plan = plan_screening(info, vectors, layers, settings, shard_rows, max_rows)
@@ -119,7 +135,7 @@ def screen_on_ray(
         shutil.rmtree(folder / _PARQUET, ignore_errors=True)
         shards = ray.data.from_items(jobs, override_num_blocks=len(jobs)).map_batches(
             _Worker, fn_constructor_args=(source, plan, str(folder)), batch_size=1, batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(size=n_workers), **resources,
+            compute=ray.data.ActorPoolStrategy(size=workers.n), **resources,
         )  # fmt: skip
         shards.write_parquet(str(folder / _PARQUET))
     finish_screening(folder, plan, digests)

@@ -36,7 +36,7 @@ def screen(
     out: str | Path,
     *,
     layers: Mapping[str, int],
-    settings: ScreenSettings | None = None,
+    settings: ScreenSettings = ScreenSettings(),
     max_rows: int | None = None,
     shard_rows: int = 256,
     run: Run = Run(),
@@ -52,7 +52,7 @@ def screen(
         vectors: By trait.
         out: Folder for the scores; new, or that of this same screening.
         layers: Zero-based block index for each trait.
-        settings: How; :class:`ScreenSettings` if left out.
+        settings: How.
         max_rows: Rows to read; None reads all. A later call may ask for more, and keeps what is there.
         shard_rows: Rows of a shard.
         run: Shows progress; what is finished is kept in ``out``.

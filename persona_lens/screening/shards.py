@@ -57,7 +57,7 @@ def plan_screening(
     info: ModelInfo,
     vectors: Mapping[str, PersonaVector],
     layers: Mapping[str, int],
-    settings: ScreenSettings | None,
+    settings: ScreenSettings,
     shard_rows: int,
     max_rows: int | None,
 ) -> ScreenPlan:
@@ -67,7 +67,6 @@ def plan_screening(
         InvalidArgumentError: No vector, names that ``layers`` lacks, or a number below 1.
         LayerOutOfRangeError: A layer that the model does not have.
     """
-    settings = settings or ScreenSettings()
     if not vectors or vectors.keys() != layers.keys():
         rule = f"name the traits of `vectors`, {sorted(vectors)}, at least one"
         raise InvalidArgumentError(describe_violation("layers", rule, sorted(layers)))

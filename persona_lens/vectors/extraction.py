@@ -99,8 +99,12 @@ def extract_persona_vector(
     """
     if not 0 <= min_coherence <= 100:
         raise InvalidArgumentError(describe_violation("min_coherence", "be in [0, 100]", min_coherence))
-    short = {"rollouts": rollouts, "max_new_tokens": max_new_tokens, "seed": seed}
-    sampling = replace(sampling, **{name: value for name, value in short.items() if value is not None})
+    sampling = replace(
+        sampling,
+        rollouts=sampling.rollouts if rollouts is None else rollouts,
+        max_new_tokens=sampling.max_new_tokens if max_new_tokens is None else max_new_tokens,
+        seed=sampling.seed if seed is None else seed,
+    )
     check_unsteered(model)
     if judge is None:
         judge = default_judge(model, trait, run)

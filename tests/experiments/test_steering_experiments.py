@@ -182,19 +182,6 @@ def test_written_tokens_are_those_that_the_direction_as_last_residual_would_favo
     assert [value for _, value in found["promoted"]] == sorted((v for _, v in found["promoted"]), reverse=True)
 
 
-def test_tokens_and_names_are_escaped_where_they_are_shown(whole):
-    from persona_lens.plots import list_written_tokens, plot_trait_geometry
-
-    content = json.loads(json.dumps(whole["trait_geometry"]))
-    content["traits"][0]["trait"] = "<script>"
-    content["traits"][0]["tokens"][0]["promoted"][0][0] = "</code><b>\n"
-    page = list_written_tokens(content)
-    assert "<script>" not in page
-    assert "<b>" not in page
-    assert "&lt;/code&gt;&lt;b&gt;\\n" in page
-    assert "<script>" not in plot_trait_geometry(content).to_json()
-
-
 def test_a_vector_of_the_same_model_and_settings_is_used_again_and_another_is_not(setting, tiny_model, tmp_path):
     sys.path.insert(0, str(ROOT / "experiments"))
     try:

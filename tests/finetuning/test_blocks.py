@@ -5,7 +5,7 @@ from torch import nn
 
 import persona_lens as pl
 from persona_lens.errors import HookNeverFiredError, InvalidArgumentError, LayerOutOfRangeError, UnsupportedModelError
-from persona_lens.finetuning import training
+from persona_lens.finetuning import trainer
 from persona_lens.finetuning.blocks import TrainingInterventions, reading_residuals
 from persona_lens.models.loading import find_blocks
 from persona_lens.tensors.operations import Ablate, Add, Cap
@@ -224,7 +224,7 @@ def test_layers_that_no_forward_pass_reached_are_named(llama):
 def test_what_does_not_fit_the_model_is_refused_before_training(
     tiny_folder, tmp_path, monkeypatch, given, error, message
 ):
-    monkeypatch.setattr(training, "_make_trainer", lambda *_: pytest.fail("training began"))
+    monkeypatch.setattr(trainer, "make_trainer", lambda *_: pytest.fail("training began"))
     row = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes"}]}
     with pytest.raises(error, match=message):
         pl.finetune(tiny_folder("llama"), [row], tmp_path, settings=pl.FinetuneSettings(dtype="float32"), **given)

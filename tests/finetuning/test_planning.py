@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 import persona_lens as pl
 from persona_lens.conversations import Conversation
-from persona_lens.finetuning import planning
+from persona_lens.finetuning import PreventionTrials, planning
 from persona_lens.finetuning.planning import PreventionPlan, TriedPrevention, recommend
 from persona_lens.statistics import Interval
 
@@ -89,8 +89,11 @@ def training(tiny_folder):
 
 def plan(training, out, **more):
     folder, vector, rows = training
-    given = {"layer": 1, "one_layer": (1.0,), "all_layers": (), "n_rows": 8, "n_held_out": 4} | more
-    return pl.plan_prevention(folder, rows, vector, out, questions=QUESTIONS, settings=SETTINGS, **given)
+    held_out = more.pop("held_out", None)
+    trials = PreventionTrials(**({"one_layer": (1.0,), "all_layers": (), "n_rows": 8, "n_held_out": 4} | more))
+    return pl.plan_prevention(
+        folder, rows, vector, out, layer=1, trials=trials, held_out=held_out, questions=QUESTIONS, settings=SETTINGS
+    )
 
 
 def test_every_way_is_trained_and_measured_against_training_alone(training, tmp_path):
@@ -127,7 +130,9 @@ def test_trials_that_end_within_the_warm_up_are_refused(training, tmp_path):
     folder, vector, rows = training
     settings = replace(SETTINGS, warmup_steps=2)
     with pytest.raises(pl.errors.InvalidArgumentError, match="warmup_steps"):
-        pl.plan_prevention(folder, rows, vector, tmp_path, layer=1, n_rows=8, n_held_out=4, settings=settings)
+        pl.plan_prevention(
+            folder, rows, vector, tmp_path, layer=1, trials=PreventionTrials(n_rows=8), settings=settings
+        )
     assert not list(tmp_path.iterdir())
 
 
@@ -149,15 +154,15 @@ def test_rows_to_try_on_are_drawn_from_everywhere_into_every_place():
 
 
 def test_drawing_keeps_no_more_rows_in_memory_than_it_draws(monkeypatch):
-    alive: weakref.WeakSet[Conversation] = weakref.WeakSet()
+    alive: list[weakref.ref[Conversation]] = []
     most = 0
 
     def read(_):
         nonlocal most
         for index in range(200):
             row = Conversation(f"row {index + 1}", index, (user("Why?"), assistant(f"{index}")))
-            alive.add(row)
-            most = max(most, len(alive))
+            alive.append(weakref.ref(row))
+            most = max(most, sum(found() is not None for found in alive))
             yield row
 
     monkeypatch.setattr(planning, "read_conversations", read)

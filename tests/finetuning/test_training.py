@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM
 
 import persona_lens as pl
 from persona_lens.errors import InvalidArgumentError
-from persona_lens.finetuning import training
+from persona_lens.finetuning import trainer, training
 from persona_lens.finetuning.rows import encode_training_rows
 from persona_lens.finetuning.training import _describe, _find_checkpoint
 from persona_lens.models.loading import embedded
@@ -89,7 +89,7 @@ def tuned(base, tmp_path_factory):
 
 @pytest.fixture
 def no_training(monkeypatch):
-    monkeypatch.setattr(training, "_make_trainer", lambda *_: pytest.fail("training began"))
+    monkeypatch.setattr(trainer, "make_trainer", lambda *_: pytest.fail("training began"))
 
 
 # What training does
@@ -328,7 +328,7 @@ def test_a_full_disk_is_an_error_before_training_and_leaves_the_folder_free(base
     n_bytes = 4 * 3 * 4 * (2 * 48 + 2 * (48 + 16) + 2 * 48 + 3 * (48 + 80))  # float32, layers, rank, widths
     monkeypatch.setattr(training.shutil, "disk_usage", lambda path: SimpleNamespace(free=n_bytes - 1))
     with monkeypatch.context() as patch:
-        patch.setattr(training, "_make_trainer", lambda *_: pytest.fail("training began"))
+        patch.setattr(trainer, "make_trainer", lambda *_: pytest.fail("training began"))
         with pytest.raises(OSError, match=r"`out` must be on a disk with .* MB free"):
             pl.finetune(base, rows(), tmp_path, settings=quick())
         assert list(tmp_path.iterdir()) == []

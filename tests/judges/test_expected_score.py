@@ -100,7 +100,9 @@ class _Answering:
             out = torch.zeros(len(rows), len(tokens))
             for i, row in enumerate(rows):
                 expected = (
-                    follow.get(len(row.response) - 1) if tuple(ids[: len(row.response)]) == row.response else None
+                    follow.get(len(row.response_tokens) - 1)
+                    if tuple(ids[: len(row.response_tokens)]) == row.response_tokens
+                    else None
                 )
                 out[i] = (tokens == expected).float()
             return out

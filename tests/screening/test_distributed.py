@@ -28,7 +28,7 @@ def cluster():
 
 
 def run_on_ray(folder, vectors, data, out, **more):
-    given = {"layers": LAYERS, "settings": SETTINGS, "shard_rows": 4, "n_workers": 2, "dtype": "float32"} | more
+    given = {"layers": LAYERS, "settings": SETTINGS, "shard_rows": 4, "workers": RayWorkers(2, dtype="float32")} | more
     return pl.screening.screen_on_ray(folder, data, vectors, out, **given)
 
 
@@ -84,8 +84,8 @@ def test_a_vector_of_another_model_and_bad_numbers_are_refused_before_anything_i
     vectors = make_vectors(tiny_model)
     with pytest.raises(pl.errors.ModelMismatchError):
         run_on_ray(tiny_folder("qwen2"), vectors, make_rows(2), tmp_path / "out")
-    with pytest.raises(pl.errors.InvalidArgumentError, match="n_workers"):
-        run_on_ray(tiny_folder("llama"), vectors, make_rows(2), tmp_path / "out", n_workers=0)
+    with pytest.raises(pl.errors.InvalidArgumentError, match="`n`"):
+        RayWorkers(0)
     assert not (tmp_path / "out").exists()
 
 

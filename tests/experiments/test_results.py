@@ -1,0 +1,65 @@
+from experiments.results.trait_geometry import TraitGeometry, TraitVector, WrittenTokens, list_written_tokens
+from experiments.results.trait_survey import SurveyedTrait, TraitSurvey
+from persona_lens.evaluation.confirmation import Confirmation
+from persona_lens.statistics import Interval
+from persona_lens.vectors.persona_vector import ExtractionCounts
+
+
+def around(estimate):
+    return Interval(estimate, estimate - 0.1, estimate + 0.1)
+
+
+def confirm(**found):
+    names = ("rise", "above_random", "coherence", "baseline_coherence", "random_coherence")
+    return Confirmation(
+        layer=1, coefficient=2.0, **found, **dict.fromkeys(names, around(50.0)), examples=(), n_questions=2,
+        n_responses=8, n_unscored=0,
+    )  # fmt: skip
+
+
+def survey(*traits):
+    return TraitSurvey(config={"model": {"name": "tiny"}}, min_auroc=0.9, traits=traits)
+
+
+def test_a_survey_marks_the_traits_that_fail_and_keeps_them():
+    found = confirm(baseline=around(20.0), random=around(21.0), steered=around(60.0))
+    figure = survey(
+        SurveyedTrait("kind", True, "", around(0.97), ExtractionCounts(), found),
+        SurveyedTrait("<i>odd</i>", False, "no <b>pair</b> was kept", around(0.6), None, None),
+    ).plot()
+    assert tuple(figure.data[0].y) == ("&lt;i&gt;odd&lt;/i&gt; ✗", "kind ✓")
+    assert tuple(figure.data[0].x) == (0.6, 0.97)
+    assert {trace.name: tuple(trace.x) for trace in figure.data}["steered with the vector"] == (60.0,)
+    assert "1 of 2 traits" in figure.layout.title.text
+    notes = "".join(annotation.text for annotation in figure.layout.annotations)
+    assert "no &lt;b&gt;pair&lt;/b&gt; was kept" in notes
+    axes = {axis.title.text for axis in figure.select_xaxes()}
+    assert {"AUROC", "trait score (0–100), fresh questions"} <= axes
+
+
+def test_the_survey_draws_each_interval_from_low_to_high():
+    (trace, *_) = survey(SurveyedTrait("kind", False, "x", Interval(0.8, 0.7, 0.95), None, None)).plot().data
+    assert [round(length, 9) for length in trace.error_x.array] == [0.15]
+    assert [round(length, 9) for length in trace.error_x.arrayminus] == [0.1]
+
+
+def test_tokens_and_names_are_escaped_where_they_are_shown():
+    tokens = WrittenTokens(0, (("</code><b>\n", 3.0),), (("no", -3.0),))
+    traits = tuple(
+        TraitVector(name, "made up", ExtractionCounts(), {}, None, (1.0,), (tokens,)) for name in ("<script>", "kind")
+    )
+    cosines = (((1.0, 0.2), (0.2, 1.0)),)
+    found = TraitGeometry({"model": {"name": "tiny"}}, 0, 8, traits, {}, cosines)
+    page = list_written_tokens(found)
+    assert "<script>" not in page
+    assert "<b>" not in page
+    assert "&lt;/code&gt;&lt;b&gt;\\n" in page
+    assert "<script>" not in found.plot().to_json()
+
+
+def test_what_a_survey_found_comes_back_from_its_file(tmp_path):
+    found = survey(SurveyedTrait("kind", False, "no pair was kept", Interval.missing(), None, None))
+    found.save(tmp_path / "trait_survey.json")
+    again = TraitSurvey.load(tmp_path / "trait_survey.json")
+    assert again.to_json() == found.to_json()
+    assert again.traits[0].auroc.is_missing
