@@ -14,7 +14,7 @@ import math
 import reprlib
 import types
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, Union, get_args, get_origin
@@ -41,8 +41,9 @@ _PLAIN_DTYPES = {"float32": torch.float32, "int64": torch.int64, "bool": torch.b
 class Record:
     """Base of every measured result, a frozen dataclass: one JSON, one file, one line, one table.
 
-    A subclass whose fields change raises its ``_version``. Records within a record are written without a head of
-    their own: they are read with the whole.
+    A field that is added later gets a default, with which older files are read; a subclass whose fields change in
+    another way raises its ``_version``. Records within a record are written without a head of their own: they are read
+    with the whole.
 
     Example:
         >>> @dataclass(frozen=True)
@@ -117,7 +118,7 @@ class Record:
                 yield field.name, show_text(value)
             elif isinstance(value, float):
                 yield field.name, f"{value:g}"
-            elif value is None or isinstance(value, int) or type(value).__str__ is not object.__str__:
+            elif value is None or isinstance(value, int) or value.__class__.__str__ is not object.__str__:
                 yield field.name, str(value)
 
 
@@ -226,14 +227,15 @@ def _read_numbers(value: Any, dtype: torch.dtype) -> Any:
 
 
 def _make_reader(kind: type) -> Callable[[Any, Any], Any]:
-    """Make the reader of a dataclass, which asks for every field and for nothing else."""
-    read = make_dict_structure_fn(kind, _CONVERTER)
+    """Make the reader of a dataclass, which asks for every field without a default and for nothing else."""
+    read: Callable[[Any, Any], Any] = make_dict_structure_fn(kind, _CONVERTER)
     names = [field.name for field in fields(kind)]
+    required = [field.name for field in fields(kind) if field.default is field.default_factory is MISSING]
 
     def read_whole(content: Any, _: Any) -> Any:
         if not isinstance(content, Mapping):
             raise ValueError(f"must be an object with the keys {names}, got {reprlib.repr(content)}")
-        missing = [name for name in names if name not in content]
+        missing = [name for name in required if name not in content]
         if missing:
             raise ValueError(f"missing keys {missing}")
         unknown = [key for key in content if key not in names]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -105,6 +105,7 @@ class Correlation:
         return Interval(self.estimate, self.low, self.high)
 
 
+@runtime_checkable
 class HasCoherence(Protocol):
     """What was scored and has a coherence."""
 
