@@ -12,6 +12,7 @@ from importlib.metadata import version as _version
 from typing import Any as _Any
 
 from persona_lens import (
+    conversations,
     errors,
     evaluation,
     finetuning,
@@ -19,8 +20,10 @@ from persona_lens import (
     judges,
     models,
     monitoring,
+    records,
     screening,
     statistics,
+    storage,
     tensors,
     traits,
     vectors,
@@ -75,6 +78,7 @@ __all__ = [
     "cap",
     "capping_hooks",
     "confirm_choice",
+    "conversations",
     "cosine",
     "describe_model",
     "errors",
@@ -97,6 +101,7 @@ __all__ = [
     "plots",
     "project",
     "read_conversations",
+    "records",
     "score_conditions",
     "screen",
     "screening",
@@ -105,6 +110,7 @@ __all__ = [
     "steer",
     "steering",
     "steering_hooks",
+    "storage",
     "sweep_layers",
     "tensors",
     "trace",

@@ -23,6 +23,8 @@ import pyarrow.parquet as pq
 from persona_lens.errors import FileFormatError, InvalidArgumentError, describe_violation
 from persona_lens.models.text.chat import Message
 
+__all__ = ["BadRow", "Conversation", "read_conversations", "resolve_source"]
+
 _FILE_TYPES = (".jsonl", ".ndjson", ".json", ".parquet")
 _COMPRESSIONS = (".gz", ".zst")  # of files with one row a line
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")

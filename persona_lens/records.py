@@ -28,6 +28,8 @@ from torch import Tensor
 from persona_lens.errors import FileFormatError
 from persona_lens.storage import write_json
 
+__all__ = ["Record"]
+
 _T = TypeVar("_T")
 _R = TypeVar("_R", bound="Record")  # not Self, which beartype takes in classes alone
 

@@ -23,6 +23,8 @@ from torch import Tensor
 
 from persona_lens.errors import FileFormatError, describe_violation
 
+__all__ = ["Shard", "ShardStore", "collect_versions"]
+
 _METADATA_KEY = "persona_lens"
 
 

@@ -80,17 +80,18 @@ def list_types(annotation: object) -> set[type]:
 
 
 def hints(value: object) -> dict[str, object]:
-    """The annotations, resolved; a figure's type is imported for type checkers alone."""
-    names = {"Figure": object, "ColouredTokens": object}
-    module = sys.modules[getattr(value, "__module__", "builtins")]
-    return typing.get_type_hints(value, vars(module) | names if not inspect.isclass(value) else None, names)
+    """The annotations, resolved; those imported for type checkers alone by their public names."""
+    public = {one.__name__: one for one in list_public().values() if inspect.isclass(one)}
+    names = public | {"Figure": object, "ColouredTokens": object}
+    own = vars(sys.modules[value.__module__])
+    return typing.get_type_hints(value, None if inspect.isclass(value) else names | own, names)
 
 
 def list_signatures(value: object) -> list[object]:
     if not inspect.isclass(value):
         return [value]
     methods = [one for name, one in inspect.getmembers(value, inspect.isroutine) if not name.startswith("_")]
-    return [value, *(one for one in methods if getattr(one, "__module__", "").startswith("persona_lens."))]
+    return [value, *(one for one in methods if (getattr(one, "__module__", None) or "").startswith("persona_lens."))]
 
 
 def test_forty_names_stand_at_the_top_and_the_rest_in_rooms():

@@ -6,7 +6,7 @@ from persona_lens.monitoring.correlation import MonitoringCorrelation, measure_m
 from persona_lens.monitoring.graded import GradedProjections
 from persona_lens.monitoring.monitor import PersonaMonitor
 from persona_lens.monitoring.prompts import project_last_prompt_token
-from persona_lens.monitoring.readings import TraitMonitor
+from persona_lens.monitoring.readings import TraitMonitor, TurnReading
 from persona_lens.monitoring.score_map import ScoreMap, fit_score_map
 from persona_lens.monitoring.watched import WatchedConversation
 
@@ -16,6 +16,7 @@ __all__ = [
     "PersonaMonitor",
     "ScoreMap",
     "TraitMonitor",
+    "TurnReading",
     "WatchedConversation",
     "fit_score_map",
     "measure_monitoring",

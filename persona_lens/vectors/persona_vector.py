@@ -1,4 +1,4 @@
-"""PersonaVector: a trait's direction at every layer, and its extraction from contrasting rollouts."""
+"""PersonaVector: a trait's direction at every layer."""
 
 from __future__ import annotations
 
@@ -38,9 +38,6 @@ TOKEN_POSITIONS: tuple[TokenPosition, ...] = ("response_mean", "prompt_mean", "l
 
 _FORMAT = "persona-vector"
 _FORMAT_VERSION = 1
-# Rollouts are judged and added up in shards of this many contrasting pairs; then they are forgotten, so memory
-# does not grow with their number.
-_PAIRS_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
