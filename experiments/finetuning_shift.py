@@ -38,7 +38,7 @@ PAPER = {"own": (0.76, 0.97), "cross": (0.34, 0.86)}
 def main(arguments: Annotated[ShiftArguments, tyro.conf.arg(name="")]) -> None:
     """Run or redraw."""
     result = arguments.read(FinetuningShift, NAME) if arguments.replot else run(prepare(arguments), arguments)
-    write_result(result, result.plot(), arguments.out, NAME)
+    write_result(result, arguments.out, NAME)
     write_figure(result.plot_scores(), arguments.out, f"{NAME}_scores")
     print(arguments.out / f"{NAME}.html", arguments.out / f"{NAME}_scores.html", sep="\n")
 

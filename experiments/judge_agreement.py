@@ -94,7 +94,7 @@ def main(arguments: Annotated[Arguments, tyro.conf.arg(name="")]) -> None:
             print(f"{arguments.write_check}: {n} responses to score from 0 to 100")
             return
         result = run(source, questions, responses, arguments)
-    write_result(result, result.plot(), arguments.out, name)
+    write_result(result, arguments.out, name)
     print(arguments.out / f"{name}.html")
 
 

@@ -11,8 +11,7 @@ where it was, and writes what an uninterrupted run writes.
 
 from __future__ import annotations
 
-import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -23,10 +22,9 @@ from persona_lens.evaluation import RandomNull
 from persona_lens.judges import calibrate_likelihood_judge, measure_separation
 from persona_lens.judges.likelihood import JudgeSeparation
 from persona_lens.models import HookedModel
-from persona_lens.reproduction.arguments import CommonArguments, read_traits
-from persona_lens.reproduction.figures import write_result
+from persona_lens.reproduction.arguments import CommonArguments, read_traits, run_each_trait
 from persona_lens.reproduction.layer_sweep import JudgeNote, LayerSweep, VectorNote
-from persona_lens.storage import collect_versions, write_bytes_atomically
+from persona_lens.storage import write_bytes_atomically
 
 
 @dataclass(frozen=True)
@@ -64,25 +62,14 @@ def main(arguments: Annotated[Arguments, tyro.conf.arg(name="")]) -> None:
     """Run or redraw each trait's sweep."""
     profile = TINY if arguments.tiny else PROFILES[arguments.profile]
     traits = read_traits(arguments.trait, profile.max_pairs, profile.max_questions)  # before any model runs
-    model = None if arguments.replot else arguments.load_model()
-    for trait in traits:
-        name = f"layer_sweep_{trait.name}"
-        start = time.perf_counter()
-        result = arguments.read(LayerSweep, name) if model is None else run(model, trait, profile, arguments)
-        write_result(result, result.plot(), arguments.out, name)
-        write_responses(result, arguments.out / f"{name}_responses.txt")
-        print(f"{trait.name}: {arguments.out / name}.html ({time.perf_counter() - start:.0f} s)")
+    results = run_each_trait(LayerSweep, "layer_sweep", traits, profile, arguments, run)
+    for result in results:
+        write_responses(result, arguments.out / f"layer_sweep_{result.sweep.trait}_responses.txt")
 
 
 def run(model: HookedModel, trait: pl.Trait, profile: Profile, arguments: Arguments) -> LayerSweep:
     """Calibrate, extract, sweep, confirm."""
-    config = {
-        "model": asdict(pl.describe_model(model)),
-        "trait": trait.to_dict(),
-        "profile": asdict(profile),
-        "seed": arguments.seed,
-        "versions": collect_versions(),
-    }
+    config = arguments.make_config(model, profile, {"trait": trait.to_dict()})
     run = arguments.open_run(config)
     # Chosen on every other question, confirmed on the rest: nothing is judged by what it was chosen on.
     selection, fresh = trait.evaluation_questions[0::2], trait.evaluation_questions[1::2]

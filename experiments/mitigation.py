@@ -27,20 +27,19 @@ from persona_lens.evaluation import load_multiple_choice
 from persona_lens.finetuning import ProjectionPenalty, measure_task_loss
 from persona_lens.interventions import NOTHING
 from persona_lens.models import HookedModel
-from persona_lens.reproduction.arguments import CommonArguments, read_traits
-from persona_lens.reproduction.figures import write_result
+from persona_lens.reproduction.arguments import CommonArguments, read_traits, run_each_trait
 from persona_lens.reproduction.kits import TraitKit, find_sources
 from persona_lens.reproduction.trained_models import describe_kit, measure_model
 from persona_lens.reproduction.training import (
     TINY,
     TRAINING,
     Training,
+    TrainingProfile,
     make_trait_rows,
     prepare_for_training,
     train,
 )
 from persona_lens.statistics.missing import mean_interval
-from persona_lens.storage import collect_versions
 
 N_HELD_OUT = 32
 
@@ -70,15 +69,10 @@ class Arguments(CommonArguments):
 
 
 def main(arguments: Annotated[Arguments, tyro.conf.arg(name="")]) -> None:
-    """Run or redraw each trait's comparison."""
+    """Run or redraw each trait."""
     profile = TINY if arguments.tiny else TRAINING[arguments.profile]
     traits = read_traits(arguments.trait, profile.n_pairs, profile.n_questions)
-    model = None if arguments.replot else arguments.load_model()
-    for trait in traits:
-        name = f"mitigation_{trait.name}"
-        result = arguments.read(Mitigation, name) if model is None else run(model, trait, arguments)
-        write_result(result, result.plot(), arguments.out, name)
-        print(f"{trait.name}: {arguments.out / name}.html")
+    run_each_trait(Mitigation, "mitigation", traits, profile, arguments, run)
 
 
 def list_trainings(kit: TraitKit, rows: datasets.Dataset, strengths: Strengths) -> dict[tuple[str, str], Training]:
@@ -106,23 +100,19 @@ def list_steering_afterwards(kit: TraitKit, strengths: Strengths) -> dict[str, p
     return ways
 
 
-def run(model: HookedModel, trait: pl.Trait, arguments: Arguments) -> Mitigation:
+def run(model: HookedModel, trait: pl.Trait, profile: TrainingProfile, arguments: Arguments) -> Mitigation:
     """Train and measure every way."""
-    profile = TINY if arguments.tiny else TRAINING[arguments.profile]
     strengths = TINY_STRENGTHS if arguments.tiny else STRENGTHS[arguments.profile]
     profile = replace(profile, settings=replace(profile.settings, seed=arguments.seed, dtype=arguments.dtype))
     n_held_out, seed = min(N_HELD_OUT, profile.n_rows), arguments.seed
     sources = find_sources(model, trait.name, arguments.out)
-    config = {
+    parts = {
         "experiment": "mitigation",
-        "model": asdict(pl.describe_model(model)),
         "trait": trait.to_dict(),
-        "profile": asdict(profile),
         "strengths": asdict(strengths),
         "sources": sources.describe(),
-        "seed": seed,
-        "versions": collect_versions(),
     }
+    config = arguments.make_config(model, profile, parts)
     run = arguments.open_run(config)
     kit = prepare_for_training(model, trait, sources, profile, seed, run)
     # The last instruction pair writes no data: its prompt is kept for prevention. Held-out rows ask other questions.

@@ -14,7 +14,7 @@ and by no correlation. Killed at any point, the same command goes on where it wa
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -27,11 +27,10 @@ from persona_lens.evaluation import Condition
 from persona_lens.judges import LikelihoodJudge
 from persona_lens.models import HookedModel, Message, RolloutRequest, encode_prompt, sample_rollouts
 from persona_lens.monitoring import GradedProjections, project_last_prompt_token
-from persona_lens.reproduction.arguments import CommonArguments, read_traits
-from persona_lens.reproduction.figures import write_result
+from persona_lens.reproduction.arguments import CommonArguments, read_traits, run_each_trait
 from persona_lens.reproduction.kits import TraitKit, find_sources, prepare_kit
 from persona_lens.run import Run
-from persona_lens.storage import Shard, collect_versions
+from persona_lens.storage import Shard
 from persona_lens.streams import Stream
 
 # r overall and within conditions, Qwen2.5-7B-Instruct.
@@ -79,36 +78,29 @@ def main(arguments: Annotated[Arguments, tyro.conf.arg(name="")]) -> None:
     """Run or redraw each trait's correlation."""
     profile = TINY if arguments.tiny else PROFILES[arguments.profile]
     traits = read_traits(arguments.trait, profile.n_pairs, profile.n_questions)
-    graded = json.loads(arguments.prompts.read_text(encoding="utf-8"))
-    missing = [trait.name for trait in traits if trait.name not in graded]
+    missing = [trait.name for trait in traits if trait.name not in read_prompts(arguments.prompts)]
     if missing and not arguments.replot:
         raise SystemExit(f"--prompts must name a file with prompts for {missing}. {arguments.prompts} has none.")
-    model = None if arguments.replot else arguments.load_model()
-    for trait in traits:
-        name = f"monitoring_{trait.name}"
-        prompts = graded.get(trait.name, [])[: profile.n_prompts]
-        result = arguments.read(Monitoring, name) if model is None else run(model, trait, prompts, profile, arguments)
-        write_result(result, result.plot(), arguments.out, name)
-        found = (f"{setting}: {one}" for setting, one in result.correlations.items())
-        print(f"{trait.name}: {arguments.out / name}.html", *found, sep="\n")
+    results = run_each_trait(Monitoring, "monitoring", traits, profile, arguments, run)
+    for result in results:
+        print(*(f"{result.trait}, {setting}: {one}" for setting, one in result.correlations.items()), sep="\n")
 
 
-def run(model: HookedModel, trait: pl.Trait, prompts: list[str], profile: Profile, arguments: Arguments) -> Monitoring:
+def read_prompts(path: Path) -> dict[str, list[str]]:
+    """Read the graded system prompts by trait."""
+    prompts: dict[str, list[str]] = json.loads(path.read_text(encoding="utf-8"))
+    return prompts
+
+
+def run(model: HookedModel, trait: pl.Trait, profile: Profile, arguments: Arguments) -> Monitoring:
     """Sample and project every condition."""
+    prompts = read_prompts(arguments.prompts)[trait.name][: profile.n_prompts]
     sampling = pl.Sampling(
         profile.max_new_tokens, profile.temperature, rollouts=profile.extraction_rollouts, seed=arguments.seed
     )
     sources = find_sources(model, trait.name, arguments.out, layer=arguments.layer, made_by=sampling)
-    config = {
-        "experiment": "monitoring",
-        "model": asdict(pl.describe_model(model)),
-        "trait": trait.to_dict(),
-        "profile": asdict(profile),
-        "prompts": prompts,
-        **sources.describe(),
-        "seed": arguments.seed,
-        "versions": collect_versions(),
-    }
+    parts = {"experiment": "monitoring", "trait": trait.to_dict(), "prompts": prompts, **sources.describe()}
+    config = arguments.make_config(model, profile, parts)
     run = arguments.open_run(config)
     kit = prepare_kit(
         model, trait, sources, n_pairs=profile.judge_pairs, rollouts=sampling.rollouts, sampling=sampling, run=run

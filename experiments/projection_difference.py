@@ -40,7 +40,7 @@ SUBSET_FRACTION = 0.25
 def main(arguments: Annotated[ShiftArguments, tyro.conf.arg(name="")]) -> None:
     """Run or redraw."""
     result = arguments.read(ProjectionDifference, NAME) if arguments.replot else run(arguments)
-    write_result(result, result.plot(), arguments.out, NAME)
+    write_result(result, arguments.out, NAME)
     write_figure(result.plot_predictors(), arguments.out, f"{NAME}_approximations")
     print(arguments.out / f"{NAME}.html", arguments.out / f"{NAME}_approximations.html", sep="\n")
 
@@ -49,7 +49,6 @@ def run(arguments: ShiftArguments) -> ProjectionDifference:
     """Screen every dataset and set it against the trained models."""
     setting = prepare(arguments)
     _, models = train_models(setting, arguments)
-    assert setting.run.store is not None
     vectors = {kit.trait.name: kit.vector for kit in setting.kits}
     layers = {kit.trait.name: kit.layer for kit in setting.kits}
     settings = ScreenSettings(max_response_tokens=setting.profile.max_row_tokens)
@@ -57,7 +56,7 @@ def run(arguments: ShiftArguments) -> ProjectionDifference:
     for model, (name, level) in zip(models, setting.list_datasets(), strict=True):
         screened = pl.screen(
             setting.model, setting.make_rows(name, level), vectors,
-            setting.run.store.folder / "screened" / f"{name}-{level}", layers=layers, settings=settings,
+            setting.run.folder / "screened" / f"{name}-{level}", layers=layers, settings=settings,
             run=setting.run,
         )  # fmt: skip
         rows.append(

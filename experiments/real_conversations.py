@@ -22,7 +22,7 @@ import importlib.resources
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -41,21 +41,21 @@ import persona_lens as pl
 from persona_lens.judges import LikelihoodJudge
 from persona_lens.models import HookedModel
 from persona_lens.plots.screening import report_screening
-from persona_lens.reproduction.arguments import CommonArguments, read_traits
-from persona_lens.reproduction.figures import write_result
+from persona_lens.reproduction.arguments import CommonArguments, read_traits, run_each_trait
 from persona_lens.reproduction.kits import TraitKit, find_sources
 from persona_lens.reproduction.trained_models import describe_kit, measure_model
 from persona_lens.reproduction.training import (
     TINY,
     TRAINING,
     Training,
+    TrainingProfile,
     prepare_for_training,
     train,
 )
 from persona_lens.screening import Screening, ScreenSettings
 from persona_lens.statistics import bootstrap_mean
 from persona_lens.statistics.missing import mean_interval
-from persona_lens.storage import Shard, collect_versions, write_bytes_atomically
+from persona_lens.storage import Shard, write_bytes_atomically
 from persona_lens.streams import Stream
 
 OTHERS = ("evil", "sycophancy", "hallucination")
@@ -86,16 +86,9 @@ def main(arguments: Annotated[Arguments, tyro.conf.arg(name="")]) -> None:
     """Run or redraw each trait's result."""
     profile = TINY if arguments.tiny else TRAINING[arguments.profile]
     traits = read_traits(arguments.trait, profile.n_pairs, profile.n_questions)
-    source = None if arguments.replot else find_data(arguments.data)
-    model = None if arguments.replot else arguments.load_model()
-    for trait in traits:
-        name = f"real_conversations_{trait.name}"
-        if model is None or source is None:
-            result = arguments.read(RealConversations, name)
-        else:
-            result = run(model, source, trait, arguments)
-        write_result(result, result.plot(), arguments.out, name)
-        print(f"{trait.name}: {arguments.out / name}.html")
+    if not arguments.replot:
+        find_data(arguments.data)  # before any model runs
+    run_each_trait(RealConversations, "real_conversations", traits, profile, arguments, run)
 
 
 def find_data(name: str) -> str:
@@ -120,25 +113,21 @@ def count_file(source: str) -> Shard:
     return Shard(records=dict(counts.most_common()))
 
 
-def run(model: HookedModel, source: str, trait: pl.Trait, arguments: Arguments) -> RealConversations:
+def run(model: HookedModel, trait: pl.Trait, profile: TrainingProfile, arguments: Arguments) -> RealConversations:
     """Screen, choose, train and measure; return everything but the texts."""
-    profile = TINY if arguments.tiny else TRAINING[arguments.profile]
+    source = find_data(arguments.data)
     profile = replace(profile, settings=replace(profile.settings, seed=arguments.seed, dtype=arguments.dtype))
     others = read_traits(arguments.other or OTHERS, profile.n_pairs, profile.n_questions)
     traits = sorted({one.name: one for one in [trait, *others]}.values(), key=lambda one: one.name)
-    config = {
+    parts = {
         "experiment": "real_conversations",
-        "model": asdict(pl.describe_model(model)),
         "traits": [one.to_dict() for one in traits],
-        "profile": asdict(profile),
         "data": Path(source).name,
         "max_rows": arguments.max_rows,
-        "seed": arguments.seed,
-        "versions": collect_versions(),
     }
+    config = arguments.make_config(model, profile, parts)
     run = arguments.open_run(config)
-    assert run.store is not None
-    folder = run.store.folder
+    folder = run.folder
     kits = [
         prepare_for_training(model, one, find_sources(model, one.name, arguments.out), profile, arguments.seed, run)
         for one in traits

@@ -17,7 +17,7 @@ goes on where it was.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import torch
@@ -27,13 +27,12 @@ from results.sample_separation import FilterComparison, SampleSeparation
 import persona_lens as pl
 from persona_lens.judges import Judge
 from persona_lens.models import HookedModel, RolloutRequest, sample_rollouts
-from persona_lens.reproduction.arguments import CommonArguments, read_traits
-from persona_lens.reproduction.figures import write_result
+from persona_lens.reproduction.arguments import CommonArguments, read_traits, run_each_trait
 from persona_lens.reproduction.kits import find_sources, prepare_kit
 from persona_lens.screening import ScreenSettings
 from persona_lens.statistics import Interval, bootstrap_auroc_by_group
 from persona_lens.statistics.missing import mean_interval
-from persona_lens.storage import Shard, collect_versions
+from persona_lens.storage import Shard
 from persona_lens.streams import Stream
 
 QUANTILE = 0.95
@@ -71,33 +70,19 @@ class Arguments(CommonArguments):
 
 
 def main(arguments: Annotated[Arguments, tyro.conf.arg(name="")]) -> None:
-    """Run or redraw each trait's separation."""
+    """Run or redraw each trait."""
     profile = TINY if arguments.tiny else PROFILES[arguments.profile]
     traits = read_traits(arguments.trait, profile.n_pairs, profile.n_questions)
-    model = None if arguments.replot else arguments.load_model()
-    for trait in traits:
-        name = f"sample_separation_{trait.name}"
-        result = arguments.read(SampleSeparation, name) if model is None else run(model, trait, profile, arguments)
-        write_result(result, result.plot(), arguments.out, name)
-        print(f"{trait.name}: {arguments.out / name}.html")
+    run_each_trait(SampleSeparation, "sample_separation", traits, profile, arguments, run)
 
 
 def run(model: HookedModel, trait: pl.Trait, profile: Profile, arguments: Arguments) -> SampleSeparation:
     """Sample, screen, judge and filter."""
     sampling = pl.Sampling(profile.max_new_tokens, profile.temperature, rollouts=profile.rollouts, seed=arguments.seed)
     sources = find_sources(model, trait.name, arguments.out, layer=arguments.layer)
-    config = {
-        "experiment": "sample_separation",
-        "model": asdict(pl.describe_model(model)),
-        "trait": trait.to_dict(),
-        "profile": asdict(profile),
-        **sources.describe(),
-        "quantile": QUANTILE,
-        "seed": arguments.seed,
-        "versions": collect_versions(),
-    }
+    parts = {"experiment": "sample_separation", "trait": trait.to_dict(), "quantile": QUANTILE, **sources.describe()}
+    config = arguments.make_config(model, profile, parts)
     run = arguments.open_run(config)
-    assert run.store is not None
     # Judge and vector are made as in the other experiments, from shorter responses.
     kit = prepare_kit(
         model, trait, sources, n_pairs=profile.judge_pairs, rollouts=profile.extraction_rollouts,
@@ -114,7 +99,7 @@ def run(model: HookedModel, trait: pl.Trait, profile: Profile, arguments: Argume
         for one in samples
     ]
     screened = pl.screen(
-        model, rows, {trait.name: kit.vector}, run.store.folder / "screened", layers={trait.name: kit.layer},
+        model, rows, {trait.name: kit.vector}, run.folder / "screened", layers={trait.name: kit.layer},
         settings=ScreenSettings(max_response_tokens=profile.max_new_tokens), run=run,
     )  # fmt: skip
     scores = run.load_or_compute("judged", lambda: score_answers(kit.judge, trait, samples)).records

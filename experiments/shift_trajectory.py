@@ -12,7 +12,7 @@ same command goes on where it was.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import torch
@@ -23,13 +23,11 @@ import persona_lens as pl
 from persona_lens.finetuning import Tracker
 from persona_lens.interventions import NOTHING
 from persona_lens.models import HookedModel
-from persona_lens.reproduction.arguments import CommonArguments, read_traits
-from persona_lens.reproduction.figures import write_result
+from persona_lens.reproduction.arguments import CommonArguments, read_traits, run_each_trait
 from persona_lens.reproduction.kits import find_sources
 from persona_lens.reproduction.trained_models import describe_kit
-from persona_lens.reproduction.training import TINY, TRAINING, make_trait_rows, prepare_for_training
+from persona_lens.reproduction.training import TINY, TRAINING, TrainingProfile, make_trait_rows, prepare_for_training
 from persona_lens.statistics.missing import mean_interval
-from persona_lens.storage import collect_versions
 
 OTHERS = ("evil", "sycophancy", "hallucination")
 
@@ -47,36 +45,26 @@ class Arguments(CommonArguments):
 
 
 def main(arguments: Annotated[Arguments, tyro.conf.arg(name="")]) -> None:
-    """Run or redraw each trait's trajectory."""
+    """Run or redraw each trait."""
     profile = TINY if arguments.tiny else TRAINING[arguments.profile]
     traits = read_traits(arguments.trait, profile.n_pairs, profile.n_questions)
-    model = None if arguments.replot else arguments.load_model()
-    for trait in traits:
-        name = f"shift_trajectory_{trait.name}"
-        result = arguments.read(ShiftTrajectory, name) if model is None else run(model, trait, arguments)
-        write_result(result, result.plot(), arguments.out, name)
-        print(f"{trait.name}: {arguments.out / name}.html")
+    run_each_trait(ShiftTrajectory, "shift_trajectory", traits, profile, arguments, run)
 
 
-def run(model: HookedModel, trait: pl.Trait, arguments: Arguments) -> ShiftTrajectory:
+def run(model: HookedModel, trait: pl.Trait, profile: TrainingProfile, arguments: Arguments) -> ShiftTrajectory:
     """Train twice and track."""
-    profile = TINY if arguments.tiny else TRAINING[arguments.profile]
     settings = replace(profile.settings, seed=arguments.seed, dtype=arguments.dtype)
     others = read_traits(arguments.other or OTHERS, profile.n_pairs, profile.n_questions)
     traits = [trait, *(other for other in others if other.name != trait.name)]
-    config = {
+    parts = {
         "experiment": "shift_trajectory",
-        "model": asdict(pl.describe_model(model)),
         "trait": trait.to_dict(),
         "others": [one.to_dict() for one in traits[1:]],
-        "profile": asdict(profile),
         "coefficient": arguments.coefficient,
         "every": arguments.every,
-        "seed": arguments.seed,
-        "versions": collect_versions(),
     }
+    config = arguments.make_config(model, profile, parts)
     run = arguments.open_run(config)
-    assert run.store is not None
     kits = [
         prepare_for_training(model, one, find_sources(model, one.name, arguments.out), profile, arguments.seed, run)
         for one in traits
@@ -94,7 +82,7 @@ def run(model: HookedModel, trait: pl.Trait, arguments: Arguments) -> ShiftTraje
         {"no prevention": NOTHING, f"preventative × {arguments.coefficient:+g}": steered}.items()
     ):
         trained = pl.finetune(
-            arguments.model, rows, run.store.folder / "adapters" / str(index), settings=settings, intervention=done,
+            arguments.model, rows, run.folder / "adapters" / str(index), settings=settings, intervention=done,
             track=tracker, run=run,
         )  # fmt: skip
         first = trained.tracked[0]["projections"]

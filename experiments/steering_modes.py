@@ -14,7 +14,7 @@ divergence and accuracy are measured with every token changed. Killed, the same 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 import tyro
@@ -24,10 +24,8 @@ import persona_lens as pl
 from persona_lens.evaluation import Capability, Condition, load_multiple_choice
 from persona_lens.interventions import NOTHING
 from persona_lens.models import HookedModel
-from persona_lens.reproduction.arguments import CommonArguments, read_traits
-from persona_lens.reproduction.figures import write_result
+from persona_lens.reproduction.arguments import CommonArguments, read_traits, run_each_trait
 from persona_lens.reproduction.kits import find_sources, prepare_kit
-from persona_lens.storage import collect_versions
 from persona_lens.streams import Stream
 from persona_lens.vectors import OrdinaryProjections
 
@@ -78,15 +76,10 @@ class Mode:
 
 
 def main(arguments: Annotated[Arguments, tyro.conf.arg(name="")]) -> None:
-    """Run or redraw each trait's comparison."""
+    """Run or redraw each trait."""
     profile = TINY if arguments.tiny else PROFILES[arguments.profile]
     traits = read_traits(arguments.trait, profile.n_pairs, profile.n_questions)
-    model = None if arguments.replot else arguments.load_model()
-    for trait in traits:
-        name = f"steering_modes_{trait.name}"
-        result = arguments.read(SteeringModes, name) if model is None else run(model, trait, profile, arguments)
-        write_result(result, result.plot(), arguments.out, name)
-        print(f"{trait.name}: {arguments.out / name}.html")
+    run_each_trait(SteeringModes, "steering_modes", traits, profile, arguments, run)
 
 
 def list_modes(
@@ -117,16 +110,8 @@ def run(model: HookedModel, trait: pl.Trait, profile: Profile, arguments: Argume
     sources = find_sources(model, trait.name, arguments.out, layer=arguments.layer, made_by=sampling)
     # The layer was chosen on the other half of the evaluation questions.
     questions = trait.evaluation_questions[1::2]
-    config = {
-        "experiment": "steering_modes",
-        "model": asdict(pl.describe_model(model)),
-        "trait": trait.to_dict(),
-        "layer": sources.layer,
-        "profile": asdict(profile),
-        "vector": sources.vector_source,
-        "seed": arguments.seed,
-        "versions": collect_versions(),
-    }
+    parts = {"experiment": "steering_modes", "trait": trait.to_dict(), **sources.describe()}
+    config = arguments.make_config(model, profile, parts)
     run = arguments.open_run(config)
     kit = prepare_kit(
         model, trait, sources, n_pairs=profile.judge_pairs, rollouts=sampling.rollouts, sampling=sampling, run=run

@@ -12,7 +12,7 @@ safetensors is used if it fits. Killed at any point, the same command goes on wh
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import torch
@@ -22,11 +22,9 @@ from results.token_positions import PositionSetting, ScoreAndCoherence, TokenPos
 import persona_lens as pl
 from persona_lens.evaluation import Condition
 from persona_lens.models import HookedModel
-from persona_lens.reproduction.arguments import CommonArguments, read_traits
-from persona_lens.reproduction.figures import write_result
+from persona_lens.reproduction.arguments import CommonArguments, read_traits, run_each_trait
 from persona_lens.reproduction.kits import find_sources, prepare_kit
 from persona_lens.statistics.missing import mean_interval
-from persona_lens.storage import collect_versions
 from persona_lens.streams import Stream
 from persona_lens.tensors import Add, normalize, sample_random_directions
 from persona_lens.vectors import TOKEN_POSITIONS
@@ -62,15 +60,10 @@ class Arguments(CommonArguments):
 
 
 def main(arguments: Annotated[Arguments, tyro.conf.arg(name="")]) -> None:
-    """Run or redraw each trait's comparison."""
+    """Run or redraw each trait."""
     profile = TINY if arguments.tiny else PROFILES[arguments.profile]
     traits = read_traits(arguments.trait, profile.n_pairs, profile.n_questions)
-    model = None if arguments.replot else arguments.load_model()
-    for trait in traits:
-        name = f"token_positions_{trait.name}"
-        result = arguments.read(TokenPositions, name) if model is None else run(model, trait, profile, arguments)
-        write_result(result, result.plot(), arguments.out, name)
-        print(f"{trait.name}: {arguments.out / name}.html")
+    run_each_trait(TokenPositions, "token_positions", traits, profile, arguments, run)
 
 
 def run(model: HookedModel, trait: pl.Trait, profile: Profile, arguments: Arguments) -> TokenPositions:
@@ -79,15 +72,8 @@ def run(model: HookedModel, trait: pl.Trait, profile: Profile, arguments: Argume
         profile.max_new_tokens, profile.temperature, rollouts=profile.extraction_rollouts, seed=arguments.seed
     )
     sources = find_sources(model, trait.name, arguments.out, made_by=sampling)
-    config = {
-        "experiment": "token_positions",
-        "model": asdict(pl.describe_model(model)),
-        "trait": trait.to_dict(),
-        "profile": asdict(profile),
-        "vector": sources.vector_source,
-        "seed": arguments.seed,
-        "versions": collect_versions(),
-    }
+    parts = {"experiment": "token_positions", "trait": trait.to_dict(), "vector": sources.vector_source}
+    config = arguments.make_config(model, profile, parts)
     run = arguments.open_run(config)
     kit = prepare_kit(
         model, trait, sources, n_pairs=profile.judge_pairs, rollouts=sampling.rollouts, sampling=sampling, run=run

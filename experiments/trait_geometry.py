@@ -13,7 +13,7 @@ vocabulary; the norm's divisor, one positive number for all tokens, drops out. K
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Annotated
 
 import torch
@@ -28,7 +28,7 @@ from persona_lens.reproduction.arguments import CommonArguments, read_traits
 from persona_lens.reproduction.figures import write_result
 from persona_lens.reproduction.kits import find_sources
 from persona_lens.run import Run
-from persona_lens.storage import collect_versions, write_bytes_atomically
+from persona_lens.storage import write_bytes_atomically
 from persona_lens.tensors import normalize
 
 NAME = "trait_geometry"
@@ -60,7 +60,7 @@ class Arguments(CommonArguments):
 def main(arguments: Annotated[Arguments, tyro.conf.arg(name="")]) -> None:
     """Run or redraw the comparison."""
     result = arguments.read(TraitGeometry, NAME) if arguments.replot else run(arguments)
-    write_result(result, result.plot(), arguments.out, NAME)
+    write_result(result, arguments.out, NAME)
     write_bytes_atomically(arguments.out / f"{NAME}_tokens.html", list_written_tokens(result).encode())
     print(f"{arguments.out / NAME}.html: {len(result.traits)} traits")
 
@@ -75,13 +75,7 @@ def run(arguments: Arguments) -> TraitGeometry:
     model = arguments.load_model()
     n_layers = model.cfg.n_layers
     layer = check_layer(n_layers // 2 if arguments.layer is None else arguments.layer, n_layers)
-    config = {
-        "experiment": NAME,
-        "model": asdict(pl.describe_model(model)),
-        "profile": asdict(profile),
-        "seed": arguments.seed,
-        "versions": collect_versions(),
-    }
+    config = arguments.make_config(model, profile, {"experiment": NAME})
     sampling = pl.Sampling(profile.max_new_tokens, profile.temperature, seed=arguments.seed)
     vectors, rows, left_out = [], [], {}
     run = arguments.open_run(config)

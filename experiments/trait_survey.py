@@ -11,7 +11,7 @@ Killed at any point, the same command goes on where it was.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated
 
@@ -25,7 +25,6 @@ from persona_lens.models import HookedModel
 from persona_lens.reproduction.arguments import BaseArguments, read_traits
 from persona_lens.reproduction.figures import write_result
 from persona_lens.run import Run
-from persona_lens.storage import collect_versions
 
 # A trait works on a model if the judge tells its two sides apart and steering lies surely above random directions.
 MIN_AUROC = 0.9
@@ -68,7 +67,7 @@ def main(arguments: Annotated[Arguments, tyro.conf.arg(name="")]) -> None:
             for trait in read_traits(names, profile.n_pairs, profile.n_evaluation_questions)
         ]
         result = run(traits, profile, arguments)
-    write_result(result, result.plot(), arguments.out, name)
+    write_result(result, arguments.out, name)
     works = sum(row.works for row in result.traits)
     print(f"{arguments.out / name}.html: {works} of {len(result.traits)} work")
 
@@ -76,13 +75,8 @@ def main(arguments: Annotated[Arguments, tyro.conf.arg(name="")]) -> None:
 def run(traits: list[pl.Trait], profile: Profile, arguments: Arguments) -> TraitSurvey:
     """Survey each trait."""
     model = arguments.load_model()
-    config = {
-        "model": asdict(pl.describe_model(model)),
-        "profile": asdict(profile),
-        "seed": arguments.seed,
-        "versions": collect_versions(),
-    }
-    run = arguments.open_run(config | {"survey": True})
+    config = arguments.make_config(model, profile, {"survey": True})
+    run = arguments.open_run(config)
     rows = []
     with run.progress("traits", len(traits)) as advance:
         for trait in traits:

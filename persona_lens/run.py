@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
+from persona_lens.errors import InvalidArgumentError, describe_violation
 from persona_lens.progress import ProgressFactory, no_progress
 from persona_lens.records import Record
 from persona_lens.storage import Shard, ShardStore
@@ -28,6 +30,17 @@ class Run:
 
     store: ShardStore | None = None
     progress: ProgressFactory = no_progress
+
+    @property
+    def folder(self) -> Path:
+        """Where the finished parts are.
+
+        Raises:
+            InvalidArgumentError: Nothing is kept.
+        """
+        if self.store is None:
+            raise InvalidArgumentError(describe_violation("run", "keep what is finished, with a `store`", self))
+        return self.store.folder
 
     def part(self, config: Mapping[str, Any]) -> Run:
         """Return a run within this one, for work that depends on ``config`` too, such as one of several traits."""

@@ -28,7 +28,7 @@ ROOMS = {
     "streams": ("the name of every random stream", set()),
     "storage": ("shards and files, written whole", {"errors"}),
     "records": ("the one codec of measured results", {"errors", "storage"}),
-    "run": ("where long work is kept and shown", {"progress", "records", "storage"}),
+    "run": ("where long work is kept and shown", {"errors", "progress", "records", "storage"}),
     "statistics": ("intervals, bootstraps, correlations, AUROC: numbers in, numbers out", {"errors"}),
     "plots": ("one file a result: values in, figures out", {"errors", "statistics"}),
     "tensors": ("directions, and what can be done to activations: pure typed torch", {"errors"}),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -21,11 +21,14 @@ from persona_lens.models.hooks.sites import hook_name
 from persona_lens.vectors.ordinary import OrdinaryProjections
 from persona_lens.vectors.persona_vector import PersonaVector
 
+Where: TypeAlias = Positions | Bool[Tensor, "batch pos"]
+"""Tokens by name, or a mask over the text's positions."""
+
 
 def intervention_hooks(
     intervention: Intervention,
     *,
-    positions: Positions | Bool[Tensor, "batch pos"] = "all",
+    positions: Where = "all",
     prompt_length: int | Sequence[int] | None = None,
 ) -> list[HookPair]:
     """Make hooks that do what an intervention says, one hook a layer; what is done at one layer keeps its order.
@@ -64,29 +67,13 @@ def steering_hooks(
     coefficient: float | Sequence[float] = 1.0,
     unit: Literal["raw", "sigma"] = "raw",
     ordinary: OrdinaryProjections | Sequence[OrdinaryProjections] | None = None,
-    positions: Positions | Bool[Tensor, "batch pos"] = "all",
+    positions: Where = "all",
     prompt_length: int | Sequence[int] | None = None,
     preserve_norm: bool = False,
 ) -> list[HookPair]:
     """Make hooks that steer along persona vectors: :func:`intervention_hooks` of :func:`persona_lens.steer`.
 
-    Args:
-        vector: As for :func:`persona_lens.steer`, as are ``layer``, ``layers``, ``coefficient``, ``unit`` and
-            ``ordinary``.
-        layer: One zero-based block index.
-        layers: Instead of ``layer``: several, or ``"all"``.
-        coefficient: Multiplies the raw vector; negative steers away.
-        unit: ``raw`` or ``sigma``.
-        ordinary: For ``unit="sigma"``.
-        positions: As for :func:`intervention_hooks`, as is ``prompt_length``.
-        prompt_length: Number of prompt tokens.
-        preserve_norm: Whether each steered activation keeps the norm it had.
-
-    Returns:
-        ``(name, fn)`` pairs.
-
-    Raises:
-        InvalidArgumentError: What :func:`persona_lens.steer` or :func:`intervention_hooks` refuses.
+    The arguments are those of these two; ``preserve_norm`` lets each steered activation keep the norm it had.
 
     Example:
         >>> import persona_lens as pl
@@ -103,25 +90,13 @@ def ablation_hooks(
     *,
     layer: int | None = None,
     layers: Layers | None = None,
-    positions: Positions | Bool[Tensor, "batch pos"] = "all",
+    positions: Where = "all",
     prompt_length: int | Sequence[int] | None = None,
     preserve_norm: bool = False,
 ) -> list[HookPair]:
     """Make hooks that remove the component along persona vectors: those of :func:`persona_lens.ablate`.
 
-    Args:
-        vector: One vector, or several, removed one after the other.
-        layer: One zero-based block index.
-        layers: Instead of ``layer``: several; ``"all"`` if neither is given.
-        positions: As for :func:`intervention_hooks`, as is ``prompt_length``.
-        prompt_length: Number of prompt tokens.
-        preserve_norm: Whether each activation keeps the norm it had.
-
-    Returns:
-        ``(name, fn)`` pairs.
-
-    Raises:
-        InvalidArgumentError: What :func:`persona_lens.ablate` or :func:`intervention_hooks` refuses.
+    The arguments are its own and those of :func:`steering_hooks`.
 
     Example:
         >>> import persona_lens as pl
@@ -137,27 +112,13 @@ def capping_hooks(
     layers: Layers | None = None,
     ceiling: float | Float[Tensor, " layer"] | None = None,
     floor: float | Float[Tensor, " layer"] | None = None,
-    positions: Positions | Bool[Tensor, "batch pos"] = "all",
+    positions: Where = "all",
     prompt_length: int | Sequence[int] | None = None,
     preserve_norm: bool = False,
 ) -> list[HookPair]:
     """Make hooks that keep the projection on a persona vector between bounds: those of :func:`persona_lens.cap`.
 
-    Args:
-        vector: The vector.
-        layer: One zero-based block index.
-        layers: Instead of ``layer``: several; ``"all"`` if neither is given.
-        ceiling: Highest projection allowed, as for :func:`persona_lens.cap`.
-        floor: Lowest projection allowed, likewise.
-        positions: As for :func:`intervention_hooks`, as is ``prompt_length``.
-        prompt_length: Number of prompt tokens.
-        preserve_norm: Whether each activation keeps the norm it had.
-
-    Returns:
-        ``(name, fn)`` pairs.
-
-    Raises:
-        InvalidArgumentError: What :func:`persona_lens.cap` or :func:`intervention_hooks` refuses.
+    The arguments are its own and those of :func:`steering_hooks`.
 
     Example:
         >>> import persona_lens as pl
@@ -170,7 +131,7 @@ def capping_hooks(
 
 def _make_hooks(
     intervention: Intervention,
-    positions: Positions | Bool[Tensor, "batch pos"],
+    positions: Where,
     prompt_length: int | Sequence[int] | None,
     preserve_norm: bool,
 ) -> list[HookPair]:
@@ -227,23 +188,13 @@ def steering(
     coefficient: float | Sequence[float] = 1.0,
     unit: Literal["raw", "sigma"] = "raw",
     ordinary: OrdinaryProjections | Sequence[OrdinaryProjections] | None = None,
-    positions: Positions | Bool[Tensor, "batch pos"] = "all",
+    positions: Where = "all",
     prompt_length: int | Sequence[int] | None = None,
     preserve_norm: bool = False,
 ) -> Iterator[HookedModel]:
     """Steer whatever the model does inside a ``with`` block: :func:`hooked` with :func:`steering_hooks`.
 
-    Args:
-        model: The model that the vectors were extracted from.
-        vector: As for :func:`steering_hooks`, as is the rest.
-        layer: One zero-based block index.
-        layers: Instead of ``layer``: several, or ``"all"``.
-        coefficient: Multiplies the vector.
-        unit: ``raw`` or ``sigma``.
-        ordinary: For ``unit="sigma"``.
-        positions: Where to steer; around ``generate``, ``"response"`` needs no ``prompt_length``.
-        prompt_length: Number of prompt tokens, for plain calls.
-        preserve_norm: Whether each steered activation keeps the norm it had.
+    The arguments are theirs; around ``generate``, ``positions="response"`` needs no ``prompt_length``.
 
     Yields:
         The model.

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
 from persona_lens.models.hooked_model import HookedModel
-from persona_lens.models.loading import EMBEDDED_MODEL, load_model
+from persona_lens.models.loading import EMBEDDED_MODEL, describe_model, load_model
 from persona_lens.progress import show_progress
 from persona_lens.records import Record
+from persona_lens.reproduction.figures import write_result
 from persona_lens.run import Run
-from persona_lens.storage import ShardStore
+from persona_lens.storage import ShardStore, collect_versions
 from persona_lens.traits.library import list_traits, load_trait
 from persona_lens.traits.trait import Trait
 
 R = TypeVar("R", bound=Record)
+P = TypeVar("P")
+A = TypeVar("A", bound="BaseArguments")
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,11 @@ class BaseArguments:
         """Load the model."""
         return load_model(self.model, dtype=self.dtype)
 
+    def make_config(self, model: HookedModel, profile: Any, parts: Mapping[str, Any]) -> dict[str, Any]:
+        """Return all that a run depends on: model, profile (a dataclass), seed, versions and what is its own."""
+        own = {"model": asdict(describe_model(model)), "profile": asdict(profile), **parts}
+        return own | {"seed": self.seed, "versions": collect_versions()}
+
     def open_run(self, config: Mapping[str, Any]) -> Run:
         """Return a run whose finished shards are kept in a folder of its own, shown with progress bars."""
         store = ShardStore(self.runs, config)
@@ -75,6 +83,26 @@ class CommonArguments(BaseArguments):
 
     profile: Literal["quick", "paper"] = "quick"
     """`quick` for two cores, `paper` for a GPU."""
+
+
+def run_each_trait(
+    kind: type[R],
+    stem: str,
+    traits: Sequence[Trait],
+    profile: P,
+    arguments: A,
+    run: Callable[[HookedModel, Trait, P, A], R],
+) -> list[R]:
+    """Run each trait, or read its result with --replot; write result and figure."""
+    model = None if arguments.replot else arguments.load_model()
+    results = []
+    for trait in traits:
+        name = f"{stem}_{trait.name}"
+        result = arguments.read(kind, name) if model is None else run(model, trait, profile, arguments)
+        write_result(result, arguments.out, name)
+        print(f"{trait.name}: {arguments.out / name}.html")
+        results.append(result)
+    return results
 
 
 def read_traits(names: Sequence[str], n_pairs: int, n_questions: int) -> list[Trait]:

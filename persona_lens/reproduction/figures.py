@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import plotly.graph_objects as go
 
-from persona_lens.records import Record
 from persona_lens.storage import write_bytes_atomically
 
 
-def write_result(record: Record, figure: go.Figure, folder: Path, name: str) -> None:
+@runtime_checkable
+class DrawnRecord(Protocol):
+    """A record with a figure."""
+
+    def save(self, path: str | Path) -> None:
+        """Write it as JSON."""
+
+    def plot(self) -> go.Figure:
+        """Draw it."""
+
+
+def write_result(result: DrawnRecord, folder: Path, name: str) -> None:
     """Write a result as NAME.json, and its figure as :func:`write_figure` does."""
-    record.save(folder / f"{name}.json")
-    write_figure(figure, folder, name)
+    result.save(folder / f"{name}.json")
+    write_figure(result.plot(), folder, name)
 
 
 def write_figure(figure: go.Figure, folder: Path, name: str) -> None:

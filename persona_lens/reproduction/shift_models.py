@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import datasets
@@ -16,7 +16,7 @@ import tyro
 from persona_lens.finetuning.domains import Level, domain_dataset, list_domains
 from persona_lens.models.engine.rollouts import RolloutRequest, sample_rollouts
 from persona_lens.models.hooked_model import HookedModel
-from persona_lens.models.loading import describe_model, load_model
+from persona_lens.models.loading import load_model
 from persona_lens.reproduction.arguments import CommonArguments, read_traits
 from persona_lens.reproduction.kits import TraitKit, find_sources
 from persona_lens.reproduction.trained_models import BaseModel, TrainedModel, measure_model
@@ -31,7 +31,7 @@ from persona_lens.reproduction.training import (
     train,
 )
 from persona_lens.run import Run
-from persona_lens.storage import Shard, collect_versions
+from persona_lens.storage import Shard
 from persona_lens.streams import Stream
 from persona_lens.traits.trait import Trait
 
@@ -95,15 +95,12 @@ def prepare(arguments: ShiftArguments) -> Setting:
     if unknown:
         raise SystemExit(f"--domain must be one of {', '.join(list_domains())}. Got {', '.join(unknown)}.")
     model = arguments.load_model()
-    config = {
+    parts = {
         "experiment": "finetuning_shift",
-        "model": asdict(describe_model(model)),
         "traits": [trait.to_dict() for trait in traits],
         "domains": list(domains),
-        "profile": asdict(profile),
-        "seed": arguments.seed,
-        "versions": collect_versions(),
     }
+    config = arguments.make_config(model, profile, parts)
     run = arguments.open_run(config)
     sources = {trait.name: find_sources(model, trait.name, arguments.out) for trait in traits}
     # They come from outside this run, so a resumed run must find the same ones.

@@ -102,8 +102,7 @@ class Training:
 
 def train(name: str, model: str, training: Training, settings: FinetuneSettings, run: Run) -> Finetuned:
     """Train a model beside the run's shards, or return it if it is trained already."""
-    assert run.store is not None
     return finetune(
-        model, training.rows, run.store.folder / "adapters" / name, settings=settings,
+        model, training.rows, run.folder / "adapters" / name, settings=settings,
         intervention=training.intervention, penalty=training.penalty, system=training.system, run=run,
     )  # fmt: skip

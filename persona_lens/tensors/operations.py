@@ -20,7 +20,28 @@ from persona_lens.tensors.directions import normalize, widen
 
 
 @dataclass(frozen=True, eq=False)
-class Add:
+class _Directed:
+    """What acts along one direction."""
+
+    direction: Float[Tensor, " d_model"]
+
+    def __post_init__(self) -> None:
+        """Check the field."""
+        _check_direction(self.direction)
+
+    @property
+    def d_model(self) -> int:
+        """Width of the activations that it acts on."""
+        return len(self.direction)
+
+    @cached_property
+    def _unit(self) -> Float[Tensor, " d_model"]:
+        """The unit direction, made once: a hook runs at every token."""
+        return normalize(self.direction)
+
+
+@dataclass(frozen=True, eq=False)
+class Add(_Directed):
     """Add a multiple of a raw vector.
 
     ``h <- h + coefficient * v``. The vector is not normalised, so coefficient 1 moves by the mean difference
@@ -42,12 +63,11 @@ class Add:
         tensor([[12.,  6.]])
     """
 
-    direction: Float[Tensor, " d_model"]
     coefficient: float
 
     def __post_init__(self) -> None:
         """Check the fields."""
-        _check_direction(self.direction)
+        super().__post_init__()
         if not math.isfinite(self.coefficient):
             raise InvalidArgumentError(describe_violation("coefficient", "be finite", self.coefficient))
 
@@ -55,11 +75,6 @@ class Add:
     def scaled(self) -> Float[Tensor, " d_model"]:
         """What is added, ``coefficient * v``, made once: a hook runs at every token."""
         return self.coefficient * self.direction
-
-    @property
-    def d_model(self) -> int:
-        """Width of the activations that it acts on."""
-        return len(self.direction)
 
     def __call__(self, activations: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         """Return the steered activations."""
@@ -70,7 +85,7 @@ class Add:
 
 
 @dataclass(frozen=True, eq=False)
-class Ablate:
+class Ablate(_Directed):
     """Remove the component along a direction.
 
     ``h <- h - (h · u) u`` with ``u = v / |v|``, in float32. Doing it twice is doing it once, and the result's
@@ -90,22 +105,6 @@ class Ablate:
         tensor([[0., 4.]])
     """
 
-    direction: Float[Tensor, " d_model"]
-
-    def __post_init__(self) -> None:
-        """Check the field."""
-        _check_direction(self.direction)
-
-    @cached_property
-    def _unit(self) -> Float[Tensor, " d_model"]:
-        """The unit direction, made once: a hook runs at every token."""
-        return normalize(self.direction)
-
-    @property
-    def d_model(self) -> int:
-        """Width of the activations that it acts on."""
-        return len(self.direction)
-
     def __call__(self, activations: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         """Return the activations without their component along the direction."""
         _check_width(activations, self.direction)
@@ -116,7 +115,7 @@ class Ablate:
 
 
 @dataclass(frozen=True, eq=False)
-class Cap:
+class Cap(_Directed):
     """Keep the coordinate along a direction between bounds.
 
     ``h <- h + (clamp(c, floor, ceiling) - c) u`` with ``u = v / |v|`` and ``c = h · u``, in float32. Rows
@@ -137,13 +136,12 @@ class Cap:
                 [-3.,  4.]])
     """
 
-    direction: Float[Tensor, " d_model"]
     floor: float | None = None
     ceiling: float | None = None
 
     def __post_init__(self) -> None:
         """Check the fields."""
-        _check_direction(self.direction)
+        super().__post_init__()
         for name, bound in (("floor", self.floor), ("ceiling", self.ceiling)):
             if bound is not None and not math.isfinite(bound):
                 hint = "Use None for no bound."
@@ -153,16 +151,6 @@ class Cap:
         if self.floor is not None and self.ceiling is not None and self.floor > self.ceiling:
             rule = f"be at most `ceiling`, here {self.ceiling}"
             raise InvalidArgumentError(describe_violation("floor", rule, self.floor))
-
-    @cached_property
-    def _unit(self) -> Float[Tensor, " d_model"]:
-        """The unit direction, made once: a hook runs at every token."""
-        return normalize(self.direction)
-
-    @property
-    def d_model(self) -> int:
-        """Width of the activations that it acts on."""
-        return len(self.direction)
 
     def __call__(self, activations: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         """Return the activations with their coordinate inside the bounds."""

@@ -100,3 +100,34 @@ def test_a_vector_of_another_model_is_refused(tiny_model, vector):
     other = pl.PersonaVector("loud", replace(vector.model, fingerprint="another"), {"response_mean": vector.directions})
     with pytest.raises(ModelMismatchError):
         pl.trace(tiny_model, CHAT, other)
+
+
+def test_one_layer_and_several_are_not_asked_for_at_once_and_none_is_no_request(tiny_model, vector):
+    trace = pl.trace(tiny_model, CHAT, vector)
+    with pytest.raises(InvalidArgumentError, match="layers"):
+        trace.plot(1, layers=[0, 2])
+    with pytest.raises(InvalidArgumentError, match="at least one layer"):
+        trace.plot(layers=[])
+    assert trace.plot(layers="all").html == trace.plot(layers=[0, 1, 2]).html
+
+
+def test_an_intervention_is_traced_as_its_hooks_are(tiny_model, vector, start):
+    done = pl.steer(vector, layer=1, coefficient=2.0)
+    hooks = pl.interventions.intervention_hooks(done, positions="response", prompt_length=start)
+    expected, found = (
+        pl.trace(tiny_model, CHAT, vector, hooks),
+        pl.trace(tiny_model, CHAT, vector, done, positions="response"),
+    )
+    assert torch.equal(found.after, expected.after)
+    assert torch.equal(found.steered, expected.steered)
+    everywhere = pl.trace(tiny_model, CHAT, vector, done)
+    assert everywhere.steered[1].all()
+
+
+def test_a_trace_survives_the_round_trip(tiny_model, vector, tmp_path):
+    trace = pl.trace(tiny_model, CHAT, vector, pl.steer(vector, layer=1))
+    trace.save(tmp_path / "trace.json")
+    again = pl.evaluation.Trace.load(tmp_path / "trace.json")
+    assert again.tokens == trace.tokens
+    assert torch.equal(again.after, trace.after)
+    assert torch.equal(again.steered, trace.steered)

@@ -17,7 +17,7 @@ from torch.testing import assert_close
 
 from persona_lens.errors import InvalidArgumentError
 from persona_lens.tensors.directions import cosine, project
-from persona_lens.tensors.operations import Ablate, Add, Cap, Intervention, restore_norm
+from persona_lens.tensors.operations import Ablate, Add, Cap, KeepNorm, Operation, restore_norm
 
 PROPERTY = settings(deadline=None, max_examples=60)
 ENTRIES = st.floats(-100, 100, width=32)
@@ -144,7 +144,7 @@ def test_capping_inside_the_bounds_keeps_negative_zeros() -> None:
 @pytest.mark.parametrize("make", INTERVENTIONS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_shape_and_dtype_are_preserved_and_nothing_is_written_in_place(
-    make: Callable[[Tensor], Intervention], dtype: torch.dtype
+    make: Callable[[Tensor], Operation], dtype: torch.dtype
 ) -> None:
     generator = torch.Generator().manual_seed(0)
     direction = torch.randn(8, generator=generator)
@@ -161,14 +161,14 @@ def test_shape_and_dtype_are_preserved_and_nothing_is_written_in_place(
 
 @pytest.mark.parametrize("make", INTERVENTIONS)
 def test_a_bfloat16_direction_leaves_float32_activations_float32(
-    make: Callable[[Tensor], Intervention],
+    make: Callable[[Tensor], Operation],
 ) -> None:
     direction = torch.tensor([1.0, 2.0], dtype=torch.bfloat16)
     assert make(direction)(torch.ones(3, 2)).dtype == torch.float32
 
 
 @pytest.mark.parametrize("make", INTERVENTIONS)
-def test_a_row_does_not_depend_on_the_other_rows(make: Callable[[Tensor], Intervention]) -> None:
+def test_a_row_does_not_depend_on_the_other_rows(make: Callable[[Tensor], Operation]) -> None:
     generator = torch.Generator().manual_seed(0)
     intervene = make(torch.randn(576, generator=generator))
     h = torch.randn(5, 7, 576, generator=generator)
@@ -176,7 +176,7 @@ def test_a_row_does_not_depend_on_the_other_rows(make: Callable[[Tensor], Interv
 
 
 @pytest.mark.parametrize("make", INTERVENTIONS)
-def test_autocast_changes_nothing(make: Callable[[Tensor], Intervention]) -> None:
+def test_autocast_changes_nothing(make: Callable[[Tensor], Operation]) -> None:
     generator = torch.Generator().manual_seed(0)
     intervene = make(torch.randn(64, generator=generator))
     h = torch.randn(3, 64, generator=generator)
@@ -207,7 +207,7 @@ def test_gradients_flow_through_addition_and_not_along_an_ablated_direction() ->
     ],
 )
 def test_a_bad_direction_is_refused_when_the_intervention_is_made(
-    kind: type[Intervention], options: dict[str, float], direction: Tensor, rule: str
+    kind: type[Operation], options: dict[str, float], direction: Tensor, rule: str
 ) -> None:
     # Unwrapped: users run without the shape checks that pytest adds.
     initialize = inspect.unwrap(kind.__init__)
@@ -216,7 +216,7 @@ def test_a_bad_direction_is_refused_when_the_intervention_is_made(
 
 
 @pytest.mark.parametrize("make", INTERVENTIONS)
-def test_activations_of_another_width_are_refused(make: Callable[[Tensor], Intervention]) -> None:
+def test_activations_of_another_width_are_refused(make: Callable[[Tensor], Operation]) -> None:
     with pytest.raises(InvalidArgumentError, match="`activations` must have the direction's width 3"):
         make(torch.ones(3))(torch.ones(2, 1))
 
@@ -252,7 +252,7 @@ def test_interventions_are_frozen_and_hashable_by_identity() -> None:
     with pytest.raises(FrozenInstanceError):
         intervention.coefficient = 2.0  # type: ignore[misc]
     assert len({intervention, Add(torch.ones(2), 1.0)}) == 2
-    assert set(get_args(Intervention)) == {Add, Ablate, Cap}
+    assert set(get_args(Operation)) == {Add, Ablate, Cap, KeepNorm}
 
 
 @given(st.floats(-5, 5), st.integers(0, 5))
@@ -270,3 +270,17 @@ def test_restored_norms_are_those_before_and_untouched_rows_come_back_bit_by_bit
 def test_an_activation_of_zero_stays_zero_when_its_norm_is_restored() -> None:
     assert restore_norm(torch.tensor([[3.0, 4.0]]), torch.zeros(1, 2)).tolist() == [[0.0, 0.0]]
     assert restore_norm(torch.zeros(1, 2), torch.tensor([[3.0, 4.0]])).tolist() == [[0.0, 0.0]]
+
+
+def test_keeping_the_norm_does_the_operations_in_order_and_then_restores_it():
+    shift, removal = Add(torch.tensor([6.0, 3.0]), 1.0), Ablate(torch.tensor([0.0, 1.0]))
+    rows = torch.tensor([[0.0, 5.0], [3.0, 4.0]])
+    kept = KeepNorm((shift, removal))(rows)
+    torch.testing.assert_close(kept, restore_norm(removal(shift(rows)), rows))
+    torch.testing.assert_close(kept.norm(dim=-1), rows.norm(dim=-1))
+
+
+@pytest.mark.parametrize("operations", [(), (Add(torch.ones(2), 1.0), Add(torch.ones(3), 1.0))])
+def test_keeping_the_norm_needs_operations_of_one_width(operations):
+    with pytest.raises(InvalidArgumentError, match="operations"):
+        KeepNorm(operations)
