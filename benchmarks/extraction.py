@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import replace
-from typing import Any
 
 import torch
 from _compare import HuggingFaceWay, summarize_ratio, time_in_turn, write_benchmark
@@ -22,7 +21,7 @@ TOKENS, REPEATS = 32, 3
 def main() -> None:
     """Time both and write the ratio."""
     dtype = resolve_dtype("auto", torch.device("cpu"))
-    model: Any = pl.load_model(backend="hooked", dtype=dtype, device="cpu")
+    model = pl.load_model(backend="hooked", dtype=dtype, device="cpu")
     hugging_face = HuggingFaceWay(dtype)
     trait = pl.load_trait("evil")
     trait = replace(trait, instruction_pairs=trait.instruction_pairs[:2])

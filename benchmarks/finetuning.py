@@ -43,8 +43,10 @@ def main() -> None:
         }
         return get_peft_model(hf_model, lora).train(), batch
 
-    def make_step(model: Any, batch: dict[str, torch.Tensor], sites: Any, autocast: bool) -> Callable[[], None]:
-        active = TrainingInterventions(model, sites)
+    def make_step(
+        model: Any, batch: dict[str, torch.Tensor], intervention: pl.Intervention, autocast: bool
+    ) -> Callable[[], None]:
+        active = TrainingInterventions(model, intervention)
 
         def step() -> None:
             precision: AbstractContextManager[Any] = (
@@ -66,10 +68,10 @@ def main() -> None:
         "ablation, one layer": (pl.ablate(vector, layer=15), "≤ 1.05"),
         "ablation, all layers": (pl.ablate(vector), "≤ 1.05"),
     }
-    ways = {"bare": make_step(model, batch, (), is_half)}
-    ways |= {name: make_step(model, batch, sites, is_half) for name, (sites, _) in kinds.items()}
+    ways = {"bare": make_step(model, batch, pl.Intervention(), is_half)}
+    ways |= {name: make_step(model, batch, intervention, is_half) for name, (intervention, _) in kinds.items()}
     if is_half:
-        ways["float32"] = make_step(*prepare(torch.float32), (), False)
+        ways["float32"] = make_step(*prepare(torch.float32), pl.Intervention(), False)
     seconds = time_in_turn(ways, REPEATS)
     rows: list[dict[str, Any]] = [
         {

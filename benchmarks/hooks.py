@@ -18,7 +18,7 @@ ROWS, TOKENS, REPEATS, PASSES = 8, 160, 9, 2
 def main() -> None:
     """Time the bare pass and each kind of hooks in turn; write the ratios."""
     dtype = resolve_dtype("auto", torch.device("cpu"))
-    model: Any = pl.load_model(backend="hooked", dtype=dtype, device="cpu")
+    model = pl.load_model(backend="hooked", dtype=dtype, device="cpu")
     info = pl.describe_model(model)
     torch.manual_seed(0)
     # Speed does not depend on the direction.

@@ -7,7 +7,6 @@ steered by its own vector; Hugging Face samples unsteered.
 from __future__ import annotations
 
 import statistics
-from typing import Any
 
 import torch
 from _compare import HuggingFaceWay, summarize_ratio, time_in_turn, write_benchmark
@@ -22,7 +21,7 @@ BATCH, TOKENS, REPEATS = 32, 48, 7
 def main() -> None:
     """Time all ways and write the ratios."""
     dtype = resolve_dtype("auto", torch.device("cpu"))
-    hooked: Any = pl.load_model(backend="hooked", dtype=dtype, device="cpu")
+    hooked = pl.load_model(backend="hooked", dtype=dtype, device="cpu")
     bridge = pl.load_model(backend="bridge", dtype=dtype, device="cpu")
     hugging_face = HuggingFaceWay(dtype)
     trait = pl.load_trait("evil")
@@ -33,11 +32,7 @@ def main() -> None:
         SampleRequest(
             prompt,
             (row,),
-            (
-                pl.SiteIntervention(
-                    row % hooked.cfg.n_layers, pl.tensors.Add(torch.randn(576, generator=generator), 1.0)
-                ),
-            ),
+            pl.Intervention.of(row % hooked.cfg.n_layers, pl.tensors.Add(torch.randn(576, generator=generator), 1.0)),
         )
         for row, prompt in enumerate(prompts)
     ]

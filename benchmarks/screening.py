@@ -33,13 +33,13 @@ MEMORY_SETTINGS = pl.screening.ScreenSettings(max_response_tokens=4)
 WORDS = ("tea", "rain", "a horse", "seven", "the sea", "slowly", "and", "bread", "under", "glass", "why", "music")
 
 
-def load() -> Any:
+def load() -> pl.models.HookedModel:
     """Load the embedded model as users get it."""
     torch.set_num_threads(N_THREADS)
     return pl.load_model(dtype=resolve_dtype("auto", torch.device("cpu")), device="cpu")
 
 
-def make_vectors(model: Any, n: int) -> dict[str, pl.PersonaVector]:
+def make_vectors(model: pl.models.HookedModel, n: int) -> dict[str, pl.PersonaVector]:
     """Make random vectors: speed and memory do not depend on the directions."""
     info = pl.describe_model(model)
     torch.manual_seed(0)
@@ -50,7 +50,7 @@ def make_vectors(model: Any, n: int) -> dict[str, pl.PersonaVector]:
 
 
 def screen(
-    model: Any, data: Any, n_traits: int, out: Path, settings: pl.screening.ScreenSettings
+    model: pl.models.HookedModel, data: Any, n_traits: int, out: Path, settings: pl.screening.ScreenSettings
 ) -> pl.screening.Screening:
     """Screen for so many traits."""
     vectors = make_vectors(model, n_traits)

@@ -34,12 +34,12 @@ class RemoteJudge:
 def main() -> None:
     """Time all four and write the ratios."""
     dtype = resolve_dtype("auto", torch.device("cpu"))
-    model: Any = pl.load_model(backend="hooked", dtype=dtype, device="cpu")
+    model = pl.load_model(backend="hooked", dtype=dtype, device="cpu")
     hugging_face = HuggingFaceWay(dtype)
     trait = pl.load_trait("evil")
     questions = trait.evaluation_questions
     vector = pl.extract_persona_vector(model, trait, judge="none", max_new_tokens=8)
-    judge = pl.judges.calibrate_likelihood_judge(model, trait, max_new_tokens=8)
+    judge = pl.judges.calibrate_likelihood_judge(model, trait, sampling=pl.Sampling(max_new_tokens=8))
     systems = [
         *trait.positive_system_prompts[: judge.n_pairs],
         *trait.negative_system_prompts[: judge.n_pairs],
@@ -53,8 +53,8 @@ def main() -> None:
 
     def sweep(its_judge: pl.judges.Judge) -> None:
         pl.sweep_layers(
-            model, trait, vector, layers=LAYERS, coefficients=COEFFICIENTS, judge=its_judge, max_new_tokens=TOKENS,
-            random_directions=1, null_layers=LAYERS[1],
+            model, trait, vector, layers=LAYERS, coefficients=COEFFICIENTS, judge=its_judge,
+            null=pl.evaluation.RandomNull(directions=1, layers=LAYERS[1]), sampling=pl.Sampling(max_new_tokens=TOKENS),
         )  # fmt: skip
 
     def sample_one_after_the_other() -> list[list[list[int]]]:

@@ -217,7 +217,7 @@ def run(model: HookedModel, trait: pl.Trait, profile: TrainingProfile, arguments
 def mean_tokens(screened: Screening, column: str) -> float:
     """Return the mean length over the scored rows."""
     lengths = [length for length in screened.rows[column][:] if length is not None]
-    return sum(lengths) / len(lengths)
+    return float(sum(lengths) / len(lengths))
 
 
 def select_usable(rows: datasets.Dataset, trait: str, max_prompt_tokens: int, max_rows: int) -> datasets.Dataset:

@@ -127,7 +127,7 @@ def run(arguments: Screen) -> int:
         turn=arguments.turn, base=arguments.base, max_prompt_tokens=arguments.max_prompt_tokens,
         max_response_tokens=arguments.max_response_tokens,
     )  # fmt: skip
-    model: Any = load_model(arguments.model)
+    model = load_model(arguments.model)
     layer = check_layer(model.cfg.n_layers // 2 if arguments.layer is None else arguments.layer, model.cfg.n_layers)
     folder = arguments.vectors or arguments.out / "vectors"
     vectors = {trait.name: find_vector(model, trait, folder) for trait in traits}

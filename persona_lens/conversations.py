@@ -297,7 +297,7 @@ def _read_parquet(path: Path) -> Iterator[Any]:
 
 def _to_rows(batch: pa.RecordBatch) -> list[Any]:
     try:
-        return batch.to_pylist()
+        return list(batch.to_pylist())
     except UnicodeDecodeError as error:
         if batch.num_rows == 1:
             return [_Refusal("not UTF-8", error.object.decode("utf-8", errors="backslashreplace"))]

@@ -217,7 +217,8 @@ def _read_tensor(content: Any, annotation: Any) -> Tensor:
     else:
         dtype = _plain_dtype(annotation)
         tensor = torch.tensor(_read_numbers(content, dtype), dtype=dtype)
-    if not isinstance(tensor, annotation):
+    fits: bool = isinstance(tensor, annotation)  # said apart, since it would make `tensor` an Any
+    if not fits:
         raise ValueError(f"must be {annotation.__name__}, got {tensor.dtype} of shape {tuple(tensor.shape)}")
     return tensor
 

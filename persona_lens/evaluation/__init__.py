@@ -10,22 +10,7 @@ from persona_lens.evaluation.sweep import LayerChoice, RandomNull, SweepResult, 
 from persona_lens.evaluation.tracing import Trace, trace
 
 __all__ = [
-    "Capability",
-    "Condition",
-    "ConditionScores",
-    "Confirmation",
-    "LayerChoice",
-    "MultipleChoiceItem",
-    "RandomNull",
-    "SteeringStrength",
-    "SweepResult",
-    "Trace",
-    "calibrate",
-    "confirm_choice",
-    "load_multiple_choice",
-    "measure_capability",
-    "measure_ordinary_projections",
-    "score_conditions",
-    "sweep_layers",
-    "trace",
-]
+    "Capability", "Condition", "ConditionScores", "Confirmation", "LayerChoice", "MultipleChoiceItem", "RandomNull",
+    "SteeringStrength", "SweepResult", "Trace", "calibrate", "confirm_choice", "load_multiple_choice",
+    "measure_capability", "measure_ordinary_projections", "score_conditions", "sweep_layers", "trace",
+]  # fmt: skip

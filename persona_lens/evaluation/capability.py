@@ -261,7 +261,8 @@ def _bootstrap_ratio(totals: Float[Tensor, " unit"], counts: Float[Tensor, " uni
         return Interval.missing(_LEVEL)
 
     def divide(drawn: ndarray) -> ndarray:
-        return (drawn @ totals.numpy()) / (drawn @ counts.numpy())
+        ratios: ndarray = (drawn @ totals.numpy()) / (drawn @ counts.numpy())
+        return ratios
 
     return bootstrap(divide, (len(totals),), _N_RESAMPLES, _LEVEL, seed, draw_multinomial)
 

@@ -84,4 +84,5 @@ def _forward(model: HookedModel, rows: Sequence[tuple[int, ...]]) -> Float[Tenso
     mask = (~padded.is_padding).long()
     device = model.cfg.device
     with torch.no_grad():
-        return model(padded.tokens.to(device), return_type="logits", attention_mask=mask.to(device))
+        logits: Tensor = model(padded.tokens.to(device), return_type="logits", attention_mask=mask.to(device))
+    return logits

@@ -11,21 +11,7 @@ from persona_lens.finetuning.training import Finetuned, finetune
 from persona_lens.finetuning.trait_data import trait_dataset
 
 __all__ = [
-    "FinetuneSettings",
-    "Finetuned",
-    "FinetuningShift",
-    "Level",
-    "PreventionPlan",
-    "PreventionTrials",
-    "ProjectionPenalty",
-    "Source",
-    "Tracker",
-    "TriedPrevention",
-    "domain_dataset",
-    "finetune",
-    "list_domains",
-    "measure_shift",
-    "measure_task_loss",
-    "plan_prevention",
-    "trait_dataset",
-]
+    "FinetuneSettings", "Finetuned", "FinetuningShift", "Level", "PreventionPlan", "PreventionTrials",
+    "ProjectionPenalty", "Source", "Tracker", "TriedPrevention", "domain_dataset", "finetune", "list_domains",
+    "measure_shift", "measure_task_loss", "plan_prevention", "trait_dataset",
+]  # fmt: skip

@@ -14,20 +14,6 @@ from persona_lens.models.hooks.points import HookFn, HookPair
 from persona_lens.models.hooks.positions import Positions
 
 __all__ = [
-    "NOTHING",
-    "HookFn",
-    "HookPair",
-    "Intervention",
-    "Layers",
-    "Positions",
-    "Step",
-    "ablate",
-    "ablation_hooks",
-    "cap",
-    "capping_hooks",
-    "hooked",
-    "intervention_hooks",
-    "steer",
-    "steering",
-    "steering_hooks",
-]
+    "NOTHING", "HookFn", "HookPair", "Intervention", "Layers", "Positions", "Step", "ablate", "ablation_hooks", "cap",
+    "capping_hooks", "hooked", "intervention_hooks", "steer", "steering", "steering_hooks",
+]  # fmt: skip

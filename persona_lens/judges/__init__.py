@@ -22,23 +22,7 @@ from persona_lens.judges.panel import (
 )
 
 __all__ = [
-    "Agreement",
-    "CachedJudge",
-    "ClaudeJudge",
-    "ExpectedScoreJudge",
-    "IdentifiedJudge",
-    "Judge",
-    "JudgeSeparation",
-    "Judgement",
-    "LikelihoodCalibration",
-    "LikelihoodJudge",
-    "PanelResult",
-    "ScoreCache",
-    "calibrate_likelihood_judge",
-    "compare_scores",
-    "default_judge",
-    "judge_with_panel",
-    "measure_separation",
-    "read_spot_check",
-    "write_spot_check",
-]
+    "Agreement", "CachedJudge", "ClaudeJudge", "ExpectedScoreJudge", "IdentifiedJudge", "Judge", "JudgeSeparation",
+    "Judgement", "LikelihoodCalibration", "LikelihoodJudge", "PanelResult", "ScoreCache", "calibrate_likelihood_judge",
+    "compare_scores", "default_judge", "judge_with_panel", "measure_separation", "read_spot_check", "write_spot_check",
+]  # fmt: skip

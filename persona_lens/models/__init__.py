@@ -22,27 +22,8 @@ from persona_lens.models.text.chat import (
 from persona_lens.models.text.spans import TokenSpans
 
 __all__ = [
-    "EncodedConversation",
-    "EncodedPrompt",
-    "HookedModel",
-    "Message",
-    "ModelInfo",
-    "ResidualMeans",
-    "Rollout",
-    "RolloutRequest",
-    "SampleRequest",
-    "SampledResponse",
-    "Sampling",
-    "TokenSpans",
-    "cache_residual_stream",
-    "describe_model",
-    "encode_conversation",
-    "encode_prompt",
-    "load_model",
-    "pool_residual_stream",
-    "project_residual_stream",
-    "sample_recorded_rollouts",
-    "sample_recorded_stream",
-    "sample_rollouts",
-    "sample_stream",
-]
+    "EncodedConversation", "EncodedPrompt", "HookedModel", "Message", "ModelInfo", "ResidualMeans", "Rollout",
+    "RolloutRequest", "SampleRequest", "SampledResponse", "Sampling", "TokenSpans", "cache_residual_stream",
+    "describe_model", "encode_conversation", "encode_prompt", "load_model", "pool_residual_stream",
+    "project_residual_stream", "sample_recorded_rollouts", "sample_recorded_stream", "sample_rollouts", "sample_stream",
+]  # fmt: skip

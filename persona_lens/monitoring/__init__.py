@@ -11,14 +11,6 @@ from persona_lens.monitoring.score_map import ScoreMap, fit_score_map
 from persona_lens.monitoring.watched import WatchedConversation
 
 __all__ = [
-    "GradedProjections",
-    "MonitoringCorrelation",
-    "PersonaMonitor",
-    "ScoreMap",
-    "TraitMonitor",
-    "TurnReading",
-    "WatchedConversation",
-    "fit_score_map",
-    "measure_monitoring",
-    "project_last_prompt_token",
-]
+    "GradedProjections", "MonitoringCorrelation", "PersonaMonitor", "ScoreMap", "TraitMonitor", "TurnReading",
+    "WatchedConversation", "fit_score_map", "measure_monitoring", "project_last_prompt_token",
+]  # fmt: skip

@@ -12,13 +12,6 @@ from persona_lens.plots.vector import plot_vector
 from persona_lens.plots.watched import plot_monitor
 
 __all__ = [
-    "plot_agreement",
-    "plot_loss",
-    "plot_monitor",
-    "plot_monitoring",
-    "plot_screening",
-    "plot_sweep",
-    "plot_trace",
-    "plot_vector",
-    "report_screening",
-]
+    "plot_agreement", "plot_loss", "plot_monitor", "plot_monitoring", "plot_screening", "plot_sweep", "plot_trace",
+    "plot_vector", "report_screening",
+]  # fmt: skip

@@ -12,14 +12,13 @@ import tyro
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.loading import EMBEDDED_MODEL, describe_model, load_model
 from persona_lens.progress import show_progress
-from persona_lens.records import Record
-from persona_lens.reproduction.figures import write_result
+from persona_lens.reproduction.figures import DrawnRecord, write_result
 from persona_lens.run import Run
 from persona_lens.storage import ShardStore, collect_versions
 from persona_lens.traits.library import list_traits, load_trait
 from persona_lens.traits.trait import Trait
 
-R = TypeVar("R", bound=Record)
+R = TypeVar("R", bound=DrawnRecord)
 P = TypeVar("P")
 A = TypeVar("A", bound="BaseArguments")
 

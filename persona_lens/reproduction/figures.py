@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Protocol, Self, runtime_checkable
 
 import plotly.graph_objects as go
 
@@ -16,6 +16,10 @@ class DrawnRecord(Protocol):
 
     def save(self, path: str | Path) -> None:
         """Write it as JSON."""
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read what :meth:`save` wrote."""
 
     def plot(self) -> go.Figure:
         """Draw it."""

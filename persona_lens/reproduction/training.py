@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import datasets
 
 from persona_lens.finetuning.domains import Level
-from persona_lens.finetuning.training import Finetuned, FinetuneSettings, ProjectionPenalty, finetune
+from persona_lens.finetuning.settings import FinetuneSettings, ProjectionPenalty
+from persona_lens.finetuning.training import Finetuned, finetune
 from persona_lens.finetuning.trait_data import trait_dataset
 from persona_lens.models.engine.sampling import Sampling
 from persona_lens.models.hooked_model import HookedModel

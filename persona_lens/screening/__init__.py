@@ -7,12 +7,6 @@ from persona_lens.screening.screening import ApproximationCheck, Screening
 from persona_lens.screening.splitting import SplitCounts, split_rows
 
 __all__ = [
-    "ApproximationCheck",
-    "RayWorkers",
-    "ScreenSettings",
-    "Screening",
-    "SplitCounts",
-    "screen",
-    "screen_on_ray",
+    "ApproximationCheck", "RayWorkers", "ScreenSettings", "Screening", "SplitCounts", "screen", "screen_on_ray",
     "split_rows",
-]
+]  # fmt: skip

@@ -148,7 +148,7 @@ class _Worker:
     """A process with the model; called with one shard at a time."""
 
     def __init__(self, source: dict[str, Any], plan: ScreenPlan, folder: str) -> None:
-        self.model: Any = load_model(**source)
+        self.model = load_model(**source)
         found = asdict(describe_model(self.model))
         if found != plan.config["model"]:
             hint = "Give every machine the same files, and say `dtype`."
@@ -168,7 +168,7 @@ class _Worker:
 
 
 def _describe(source: dict[str, Any], vectors: dict[str, PersonaVector]) -> ModelInfo:
-    model: Any = load_model(**source)
+    model = load_model(**source)
     for vector in vectors.values():
         vector.check_model(model)
     return describe_model(model)

@@ -197,7 +197,8 @@ def _read_digest(path: Path) -> str | None:
         return None
     try:
         with pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as reader:
-            return (reader.schema.metadata or {}).get(b"rows", b"").decode()
+            metadata: dict[bytes, bytes] = reader.schema.metadata or {}
+            return metadata.get(b"rows", b"").decode()
     except (pa.ArrowInvalid, OSError):
         return None
 

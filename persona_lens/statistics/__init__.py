@@ -6,13 +6,6 @@ from persona_lens.statistics.interval import Interval
 from persona_lens.statistics.separation import auroc, bootstrap_auroc, bootstrap_auroc_by_group
 
 __all__ = [
-    "Interval",
-    "auroc",
-    "bootstrap_auroc",
-    "bootstrap_auroc_by_group",
-    "bootstrap_mean",
-    "bootstrap_paired_difference",
-    "bootstrap_pearson_r",
-    "bootstrap_spearman_r",
-    "pearson_r",
-]
+    "Interval", "auroc", "bootstrap_auroc", "bootstrap_auroc_by_group", "bootstrap_mean", "bootstrap_paired_difference",
+    "bootstrap_pearson_r", "bootstrap_spearman_r", "pearson_r",
+]  # fmt: skip

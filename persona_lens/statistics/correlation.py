@@ -126,10 +126,11 @@ def bootstrap_spearman_r(
 
 def standardize(values: ndarray) -> ndarray:
     """Shift and scale to mean 0 and standard deviation 1; a constant becomes 0."""
-    deviations = values - values.mean()
+    deviations: ndarray = values - values.mean()
     # Scaled first: squares of very small or large deviations would underflow or overflow.
     deviations = deviations / (np.abs(deviations).max() or 1.0)
-    return deviations / (deviations.std() or 1.0)
+    deviations /= deviations.std() or 1.0
+    return deviations
 
 
 def weighted_pearson_r(x: ndarray, y: ndarray, weights: ndarray) -> ndarray:

@@ -12,17 +12,6 @@ from persona_lens.tensors.directions import (
 from persona_lens.tensors.operations import Ablate, Add, Cap, KeepNorm, Operation, restore_norm
 
 __all__ = [
-    "Ablate",
-    "Add",
-    "Cap",
-    "KeepNorm",
-    "Operation",
-    "cosine",
-    "layer_increments",
-    "mean_difference",
-    "normalize",
-    "project",
-    "project_layers",
-    "restore_norm",
-    "sample_random_directions",
-]
+    "Ablate", "Add", "Cap", "KeepNorm", "Operation", "cosine", "layer_increments", "mean_difference", "normalize",
+    "project", "project_layers", "restore_norm", "sample_random_directions",
+]  # fmt: skip

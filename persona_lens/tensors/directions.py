@@ -119,7 +119,8 @@ def normalize(directions: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*ba
         raise InvalidArgumentError(describe_violation("directions", rule, got, problem + place))
     # The division keeps the squares inside the norm from underflowing or overflowing.
     scaled = wide / largest
-    return scaled / torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)
+    lengths: Tensor = torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)
+    return scaled / lengths
 
 
 def project(

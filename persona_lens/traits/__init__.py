@@ -6,12 +6,6 @@ from persona_lens.traits.library import list_traits, load_trait
 from persona_lens.traits.trait import InstructionPair, Trait
 
 __all__ = [
-    "InstructionPair",
-    "Trait",
-    "author_trait",
-    "list_traits",
-    "load_ordinary_questions",
-    "load_trait",
-    "read_authored_answer",
-    "write_authoring_prompt",
-]
+    "InstructionPair", "Trait", "author_trait", "list_traits", "load_ordinary_questions", "load_trait",
+    "read_authored_answer", "write_authoring_prompt",
+]  # fmt: skip

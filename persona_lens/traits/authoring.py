@@ -278,7 +278,8 @@ def _read_answer(name: str, description: str, text: str) -> Trait:
 
 def _find_object(text: str) -> dict[str, Any]:
     """Return the last JSON object with a key of the schema; prose, fences and braces as in {answer} are skipped."""
-    found, failures, end = [], [], 0
+    found: list[dict[str, Any]] = []
+    failures, end = [], 0
     for match in re.finditer(r'\{\s*"', text):
         if match.start() < end:
             continue  # inside an object that has been read

@@ -5,10 +5,6 @@ from persona_lens.vectors.ordinary import OrdinaryProjections
 from persona_lens.vectors.persona_vector import TOKEN_POSITIONS, ExtractionCounts, PersonaVector, TokenPosition
 
 __all__ = [
-    "TOKEN_POSITIONS",
-    "ExtractionCounts",
-    "OrdinaryProjections",
-    "PersonaVector",
-    "TokenPosition",
+    "TOKEN_POSITIONS", "ExtractionCounts", "OrdinaryProjections", "PersonaVector", "TokenPosition",
     "extract_persona_vector",
-]
+]  # fmt: skip

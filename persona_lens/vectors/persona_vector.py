@@ -140,7 +140,8 @@ class PersonaVector:
     @property
     def norms(self) -> Float[Tensor, " layer"]:
         """Euclidean norm of each layer's raw direction."""
-        return self.directions.norm(dim=-1)
+        norms: Tensor = torch.linalg.vector_norm(self.directions, dim=-1)
+        return norms
 
     def direction(self, layer: int) -> Float[Tensor, " d_model"]:
         """Return the raw direction of a layer.

@@ -78,17 +78,18 @@ class BridgeDecoder:
         if "sliding_attention" in kinds:
             mask = {"full_attention": span.mask(dtype), "sliding_attention": span.mask(dtype, window)}
         trunk = getattr(self.hf_model, self.hf_model.base_model_prefix)
-        return trunk(
+        hidden: Tensor = trunk(
             input_ids=tokens,
             attention_mask=mask,
             position_ids=span.positions,
             past_key_values=_HuggingFaceCache(cache, span),
             use_cache=True,
         ).last_hidden_state
+        return hidden
 
     def unembed(self, hidden: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocab"]:
         """See :class:`persona_lens.models.engine.decoding.Decoder`."""
-        logits = self.hf_model.get_output_embeddings()(hidden)
+        logits: Tensor = self.hf_model.get_output_embeddings()(hidden)
         cap = getattr(self.config, "final_logit_softcapping", None)
         return cap * torch.tanh(logits / cap) if cap else logits
 

@@ -47,6 +47,7 @@ class HookedDecoder:
                     'Load it with load_model(..., backend="bridge").',
                 )
             )
+        self._device: torch.device = model.W_E.device
         self._rotary: dict[str, tuple[Tensor, Tensor]] = {}
 
     def new_cache(self, n_slots: int, max_length: int) -> SlotCache:
@@ -56,17 +57,13 @@ class HookedDecoder:
             self.cfg.n_layers, n_slots, max_length, n_kv_heads, self.cfg.d_head, self.cfg.dtype, self._device
         )
 
-    @property
-    def _device(self) -> torch.device:
-        return self.model.W_E.device
-
     def extend(
         self, tokens: Int[Tensor, "row pos"], starts: Int[Tensor, " row"], cache: SlotCache
     ) -> Float[Tensor, "row pos d_model"]:
         """See :class:`persona_lens.models.engine.decoding.Decoder`."""
         model, cfg = self.model, self.cfg
         span = Span(starts, tokens.shape[1])
-        residual = model.hook_embed(model.embed(tokens))
+        residual: Tensor = model.hook_embed(model.embed(tokens))
         if cfg.positional_embedding_type == "standard":
             residual = residual + model.hook_pos_embed(model.pos_embed.W_pos[span.positions])
         rotations: dict[str, tuple[Tensor, Tensor]] = {}
@@ -83,7 +80,7 @@ class HookedDecoder:
         # What the module does, hooks included, but without copying W_U where it is laid out for this use.
         unembed = self.model.unembed
         read = unembed.hook_in(self.model.ln_final(flat))
-        logits = unembed.hook_out(F.linear(read, unembed.W_U.T, unembed.b_U))
+        logits: Tensor = unembed.hook_out(F.linear(read, unembed.W_U.T, unembed.b_U))
         cap = self.cfg.output_logits_soft_cap
         if cap and cap > 0:
             logits = cap * torch.tanh(logits / cap)
@@ -117,9 +114,11 @@ class HookedDecoder:
             attn_out = block.ln1_post(attn_out)
         attn_out = block.hook_attn_out(attn_out)
         if cfg.parallel_attn_mlp:
-            return block.hook_resid_post(residual + attn_out + block.apply_mlp(block.ln2(residual)))
-        middle = block.hook_resid_mid(residual + attn_out)
-        return block.hook_resid_post(middle + block.apply_mlp(block.ln2(middle)))
+            middle, read = residual + attn_out, residual
+        else:
+            middle = read = block.hook_resid_mid(residual + attn_out)
+        output: Tensor = block.hook_resid_post(middle + block.apply_mlp(block.ln2(read)))
+        return output
 
     def _attend(
         self,

@@ -9,7 +9,7 @@ from typing import Any
 
 from persona_lens.errors import FileFormatError, ModelMismatchError, describe_violation
 from persona_lens.models.hooked_model import HookedModel
-from persona_lens.models.loading.fingerprint import hash_file
+from persona_lens.models.loading.embedded import hash_file
 
 # What finetune writes beside an adapter: how it was trained, and on which weights.
 ADAPTER_RECORD = "persona_lens.json"

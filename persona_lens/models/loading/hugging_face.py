@@ -1,4 +1,4 @@
-"""Hugging Face models and tokenizers, from wherever a name points."""
+"""Hugging Face models and tokenizers, from wherever a name points; their dtype, and where their blocks are."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from persona_lens.errors import ModelNotFoundError, describe_violation
+from persona_lens.errors import InvalidArgumentError, ModelNotFoundError, UnsupportedModelError, describe_violation
 from persona_lens.models.loading import embedded
 from persona_lens.models.loading.embedded import EMBEDDED_MODEL
 
@@ -56,6 +57,45 @@ def load_hugging_face(name: str, dtype: torch.dtype | Literal["auto"]) -> tuple[
         raise _not_found(name, why) from error
     hf_model.config.architectures = [type(hf_model).__name__]  # a model read from GGUF names none
     return hf_model.eval(), tokenizer
+
+
+def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """Return the dtype that a model will have.
+
+    Args:
+        dtype: ``auto``, ``float32``, ``bfloat16``, ``float16`` or a torch dtype.
+        device: Where the model will run.
+
+    Raises:
+        InvalidArgumentError: Anything else.
+    """
+    named = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if isinstance(dtype, torch.dtype) and dtype in named.values():
+        return dtype
+    if dtype in named:
+        return named[dtype]
+    if dtype != "auto":
+        raise InvalidArgumentError(describe_violation("dtype", f"be 'auto' or one of {sorted(named)}", dtype))
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    capabilities = torch.cpu.get_capabilities()
+    in_hardware = device.type == "cpu" and any(capabilities.get(key) for key in ("avx512_bf16", "amx_bf16"))
+    return torch.bfloat16 if in_hardware else torch.float32
+
+
+def find_blocks(hf_model: nn.Module) -> nn.ModuleList:
+    """Return a Hugging Face model's transformer blocks, in order; also through PEFT's wrapping.
+
+    Raises:
+        UnsupportedModelError: None or several lists of modules are as long as the model is deep.
+    """
+    config: Any = hf_model.config
+    n_layers = config.get_text_config().num_hidden_layers
+    lists = [m for m in hf_model.modules() if isinstance(m, nn.ModuleList) and len(m) == n_layers]
+    if len(lists) != 1:
+        rule = f"have one list of {n_layers} transformer blocks"
+        raise UnsupportedModelError(describe_violation("model", rule, f"{type(hf_model).__name__} with {len(lists)}"))
+    return lists[0]
 
 
 @contextmanager

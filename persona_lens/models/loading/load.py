@@ -11,11 +11,10 @@ from transformer_lens.model_bridge import TransformerBridge
 from persona_lens.errors import InvalidArgumentError, UnsupportedModelError, describe_violation
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.loading.adapters import check_adapter, check_base, merge_adapter, remember_origin
-from persona_lens.models.loading.dtype import resolve_dtype
 from persona_lens.models.loading.embedded import EMBEDDED_MODEL
-from persona_lens.models.loading.fingerprint import fingerprint_hugging_face
 from persona_lens.models.loading.hooked import CONVERTERS, build_hooked, optimize_memory_layout
-from persona_lens.models.loading.hugging_face import load_hugging_face, quiet
+from persona_lens.models.loading.hugging_face import load_hugging_face, quiet, resolve_dtype
+from persona_lens.models.loading.info import fingerprint_hugging_face
 
 Backend = Literal["hooked", "bridge"]
 
@@ -94,7 +93,7 @@ def load_model(
                 )
             )
         if backend == "bridge" or architecture not in CONVERTERS:
-            loaded: Any = _build_bridge(name, hf_model, tokenizer, resolved)
+            loaded: HookedModel = _build_bridge(name, hf_model, tokenizer, resolved)
         else:
             try:
                 loaded = build_hooked(name, hf_model, tokenizer, resolved)
@@ -102,9 +101,9 @@ def load_model(
                 if backend == "hooked":
                     raise
                 loaded = _build_bridge(name, hf_model, tokenizer, resolved)
-        if adapter is not None:
-            remember_origin(loaded, Path(adapter), base_fingerprint)
-        return loaded
+    if adapter is not None:
+        remember_origin(loaded, Path(adapter), base_fingerprint)
+    return loaded
 
 
 def _adopt(model: HookedModel, backend: Backend | None) -> HookedModel:

@@ -218,8 +218,8 @@ def _render(tokenizer: Any, messages: Sequence[Message], *, add_generation_promp
     if messages and messages[0]["role"] == "system" and not _keeps_system(tokenizer):
         messages = _merge_system(messages)
     try:
-        return tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
+        return str(
+            tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=add_generation_prompt)
         )
     except jinja2.TemplateError as error:
         raise ChatTemplateError(
