@@ -185,7 +185,8 @@ def test_the_expected_number_weighs_every_likely_number_by_its_probability(roomy
     decode = roomy_model.tokenizer.decode
 
     def given(model, rows, tokens):
-        return torch.tensor([[follow.get(decode(r.response), {}).get(decode([t]), 0.0) for t in tokens] for r in rows])
+        written = [decode(row.response_tokens) for row in rows]
+        return torch.tensor([[follow.get(text, {}).get(decode([token]), 0.0) for token in tokens] for text in written])
 
     monkeypatch.setattr("persona_lens.judges.expected_score.next_token_probabilities", given)
     p = {1: 0.6 * 0.5, 2: 0.1, 10: 0.6 * 0.2 * 0.1, 15: 0.6 * 0.3, 100: 0.6 * 0.2 * 0.9 * 0.9}

@@ -1,5 +1,6 @@
 import contextlib
 import dataclasses
+import importlib
 import json
 import os
 import random
@@ -101,8 +102,7 @@ def test_more_traits_in_one_pass_give_what_each_gives_alone(tiny_model, tmp_path
 def test_a_second_call_computes_nothing_and_changes_nothing(tiny_model, mixed, tmp_path, monkeypatch):
     run(tiny_model, mixed, tmp_path / "out")
     before = read_shards(tmp_path / "out")
-    from persona_lens.screening import screen as module
-
+    module = importlib.import_module("persona_lens.screening.screen")  # the package's `screen` is the function
     monkeypatch.setattr(module, "make_shard", lambda *_: pytest.fail("scored again"))
     again = run(tiny_model, mixed, tmp_path / "out")
     assert read_shards(tmp_path / "out") == before
@@ -221,8 +221,7 @@ def test_finished_scores_are_not_overwritten_by_those_of_other_data(tiny_model, 
 
 
 def test_a_shard_that_another_process_took_away_is_noticed_at_the_end(tiny_model, tmp_path, monkeypatch):
-    from persona_lens.screening import screen as module
-
+    module = importlib.import_module("persona_lens.screening.screen")  # the package's `screen` is the function
     def write_and_lose(path, table, digest):
         if path.name != "00000001.arrow":
             shards.write_shard(path, table, digest)

@@ -321,7 +321,7 @@ def test_bad_requests_are_refused_before_the_model_runs(model, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "value"),
     [("max_new_tokens", 0), ("temperature", -1.0), ("temperature", float("nan")), ("top_p", 0.0), ("top_p", 1.1),
-     ("batch_size", 0), ("positions", "middle")],
+     ("rollouts", 0), ("batch_size", 0), ("positions", "middle")],
 )  # fmt: skip
 def test_bad_settings_are_refused(name, value):
     with pytest.raises(Exception, match=name) as caught:
