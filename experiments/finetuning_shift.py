@@ -15,12 +15,11 @@ layer that layer_sweep.py chose by steering. Killed at any point, the same comma
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
 
 import tyro
 from results.finetuning_shift import FinetuningShift
 
-from persona_lens.reproduction.figures import write_figure, write_result
+from persona_lens.reproduction.figures import write_figure
 from persona_lens.reproduction.shift_models import MIN_COHERENCE, Setting, ShiftArguments, prepare, train_models
 from persona_lens.reproduction.trained_models import (
     Correlation,
@@ -35,10 +34,10 @@ NAME = "finetuning_shift"
 PAPER = {"own": (0.76, 0.97), "cross": (0.34, 0.86)}
 
 
-def main(arguments: Annotated[ShiftArguments, tyro.conf.arg(name="")]) -> None:
+def main(arguments: ShiftArguments) -> None:
     """Run or redraw."""
     result = arguments.read(FinetuningShift, NAME) if arguments.replot else run(prepare(arguments), arguments)
-    write_result(result, arguments.out, NAME)
+    result.write(arguments.out, NAME)
     write_figure(result.plot_scores(), arguments.out, f"{NAME}_scores")
     print(arguments.out / f"{NAME}.html", arguments.out / f"{NAME}_scores.html", sep="\n")
 

@@ -37,7 +37,6 @@ from persona_lens.judges import (
     read_spot_check,
     write_spot_check,
 )
-from persona_lens.reproduction.figures import write_result
 from persona_lens.reproduction.layer_sweep import LayerSweep
 from persona_lens.storage import collect_versions
 
@@ -81,7 +80,7 @@ class PersonJudge:
         return read_spot_check(self.path, questions, responses)
 
 
-def main(arguments: Annotated[Arguments, tyro.conf.arg(name="")]) -> None:
+def main(arguments: Arguments) -> None:
     """Judge, or redraw."""
     name = f"judge_agreement_{arguments.trait}"
     if arguments.replot:
@@ -94,7 +93,7 @@ def main(arguments: Annotated[Arguments, tyro.conf.arg(name="")]) -> None:
             print(f"{arguments.write_check}: {n} responses to score from 0 to 100")
             return
         result = run(source, questions, responses, arguments)
-    write_result(result, arguments.out, name)
+    result.write(arguments.out, name)
     print(arguments.out / f"{name}.html")
 
 

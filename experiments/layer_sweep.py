@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
 
 import tyro
 
@@ -49,28 +48,22 @@ PROFILES = {
     # responses to the *extraction* questions separated better there.
     "quick": Profile(0.7, 24, 1, (1.0, 2.0, 3.0), 3, 2, 1, 3, 1),
     "paper": Profile(1.0, 1000, 10, (0.5, 1.0, 1.5, 2.0, 2.5), 1, 10, 8, 10, 5),
+    "tiny": Profile(0.7, 8, 1, (1.0, 2.0), 10, 1, 1, 1, 1, max_pairs=2, max_questions=4),
 }
-TINY = Profile(0.7, 8, 1, (1.0, 2.0), 10, 1, 1, 1, 1, max_pairs=2, max_questions=4)
 
 
-@dataclass(frozen=True)
-class Arguments(CommonArguments):
-    """Sweep layers for one or several traits."""
-
-
-def main(arguments: Annotated[Arguments, tyro.conf.arg(name="")]) -> None:
+def main(arguments: CommonArguments) -> None:
     """Run or redraw each trait's sweep."""
-    profile = TINY if arguments.tiny else PROFILES[arguments.profile]
+    profile = arguments.pick(PROFILES)
     traits = read_traits(arguments.trait, profile.max_pairs, profile.max_questions)  # before any model runs
     results = run_each_trait(LayerSweep, "layer_sweep", traits, profile, arguments, run)
     for result in results:
         write_responses(result, arguments.out / f"layer_sweep_{result.sweep.trait}_responses.txt")
 
 
-def run(model: HookedModel, trait: pl.Trait, profile: Profile, arguments: Arguments) -> LayerSweep:
+def run(model: HookedModel, trait: pl.Trait, profile: Profile, arguments: CommonArguments) -> LayerSweep:
     """Calibrate, extract, sweep, confirm."""
-    config = arguments.make_config(model, profile, {"trait": trait.to_dict()})
-    run = arguments.open_run(config)
+    config, run = arguments.begin(model, profile, {"trait": trait.to_dict()})
     # Chosen on every other question, confirmed on the rest: nothing is judged by what it was chosen on.
     selection, fresh = trait.evaluation_questions[0::2], trait.evaluation_questions[1::2]
     once = pl.Sampling(profile.max_new_tokens, profile.temperature, seed=arguments.seed)
@@ -122,4 +115,4 @@ def write_responses(result: LayerSweep, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments, description=__doc__))
+    main(tyro.cli(CommonArguments, description=__doc__))

@@ -16,7 +16,6 @@ answers (what else training cost). Killed at any point, the same command goes on
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import Annotated
 
 import datasets
 import tyro
@@ -28,17 +27,9 @@ from persona_lens.finetuning import ProjectionPenalty, measure_task_loss
 from persona_lens.interventions import NOTHING
 from persona_lens.models import HookedModel
 from persona_lens.reproduction.arguments import CommonArguments, read_traits, run_each_trait
-from persona_lens.reproduction.kits import TraitKit, find_sources
+from persona_lens.reproduction.kits import TraitKit, find_sources, prepare_kit
 from persona_lens.reproduction.trained_models import describe_kit, measure_model
-from persona_lens.reproduction.training import (
-    TINY,
-    TRAINING,
-    Training,
-    TrainingProfile,
-    make_trait_rows,
-    prepare_for_training,
-    train,
-)
+from persona_lens.reproduction.training import Training, TrainingProfile, make_trait_rows, pick_training, train
 from persona_lens.statistics.missing import mean_interval
 
 N_HELD_OUT = 32
@@ -59,18 +50,13 @@ class Strengths:
 STRENGTHS = {
     "quick": Strengths((1.0, 3.0), (1.0,), (-1.0, -2.0), (1.0,), 60, 32),
     "paper": Strengths((1, 2, 3, 4, 5), (0.5, 1, 1.5, 2), (-0.5, -1, -1.5, -2), (0.1, 1, 10), None, 128),
+    "tiny": Strengths((1.0,), (1.0,), (-1.0,), (1.0,), 4, 16),
 }
-TINY_STRENGTHS = Strengths((1.0,), (1.0,), (-1.0,), (1.0,), 4, 16)
 
 
-@dataclass(frozen=True)
-class Arguments(CommonArguments):
-    """Compare ways of keeping a trait out for one or several traits."""
-
-
-def main(arguments: Annotated[Arguments, tyro.conf.arg(name="")]) -> None:
+def main(arguments: CommonArguments) -> None:
     """Run or redraw each trait."""
-    profile = TINY if arguments.tiny else TRAINING[arguments.profile]
+    profile = pick_training(arguments)
     traits = read_traits(arguments.trait, profile.n_pairs, profile.n_questions)
     run_each_trait(Mitigation, "mitigation", traits, profile, arguments, run)
 
@@ -100,10 +86,9 @@ def list_steering_afterwards(kit: TraitKit, strengths: Strengths) -> dict[str, p
     return ways
 
 
-def run(model: HookedModel, trait: pl.Trait, profile: TrainingProfile, arguments: Arguments) -> Mitigation:
+def run(model: HookedModel, trait: pl.Trait, profile: TrainingProfile, arguments: CommonArguments) -> Mitigation:
     """Train and measure every way."""
-    strengths = TINY_STRENGTHS if arguments.tiny else STRENGTHS[arguments.profile]
-    profile = replace(profile, settings=replace(profile.settings, seed=arguments.seed, dtype=arguments.dtype))
+    strengths = arguments.pick(STRENGTHS)
     n_held_out, seed = min(N_HELD_OUT, profile.n_rows), arguments.seed
     sources = find_sources(model, trait.name, arguments.out)
     parts = {
@@ -112,9 +97,8 @@ def run(model: HookedModel, trait: pl.Trait, profile: TrainingProfile, arguments
         "strengths": asdict(strengths),
         "sources": sources.describe(),
     }
-    config = arguments.make_config(model, profile, parts)
-    run = arguments.open_run(config)
-    kit = prepare_for_training(model, trait, sources, profile, seed, run)
+    config, run = arguments.begin(model, profile, parts)
+    kit = prepare_kit(model, trait, sources, profile, seed, run)
     # The last instruction pair writes no data: its prompt is kept for prevention. Held-out rows ask other questions.
     n_apart = max(1, len(trait.extraction_questions) // 5)
     writing = replace(trait, instruction_pairs=trait.instruction_pairs[:-1] or trait.instruction_pairs)
@@ -155,8 +139,7 @@ def run(model: HookedModel, trait: pl.Trait, profile: TrainingProfile, arguments
         for index, ((method, strength), training) in enumerate(trainings.items()):
 
             def train_one(index: int = index, method: str = method, training: Training = training) -> MeasuredModels:
-                done = train(f"{index:02d}", arguments.model, training, profile.settings, run)
-                tuned = pl.load_model(arguments.model, adapter=done.folder, dtype=arguments.dtype)
+                done, tuned = train(f"{index:02d}", arguments.model, training, profile.settings, run)
                 ways = {"": NOTHING}
                 if method == "no prevention":
                     ways |= list_steering_afterwards(kit, strengths)
@@ -182,4 +165,4 @@ def run(model: HookedModel, trait: pl.Trait, profile: TrainingProfile, arguments
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments, description=__doc__))
+    main(tyro.cli(CommonArguments, description=__doc__))

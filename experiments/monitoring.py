@@ -14,9 +14,8 @@ and by no correlation. Killed at any point, the same command goes on where it wa
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import torch
 import tyro
@@ -27,8 +26,8 @@ from persona_lens.evaluation import Condition
 from persona_lens.judges import LikelihoodJudge
 from persona_lens.models import HookedModel, Message, RolloutRequest, encode_prompt, sample_rollouts
 from persona_lens.monitoring import GradedProjections, project_last_prompt_token
-from persona_lens.reproduction.arguments import CommonArguments, read_traits, run_each_trait
-from persona_lens.reproduction.kits import TraitKit, find_sources, prepare_kit
+from persona_lens.reproduction.arguments import LayerArguments, read_traits, run_each_trait
+from persona_lens.reproduction.kits import Profile, TraitKit, find_sources, prepare_kit
 from persona_lens.run import Run
 from persona_lens.storage import Shard
 from persona_lens.streams import Stream
@@ -42,41 +41,34 @@ PAPER = {
 
 
 @dataclass(frozen=True)
-class Profile:
+class MonitoringProfile(Profile):
     """How much is sampled; an example is kept if the judge scores it above ``min_example_score``."""
 
-    temperature: float
-    max_new_tokens: int
-    extraction_rollouts: int
-    rollouts: int
-    judge_pairs: int
     shots: tuple[int, ...]
     n_prompts: int = 8
-    n_pairs: int = 5
-    n_questions: int = 20
     min_example_score: float = 50.0
 
 
 PROFILES = {
-    "quick": Profile(0.7, 24, 1, 2, 1, (0, 2, 4, 8)),
-    "paper": Profile(1.0, 1000, 10, 10, 5, (0, 5, 10, 15, 20)),
+    "quick": MonitoringProfile(0.7, 24, 1, 2, 1, (0, 2, 4, 8)),
+    "paper": MonitoringProfile(1.0, 1000, 10, 10, 5, (0, 5, 10, 15, 20)),
+    "tiny": MonitoringProfile(
+        0.7, 6, 1, 1, 1, (0, 1, 2, 99), n_prompts=3, n_pairs=1, n_questions=4, min_example_score=0.0
+    ),
 }
-TINY = Profile(0.7, 6, 1, 1, 1, (0, 1, 2, 99), n_prompts=3, n_pairs=1, n_questions=4, min_example_score=0.0)
 
 
 @dataclass(frozen=True)
-class Arguments(CommonArguments):
+class Arguments(LayerArguments):
     """Correlate projections with scores for one or several traits."""
 
-    layer: int | None = None
-    """Zero-based block index; else the one that layer_sweep.py chose, else the middle one."""
     prompts: Path = Path(__file__).parent / "graded_prompts.json"
     """System prompts by trait, from suppressing to promoting."""
 
 
-def main(arguments: Annotated[Arguments, tyro.conf.arg(name="")]) -> None:
+def main(arguments: Arguments) -> None:
     """Run or redraw each trait's correlation."""
-    profile = TINY if arguments.tiny else PROFILES[arguments.profile]
+    profile = arguments.pick(PROFILES)
     traits = read_traits(arguments.trait, profile.n_pairs, profile.n_questions)
     missing = [trait.name for trait in traits if trait.name not in read_prompts(arguments.prompts)]
     if missing and not arguments.replot:
@@ -92,21 +84,17 @@ def read_prompts(path: Path) -> dict[str, list[str]]:
     return prompts
 
 
-def run(model: HookedModel, trait: pl.Trait, profile: Profile, arguments: Arguments) -> Monitoring:
+def run(model: HookedModel, trait: pl.Trait, profile: MonitoringProfile, arguments: Arguments) -> Monitoring:
     """Sample and project every condition."""
     prompts = read_prompts(arguments.prompts)[trait.name][: profile.n_prompts]
-    sampling = pl.Sampling(
-        profile.max_new_tokens, profile.temperature, rollouts=profile.extraction_rollouts, seed=arguments.seed
+    sources = find_sources(
+        model, trait.name, arguments.out, layer=arguments.layer, made_by=profile.sample_extraction(arguments.seed)
     )
-    sources = find_sources(model, trait.name, arguments.out, layer=arguments.layer, made_by=sampling)
     parts = {"experiment": "monitoring", "trait": trait.to_dict(), "prompts": prompts, **sources.describe()}
-    config = arguments.make_config(model, profile, parts)
-    run = arguments.open_run(config)
-    kit = prepare_kit(
-        model, trait, sources, n_pairs=profile.judge_pairs, rollouts=sampling.rollouts, sampling=sampling, run=run
-    )
-    plain = replace(sampling, rollouts=1)
-    found = run.load_or_compute("examples", lambda: find_examples(model, kit.judge, profile, plain)).records
+    config, run = arguments.begin(model, profile, parts)
+    kit = prepare_kit(model, trait, sources, profile, arguments.seed, run)
+    once = profile.sample_once(arguments.seed)
+    found = run.load_or_compute("examples", lambda: find_examples(model, kit.judge, profile, once)).records
     examples = tuple(TraitExample(**one) for one in found)
     openings, skipped = build_openings(model, trait, prompts, examples, profile)
     graded: dict[str, GradedProjections] = {}
@@ -116,8 +104,9 @@ def run(model: HookedModel, trait: pl.Trait, profile: Profile, arguments: Argume
         with run.progress(f"{setting} (conditions)", len(conditions)) as advance:
             for at, condition in enumerate(conditions):
                 stream = (Stream.MONITORING, index, at)
-                sampled = replace(sampling, rollouts=profile.rollouts)
-                projections, scores = measure_condition(model, kit, condition, sampled, stream, run)
+                projections, scores = measure_condition(
+                    model, kit, condition, profile.sample(arguments.seed), stream, run
+                )
                 n_unscored += int(scores.isnan().sum())
                 measured = zip(
                     projections.tolist(), scores.nanmean(dim=-1).tolist(), trait.evaluation_questions, strict=True
@@ -146,7 +135,9 @@ def run(model: HookedModel, trait: pl.Trait, profile: Profile, arguments: Argume
     )
 
 
-def find_examples(model: HookedModel, judge: LikelihoodJudge, profile: Profile, sampling: pl.Sampling) -> Shard:
+def find_examples(
+    model: HookedModel, judge: LikelihoodJudge, profile: MonitoringProfile, sampling: pl.Sampling
+) -> Shard:
     """Answer the extraction questions under the positive prompts; keep each question's best answer if it is one."""
     trait = judge.trait
     requests = [
@@ -166,7 +157,11 @@ def find_examples(model: HookedModel, judge: LikelihoodJudge, profile: Profile, 
 
 
 def build_openings(
-    model: HookedModel, trait: pl.Trait, prompts: list[str], examples: tuple[TraitExample, ...], profile: Profile
+    model: HookedModel,
+    trait: pl.Trait,
+    prompts: list[str],
+    examples: tuple[TraitExample, ...],
+    profile: MonitoringProfile,
 ) -> tuple[dict[str, list[Condition]], dict[str, str]]:
     """Return by setting the conditions, and which numbers of shots were left out."""
     systems = [Condition(system=prompt, name=str(i)) for i, prompt in enumerate(prompts, start=1)]

@@ -17,13 +17,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Annotated
 
 import tyro
 from results.projection_difference import Outcome, Predictors, ProjectionDifference, ScreenedDataset
 
 import persona_lens as pl
-from persona_lens.reproduction.figures import write_figure, write_result
+from persona_lens.reproduction.figures import write_figure
 from persona_lens.reproduction.shift_models import MIN_COHERENCE, ShiftArguments, prepare, train_models
 from persona_lens.reproduction.trained_models import Correlation, correlate_pairs, describe_kit, is_coherent
 from persona_lens.screening import Screening, ScreenSettings
@@ -37,10 +36,10 @@ PREDICTORS = ("exact", "subset", "last_prompt", "raw")
 SUBSET_FRACTION = 0.25
 
 
-def main(arguments: Annotated[ShiftArguments, tyro.conf.arg(name="")]) -> None:
+def main(arguments: ShiftArguments) -> None:
     """Run or redraw."""
     result = arguments.read(ProjectionDifference, NAME) if arguments.replot else run(arguments)
-    write_result(result, arguments.out, NAME)
+    result.write(arguments.out, NAME)
     write_figure(result.plot_predictors(), arguments.out, f"{NAME}_approximations")
     print(arguments.out / f"{NAME}.html", arguments.out / f"{NAME}_approximations.html", sep="\n")
 

@@ -22,9 +22,9 @@ import importlib.resources
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import datasets
 import torch
@@ -41,24 +41,16 @@ import persona_lens as pl
 from persona_lens.judges import LikelihoodJudge
 from persona_lens.models import HookedModel
 from persona_lens.plots.screening import report_screening
-from persona_lens.reproduction.arguments import CommonArguments, read_traits, run_each_trait
-from persona_lens.reproduction.kits import TraitKit, find_sources
+from persona_lens.reproduction.arguments import PAPER_TRAITS, CommonArguments, read_traits, run_each_trait
+from persona_lens.reproduction.kits import TraitKit, find_sources, prepare_kit
 from persona_lens.reproduction.trained_models import describe_kit, measure_model
-from persona_lens.reproduction.training import (
-    TINY,
-    TRAINING,
-    Training,
-    TrainingProfile,
-    prepare_for_training,
-    train,
-)
+from persona_lens.reproduction.training import Training, TrainingProfile, pick_training, train
 from persona_lens.screening import Screening, ScreenSettings
 from persona_lens.statistics import bootstrap_mean
 from persona_lens.statistics.missing import mean_interval
 from persona_lens.storage import Shard, write_bytes_atomically
 from persona_lens.streams import Stream
 
-OTHERS = ("evil", "sycophancy", "hallucination")
 SUBSETS = ("high ΔP", "random", "low ΔP")
 # Tokens of an answer that are screened and trained on.
 ANSWER_TOKENS = {"quick": 64, "paper": 512}
@@ -82,9 +74,9 @@ class Arguments(CommonArguments):
     """Trait that is screened for besides; evil, sycophancy and hallucination if left out."""
 
 
-def main(arguments: Annotated[Arguments, tyro.conf.arg(name="")]) -> None:
+def main(arguments: Arguments) -> None:
     """Run or redraw each trait's result."""
-    profile = TINY if arguments.tiny else TRAINING[arguments.profile]
+    profile = pick_training(arguments)
     traits = read_traits(arguments.trait, profile.n_pairs, profile.n_questions)
     if not arguments.replot:
         find_data(arguments.data)  # before any model runs
@@ -116,8 +108,7 @@ def count_file(source: str) -> Shard:
 def run(model: HookedModel, trait: pl.Trait, profile: TrainingProfile, arguments: Arguments) -> RealConversations:
     """Screen, choose, train and measure; return everything but the texts."""
     source = find_data(arguments.data)
-    profile = replace(profile, settings=replace(profile.settings, seed=arguments.seed, dtype=arguments.dtype))
-    others = read_traits(arguments.other or OTHERS, profile.n_pairs, profile.n_questions)
+    others = read_traits(arguments.other or PAPER_TRAITS, profile.n_pairs, profile.n_questions)
     traits = sorted({one.name: one for one in [trait, *others]}.values(), key=lambda one: one.name)
     parts = {
         "experiment": "real_conversations",
@@ -125,11 +116,10 @@ def run(model: HookedModel, trait: pl.Trait, profile: TrainingProfile, arguments
         "data": Path(source).name,
         "max_rows": arguments.max_rows,
     }
-    config = arguments.make_config(model, profile, parts)
-    run = arguments.open_run(config)
+    config, run = arguments.begin(model, profile, parts)
     folder = run.folder
     kits = [
-        prepare_for_training(model, one, find_sources(model, one.name, arguments.out), profile, arguments.seed, run)
+        prepare_kit(model, one, find_sources(model, one.name, arguments.out), profile, arguments.seed, run)
         for one in traits
     ]
     kit = next(kit for kit in kits if kit.trait.name == trait.name)
@@ -177,8 +167,7 @@ def run(model: HookedModel, trait: pl.Trait, profile: TrainingProfile, arguments
                 chosen = choose(rows, subset, trait.name, n_rows, arguments.seed)
                 label = f"{trait.name}-{'filtered' if rows is clean else 'all'}-{SUBSETS.index(subset)}"
                 data = datasets.Dataset.from_list([to_training_row(model, row) for row in chosen])
-                done = train(label, arguments.model, Training(data), profile.settings, run)
-                tuned = pl.load_model(arguments.model, adapter=done.folder, dtype=arguments.dtype)
+                done, tuned = train(label, arguments.model, Training(data), profile.settings, run)
                 deltas = torch.tensor([row[f"{trait.name}.delta"] for row in chosen], dtype=torch.float64)
                 return SubsetModel(
                     **vars(measure(tuned)),

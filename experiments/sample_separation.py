@@ -17,8 +17,8 @@ goes on where it was.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from dataclasses import replace
+from typing import Any
 
 import torch
 import tyro
@@ -27,8 +27,8 @@ from results.sample_separation import FilterComparison, SampleSeparation
 import persona_lens as pl
 from persona_lens.judges import Judge
 from persona_lens.models import HookedModel, RolloutRequest, sample_rollouts
-from persona_lens.reproduction.arguments import CommonArguments, read_traits, run_each_trait
-from persona_lens.reproduction.kits import find_sources, prepare_kit
+from persona_lens.reproduction.arguments import LayerArguments, read_traits, run_each_trait
+from persona_lens.reproduction.kits import Profile, find_sources, prepare_kit
 from persona_lens.screening import ScreenSettings
 from persona_lens.statistics import Interval, bootstrap_auroc_by_group
 from persona_lens.statistics.missing import mean_interval
@@ -44,50 +44,29 @@ KINDS = ("eliciting", "normal")
 MEASURES = ("delta", "raw", "last_prompt", "judge")
 
 
-@dataclass(frozen=True)
-class Profile:
-    """How much is sampled."""
-
-    max_new_tokens: int
-    temperature: float
-    extraction_rollouts: int
-    rollouts: int
-    judge_pairs: int
-    n_pairs: int = 5
-    n_questions: int = 20
+PROFILES = {
+    "quick": Profile(0.7, 48, 1, 1, 1),
+    "paper": Profile(1.0, 1000, 10, 10, 5),
+    "tiny": Profile(0.7, 6, 1, 2, 1, n_pairs=1, n_questions=4),
+}
 
 
-PROFILES = {"quick": Profile(48, 0.7, 1, 1, 1), "paper": Profile(1000, 1.0, 10, 10, 5)}
-TINY = Profile(6, 0.7, 1, 2, 1, n_pairs=1, n_questions=4)
-
-
-@dataclass(frozen=True)
-class Arguments(CommonArguments):
-    """Separate samples for one or several traits."""
-
-    layer: int | None = None
-    """Zero-based block index; that of layer_sweep.py if left out."""
-
-
-def main(arguments: Annotated[Arguments, tyro.conf.arg(name="")]) -> None:
+def main(arguments: LayerArguments) -> None:
     """Run or redraw each trait."""
-    profile = TINY if arguments.tiny else PROFILES[arguments.profile]
+    profile = arguments.pick(PROFILES)
     traits = read_traits(arguments.trait, profile.n_pairs, profile.n_questions)
     run_each_trait(SampleSeparation, "sample_separation", traits, profile, arguments, run)
 
 
-def run(model: HookedModel, trait: pl.Trait, profile: Profile, arguments: Arguments) -> SampleSeparation:
+def run(model: HookedModel, trait: pl.Trait, profile: Profile, arguments: LayerArguments) -> SampleSeparation:
     """Sample, screen, judge and filter."""
-    sampling = pl.Sampling(profile.max_new_tokens, profile.temperature, rollouts=profile.rollouts, seed=arguments.seed)
     sources = find_sources(model, trait.name, arguments.out, layer=arguments.layer)
     parts = {"experiment": "sample_separation", "trait": trait.to_dict(), "quantile": QUANTILE, **sources.describe()}
-    config = arguments.make_config(model, profile, parts)
-    run = arguments.open_run(config)
+    config, run = arguments.begin(model, profile, parts)
     # Judge and vector are made as in the other experiments, from shorter responses.
-    kit = prepare_kit(
-        model, trait, sources, n_pairs=profile.judge_pairs, rollouts=profile.extraction_rollouts,
-        sampling=replace(sampling, max_new_tokens=min(24, profile.max_new_tokens)), run=run,
-    )  # fmt: skip
+    shorter = replace(profile, max_new_tokens=min(24, profile.max_new_tokens))
+    kit = prepare_kit(model, trait, sources, shorter, arguments.seed, run)
+    sampling = profile.sample(arguments.seed)
     samples = run.load_or_compute("samples", lambda: sample_answers(model, trait, sampling)).records
     rows = [
         {
@@ -188,4 +167,4 @@ def _pick(samples: Sequence[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments, description=__doc__))
+    main(tyro.cli(LayerArguments, description=__doc__))

@@ -12,8 +12,7 @@ same command goes on where it was.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Annotated
+from dataclasses import dataclass
 
 import torch
 import tyro
@@ -23,13 +22,11 @@ import persona_lens as pl
 from persona_lens.finetuning import Tracker
 from persona_lens.interventions import NOTHING
 from persona_lens.models import HookedModel
-from persona_lens.reproduction.arguments import CommonArguments, read_traits, run_each_trait
-from persona_lens.reproduction.kits import find_sources
+from persona_lens.reproduction.arguments import PAPER_TRAITS, CommonArguments, read_traits, run_each_trait
+from persona_lens.reproduction.kits import find_sources, prepare_kit
 from persona_lens.reproduction.trained_models import describe_kit
-from persona_lens.reproduction.training import TINY, TRAINING, TrainingProfile, make_trait_rows, prepare_for_training
+from persona_lens.reproduction.training import TrainingProfile, make_trait_rows, pick_training
 from persona_lens.statistics.missing import mean_interval
-
-OTHERS = ("evil", "sycophancy", "hallucination")
 
 
 @dataclass(frozen=True)
@@ -44,17 +41,16 @@ class Arguments(CommonArguments):
     """Optimiser steps between two measurements."""
 
 
-def main(arguments: Annotated[Arguments, tyro.conf.arg(name="")]) -> None:
+def main(arguments: Arguments) -> None:
     """Run or redraw each trait."""
-    profile = TINY if arguments.tiny else TRAINING[arguments.profile]
+    profile = pick_training(arguments)
     traits = read_traits(arguments.trait, profile.n_pairs, profile.n_questions)
     run_each_trait(ShiftTrajectory, "shift_trajectory", traits, profile, arguments, run)
 
 
 def run(model: HookedModel, trait: pl.Trait, profile: TrainingProfile, arguments: Arguments) -> ShiftTrajectory:
     """Train twice and track."""
-    settings = replace(profile.settings, seed=arguments.seed, dtype=arguments.dtype)
-    others = read_traits(arguments.other or OTHERS, profile.n_pairs, profile.n_questions)
+    others = read_traits(arguments.other or PAPER_TRAITS, profile.n_pairs, profile.n_questions)
     traits = [trait, *(other for other in others if other.name != trait.name)]
     parts = {
         "experiment": "shift_trajectory",
@@ -63,10 +59,9 @@ def run(model: HookedModel, trait: pl.Trait, profile: TrainingProfile, arguments
         "coefficient": arguments.coefficient,
         "every": arguments.every,
     }
-    config = arguments.make_config(model, profile, parts)
-    run = arguments.open_run(config)
+    config, run = arguments.begin(model, profile, parts)
     kits = [
-        prepare_for_training(model, one, find_sources(model, one.name, arguments.out), profile, arguments.seed, run)
+        prepare_kit(model, one, find_sources(model, one.name, arguments.out), profile, arguments.seed, run)
         for one in traits
     ]
     rows = make_trait_rows(model, kits[0], "II", profile.n_rows, profile.sample_rows(arguments.seed), run)
@@ -82,7 +77,7 @@ def run(model: HookedModel, trait: pl.Trait, profile: TrainingProfile, arguments
         {"no prevention": NOTHING, f"preventative × {arguments.coefficient:+g}": steered}.items()
     ):
         trained = pl.finetune(
-            arguments.model, rows, run.folder / "adapters" / str(index), settings=settings, intervention=done,
+            arguments.model, rows, run.folder / "adapters" / str(index), settings=profile.settings, intervention=done,
             track=tracker, run=run,
         )  # fmt: skip
         first = trained.tracked[0]["projections"]

@@ -14,8 +14,8 @@ divergence and accuracy are measured with every token changed. Killed, the same 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Annotated, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import tyro
 from results.steering_modes import OrdinaryNote, SteeringModes, SteeringSetting
@@ -24,8 +24,8 @@ import persona_lens as pl
 from persona_lens.evaluation import Capability, Condition, load_multiple_choice
 from persona_lens.interventions import NOTHING
 from persona_lens.models import HookedModel
-from persona_lens.reproduction.arguments import CommonArguments, read_traits, run_each_trait
-from persona_lens.reproduction.kits import find_sources, prepare_kit
+from persona_lens.reproduction.arguments import LayerArguments, read_traits, run_each_trait
+from persona_lens.reproduction.kits import Profile, find_sources, prepare_kit
 from persona_lens.streams import Stream
 from persona_lens.vectors import OrdinaryProjections
 
@@ -34,35 +34,20 @@ Way = Literal["up", "down"]
 
 
 @dataclass(frozen=True)
-class Profile:
+class ModesProfile(Profile):
     """How much is sampled; quantiles are how common the cap's bound is when steering up (down: 1 less that)."""
 
-    temperature: float
-    max_new_tokens: int
-    extraction_rollouts: int
-    rollouts: int
-    judge_pairs: int
     coefficients: tuple[float, ...]
     quantiles: tuple[float, ...]
     n_items: int | None
     max_text_tokens: int
-    n_pairs: int = 5
-    n_questions: int = 20
 
 
 PROFILES = {
-    "quick": Profile(0.7, 24, 1, 2, 1, (1.0, 2.0, 3.0), (0.5, 0.99), 50, 32),
-    "paper": Profile(1.0, 1000, 10, 10, 5, (0.5, 1.0, 1.5, 2.0, 2.5), (0.25, 0.5, 0.75, 0.9, 0.99), None, 128),
+    "quick": ModesProfile(0.7, 24, 1, 2, 1, (1.0, 2.0, 3.0), (0.5, 0.99), 50, 32),
+    "paper": ModesProfile(1.0, 1000, 10, 10, 5, (0.5, 1.0, 1.5, 2.0, 2.5), (0.25, 0.5, 0.75, 0.9, 0.99), None, 128),
+    "tiny": ModesProfile(0.7, 6, 1, 1, 1, (1.0,), (0.9,), 4, 16, n_pairs=1, n_questions=4),
 }
-TINY = Profile(0.7, 6, 1, 1, 1, (1.0,), (0.9,), 4, 16, n_pairs=1, n_questions=4)
-
-
-@dataclass(frozen=True)
-class Arguments(CommonArguments):
-    """Compare ways of steering for one or several traits."""
-
-    layer: int | None = None
-    """Zero-based block index for steering at one layer; else that of the layer sweep in --out, else the middle one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,15 +60,15 @@ class Mode:
     intervention: pl.Intervention = NOTHING
 
 
-def main(arguments: Annotated[Arguments, tyro.conf.arg(name="")]) -> None:
+def main(arguments: LayerArguments) -> None:
     """Run or redraw each trait."""
-    profile = TINY if arguments.tiny else PROFILES[arguments.profile]
+    profile = arguments.pick(PROFILES)
     traits = read_traits(arguments.trait, profile.n_pairs, profile.n_questions)
     run_each_trait(SteeringModes, "steering_modes", traits, profile, arguments, run)
 
 
 def list_modes(
-    vector: pl.PersonaVector, ordinary: OrdinaryProjections, layer: int, way: Way, profile: Profile
+    vector: pl.PersonaVector, ordinary: OrdinaryProjections, layer: int, way: Way, profile: ModesProfile
 ) -> list[Mode]:
     """Build every setting of one way, the unsteered model first."""
     modes = [Mode("unsteered", way, "")]
@@ -102,26 +87,22 @@ def list_modes(
     return modes
 
 
-def run(model: HookedModel, trait: pl.Trait, profile: Profile, arguments: Arguments) -> SteeringModes:
+def run(model: HookedModel, trait: pl.Trait, profile: ModesProfile, arguments: LayerArguments) -> SteeringModes:
     """Score every setting and measure its cost."""
-    sampling = pl.Sampling(
-        profile.max_new_tokens, profile.temperature, rollouts=profile.extraction_rollouts, seed=arguments.seed
+    sources = find_sources(
+        model, trait.name, arguments.out, layer=arguments.layer, made_by=profile.sample_extraction(arguments.seed)
     )
-    sources = find_sources(model, trait.name, arguments.out, layer=arguments.layer, made_by=sampling)
     # The layer was chosen on the other half of the evaluation questions.
     questions = trait.evaluation_questions[1::2]
     parts = {"experiment": "steering_modes", "trait": trait.to_dict(), **sources.describe()}
-    config = arguments.make_config(model, profile, parts)
-    run = arguments.open_run(config)
-    kit = prepare_kit(
-        model, trait, sources, n_pairs=profile.judge_pairs, rollouts=sampling.rollouts, sampling=sampling, run=run
-    )
-    ordinary = pl.measure_ordinary_projections(model, kit.vector, sampling=replace(sampling, rollouts=1))
+    config, run = arguments.begin(model, profile, parts)
+    kit = prepare_kit(model, trait, sources, profile, arguments.seed, run)
+    ordinary = pl.measure_ordinary_projections(model, kit.vector, sampling=profile.sample_once(arguments.seed))
     systems: dict[Way, str | None] = {"up": None, "down": trait.positive_system_prompts[0]}
     modes = [mode for way in systems for mode in list_modes(kit.vector, ordinary, kit.layer, way, profile)]
     scores = pl.score_conditions(
         model, kit.judge, [Condition(mode.intervention, systems[mode.way]) for mode in modes], questions,
-        sampling=replace(sampling, rollouts=profile.rollouts), stream=(Stream.STEERING_MODES,), run=run,
+        sampling=profile.sample(arguments.seed), stream=(Stream.STEERING_MODES,), run=run,
     )  # fmt: skip
     items = load_multiple_choice(n=profile.n_items, seed=arguments.seed)
     costs: list[Capability] = []
@@ -190,4 +171,4 @@ def find_furthest(rows: Sequence[SteeringSetting], way: Way) -> dict[str, Steeri
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments, description=__doc__))
+    main(tyro.cli(LayerArguments, description=__doc__))

@@ -12,8 +12,7 @@ safetensors is used if it fits. Killed at any point, the same command goes on wh
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Annotated
+from dataclasses import dataclass
 
 import torch
 import tyro
@@ -23,7 +22,7 @@ import persona_lens as pl
 from persona_lens.evaluation import Condition
 from persona_lens.models import HookedModel
 from persona_lens.reproduction.arguments import CommonArguments, read_traits, run_each_trait
-from persona_lens.reproduction.kits import find_sources, prepare_kit
+from persona_lens.reproduction.kits import Profile, find_sources, prepare_kit
 from persona_lens.statistics.missing import mean_interval
 from persona_lens.streams import Stream
 from persona_lens.tensors import Add, normalize, sample_random_directions
@@ -33,51 +32,33 @@ DIRECTIONS = (*TOKEN_POSITIONS, "random")
 
 
 @dataclass(frozen=True)
-class Profile:
+class PositionsProfile(Profile):
     """How much is sampled; depths are fractions of the number of layers."""
 
-    temperature: float
-    max_new_tokens: int
-    extraction_rollouts: int
-    rollouts: int
-    judge_pairs: int
     depths: tuple[float, ...]
     coefficients: tuple[float, ...]
-    n_pairs: int = 5
-    n_questions: int = 20
 
 
 PROFILES = {
-    "quick": Profile(0.7, 24, 1, 1, 1, (0.4, 0.5, 0.6), (1.0, 2.0, 3.0)),
-    "paper": Profile(1.0, 1000, 10, 10, 5, (0.4, 0.5, 0.6, 0.7), (0.5, 1.0, 1.5, 2.0, 2.5)),
+    "quick": PositionsProfile(0.7, 24, 1, 1, 1, (0.4, 0.5, 0.6), (1.0, 2.0, 3.0)),
+    "paper": PositionsProfile(1.0, 1000, 10, 10, 5, (0.4, 0.5, 0.6, 0.7), (0.5, 1.0, 1.5, 2.0, 2.5)),
+    "tiny": PositionsProfile(0.7, 6, 1, 1, 1, (0.4, 0.7), (1.0, 2.0), n_pairs=1, n_questions=4),
 }
-TINY = Profile(0.7, 6, 1, 1, 1, (0.4, 0.7), (1.0, 2.0), n_pairs=1, n_questions=4)
 
 
-@dataclass(frozen=True)
-class Arguments(CommonArguments):
-    """Compare token positions for one or several traits."""
-
-
-def main(arguments: Annotated[Arguments, tyro.conf.arg(name="")]) -> None:
+def main(arguments: CommonArguments) -> None:
     """Run or redraw each trait."""
-    profile = TINY if arguments.tiny else PROFILES[arguments.profile]
+    profile = arguments.pick(PROFILES)
     traits = read_traits(arguments.trait, profile.n_pairs, profile.n_questions)
     run_each_trait(TokenPositions, "token_positions", traits, profile, arguments, run)
 
 
-def run(model: HookedModel, trait: pl.Trait, profile: Profile, arguments: Arguments) -> TokenPositions:
+def run(model: HookedModel, trait: pl.Trait, profile: PositionsProfile, arguments: CommonArguments) -> TokenPositions:
     """Extract, steer with every direction at every layer, score."""
-    sampling = pl.Sampling(
-        profile.max_new_tokens, profile.temperature, rollouts=profile.extraction_rollouts, seed=arguments.seed
-    )
-    sources = find_sources(model, trait.name, arguments.out, made_by=sampling)
+    sources = find_sources(model, trait.name, arguments.out, made_by=profile.sample_extraction(arguments.seed))
     parts = {"experiment": "token_positions", "trait": trait.to_dict(), "vector": sources.vector_source}
-    config = arguments.make_config(model, profile, parts)
-    run = arguments.open_run(config)
-    kit = prepare_kit(
-        model, trait, sources, n_pairs=profile.judge_pairs, rollouts=sampling.rollouts, sampling=sampling, run=run
-    )
+    config, run = arguments.begin(model, profile, parts)
+    kit = prepare_kit(model, trait, sources, profile, arguments.seed, run)
     vector, n_layers = kit.vector, model.cfg.n_layers
     layers = sorted({min(round(depth * n_layers), n_layers - 1) for depth in profile.depths})
     norms = vector.norms
@@ -90,7 +71,7 @@ def run(model: HookedModel, trait: pl.Trait, profile: Profile, arguments: Argume
     steered = [Condition(pl.Intervention.of(at, Add(directions[name][at], c))) for name, at, c in settings]
     scores = pl.score_conditions(
         model, kit.judge, [Condition(), *steered], trait.evaluation_questions,
-        sampling=replace(sampling, rollouts=profile.rollouts), stream=(Stream.TOKEN_POSITIONS,), run=run,
+        sampling=profile.sample(arguments.seed), stream=(Stream.TOKEN_POSITIONS,), run=run,
     )  # fmt: skip
     # [direction, layer × coefficient, question]: what the title says is averaged over every setting, chosen by nobody.
     shape = (len(DIRECTIONS), -1, len(trait.evaluation_questions))
@@ -124,4 +105,4 @@ def run(model: HookedModel, trait: pl.Trait, profile: Profile, arguments: Argume
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments, description=__doc__))
+    main(tyro.cli(CommonArguments, description=__doc__))

@@ -14,7 +14,6 @@ vocabulary; the norm's divisor, one positive number for all tokens, drops out. K
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
 
 import torch
 import tyro
@@ -23,9 +22,7 @@ from results.trait_geometry import TraitGeometry, TraitVector, WrittenTokens, li
 import persona_lens as pl
 from persona_lens.judges import calibrate_likelihood_judge
 from persona_lens.models import HookedModel
-from persona_lens.models.hooks.sites import check_layer
-from persona_lens.reproduction.arguments import CommonArguments, read_traits
-from persona_lens.reproduction.figures import write_result
+from persona_lens.reproduction.arguments import LayerArguments, read_traits
 from persona_lens.reproduction.kits import find_sources
 from persona_lens.run import Run
 from persona_lens.storage import write_bytes_atomically
@@ -45,40 +42,30 @@ class Profile:
     temperature: float = 0.7
 
 
-PROFILES = {"quick": Profile(), "paper": Profile(5, 20, 1000, 1.0)}
-TINY = Profile(1, 4, 6)
+PROFILES = {"quick": Profile(), "paper": Profile(5, 20, 1000, 1.0), "tiny": Profile(1, 4, 6)}
 
 
-@dataclass(frozen=True)
-class Arguments(CommonArguments):
-    """Compare the directions of two or more traits, all bundled ones if none is named."""
-
-    layer: int | None = None
-    """Zero-based block index for the cosines and the tokens; the middle of the model if left out."""
-
-
-def main(arguments: Annotated[Arguments, tyro.conf.arg(name="")]) -> None:
+def main(arguments: LayerArguments) -> None:
     """Run or redraw the comparison."""
     result = arguments.read(TraitGeometry, NAME) if arguments.replot else run(arguments)
-    write_result(result, arguments.out, NAME)
+    result.write(arguments.out, NAME)
     write_bytes_atomically(arguments.out / f"{NAME}_tokens.html", list_written_tokens(result).encode())
     print(f"{arguments.out / NAME}.html: {len(result.traits)} traits")
 
 
-def run(arguments: Arguments) -> TraitGeometry:
+def run(arguments: LayerArguments) -> TraitGeometry:
     """Find every vector, compare them."""
-    profile = TINY if arguments.tiny else PROFILES[arguments.profile]
+    profile = arguments.pick(PROFILES)
     names = arguments.trait or pl.list_traits()
     if len(set(names)) < 2:
         raise SystemExit("--trait must be given at least twice, or not at all: cosines are between traits.")
     traits = read_traits(names, profile.n_pairs, profile.n_questions)
     model = arguments.load_model()
     n_layers = model.cfg.n_layers
-    layer = check_layer(n_layers // 2 if arguments.layer is None else arguments.layer, n_layers)
-    config = arguments.make_config(model, profile, {"experiment": NAME})
+    layer = n_layers // 2 if arguments.layer is None else arguments.layer
     sampling = pl.Sampling(profile.max_new_tokens, profile.temperature, seed=arguments.seed)
     vectors, rows, left_out = [], [], {}
-    run = arguments.open_run(config)
+    config, run = arguments.begin(model, profile, {"experiment": NAME})
     with run.progress("traits", len(traits)) as advance:
         for trait in traits:
             sources = find_sources(model, trait.name, arguments.out)
@@ -139,4 +126,4 @@ def read_tokens(model: HookedModel, vector: pl.PersonaVector, layer: int) -> Wri
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments, description=__doc__))
+    main(tyro.cli(LayerArguments, description=__doc__))

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Annotated
 
 import tyro
 from results.trait_survey import SurveyedTrait, TraitSurvey
@@ -23,7 +22,6 @@ from persona_lens.evaluation import RandomNull
 from persona_lens.judges import calibrate_likelihood_judge, measure_separation
 from persona_lens.models import HookedModel
 from persona_lens.reproduction.arguments import BaseArguments, read_traits
-from persona_lens.reproduction.figures import write_result
 from persona_lens.run import Run
 
 # A trait works on a model if the judge tells its two sides apart and steering lies surely above random directions.
@@ -49,12 +47,7 @@ class Profile:
 TINY = Profile(1, 4, 4, (0.0, 0.4), (1.0,), 6, 0.7, 1, 1)
 
 
-@dataclass(frozen=True)
-class Arguments(BaseArguments):
-    """Survey traits; all bundled ones if none is named."""
-
-
-def main(arguments: Annotated[Arguments, tyro.conf.arg(name="")]) -> None:
+def main(arguments: BaseArguments) -> None:
     """Run or redraw the survey."""
     name = "trait_survey"
     if arguments.replot:
@@ -67,16 +60,15 @@ def main(arguments: Annotated[Arguments, tyro.conf.arg(name="")]) -> None:
             for trait in read_traits(names, profile.n_pairs, profile.n_evaluation_questions)
         ]
         result = run(traits, profile, arguments)
-    write_result(result, arguments.out, name)
+    result.write(arguments.out, name)
     works = sum(row.works for row in result.traits)
     print(f"{arguments.out / name}.html: {works} of {len(result.traits)} work")
 
 
-def run(traits: list[pl.Trait], profile: Profile, arguments: Arguments) -> TraitSurvey:
+def run(traits: list[pl.Trait], profile: Profile, arguments: BaseArguments) -> TraitSurvey:
     """Survey each trait."""
     model = arguments.load_model()
-    config = arguments.make_config(model, profile, {"survey": True})
-    run = arguments.open_run(config)
+    config, run = arguments.begin(model, profile, {"survey": True})
     rows = []
     with run.progress("traits", len(traits)) as advance:
         for trait in traits:
@@ -135,4 +127,4 @@ def survey(model: HookedModel, trait: pl.Trait, profile: Profile, seed: int) -> 
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments, description=__doc__))
+    main(tyro.cli(BaseArguments, description=__doc__))

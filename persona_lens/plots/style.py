@@ -30,14 +30,7 @@ def add_intervals(
         go.Scatter(
             x=[i.estimate for i in intervals],
             y=list(names),
-            error_x={
-                "type": "data",
-                "symmetric": False,
-                "array": [i.high - i.estimate for i in intervals],
-                "arrayminus": [i.estimate - i.low for i in intervals],
-                "thickness": 1.5,
-                "width": 3,
-            },
+            error_x={**error_bars(intervals), "thickness": 1.5},
             mode="markers",
             marker={"color": color, "symbol": symbol, "size": 11, "line": {"width": 2, "color": color}},
             name=label,
@@ -86,11 +79,6 @@ def add_crosses(
         row=line,
         col=column,
     )
-
-
-def name_model(config: Mapping[str, Any]) -> str:
-    """Return the name of the model that an experiment ran on, escaped."""
-    return html.escape(config["model"]["name"])
 
 
 def say(interval: Interval) -> str:

@@ -12,15 +12,18 @@ import tyro
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.loading import EMBEDDED_MODEL, describe_model, load_model
 from persona_lens.progress import show_progress
-from persona_lens.reproduction.figures import DrawnRecord, write_result
+from persona_lens.reproduction.figures import Result
 from persona_lens.run import Run
 from persona_lens.storage import ShardStore, collect_versions
 from persona_lens.traits.library import list_traits, load_trait
 from persona_lens.traits.trait import Trait
 
-R = TypeVar("R", bound=DrawnRecord)
+R = TypeVar("R", bound=Result)
 P = TypeVar("P")
 A = TypeVar("A", bound="BaseArguments")
+
+# The paper's, taken where a script needs several traits and is given none.
+PAPER_TRAITS = ("evil", "sycophancy", "hallucination")
 
 
 @dataclass(frozen=True)
@@ -57,16 +60,19 @@ class BaseArguments:
         """Load the model."""
         return load_model(self.model, dtype=self.dtype)
 
-    def make_config(self, model: HookedModel, profile: Any, parts: Mapping[str, Any]) -> dict[str, Any]:
-        """Return all that a run depends on: model, profile (a dataclass), seed, versions and what is its own."""
-        own = {"model": asdict(describe_model(model)), "profile": asdict(profile), **parts}
-        return own | {"seed": self.seed, "versions": collect_versions()}
+    def begin(self, model: HookedModel, profile: Any, parts: Mapping[str, Any]) -> tuple[dict[str, Any], Run]:
+        """Return all that a run depends on, and the run, whose finished shards have a folder of their own.
 
-    def open_run(self, config: Mapping[str, Any]) -> Run:
-        """Return a run whose finished shards are kept in a folder of its own, shown with progress bars."""
+        Args:
+            model: The model.
+            profile: A dataclass.
+            parts: What is the run's own, beside model, profile, seed and versions.
+        """
+        config = {"model": asdict(describe_model(model)), "profile": asdict(profile), **parts}
+        config |= {"seed": self.seed, "versions": collect_versions()}
         store = ShardStore(self.runs, config)
         print(f"unfinished work is kept in {store.folder}")
-        return Run(store, show_progress)
+        return config, Run(store, show_progress)
 
     def read(self, kind: type[R], name: str) -> R:
         """Read the result of an earlier run."""
@@ -83,6 +89,25 @@ class CommonArguments(BaseArguments):
     profile: Literal["quick", "paper"] = "quick"
     """`quick` for two cores, `paper` for a GPU."""
 
+    def pick(self, profiles: Mapping[str, P]) -> P:
+        """Return the profile asked for, of `quick`, `paper` and `tiny`."""
+        return profiles["tiny" if self.tiny else self.profile]
+
+
+@dataclass(frozen=True)
+class LayerArguments(CommonArguments):
+    """What scripts understand that work at one layer."""
+
+    layer: int | None = None
+    """Zero-based block index; else the one that layer_sweep.py chose, else the middle one."""
+
+    def load_model(self) -> HookedModel:
+        """Load the model; refuse a layer that it does not have."""
+        model = super().load_model()
+        if self.layer is not None and not 0 <= self.layer < model.cfg.n_layers:
+            raise SystemExit(f"--layer must be in [0, {model.cfg.n_layers}), the model's layers. Got {self.layer}.")
+        return model
+
 
 def run_each_trait(
     kind: type[R],
@@ -98,7 +123,7 @@ def run_each_trait(
     for trait in traits:
         name = f"{stem}_{trait.name}"
         result = arguments.read(kind, name) if model is None else run(model, trait, profile, arguments)
-        write_result(result, arguments.out, name)
+        result.write(arguments.out, name)
         print(f"{trait.name}: {arguments.out / name}.html")
         results.append(result)
     return results

@@ -2,33 +2,41 @@
 
 from __future__ import annotations
 
+import html
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, Self, runtime_checkable
+from typing import Any
 
 import plotly.graph_objects as go
 
+from persona_lens.records import Record
 from persona_lens.storage import write_bytes_atomically
 
 
-@runtime_checkable
-class DrawnRecord(Protocol):
-    """A record with a figure."""
+@dataclass(frozen=True, eq=False)
+class Result(Record, ABC):
+    """What a script finds: a record with a figure.
 
-    def save(self, path: str | Path) -> None:
-        """Write it as JSON."""
+    Args:
+        config: Model, profile, seed, versions, and what else the result depends on.
+    """
 
-    @classmethod
-    def load(cls, path: str | Path) -> Self:
-        """Read what :meth:`save` wrote."""
+    config: dict[str, Any]
 
+    @property
+    def model_name(self) -> str:
+        """Name of the model that was measured, for a figure: escaped."""
+        return html.escape(self.config["model"]["name"])
+
+    @abstractmethod
     def plot(self) -> go.Figure:
         """Draw it."""
 
-
-def write_result(result: DrawnRecord, folder: Path, name: str) -> None:
-    """Write a result as NAME.json, and its figure as :func:`write_figure` does."""
-    result.save(folder / f"{name}.json")
-    write_figure(result.plot(), folder, name)
+    def write(self, folder: Path, name: str) -> None:
+        """Write it as NAME.json, and its figure as :func:`write_figure` does."""
+        self.save(folder / f"{name}.json")
+        write_figure(self.plot(), folder, name)
 
 
 def write_figure(figure: go.Figure, folder: Path, name: str) -> None:

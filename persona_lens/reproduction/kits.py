@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,41 @@ from persona_lens.run import Run
 from persona_lens.traits.trait import Trait
 from persona_lens.vectors.extraction import extract_persona_vector
 from persona_lens.vectors.persona_vector import PersonaVector
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How much is sampled, whatever is measured.
+
+    Args:
+        temperature: Of every response.
+        max_new_tokens: Of every response that is scored or that a vector is made from.
+        extraction_rollouts: Responses per question and instruction that a vector is made from.
+        rollouts: Responses per question that are scored.
+        judge_pairs: Instruction pairs of the judge.
+        n_pairs: Most of a trait's instruction pairs.
+        n_questions: Most of a trait's extraction and of its evaluation questions.
+    """
+
+    temperature: float
+    max_new_tokens: int
+    extraction_rollouts: int
+    rollouts: int
+    judge_pairs: int
+    n_pairs: int = field(default=5, kw_only=True)
+    n_questions: int = field(default=20, kw_only=True)
+
+    def sample(self, seed: int) -> Sampling:
+        """Return how the responses are drawn that are scored."""
+        return Sampling(self.max_new_tokens, self.temperature, rollouts=self.rollouts, seed=seed)
+
+    def sample_once(self, seed: int) -> Sampling:
+        """Return how one response is drawn to each question."""
+        return replace(self.sample(seed), rollouts=1)
+
+    def sample_extraction(self, seed: int) -> Sampling:
+        """Return how the responses are drawn that a vector is made from."""
+        return replace(self.sample(seed), rollouts=self.extraction_rollouts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,24 +137,13 @@ class TraitKit:
         return VectorNote(self.vector.counts, self.vector.provenance)
 
 
-def prepare_kit(
-    model: HookedModel, trait: Trait, sources: Sources, *, n_pairs: int, rollouts: int, sampling: Sampling, run: Run
-) -> TraitKit:
-    """Calibrate a trait's judge, and extract its vector if none was found.
-
-    Args:
-        model: The model.
-        trait: The trait.
-        sources: What is there already.
-        n_pairs: Instruction pairs of the judge.
-        rollouts: Responses per question and instruction that the vector is extracted from.
-        sampling: Of the responses that the judge is calibrated on and the vector extracted from.
-        run: Keeps what is finished.
-    """
+def prepare_kit(model: HookedModel, trait: Trait, sources: Sources, profile: Profile, seed: int, run: Run) -> TraitKit:
+    """Calibrate a trait's judge, and extract its vector if none was found, as a profile says."""
     print(f"{trait.name}: vector {sources.vector_source}; layer {sources.layer}, {sources.layer_source}")
-    plain = replace(sampling, rollouts=1)
-    judge = calibrate_likelihood_judge(model, trait, n_pairs=n_pairs, sampling=plain, run=run)
+    judge = calibrate_likelihood_judge(
+        model, trait, n_pairs=profile.judge_pairs, sampling=profile.sample_once(seed), run=run
+    )
     vector = sources.vector or extract_persona_vector(
-        model, trait, judge=judge, sampling=replace(sampling, rollouts=rollouts), run=run
+        model, trait, judge=judge, sampling=profile.sample_extraction(seed), run=run
     )
     return TraitKit(trait, judge, vector, sources)

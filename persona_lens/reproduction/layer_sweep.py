@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import plotly.graph_objects as go
 
 from persona_lens.evaluation.confirmation import Confirmation
 from persona_lens.evaluation.sweep import SweepResult
 from persona_lens.judges.likelihood import JudgeSeparation, LikelihoodCalibration
+from persona_lens.plots.sweep import plot_sweep
 from persona_lens.records import Record
+from persona_lens.reproduction.figures import Result
+from persona_lens.statistics.interval import Interval
 from persona_lens.vectors.persona_vector import ExtractionCounts
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
 
 
 @dataclass(frozen=True)
@@ -32,12 +34,19 @@ class VectorNote(Record):
     provenance: dict[str, Any]
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class LayerSweep(Record):
+@dataclass(frozen=True)
+class ScoreAndCoherence(Record):
+    """Means over questions."""
+
+    score: Interval
+    coherence: Interval
+
+
+@dataclass(frozen=True, eq=False)
+class LayerSweep(Result):
     """A trait's layer sweep with all that it rests on.
 
     Args:
-        config: Model, trait, profile, seed and versions.
         judge: The judge.
         separation: How well the judge tells the two sides of held-out questions apart.
         vector: The vector.
@@ -47,7 +56,6 @@ class LayerSweep(Record):
         confirmation: The chosen setting, on the rest.
     """
 
-    config: dict[str, Any]
     judge: JudgeNote
     separation: JudgeSeparation
     vector: VectorNote
@@ -56,15 +64,6 @@ class LayerSweep(Record):
     sweep: SweepResult
     confirmation: Confirmation
 
-    def plot(self) -> Figure:
-        """Draw the sweep with the confirmation in its title; returns a plotly Figure."""
-        from persona_lens.plots.sweep import plot_sweep  # plotly is imported only when drawing
-
+    def plot(self) -> go.Figure:
+        """Draw the sweep with the confirmation in its title."""
         return plot_sweep(self.sweep, self.confirmation)
-
-    def __repr__(self) -> str:
-        one = self.confirmation
-        return (
-            f"LayerSweep({self.sweep.trait!r} on {self.sweep.model.name!r}, layer {one.layer} × {one.coefficient:g}: "
-            f"score {one.baseline} → {one.steered} on fresh questions)"
-        )

@@ -16,26 +16,22 @@ import tyro
 from persona_lens.finetuning.domains import Level, domain_dataset, list_domains
 from persona_lens.models.engine.rollouts import RolloutRequest, sample_rollouts
 from persona_lens.models.hooked_model import HookedModel
-from persona_lens.models.loading import load_model
-from persona_lens.reproduction.arguments import CommonArguments, read_traits
-from persona_lens.reproduction.kits import TraitKit, find_sources
+from persona_lens.reproduction.arguments import PAPER_TRAITS, CommonArguments, read_traits
+from persona_lens.reproduction.kits import TraitKit, find_sources, prepare_kit
 from persona_lens.reproduction.trained_models import BaseModel, TrainedModel, measure_model
 from persona_lens.reproduction.training import (
     LEVELS,
-    TINY,
-    TRAINING,
     Training,
     TrainingProfile,
     make_trait_rows,
-    prepare_for_training,
+    pick_training,
     train,
-)
+)  # fmt: skip
 from persona_lens.run import Run
 from persona_lens.storage import Shard
 from persona_lens.streams import Stream
 from persona_lens.traits.trait import Trait
 
-TRAITS = ("evil", "sycophancy", "hallucination")
 DOMAINS = ("arithmetic", "opinions")
 # The smallest domain has 440 questions.
 N_DOMAIN_ROWS = 400
@@ -83,13 +79,10 @@ class Setting:
 
 def prepare(arguments: ShiftArguments) -> Setting:
     """Load the model, calibrate judges, find vectors and make the domains' datasets."""
-    profile = TINY if arguments.tiny else TRAINING[arguments.profile]
-    profile = replace(
-        profile,
-        settings=replace(profile.settings, seed=arguments.seed, dtype=arguments.dtype),
-        n_rows=N_QUICK_ROWS if arguments.profile == "quick" and not arguments.tiny else profile.n_rows,
-    )
-    traits = read_traits(arguments.trait or TRAITS, profile.n_pairs, profile.n_questions)
+    profile = pick_training(arguments)
+    if arguments.profile == "quick" and not arguments.tiny:
+        profile = replace(profile, n_rows=N_QUICK_ROWS)
+    traits = read_traits(arguments.trait or PAPER_TRAITS, profile.n_pairs, profile.n_questions)
     domains = arguments.domain or DOMAINS
     unknown = sorted(set(domains) - set(list_domains()))
     if unknown:
@@ -100,8 +93,7 @@ def prepare(arguments: ShiftArguments) -> Setting:
         "traits": [trait.to_dict() for trait in traits],
         "domains": list(domains),
     }
-    config = arguments.make_config(model, profile, parts)
-    run = arguments.open_run(config)
+    config, run = arguments.begin(model, profile, parts)
     sources = {trait.name: find_sources(model, trait.name, arguments.out) for trait in traits}
     # They come from outside this run, so a resumed run must find the same ones.
     described = {name: one.describe() for name, one in sources.items()}
@@ -110,7 +102,7 @@ def prepare(arguments: ShiftArguments) -> Setting:
             f"Vectors or layers in {arguments.out} have changed since this run began. Put them back, or remove its "
             "folder to begin anew."
         )
-    kits = [prepare_for_training(model, trait, sources[trait.name], profile, arguments.seed, run) for trait in traits]
+    kits = [prepare_kit(model, trait, sources[trait.name], profile, arguments.seed, run) for trait in traits]
     ordinary = run.load_or_compute("ordinary", lambda: sample_ordinary(model, traits, profile, arguments.seed))
     wrong = {name: level_rows(name, ordinary.records, profile, arguments.seed) for name in domains}
     return Setting(model, profile, kits, wrong, run, config)
@@ -126,12 +118,10 @@ def train_models(setting: Setting, arguments: ShiftArguments) -> tuple[BaseModel
 
             def measure(name: str = name, level: Level = level) -> TrainedModel:
                 is_domain, data = name in setting.domains, setting.make_rows(name, level)
-                done = train(f"{name}-{level}", arguments.model, Training(data), setting.profile.settings, run)
-                tuned = load_model(arguments.model, adapter=done.folder, dtype=arguments.dtype)
+                done, tuned = train(f"{name}-{level}", arguments.model, Training(data), setting.profile.settings, run)
                 found = measure_first(setting, tuned)
                 return TrainedModel(
-                    scores=found.scores,
-                    shifts=found.shifts,
+                    **vars(found),
                     dataset=name,
                     level=level,
                     kind="domain" if is_domain else "trait",

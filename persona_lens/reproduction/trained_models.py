@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -16,6 +15,7 @@ from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.intervention import NOTHING, Intervention
 from persona_lens.records import Record
 from persona_lens.reproduction.kits import TraitKit
+from persona_lens.reproduction.layer_sweep import ScoreAndCoherence
 from persona_lens.run import Run
 from persona_lens.statistics import Interval, bootstrap_pearson_r
 from persona_lens.streams import Stream
@@ -41,12 +41,10 @@ class Kit:
 
 
 @dataclass(frozen=True)
-class ScoredModel(Record):
+class ScoredModel(ScoreAndCoherence):
     """A model's responses, scored; ``configuration`` names what intervened while they were sampled."""
 
     configuration: str
-    score: Interval
-    coherence: Interval
     by_question: tuple[float, ...]
     example: str
 
@@ -105,16 +103,7 @@ class Correlation:
         return Interval(self.estimate, self.low, self.high)
 
 
-@runtime_checkable
-class HasCoherence(Protocol):
-    """What was scored and has a coherence."""
-
-    @property
-    def coherence(self) -> Interval:
-        """Coherence of its responses."""
-
-
-def is_coherent(measured: Mapping[str, HasCoherence], min_coherence: float) -> bool:
+def is_coherent(measured: Mapping[str, ScoreAndCoherence], min_coherence: float) -> bool:
     """Whether a model's text is coherent enough under every trait for its scores to mean something."""
     return all(one.coherence.estimate >= min_coherence for one in measured.values())
 
@@ -159,7 +148,7 @@ def measure_model(
         )  # fmt: skip
         scores[kit.trait.name] = tuple(
             ScoredModel(
-                name, found.score(i), found.coherence(i), tuple(found.by_question[i].tolist()),
+                found.score(i), found.coherence(i), name, tuple(found.by_question[i].tolist()),
                 found.responses[i][0][0],
             )
             for i, name in enumerate(ways)

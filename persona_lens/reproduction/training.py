@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import datasets
 
@@ -13,7 +13,9 @@ from persona_lens.finetuning.trait_data import trait_dataset
 from persona_lens.models.engine.sampling import Sampling
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.intervention import NOTHING, Intervention
-from persona_lens.reproduction.kits import Sources, TraitKit, prepare_kit
+from persona_lens.models.loading import load_model
+from persona_lens.reproduction.arguments import CommonArguments
+from persona_lens.reproduction.kits import Profile, TraitKit
 from persona_lens.run import Run
 from persona_lens.storage import Shard
 from persona_lens.traits.trait import Trait
@@ -22,53 +24,36 @@ LEVELS: tuple[Level, ...] = ("normal", "I", "II")
 
 
 @dataclass(frozen=True)
-class TrainingProfile:
-    """How much is sampled, how models are trained and how they are measured."""
+class TrainingProfile(Profile):
+    """How models are trained too, on how many rows of how many tokens."""
 
     settings: FinetuneSettings
     n_rows: int
     max_row_tokens: int
-    temperature: float
-    max_new_tokens: int
-    extraction_rollouts: int
-    rollouts: int
-    judge_pairs: int
-    n_pairs: int = 5
-    n_questions: int = 20
-
-    def sample(self, seed: int) -> Sampling:
-        """Return how the responses are drawn that models are scored by."""
-        return Sampling(self.max_new_tokens, self.temperature, rollouts=self.rollouts, seed=seed)
 
     def sample_rows(self, seed: int) -> Sampling:
         """Return how the responses are drawn that models are trained on."""
         return Sampling(self.max_row_tokens, self.temperature, seed=seed)
 
 
-QUICK_SETTINGS = FinetuneSettings(
+_QUICK = FinetuneSettings(
     rank=32, alpha=64, learning_rate=5e-4, epochs=2, batch_size=8, accumulation=1, warmup_steps=2, max_tokens=160
 )
+_TINY = FinetuneSettings(
+    rank=2, alpha=4, learning_rate=1e-3, batch_size=4, accumulation=1, warmup_steps=0, max_tokens=800
+)
 TRAINING = {
-    "quick": TrainingProfile(QUICK_SETTINGS, 96, 48, 0.7, 24, 1, 1, 1),
+    "quick": TrainingProfile(0.7, 24, 1, 1, 1, _QUICK, 96, 48),
     # The paper's: one epoch of about 5,000 rows at 1e-5.
-    "paper": TrainingProfile(FinetuneSettings(), 5000, 300, 1.0, 1000, 10, 10, 5),
+    "paper": TrainingProfile(1.0, 1000, 10, 10, 5, FinetuneSettings(), 5000, 300),
+    "tiny": TrainingProfile(0.7, 6, 1, 1, 1, _TINY, 8, 40, n_pairs=1, n_questions=4),
 }
-TINY = TrainingProfile(
-    FinetuneSettings(
-        rank=2, alpha=4, learning_rate=1e-3, batch_size=4, accumulation=1, warmup_steps=0, max_tokens=800
-    ),
-    8, 40, 0.7, 6, 1, 1, 1, n_pairs=1, n_questions=4,
-)  # fmt: skip
 
 
-def prepare_for_training(
-    model: HookedModel, trait: Trait, sources: Sources, profile: TrainingProfile, seed: int, run: Run
-) -> TraitKit:
-    """Calibrate a trait's judge and find or extract its vector, as a profile says."""
-    return prepare_kit(
-        model, trait, sources, n_pairs=profile.judge_pairs, rollouts=profile.extraction_rollouts,
-        sampling=profile.sample(seed), run=run,
-    )  # fmt: skip
+def pick_training(arguments: CommonArguments) -> TrainingProfile:
+    """Return the profile asked for, with the seed and the dtype asked for."""
+    profile = arguments.pick(TRAINING)
+    return replace(profile, settings=replace(profile.settings, seed=arguments.seed, dtype=arguments.dtype))
 
 
 def make_trait_rows(
@@ -101,9 +86,12 @@ class Training:
     system: str | None = None
 
 
-def train(name: str, model: str, training: Training, settings: FinetuneSettings, run: Run) -> Finetuned:
-    """Train a model beside the run's shards, or return it if it is trained already."""
-    return finetune(
+def train(
+    name: str, model: str, training: Training, settings: FinetuneSettings, run: Run
+) -> tuple[Finetuned, HookedModel]:
+    """Train a model beside the run's shards, unless it is trained already; return it with what training said."""
+    done = finetune(
         model, training.rows, run.folder / "adapters" / name, settings=settings,
         intervention=training.intervention, penalty=training.penalty, system=training.system, run=run,
     )  # fmt: skip
+    return done, load_model(model, adapter=done.folder, dtype=settings.dtype)

@@ -222,6 +222,7 @@ def test_finished_scores_are_not_overwritten_by_those_of_other_data(tiny_model, 
 
 def test_a_shard_that_another_process_took_away_is_noticed_at_the_end(tiny_model, tmp_path, monkeypatch):
     module = importlib.import_module("persona_lens.screening.screen")  # the package's `screen` is the function
+
     def write_and_lose(path, table, digest):
         if path.name != "00000001.arrow":
             shards.write_shard(path, table, digest)
