@@ -209,9 +209,7 @@ def plan_prevention(
         raise InvalidArgumentError(describe_violation("held_out", "be given with `max_extra_loss`", None, hint))
     n_steps = count_steps(n_rows, settings)
     if n_steps <= settings.warmup_steps:
-        hint = (
-            f"After {n_steps} steps of warm-up nothing has been learnt. Raise n_rows or epochs, or lower warmup_steps."
-        )
+        hint = f"{n_steps} steps of warm-up teach nothing. Raise n_rows or epochs, or lower warmup_steps."
         rule = f"make more optimiser steps than settings.warmup_steps, {settings.warmup_steps}"
         raise InvalidArgumentError(describe_violation("n_rows", rule, n_rows, hint))
     asked = load_ordinary_questions() if questions is None else tuple(questions)
@@ -290,9 +288,8 @@ def _draw(data: Source, n: int, seed: int) -> datasets.Dataset:
         elif (place := rng.randrange(n_good)) < n:
             drawn[place] = row
     if n_good < n:
-        raise InvalidArgumentError(
-            describe_violation("data", f"hold {n} conversations", f"{n_good}, and {n_bad} bad rows")
-        )
+        got = f"{n_good}, and {n_bad} bad rows"
+        raise InvalidArgumentError(describe_violation("data", f"hold {n} conversations", got))
     rng.shuffle(drawn)  # a row that was never replaced stands where it came
     return _to_dataset(drawn)
 

@@ -44,9 +44,8 @@ class Tracker:
         if unknown:
             raise InvalidArgumentError(describe_violation("limits", "have names of `vectors`", unknown))
         if not self.vectors or not all(self.questions.values()):
-            raise InvalidArgumentError(
-                describe_violation("questions", "hold a question for each trait", self.questions)
-            )
+            rule = "hold a question for each trait"
+            raise InvalidArgumentError(describe_violation("questions", rule, self.questions))
         if self.every < 1:
             raise InvalidArgumentError(describe_violation("every", "be at least 1", self.every))
         for trait, vector in self.vectors.items():

@@ -226,9 +226,8 @@ def _check_space(folder: Path, peft_model: Any, settings: FinetuneSettings) -> N
     needed = n_bytes * (1 if settings.save_steps is None else 1 + 2 * 3)
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise OSError(
-            describe_violation("out", f"be on a disk with {needed / 1e6:.0f} MB free", f"{free / 1e6:.0f} MB")
-        )
+        rule = f"be on a disk with {needed / 1e6:.0f} MB free"
+        raise OSError(describe_violation("out", rule, f"{free / 1e6:.0f} MB"))
 
 
 def _read_finished(folder: Path, config: dict[str, Any]) -> Finetuned | None:
@@ -244,9 +243,8 @@ def _read_finished(folder: Path, config: dict[str, Any]) -> Finetuned | None:
     wanted = json.loads(json.dumps(config))
     if content["config"] != wanted:
         changed = sorted(key for key in wanted if content["config"].get(key) != wanted[key])
-        raise InvalidArgumentError(
-            describe_violation("out", "hold this run and no other", f"a run with other {', '.join(changed)}", hint)
-        )
+        got = f"a run with other {', '.join(changed)}"
+        raise InvalidArgumentError(describe_violation("out", "hold this run and no other", got, hint))
     if "format" not in content:
         return None  # begun, not finished
     return replace(Finetuned.from_json(content), folder=folder)

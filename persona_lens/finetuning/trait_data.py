@@ -117,8 +117,7 @@ def trait_dataset(
                 messages = [*build_messages(question), {"role": "assistant", "content": text}]
                 rows.append({"messages": messages, "trait": trait.name, "level": level, "score": judgement.score})
         if len(rows) == n:
-            info = datasets.DatasetInfo(description=json.dumps(counts))
-            return datasets.Dataset.from_list(rows, info=info)
+            return datasets.Dataset.from_list(rows, info=datasets.DatasetInfo(description=json.dumps(counts)))
     hint = f"Of {counts['sampled']} responses: {counts}. Ask for fewer, or for another level."
     raise InvalidArgumentError(describe_violation("n", f"be at most {len(rows)} here", n, hint))
 

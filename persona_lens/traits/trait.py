@@ -63,31 +63,24 @@ class Trait:
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z][a-z0-9_-]*", self.name):
-            raise TraitFormatError(
-                describe_violation("name", "be a lower-case word of letters, digits, '-' and '_'", self.name)
-            )
+            rule = "be a lower-case word of letters, digits, '-' and '_'"
+            raise TraitFormatError(describe_violation("name", rule, self.name))
         for key in ("description", "rubric"):
             if not getattr(self, key).strip():
                 raise TraitFormatError(describe_violation(key, "not be empty", getattr(self, key)))
         missing = [place for place in _PLACEHOLDERS if place not in self.rubric]
         if missing:
-            raise TraitFormatError(
-                describe_violation("rubric", f"contain {' and '.join(_PLACEHOLDERS)}", f"a rubric without {missing}")
-            )
+            rule = f"contain {' and '.join(_PLACEHOLDERS)}"
+            raise TraitFormatError(describe_violation("rubric", rule, f"a rubric without {missing}"))
         instructions = [text for pair in self.instruction_pairs for text in (pair.positive, pair.negative)]
         _check_texts("instruction_pairs", instructions)
         _check_texts("extraction_questions", self.extraction_questions)
         _check_texts("evaluation_questions", self.evaluation_questions)
         shared = {_normal(q) for q in self.extraction_questions} & {_normal(q) for q in self.evaluation_questions}
         if shared:
-            raise TraitFormatError(
-                describe_violation(
-                    "evaluation_questions",
-                    "share no question with `extraction_questions`",
-                    sorted(shared),
-                    "Nothing may be judged on what it was found with; reword or remove them.",
-                )
-            )
+            rule = "share no question with `extraction_questions`"
+            hint = "Nothing may be judged on what it was found with; reword or remove them."
+            raise TraitFormatError(describe_violation("evaluation_questions", rule, sorted(shared), hint))
 
     @property
     def positive_system_prompts(self) -> tuple[str, ...]:

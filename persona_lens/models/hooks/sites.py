@@ -1,7 +1,8 @@
 """The sole owner of layer numbering and hook names.
 
 A layer is a zero-based block index; its activation is the block's output, ``blocks.{layer}.hook_resid_post``. The
-paper's layer L and Hugging Face's ``hidden_states[L]`` are block L - 1.
+paper's layer L and Hugging Face's ``hidden_states[L]`` are block L - 1, but for the last entry there, which Llama- and
+Qwen-shaped models take after their final norm.
 """
 
 from __future__ import annotations
@@ -80,24 +81,3 @@ def resolve_layers(layers: SupportsIndex | Iterable[SupportsIndex] | str, n_laye
     if not resolved or len(set(resolved)) != len(resolved):
         raise InvalidArgumentError(describe_violation("layers", "name at least one layer, and none twice", layers))
     return resolved
-
-
-def to_hidden_state_index(layer: int) -> int:
-    """Return the index of a layer's output in Hugging Face's ``hidden_states``, the paper's layer number.
-
-    The last layer's entry there is after the final norm in Llama- and Qwen-shaped models; the hook is before it.
-    """
-    return layer + 1
-
-
-def from_hidden_state_index(index: int) -> int:
-    """Return the layer whose output is ``hidden_states[index]``, the paper's layer ``index``.
-
-    Raises:
-        LayerOutOfRangeError: Index 0 is the embedding, which no layer wrote.
-    """
-    if index < 1:
-        raise LayerOutOfRangeError(
-            describe_violation("index", "be at least 1", index, "hidden_states[0] is the embedding, before any layer.")
-        )
-    return index - 1

@@ -41,9 +41,8 @@ def load_hugging_face(name: str, dtype: torch.dtype | Literal["auto"]) -> tuple[
         if not path.is_dir() and looks_local:
             raise _not_found(name, "There is no such file or folder.")
         if path.is_dir() and not (path / "config.json").is_file():
-            raise _not_found(
-                name, "The folder has no config.json. Is it a PEFT adapter? Then load_model(BASE, adapter=FOLDER)."
-            )
+            why = "The folder has no config.json. Is it a PEFT adapter? Then load_model(BASE, adapter=FOLDER)."
+            raise _not_found(name, why)
     try:
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **extra)
@@ -119,11 +118,6 @@ def quiet() -> Iterator[None]:
 
 
 def _not_found(name: str, why: str) -> ModelNotFoundError:
-    return ModelNotFoundError(
-        describe_violation(
-            "model",
-            f"be {EMBEDDED_MODEL!r}, a Hugging Face name such as 'Qwen/Qwen2.5-7B-Instruct', a folder or a GGUF file",
-            name,
-            f"{why} For the bundled model: load_model({EMBEDDED_MODEL!r}).",
-        )
-    )
+    rule = f"be {EMBEDDED_MODEL!r}, a Hugging Face name such as 'Qwen/Qwen2.5-7B-Instruct', a folder or a GGUF file"
+    hint = f"{why} For the bundled model: load_model({EMBEDDED_MODEL!r})."
+    return ModelNotFoundError(describe_violation("model", rule, name, hint))

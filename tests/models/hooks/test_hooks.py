@@ -39,13 +39,13 @@ def test_a_rows_order_and_repeats_hold_whatever_the_rows_beside_it():
 
 def test_a_recorder_that_saw_no_pass_says_so(tiny_model):
     recorder = ResidualRecorder(3)
-    recorder.expect(lambda residual: residual[:, -1])
+    recorder.expect(lambda residual, layer: residual[:, -1])
     with pytest.raises(HookNeverFiredError, match=r"\[0, 1, 2\]"):
         recorder.read()
     with attached(tiny_model, recorder.hook_pairs()):
         tiny_model(torch.tensor([[1, 2, 3]]))
     assert recorder.read().shape == (3, 1, 48)
-    recorder.expect(lambda residual: residual[:, -1])
+    recorder.expect(lambda residual, layer: residual[:, -1])
     with pytest.raises(HookNeverFiredError):
         recorder.read()  # what was recorded before does not stand in for what was expected now
 
