@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from importlib.metadata import packages_distributions
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -46,10 +47,7 @@ ROOMS = {
     "monitoring": ("projections before a response", MODELS),
     "finetuning": ("training with vectors, its data and its shift", MODELS | {"interventions", "conversations"}),
     "screening": ("training data screened", MODELS | {"conversations"}),
-    "reproduction": (
-        "what the scripts in experiments/ share",
-        MODELS | {"interventions", "evaluation", "finetuning"},
-    ),
+    "reproduction": ("what the scripts in experiments/ share", MODELS | {"interventions", "evaluation", "finetuning"}),
     "cli": ("the command", MODELS | {"conversations", "screening"}),
 }
 PICKLERS = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}
