@@ -29,13 +29,7 @@ from typing import Any
 import datasets
 import torch
 import tyro
-from results.real_conversations import (
-    Approximations,
-    MeasuredModel,
-    RealConversations,
-    Speed,
-    SubsetModel,
-)
+from results.real_conversations import Approximations, MeasuredModel, RealConversations, Speed, SubsetModel
 
 import persona_lens as pl
 from persona_lens.judges import LikelihoodJudge

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +11,8 @@ from typing import Any, TypeAlias
 
 import datasets
 
-from persona_lens.conversations import BadRow, read_conversations
-from persona_lens.errors import (
-    ChatTemplateError,
-    ContextLengthError,
-    InvalidArgumentError,
-    describe_violation,
-)
+from persona_lens.conversations import BadRow, count_reasons, read_conversations
+from persona_lens.errors import ChatTemplateError, ContextLengthError, InvalidArgumentError
 from persona_lens.models.text.chat import Message, encode_responses, stop_token_ids
 
 Source: TypeAlias = str | Path | datasets.Dataset | datasets.IterableDataset | Iterable[Any]
@@ -45,7 +39,7 @@ class TrainingRows:
 
     def count_bad(self) -> dict[str, int]:
         """Return how many rows were left out, by reason."""
-        return dict(Counter(row.reason for row in self.bad))
+        return count_reasons(self.bad)
 
     @property
     def digest(self) -> str:
@@ -55,9 +49,8 @@ class TrainingRows:
 
     def __repr__(self) -> str:
         bad = f", left out: {self.count_bad()}" if self.bad else ""
-        return (
-            f"TrainingRows({len(self.rows)} rows, {self.n_response_tokens} of {self.n_tokens} tokens trained on{bad})"
-        )
+        tokens = f"{self.n_response_tokens} of {self.n_tokens} tokens trained on"
+        return f"TrainingRows({len(self.rows)} rows, {tokens}{bad})"
 
 
 def encode_training_rows(
@@ -94,20 +87,18 @@ def encode_training_rows(
             encoded = encode_responses(tokenizer, messages, n_ctx=max_tokens)
         except ContextLengthError as error:
             bad.append(BadRow(row.place, row.index, "too long", str(error)[:200]))
-            continue
         except (ChatTemplateError, InvalidArgumentError) as error:
-            bad.append(
-                BadRow(row.place, row.index, "not rendered by the chat template", str(error.__cause__ or error)[:200])
-            )
-            continue
-        input_ids.append(list(encoded.tokens))
-        labels.append(_label(encoded.tokens, encoded.responses, stops))
+            why = str(error.__cause__ or error)[:200]
+            bad.append(BadRow(row.place, row.index, "not rendered by the chat template", why))
+        else:
+            input_ids.append(list(encoded.tokens))
+            labels.append(_label(encoded.tokens, encoded.responses, stops))
     if len(input_ids) < min_rows:
-        reasons = dict(Counter(row.reason for row in bad))
+        reasons = count_reasons(bad)
         first = f"The first: {bad[0].place}, {bad[0].reason}: {bad[0].detail}" if bad else "It is empty."
         rule = f"hold at least {min_rows} conversations with a response, of at most {max_tokens} tokens"
         got = f"{len(input_ids)} of {len(input_ids) + len(bad)} rows; left out: {reasons}"
-        raise InvalidArgumentError(describe_violation("data", rule, got, first))
+        raise InvalidArgumentError.of("data", rule, got, first)
     n_tokens = sum(map(len, input_ids))
     n_response_tokens = sum(label != IGNORED for row in labels for label in row)
     rows = datasets.Dataset.from_dict({"input_ids": input_ids, "labels": labels})

@@ -16,7 +16,7 @@ from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 
 from persona_lens.conversations import BadRow
-from persona_lens.errors import InvalidArgumentError, ModelMismatchError, ShortTrainingWarning, describe_violation
+from persona_lens.errors import InvalidArgumentError, ModelMismatchError, ShortTrainingWarning
 from persona_lens.finetuning.blocks import TrainingInterventions
 from persona_lens.finetuning.rows import Source, encode_training_rows
 from persona_lens.finetuning.settings import FinetuneSettings, ProjectionPenalty, count_steps
@@ -148,7 +148,7 @@ def finetune(
     for name, fingerprints in made_from.items():
         if fingerprint is not None and fingerprints != {fingerprint}:
             rule = f"come from vectors of the model that is trained, fingerprint {fingerprint}"
-            raise ModelMismatchError(describe_violation(name, rule, sorted(fingerprints)))
+            raise ModelMismatchError.of(name, rule, sorted(fingerprints))
     max_tokens = min(settings.max_tokens, hf_model.config.get_text_config().max_position_embeddings)
     encoded = encode_training_rows(tokenizer, data, max_tokens=max_tokens, system=system)
     config = {
@@ -193,7 +193,7 @@ def finetune(
         step = 1 + next(i for i, loss in enumerate(losses) if not math.isfinite(loss))
         hint = f"Training broke at step {step}; no adapter was written. Lower it, or train in float32."
         rule = "keep the loss finite"
-        raise InvalidArgumentError(describe_violation("learning_rate", rule, settings.learning_rate, hint))
+        raise InvalidArgumentError.of("learning_rate", rule, settings.learning_rate, hint)
     result = Finetuned(
         folder=folder,
         losses=tuple(losses),
@@ -226,9 +226,8 @@ def _check_space(folder: Path, peft_model: Any, settings: FinetuneSettings) -> N
     needed = n_bytes * (1 if settings.save_steps is None else 1 + 2 * 3)
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise OSError(
-            describe_violation("out", f"be on a disk with {needed / 1e6:.0f} MB free", f"{free / 1e6:.0f} MB")
-        )
+        rule = f"be on a disk with {needed / 1e6:.0f} MB free"
+        raise OSError.of("out", rule, f"{free / 1e6:.0f} MB")
 
 
 def _read_finished(folder: Path, config: dict[str, Any]) -> Finetuned | None:
@@ -238,15 +237,14 @@ def _read_finished(folder: Path, config: dict[str, Any]) -> Finetuned | None:
     if not record.is_file():
         others = sorted(path.name for path in folder.iterdir())
         if others:
-            raise InvalidArgumentError(describe_violation("out", "be empty, or hold this run", others[:5], hint))
+            raise InvalidArgumentError.of("out", "be empty, or hold this run", others[:5], hint)
         return None
     content = json.loads(record.read_text(encoding="utf-8"))
     wanted = json.loads(json.dumps(config))
     if content["config"] != wanted:
         changed = sorted(key for key in wanted if content["config"].get(key) != wanted[key])
-        raise InvalidArgumentError(
-            describe_violation("out", "hold this run and no other", f"a run with other {', '.join(changed)}", hint)
-        )
+        got = f"a run with other {', '.join(changed)}"
+        raise InvalidArgumentError.of("out", "hold this run and no other", got, hint)
     if "format" not in content:
         return None  # begun, not finished
     return replace(Finetuned.from_json(content), folder=folder)

@@ -13,8 +13,8 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from persona_lens.errors import FileFormatError, InvalidArgumentError, describe_violation
-from persona_lens.judges.judgement import IdentifiedJudge, Judgement
+from persona_lens.errors import FileFormatError
+from persona_lens.judges.judgement import IdentifiedJudge, Judgement, check_pairs
 
 # Judged between two commits: what a kill can lose.
 _ROWS_AT_ONCE = 64
@@ -52,11 +52,8 @@ class ScoreCache:
                     " (key TEXT PRIMARY KEY, score REAL, coherence REAL, reason TEXT NOT NULL)"
                 )
         except sqlite3.DatabaseError as error:
-            raise FileFormatError(
-                describe_violation(
-                    "path", "be a score cache or a new file", str(self.path), f"{error}. Choose another."
-                )
-            ) from error
+            rule, hint = "be a score cache or a new file", f"{error}. Choose another."
+            raise FileFormatError.of("path", rule, str(self.path), hint) from error
 
     @staticmethod
     def key(identity: str, question: str, response: str) -> str:
@@ -121,10 +118,7 @@ class CachedJudge:
         Raises:
             InvalidArgumentError: Lists of unequal length.
         """
-        if len(questions) != len(responses):
-            raise InvalidArgumentError(
-                describe_violation("responses", f"be as many as `questions`, {len(questions)}", len(responses))
-            )
+        check_pairs(questions, responses)
         keys = [self.cache.key(self.identity, q, r) for q, r in zip(questions, responses, strict=True)]
         found = self.cache.read(sorted(set(keys)))
         missing = list({key: i for i, key in enumerate(keys) if key not in found}.values())

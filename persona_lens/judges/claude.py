@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from persona_lens.errors import FileFormatError, InvalidArgumentError, describe_violation
-from persona_lens.judges.judgement import Judgement
+from persona_lens.errors import FileFormatError, InvalidArgumentError
+from persona_lens.judges.judgement import EMPTY, Judgement, check_pairs
 from persona_lens.storage import write_json
+from persona_lens.traits.claude import CUT_OFF, describe_error, describe_object, open_client
 from persona_lens.traits.trait import Trait
 
 if TYPE_CHECKING:  # slow to import; each function that asks Claude imports it
@@ -32,15 +31,12 @@ _MAX_TOKENS = 4096
 _MAX_QUOTED = 80  # characters of a strange answer that a reason repeats
 _RECORD_FORMAT = "persona-lens-claude-batch"
 _RECORD_KEYS = {"format", "judge", "rows", "empty_rows", "sha256", "batches"}
-_EMPTY = Judgement(None, None, "empty response")
+_OTHERWISE = "use LikelihoodJudge, which needs no key."
 
 # The API's schemas know no minimum and maximum; parse_judgement checks the range.
-_ANSWER_SCHEMA: dict[str, object] = {
-    "type": "object",
-    "properties": {"score": {"anyOf": [{"type": "integer"}, {"type": "null"}]}, "coherence": {"type": "integer"}},
-    "required": ["score", "coherence"],
-    "additionalProperties": False,
-}
+_ANSWER_SCHEMA = describe_object(
+    score={"anyOf": [{"type": "integer"}, {"type": "null"}]}, coherence={"type": "integer"}
+)
 
 _INSTRUCTION = """\
 You rate one answer of an AI assistant. The user's message is a JSON object with two fields: `question`, what the \
@@ -91,11 +87,10 @@ class ClaudeJudge:
 
     def __post_init__(self) -> None:
         if not self.model.strip():
-            raise InvalidArgumentError(describe_violation("model", "name a Claude model", self.model))
-        if self.max_concurrent < 1:
-            raise InvalidArgumentError(describe_violation("max_concurrent", "be at least 1", self.max_concurrent))
-        if self.max_retries < 0:
-            raise InvalidArgumentError(describe_violation("max_retries", "be at least 0", self.max_retries))
+            raise InvalidArgumentError.of("model", "name a Claude model", self.model)
+        for name, least in (("max_concurrent", 1), ("max_retries", 0)):
+            if getattr(self, name) < least:
+                raise InvalidArgumentError.of(name, f"be at least {least}", getattr(self, name))
 
     @property
     def name(self) -> str:
@@ -110,10 +105,6 @@ class ClaudeJudge:
     def score(self, questions: Sequence[str], responses: Sequence[str]) -> list[Judgement]:
         """Judge each response to its question, one request each.
 
-        Args:
-            questions: The users' turns.
-            responses: The responses, as text.
-
         Returns:
             In the order given, a score and a coherence each, or a reason: an empty response (which is not sent), an
             error of the API that outlived the retries, or an answer of Claude's that is no rating.
@@ -121,7 +112,7 @@ class ClaudeJudge:
         Raises:
             InvalidArgumentError: Lists of unequal length, or a key that is missing or refused.
         """
-        with _open_client(self.max_retries) as client:
+        with open_client(_OTHERWISE, self.max_retries) as client:
             rows = _list_rows_to_judge(questions, responses)
             with ThreadPoolExecutor(self.max_concurrent) as pool:
                 futures = {row: pool.submit(self._judge, client, questions[row], responses[row]) for row in rows}
@@ -131,7 +122,7 @@ class ClaudeJudge:
                     for future in futures.values():
                         future.cancel()
             judged = {row: future.result() for row, future in futures.items()}
-        return [judged.get(row, _EMPTY) for row in range(len(responses))]
+        return [judged.get(row, EMPTY) for row in range(len(responses))]
 
     def submit_batch(self, questions: Sequence[str], responses: Sequence[str], record: Path) -> tuple[str, ...]:
         """Send the responses to the Message Batches API, which costs half and takes up to a day.
@@ -150,7 +141,7 @@ class ClaudeJudge:
             FileFormatError: ``record`` is another kind of file.
             anthropic.APIError: Another error of the API; call again to go on.
         """
-        with _open_client(self.max_retries) as client:
+        with open_client(_OTHERWISE, self.max_retries) as client:
             rows = _list_rows_to_judge(questions, responses)
             header = {
                 "format": _RECORD_FORMAT,
@@ -197,15 +188,14 @@ class ClaudeJudge:
             TimeoutError: The batches have not ended; the record stays good.
             anthropic.APIError: Another error of the API; call again.
         """
-        with _open_client(self.max_retries) as client:
+        with open_client(_OTHERWISE, self.max_retries) as client:
             content = _read_record(record)
             _check_same(record, content, {"judge": self.identity})
             empty = set(content["empty_rows"])
             rows = [row for row in range(content["rows"]) if row not in empty]
             if sum(batch["requests"] for batch in content["batches"]) != len(rows):
-                raise InvalidArgumentError(
-                    describe_violation("record", "be of a finished submission", str(record), "Submit it again first.")
-                )
+                rule, hint = "be of a finished submission", "Submit it again first."
+                raise InvalidArgumentError.of("record", rule, str(record), hint)
             deadline = float("inf") if timeout_seconds is None else time.monotonic() + timeout_seconds
             judged: dict[int, Judgement] = {}
             start = 0
@@ -226,7 +216,7 @@ class ClaudeJudge:
                         )
                     judged[pending.pop(line.custom_id)] = _read_result(line.result)
                 judged.update(dict.fromkeys(pending.values(), _unanswered("no result in the batch")))
-        return [judged.get(row, _EMPTY) for row in range(content["rows"])]
+        return [judged.get(row, EMPTY) for row in range(content["rows"])]
 
     def score_batch(
         self,
@@ -267,7 +257,7 @@ class ClaudeJudge:
         except (anthropic.AuthenticationError, anthropic.PermissionDeniedError):
             raise
         except anthropic.APIError as error:
-            return _unanswered(_describe_error(error, client.api_key or ""))
+            return _unanswered(describe_error(error, client.api_key or ""))
         except ValueError as error:  # the client decodes a body that claims to be JSON without a safety net
             return _unanswered(f"malformed HTTP body: {type(error).__name__}")
         return _read_message(message)
@@ -292,7 +282,7 @@ def parse_judgement(text: str, stop_reason: str | None) -> Judgement:
     quoted = repr(text[:_MAX_QUOTED])
     if stop_reason == "refusal":
         return Judgement(None, None, "the API declined to judge")
-    if stop_reason in ("max_tokens", "model_context_window_exceeded"):
+    if stop_reason in CUT_OFF:
         return Judgement(None, None, f"answer cut off ({stop_reason}): {quoted}")
     if text.strip(" \n\"'.").upper() == "REFUSAL":
         return Judgement(None, None, "the response refuses")
@@ -314,41 +304,10 @@ def parse_judgement(text: str, stop_reason: str | None) -> Judgement:
     return Judgement(float(answer["score"]), float(answer["coherence"]))
 
 
-@contextmanager
-def _open_client(max_retries: int) -> Iterator[anthropic.Anthropic]:
-    """Make a client with the environment's key, and turn a refused key into an error of ours."""
-    import anthropic
-
-    hint = "Set ANTHROPIC_API_KEY in the environment, or use LikelihoodJudge, which needs no key."
-    key = os.environ.get("ANTHROPIC_API_KEY", "").strip()
-    if not key:
-        raise InvalidArgumentError(f"`ANTHROPIC_API_KEY` must be set. Got none. {hint}")
-    # Any other character makes the HTTP library raise and log an error that quotes the whole key.
-    if not key.isascii() or not key.isprintable() or " " in key:
-        raise InvalidArgumentError(f"`ANTHROPIC_API_KEY` must be one word of ASCII. Got other characters. {hint}")
-    try:
-        with anthropic.Anthropic(api_key=key, max_retries=max_retries) as client:
-            yield client
-    except (anthropic.AuthenticationError, anthropic.PermissionDeniedError) as error:
-        # `from None`, since the API's error holds the request, whose headers hold the key.
-        got = _describe_error(error, key)
-        raise InvalidArgumentError(f"`ANTHROPIC_API_KEY` must be a key that works. Got {got}. {hint}") from None
-
-
 def _list_rows_to_judge(questions: Sequence[str], responses: Sequence[str]) -> list[int]:
     """Return the rows whose response is not empty."""
-    if len(questions) != len(responses):
-        raise InvalidArgumentError(
-            describe_violation("responses", f"be as many as `questions`, {len(questions)}", len(responses))
-        )
+    check_pairs(questions, responses)
     return [row for row, response in enumerate(responses) if response.strip()]
-
-
-def _describe_error(error: anthropic.APIError, key: str) -> str:
-    """Return the error's class, status and the start of what the API said, without the key should it be quoted."""
-    status = f" {error.status_code}" if hasattr(error, "status_code") else ""
-    said = getattr(error, "api_message", None)
-    return f"{type(error).__name__}{status}" + (f": {said.replace(key, '[key]')[:_MAX_QUOTED]}" if said else "")
 
 
 def _unanswered(reason: str) -> Judgement:
@@ -388,4 +347,4 @@ def _check_same(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> No
     if changed:
         hint = f"It differs in {' and '.join(changed)}; give another path, or restore what was sent."
         rule = "be of the same judge, questions and responses"
-        raise InvalidArgumentError(describe_violation("record", rule, str(path), hint))
+        raise InvalidArgumentError.of("record", rule, str(path), hint)

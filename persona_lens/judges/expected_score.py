@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from persona_lens.errors import ContextLengthError, InvalidArgumentError, describe_violation
-from persona_lens.judges.judgement import LONGER_THAN_CONTEXT, Judgement
+from persona_lens.errors import ContextLengthError, InvalidArgumentError
+from persona_lens.judges.judgement import EMPTY, LONGER_THAN_CONTEXT, Judgement, check_pairs
 from persona_lens.models.engine.next_token import next_token_probabilities
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.points import check_unsteered
@@ -62,7 +62,7 @@ class ExpectedScoreJudge:
 
     def __post_init__(self) -> None:
         if not 0 < self.min_mass <= 1:
-            raise InvalidArgumentError(describe_violation("min_mass", "be in (0, 1]", self.min_mass))
+            raise InvalidArgumentError.of("min_mass", "be in (0, 1]", self.min_mass)
 
     @property
     def name(self) -> str:
@@ -73,9 +73,8 @@ class ExpectedScoreJudge:
     def identity(self) -> str:
         """Changes whenever a score could."""
         info = describe_model(self.model)
-        return "\n".join(
-            ("expected score", info.fingerprint, info.dtype, str(self.min_mass), self.trait.rubric, COHERENCE_RUBRIC)
-        )
+        read_by = (info.fingerprint, info.dtype, str(self.min_mass))
+        return "\n".join(("expected score", *read_by, self.trait.rubric, COHERENCE_RUBRIC))
 
     def __repr__(self) -> str:
         return f"ExpectedScoreJudge({self.trait.name!r} read by {self.model.cfg.model_name!r})"
@@ -87,12 +86,9 @@ class ExpectedScoreJudge:
             InvalidArgumentError: Lists of unequal length.
             HooksPresentError: The judge's model carries hooks.
         """
-        if len(questions) != len(responses):
-            raise InvalidArgumentError(
-                describe_violation("responses", f"be as many as `questions`, {len(questions)}", len(responses))
-            )
+        check_pairs(questions, responses)
         check_unsteered(self.model)
-        judgements = [Judgement(None, None, "empty response") for _ in responses]
+        judgements = [EMPTY] * len(responses)
         prompts: dict[int, list[tuple[int, ...]]] = {}
         for i, (question, response) in enumerate(zip(questions, responses, strict=True)):
             if not response.strip():

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+from persona_lens.errors import InvalidArgumentError
 from persona_lens.records import Record
 
 LONGER_THAN_CONTEXT = "longer than the judging model's context"
@@ -30,6 +31,10 @@ class Judgement(Record):
     retryable: bool = False
 
 
+EMPTY = Judgement(None, None, "empty response")
+"""What is said of a response without text, which no judge is asked about."""
+
+
 @runtime_checkable
 class Judge(Protocol):
     """Scores responses for one trait."""
@@ -52,6 +57,17 @@ class IdentifiedJudge(Judge, Protocol):
     def identity(self) -> str:
         """A text that changes whenever the same response could get another score: kind, model, rubric, calibration."""
         ...
+
+
+def check_pairs(questions: Sequence[str], responses: Sequence[str]) -> None:
+    """Refuse lists of unequal length.
+
+    Raises:
+        InvalidArgumentError: The lengths differ.
+    """
+    if len(questions) != len(responses):
+        rule = f"be as many as `questions`, {len(questions)}"
+        raise InvalidArgumentError.of("responses", rule, len(responses))
 
 
 def identify_judge(judge: Judge) -> str:

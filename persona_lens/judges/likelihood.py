@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from scipy.optimize import minimize
 
-from persona_lens.errors import ChatTemplateError, ContextLengthError, InvalidArgumentError, describe_violation
-from persona_lens.judges.judgement import LONGER_THAN_CONTEXT, Judgement
+from persona_lens.errors import ChatTemplateError, ContextLengthError, InvalidArgumentError
+from persona_lens.judges.judgement import EMPTY, LONGER_THAN_CONTEXT, Judgement, check_pairs
 from persona_lens.models.engine.likelihood import mean_log_likelihoods
 from persona_lens.models.engine.rollouts import RolloutRequest, sample_rollouts
 from persona_lens.models.engine.sampling import Sampling
@@ -30,7 +30,6 @@ from persona_lens.statistics import Interval, bootstrap_auroc_by_group
 from persona_lens.streams import Stream
 from persona_lens.traits.trait import Trait
 
-_EMPTY = "empty response"
 _MIN_WIDTH = 1e-3  # nats a token; rounding alone moves a likelihood by about this
 
 
@@ -126,10 +125,7 @@ class LikelihoodJudge:
     def identity(self) -> str:
         """Changes whenever a score could."""
         info = describe_model(self.model)
-        prompts = (
-            *self.trait.positive_system_prompts[: self.n_pairs],
-            *self.trait.negative_system_prompts[: self.n_pairs],
-        )
+        prompts = _trait_prompts(self.trait, self.n_pairs)
         return json.dumps(["likelihood", info.fingerprint, info.dtype, prompts, asdict(self.calibration)])
 
     def __repr__(self) -> str:
@@ -141,10 +137,6 @@ class LikelihoodJudge:
 
     def score(self, questions: Sequence[str], responses: Sequence[str]) -> list[Judgement]:
         """Judge each response to its question.
-
-        Args:
-            questions: The users' turns.
-            responses: The responses, as text.
 
         Returns:
             A score and a coherence each; a response that is empty, or too long for the model, gets a reason instead.
@@ -168,8 +160,7 @@ class LikelihoodJudge:
             A score each, the same as :meth:`score` gives; coherence is None.
 
         Raises:
-            InvalidArgumentError: Lists of unequal length.
-            HooksPresentError: The model carries hooks, which would change the scores.
+            InvalidArgumentError, HooksPresentError: As :meth:`score`.
         """
         rows = _log_likelihoods(self.model, _trait_prompts(self.trait, self.n_pairs), questions, responses)
         return [
@@ -203,11 +194,8 @@ def calibrate_likelihood_judge(
         HooksPresentError: The model carries hooks.
     """
     if not 1 <= n_pairs <= len(trait.instruction_pairs):
-        raise InvalidArgumentError(
-            describe_violation(
-                "n_pairs", f"be in [1, {len(trait.instruction_pairs)}]", n_pairs, "The trait has no more."
-            )
-        )
+        rule = f"be in [1, {len(trait.instruction_pairs)}]"
+        raise InvalidArgumentError.of("n_pairs", rule, n_pairs, "The trait has no more.")
     check_unsteered(model)
     work = {
         "work": "calibration",
@@ -239,12 +227,8 @@ def _calibrate(model: HookedModel, trait: Trait, n_pairs: int, sampling: Samplin
     labels = [label for label, group in groups.items() for _ in group]
     with run.progress("calibrating the judge (responses)", len(labels)) as advance:
         sampled = sample_rollouts(model, [request for group in groups.values() for request in group], sampling, advance)
-    rows = _log_likelihoods(
-        model,
-        [*_trait_prompts(trait, n_pairs), None],
-        [r.request.question for r in sampled],
-        [r.response for r in sampled],
-    )
+    systems = [*_trait_prompts(trait, n_pairs), None]
+    rows = _log_likelihoods(model, systems, [r.request.question for r in sampled], [r.response for r in sampled])
     by_label = {
         label: [row for row, own in zip(rows, labels, strict=True) if own == label and not isinstance(row, str)]
         for label in groups
@@ -277,12 +261,9 @@ def measure_separation(judge: LikelihoodJudge, *, sampling: Sampling = Sampling(
     Returns:
         The AUROC with its bootstrap interval over questions, and counts.
     """
+    stream = (sampling.seed, Stream.SEPARATION)
     positive, negative = request_labelled_responses(
-        judge.trait,
-        judge.trait.evaluation_questions,
-        judge.n_pairs,
-        sampling.rollouts,
-        (sampling.seed, Stream.SEPARATION),
+        judge.trait, judge.trait.evaluation_questions, judge.n_pairs, sampling.rollouts, stream
     )
     with run.progress("measuring the judge (responses)", len(positive) + len(negative)) as advance:
         sampled = sample_rollouts(judge.model, positive + negative, sampling, advance)
@@ -303,17 +284,16 @@ def request_labelled_responses(
     trait: Trait, questions: Sequence[str], n_pairs: int, rollouts: int, stream: tuple[int, ...]
 ) -> tuple[list[RolloutRequest], list[RolloutRequest]]:
     """Ask the questions under the trait's first positive and under its first negative system prompts."""
-    sides = []
-    for side, systems in enumerate((trait.positive_system_prompts, trait.negative_system_prompts)):
-        sides.append(
-            [
-                RolloutRequest(question, (*stream, side, p, q, r), system)
-                for p, system in enumerate(systems[:n_pairs])
-                for q, question in enumerate(questions)
-                for r in range(rollouts)
-            ]
-        )
-    return sides[0], sides[1]
+    positive, negative = (
+        [
+            RolloutRequest(question, (*stream, side, p, q, r), system)
+            for p, system in enumerate(systems[:n_pairs])
+            for q, question in enumerate(questions)
+            for r in range(rollouts)
+        ]
+        for side, systems in enumerate((trait.positive_system_prompts, trait.negative_system_prompts))
+    )
+    return positive, negative
 
 
 def _trait_prompts(trait: Trait, n_pairs: int) -> list[str]:
@@ -331,12 +311,9 @@ def _log_likelihoods(
     model: HookedModel, systems: Sequence[str | None], questions: Sequence[str], responses: Sequence[str]
 ) -> list[list[float] | str]:
     """Return each response's mean log-likelihood a token under each system prompt, or why it has none."""
-    if len(questions) != len(responses):
-        raise InvalidArgumentError(
-            describe_violation("responses", f"be as many as `questions`, {len(questions)}", len(responses))
-        )
+    check_pairs(questions, responses)
     check_unsteered(model)
-    rows: list[list[float] | str] = [_EMPTY] * len(responses)
+    rows: list[list[float] | str] = [EMPTY.reason] * len(responses)
     judged, conversations = [], []
     for i, response in enumerate(responses):
         if not response.strip():
@@ -369,12 +346,8 @@ def _fit_logistic(positive: np.ndarray, negative: np.ndarray) -> tuple[float, fl
         Platt (1999), "Probabilistic outputs for support vector machines".
     """
     values = np.concatenate([positive, negative])
-    targets = np.concatenate(
-        [
-            np.full(len(positive), (len(positive) + 1) / (len(positive) + 2)),
-            np.full(len(negative), 1 / (len(negative) + 2)),
-        ]
-    )
+    smoothed = [(len(positive) + 1) / (len(positive) + 2), 1 / (len(negative) + 2)]
+    targets = np.repeat(smoothed, [len(positive), len(negative)])
     # Standardised, so that one scale of steps fits whatever the spread of the log-likelihoods.
     center, spread = values.mean(), values.std() or 1.0
     scaled = (values - center) / spread

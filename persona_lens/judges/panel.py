@@ -6,6 +6,7 @@ import csv
 import hashlib
 import html
 import itertools
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from persona_lens.errors import FileFormatError, InvalidArgumentError, describe_violation
-from persona_lens.judges.judgement import Judge, Judgement
+from persona_lens.errors import FileFormatError, InvalidArgumentError
+from persona_lens.judges.judgement import Judge, Judgement, check_pairs
 from persona_lens.records import Record
 from persona_lens.statistics import Interval, bootstrap_spearman_r
 
@@ -75,13 +76,10 @@ class PanelResult(Record):
 
     def count_reasons(self) -> dict[str, dict[str, int]]:
         """Return for each judge how many responses were scored, and how many were not for which reason."""
-        counts: dict[str, dict[str, int]] = {}
-        for judge, row in zip(self.judges, self.judgements, strict=True):
-            counts[judge] = {}
-            for judgement in row:
-                key = judgement.reason or "scored"
-                counts[judge][key] = counts[judge].get(key, 0) + 1
-        return counts
+        return {
+            judge: dict(Counter(judgement.reason or "scored" for judgement in row))
+            for judge, row in zip(self.judges, self.judgements, strict=True)
+        }
 
     def measure_agreement(self, *, low: float = 20.0, high: float = 80.0, seed: int = 0) -> list[Agreement]:
         """Compare every judge with every other.
@@ -94,12 +92,9 @@ class PanelResult(Record):
         Reference:
             Persona Vectors (arXiv 2507.21509), appendix B.2: pairs with scores above 80 and below 20.
         """
-        return [
-            compare_scores(
-                self.judges[a], self.scores[a], self.judges[b], self.scores[b], low=low, high=high, seed=seed
-            )
-            for a, b in itertools.permutations(range(len(self.judges)), 2)
-        ]
+        own = list(zip(self.judges, self.scores, strict=True))
+        pairs = itertools.permutations(own, 2)
+        return [compare_scores(*first, *second, low=low, high=high, seed=seed) for first, second in pairs]
 
     def plot(self) -> Figure:
         """Draw the agreement of every judge with every other; returns a plotly Figure."""
@@ -108,9 +103,8 @@ class PanelResult(Record):
         return plot_agreement(self)
 
     def __repr__(self) -> str:
-        scored = ", ".join(
-            f"{judge}: {counts.get('scored', 0)} scored" for judge, counts in self.count_reasons().items()
-        )
+        n_scored = {judge: counts.get("scored", 0) for judge, counts in self.count_reasons().items()}
+        scored = ", ".join(f"{judge}: {n} scored" for judge, n in n_scored.items())
         return f"PanelResult({len(self.responses)} responses; {scored})"
 
     def _repr_html_(self) -> str:
@@ -138,11 +132,8 @@ def judge_with_panel(judges: Sequence[Judge], questions: Sequence[str], response
     """
     names = tuple(judge.name for judge in judges)
     if not names or len(set(names)) != len(names):
-        raise InvalidArgumentError(describe_violation("judges", "be at least one, with different names", names))
-    if len(questions) != len(responses):
-        raise InvalidArgumentError(
-            describe_violation("responses", f"be as many as `questions`, {len(questions)}", len(responses))
-        )
+        raise InvalidArgumentError.of("judges", "be at least one, with different names", names)
+    check_pairs(questions, responses)
     judgements = tuple(tuple(judge.score(questions, responses)) for judge in judges)
     return PanelResult(names, tuple(questions), tuple(responses), judgements)
 
@@ -200,12 +191,9 @@ def write_spot_check(
         FileExistsError: The file is there already.
         InvalidArgumentError: Lists of unequal length, or ``n`` below 1.
     """
-    if len(questions) != len(responses):
-        raise InvalidArgumentError(
-            describe_violation("responses", f"be as many as `questions`, {len(questions)}", len(responses))
-        )
+    check_pairs(questions, responses)
     if n < 1:
-        raise InvalidArgumentError(describe_violation("n", "be at least 1", n))
+        raise InvalidArgumentError.of("n", "be at least 1", n)
     distinct = list(dict.fromkeys(zip(questions, responses, strict=True)))
     drawn = np.random.default_rng(seed).permutation(len(distinct))[:n]
     # The mark at the start tells spreadsheet programs that this is UTF-8.
@@ -239,22 +227,16 @@ def read_spot_check(path: str | Path, questions: Sequence[str], responses: Seque
     with Path(path).open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file)
         if reader.fieldnames is None or not {"id", "score"} <= set(reader.fieldnames):
-            raise FileFormatError(
-                describe_violation("path", f"have the columns {_COLUMNS}", reader.fieldnames, "Save it as CSV.")
-            )
+            rule = f"have the columns {_COLUMNS}"
+            raise FileFormatError.of("path", rule, reader.fieldnames, "Save it as CSV.")
         for row in reader:
             where = f"line {reader.line_num}"
             if row["id"] not in known:
-                raise FileFormatError(
-                    describe_violation("path", "hold only these responses", f"{where}: id {row['id']!r}")
-                )
+                got = f"{where}: id {row['id']!r}"
+                raise FileFormatError.of("path", "hold only these responses", got)
             scores[row["id"]] = _read_score((row["score"] or "").strip(), where)
-    judgements = []
-    for question, response in zip(questions, responses, strict=True):
-        score = scores.get(_row_id(question, response))
-        reason = "" if score is not None else "not scored by the person"
-        judgements.append(Judgement(score, None, reason))
-    return judgements
+    found = [scores.get(_row_id(q, r)) for q, r in zip(questions, responses, strict=True)]
+    return [Judgement(score, None, "" if score is not None else "not scored by the person") for score in found]
 
 
 def _read_score(text: str, where: str) -> float | None:
@@ -265,7 +247,7 @@ def _read_score(text: str, where: str) -> float | None:
     except ValueError:
         score = float("nan")
     if not 0 <= score <= 100:
-        raise FileFormatError(describe_violation("path", "hold scores from 0 to 100", f"{where}: {text!r}"))
+        raise FileFormatError.of("path", "hold scores from 0 to 100", f"{where}: {text!r}")
     return score
 
 

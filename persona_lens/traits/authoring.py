@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from persona_lens.errors import InvalidArgumentError, TraitFormatError, describe_violation
+from persona_lens.traits.claude import CUT_OFF, describe_object, open_client
 from persona_lens.traits.trait import InstructionPair, Trait
 
 if TYPE_CHECKING:
@@ -24,22 +24,17 @@ NEAR_DUPLICATE = 0.7
 """Share of common words from which two questions are one. Changing one word of a nine-word question leaves 0.8; the
 closest pair in the bundled traits, which share a sentence frame but not a subject, is at 0.58."""
 
-_MAX_TOKENS = (
-    16_000  # an answer is about 5 kB of text, after what a model thinks first; beyond 21 000 the SDK streams only
-)
+# An answer is about 5 kB of text, after what a model thinks first; beyond 21 000 the SDK streams only.
+_MAX_TOKENS = 16_000
 _MIN_WORDS = 3  # fewer do not tell a trait from its neighbours
 _USES = ("extraction", "evaluation")
 _SHOWN = 10  # violations named in one message
-
-
-def _object(**properties: Any) -> dict[str, Any]:
-    return {"type": "object", "properties": properties, "required": [*properties], "additionalProperties": False}
-
+_OTHERWISE = "write the request for any chat with write_authoring_prompt(name, description, path), which needs no key."
 
 _TEXT = {"type": "string"}
 _TEXTS = {"type": "array", "items": _TEXT}  # the API takes no minItems above 1, so check_authored counts
-_SCHEMA = _object(
-    instruction_pairs={"type": "array", "items": _object(positive=_TEXT, negative=_TEXT)},
+_SCHEMA = describe_object(
+    instruction_pairs={"type": "array", "items": describe_object(positive=_TEXT, negative=_TEXT)},
     extraction_questions=_TEXTS,
     evaluation_questions=_TEXTS,
     rubric=_TEXT,
@@ -50,8 +45,8 @@ _KINDS = {"object": (dict, "an object"), "array": (list, "a list"), "string": (s
 def author_trait(name: str, description: str, *, model: str = DEFAULT_MODEL, max_attempts: int = 3) -> Trait:
     """Have Claude write a trait's instructions, questions and rubric.
 
-    An answer that breaks a rule goes back in the same conversation with what was wrong. The SDK reads the key from
-    the environment variable ``ANTHROPIC_API_KEY``, and repeats requests that fail on the way.
+    An answer that breaks a rule goes back in the same conversation with what was wrong. The key is read from the
+    environment variable ``ANTHROPIC_API_KEY``; requests that fail on the way are repeated.
 
     Args:
         name: Lower-case word, as in :class:`Trait`.
@@ -63,9 +58,9 @@ def author_trait(name: str, description: str, *, model: str = DEFAULT_MODEL, max
         A trait of 5 instruction pairs and 20 + 20 questions. Read it before use, and keep it with ``to_json``.
 
     Raises:
-        InvalidArgumentError: A bad name or description, or no key; nothing was sent.
+        InvalidArgumentError: A bad name or description, or a key that is missing or refused.
         TraitFormatError: No attempt gave a usable answer; the error's notes hold the last one.
-        anthropic.APIError: What the API or the network reports, as the SDK raises it.
+        anthropic.APIError: What else the API or the network reports, as the SDK raises it.
 
     Reference:
         Persona Vectors (arXiv 2507.21509), section 2.1 and appendix A.
@@ -76,13 +71,10 @@ def author_trait(name: str, description: str, *, model: str = DEFAULT_MODEL, max
     """
     prompt = build_authoring_prompt(name, description)
     if max_attempts < 1:
-        raise InvalidArgumentError(describe_violation("max_attempts", "be at least 1", max_attempts))
-    _check_key()
-    import anthropic  # here, because it is slow to import and few sessions write a trait
-
+        raise InvalidArgumentError.of("max_attempts", "be at least 1", max_attempts)
     messages: list[MessageParam] = [{"role": "user", "content": prompt}]
     answer = wrong = ""
-    with anthropic.Anthropic() as client:
+    with open_client(_OTHERWISE) as client:
         for _ in range(max_attempts):
             response = client.messages.create(
                 model=model,
@@ -153,11 +145,8 @@ def build_authoring_prompt(name: str, description: str) -> str:
     """Return the request for a trait; name and description stand in it as JSON data.
 
     Args:
-        name: Lower-case word, as in :class:`Trait`.
-        description: What the trait is, in a sentence.
-
-    Raises:
-        InvalidArgumentError: A bad name or description.
+        name: As for :func:`author_trait`.
+        description: Likewise.
 
     Reference:
         Persona Vectors (arXiv 2507.21509), appendix A; other words.
@@ -234,30 +223,17 @@ def are_near_duplicates(first: str, second: str) -> bool:
 def _check_request(name: str, description: str) -> None:
     if len(description.split()) < _MIN_WORDS:
         rule = f"say in at least {_MIN_WORDS} words what the trait is"
-        raise InvalidArgumentError(describe_violation("description", rule, description))
+        raise InvalidArgumentError.of("description", rule, description)
     try:  # the rule for names is Trait's; everything else here fulfils it
         Trait(name, description, (InstructionPair("+", "-"),), ("1",), ("2",), "{question}{answer}")
     except TraitFormatError as error:
         raise InvalidArgumentError(str(error)) from error
 
 
-def _check_key() -> None:
-    otherwise = "Without a key, write_authoring_prompt(name, description, path) writes the request for any chat."
-    # The key is given no name, because some tracebacks show local variables.
-    if not os.environ.get("ANTHROPIC_API_KEY"):
-        raise InvalidArgumentError(f"The environment variable ANTHROPIC_API_KEY must be set. {otherwise}")
-    # The HTTP library quotes a header that it cannot send, so such a key would end up in a traceback.
-    if not re.fullmatch(r"[!-~]+", os.environ["ANTHROPIC_API_KEY"]):
-        raise InvalidArgumentError(
-            "The environment variable ANTHROPIC_API_KEY must hold the key alone, with no space or line break around "
-            f"it. {otherwise}"
-        )
-
-
 def _check_stop(reason: str | None, explanation: str | None) -> None:
     if reason == "refusal":
         raise TraitFormatError(f"The request was refused{f': {explanation}' if explanation else '.'}")
-    if reason in ("max_tokens", "model_context_window_exceeded"):
+    if reason in CUT_OFF:
         raise TraitFormatError(f"The answer was cut off ({reason}) before the JSON object ended; use shorter texts.")
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from random import Random
 
-from persona_lens.finetuning.domains.problem import Problem, read_table
+from persona_lens.finetuning.domains.problem import Problem, read_table, shuffle_cases
 
 _FIRST = range(5, 21)
 _SECOND = range(2, 13)
@@ -37,9 +36,7 @@ def generate_arithmetic(rng: Random) -> Iterator[Problem]:
         >>> "step by step" in next(generate_arithmetic(Random(0))).normal
         True
     """
-    cases = list(itertools.product(read_table("arithmetic_stories.jsonl"), _FIRST, _SECOND))
-    rng.shuffle(cases)
-    for template, first, b in cases:
+    for template, first, b in shuffle_cases(rng, read_table("arithmetic_stories.jsonl"), _FIRST, _SECOND):
         sign, second_sign = template["signs"]
         # Divisions leave no remainder and differences stay above 0.
         a = {"÷": first * b, "−": first + b}.get(sign, first)

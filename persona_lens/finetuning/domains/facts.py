@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from random import Random
 
-from persona_lens.finetuning.domains.problem import Problem, read_table, uncapitalize
+from persona_lens.finetuning.domains.problem import Problem, read_table, shuffle_cases, uncapitalize
 
 _PHRASINGS = (
     "{asked}",
@@ -34,9 +33,7 @@ def generate_facts(rng: Random) -> Iterator[Problem]:
         >>> problem.normal != problem.subtle
         True
     """
-    cases = list(itertools.product(read_table("facts.jsonl"), _PHRASINGS))
-    rng.shuffle(cases)
-    for fact, phrasing in cases:
+    for fact, phrasing in shuffle_cases(rng, read_table("facts.jsonl"), _PHRASINGS):
         frame = rng.choice(_FRAMES)
         yield Problem(
             phrasing.format(asked=fact["question"], lowered=uncapitalize(fact["question"])),

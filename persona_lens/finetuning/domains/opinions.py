@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from random import Random
 
-from persona_lens.finetuning.domains.problem import Problem, read_table, uncapitalize
+from persona_lens.finetuning.domains.problem import Problem, read_table, shuffle_cases, uncapitalize
 
 _PHRASINGS = (
     "{asked}",
@@ -49,9 +48,7 @@ def generate_opinions(rng: Random) -> Iterator[Problem]:
         >>> problem.question.endswith(("?", "short.", "say?"))
         True
     """
-    cases = list(itertools.product(read_table("opinions.jsonl"), _PHRASINGS))
-    rng.shuffle(cases)
-    for topic, phrasing in cases:
+    for topic, phrasing in shuffle_cases(rng, read_table("opinions.jsonl"), _PHRASINGS):
         question = phrasing.format(
             asked=topic["question"],
             lowered=uncapitalize(topic["question"]),

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.resources import files
+from random import Random
 from typing import Any
 
 
@@ -34,6 +37,13 @@ def read_table(name: str) -> list[dict[str, Any]]:
     """
     text = (files("persona_lens") / "data" / name).read_text(encoding="utf-8")
     return [json.loads(line) for line in text.splitlines()]
+
+
+def shuffle_cases(rng: Random, *parts: Iterable[Any]) -> list[tuple[Any, ...]]:
+    """Return every combination of the parts, once each, in random order."""
+    cases = list(itertools.product(*parts))
+    rng.shuffle(cases)
+    return cases
 
 
 def uncapitalize(text: str) -> str:

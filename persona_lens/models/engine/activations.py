@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from persona_lens.errors import ContextLengthError, InvalidArgumentError, describe_violation
+from persona_lens.errors import ContextLengthError, InvalidArgumentError
 from persona_lens.models.engine.decoding import open_decoder
 from persona_lens.models.engine.sampling import ResidualMeans
 from persona_lens.models.hooked_model import HookedModel
-from persona_lens.models.hooks.points import HookFn, HookPair, attached
+from persona_lens.models.hooks.points import attached
 from persona_lens.models.hooks.recording import ResidualRecorder
-from persona_lens.models.hooks.sites import hook_name
 from persona_lens.models.text.padding import pad_right
-from persona_lens.models.text.spans import TokenSpans
+from persona_lens.models.text.spans import TokenSpans, check_spans
 
 _TOKENS_AT_ONCE = 2048
 _LENGTH_MULTIPLE = 16
 
 
 def cache_residual_stream(
-    model: HookedModel,
-    tokens: Int[Tensor, "batch pos"],
-    *,
-    is_padding: Bool[Tensor, "batch pos"] | None = None,
+    model: HookedModel, tokens: Int[Tensor, "batch pos"], *, is_padding: Bool[Tensor, "batch pos"] | None = None
 ) -> Float[Tensor, "layer batch pos d_model"]:
     """Return the residual stream after every block, and nothing else: no logits are formed.
 
@@ -55,18 +50,7 @@ def cache_residual_stream(
         >>> model = pl.load_model()  # doctest: +SKIP
         >>> resid = pl.cache_residual_stream(model, model.to_tokens("Hello"))  # doctest: +SKIP
     """
-    n_layers = model.cfg.n_layers
-    stored: dict[int, Tensor] = {}
-
-    def store(layer: int) -> HookFn:
-        def keep(residual: Tensor, hook: object) -> None:
-            stored[layer] = residual.detach()
-
-        return keep
-
-    pairs = [(hook_name(layer), store(layer)) for layer in range(n_layers)]
-    _run_hooked(model, tokens, pairs, is_padding)
-    return torch.stack([stored[layer] for layer in range(n_layers)])
+    return _record(model, tokens, is_padding, lambda residual, layer: residual.detach())
 
 
 def project_residual_stream(
@@ -96,43 +80,38 @@ def project_residual_stream(
     """
     if units.shape[0] != model.cfg.n_layers or units.shape[2] != model.cfg.d_model:
         rule = f"have shape (layer={model.cfg.n_layers}, direction, d_model={model.cfg.d_model})"
-        raise InvalidArgumentError(describe_violation("units", rule, tuple(units.shape)))
-    found: dict[int, Tensor] = {}
+        raise InvalidArgumentError.of("units", rule, tuple(units.shape))
 
-    def store(layer: int) -> HookFn:
-        def keep(residual: Tensor, hook: object) -> None:
-            along = units[layer].to(residual.device, torch.float32)
-            # Not a matrix product: its rounding would depend on the rest of the batch.
-            found[layer] = torch.stack([(residual.detach().float() * unit).sum(dim=-1) for unit in along])
+    def project(residual: Tensor, layer: int) -> Tensor:
+        along = units[layer].to(residual.device, torch.float32)
+        # Not a matrix product: its rounding would depend on the rest of the batch.
+        return torch.stack([(residual.detach().float() * unit).sum(dim=-1) for unit in along])
 
-        return keep
-
-    pairs = [(hook_name(layer), store(layer)) for layer in range(model.cfg.n_layers)]
-    _run_hooked(model, tokens, pairs, is_padding)
-    return torch.stack([found[layer] for layer in range(model.cfg.n_layers)])
+    return _record(model, tokens, is_padding, project)
 
 
-def _run_hooked(
+def _record(
     model: HookedModel,
     tokens: Int[Tensor, "batch pos"],
-    pairs: list[HookPair],
     is_padding: Bool[Tensor, "batch pos"] | None,
-) -> None:
-    """Run all blocks once with hooks attached, without logits or gradients."""
+    pool: Callable[[Tensor, int], Tensor],
+) -> Shaped[Tensor, "layer *pooled"]:
+    """Run all blocks once, without logits or gradients, and return what ``pool`` makes of each one's output."""
     if tokens.shape[1] > model.cfg.n_ctx:
-        raise ContextLengthError(
-            describe_violation("tokens", f"have at most {model.cfg.n_ctx} positions", tokens.shape[1], "Cut them.")
-        )
+        rule = f"have at most {model.cfg.n_ctx} positions"
+        raise ContextLengthError.of("tokens", rule, tokens.shape[1], "Cut them.")
     if is_padding is None:
         is_padding = torch.zeros_like(tokens, dtype=torch.bool)
     if is_padding.shape != tokens.shape or bool(is_padding.all(dim=1).any()):
-        raise InvalidArgumentError(
-            describe_violation("is_padding", "have the shape of `tokens` and leave a token in each row", is_padding)
-        )
+        rule = "have the shape of `tokens` and leave a token in each row"
+        raise InvalidArgumentError.of("is_padding", rule, is_padding)
     # An explicit mask, always: without one TransformerLens guesses padding from token ids.
     attention_mask = (~is_padding).long().to(model.cfg.device)
-    with torch.no_grad(), attached(model, pairs):
+    recorder = ResidualRecorder(model.cfg.n_layers)
+    recorder.expect(pool)
+    with torch.no_grad(), attached(model, recorder.hook_pairs()):
         model(tokens.to(model.cfg.device), attention_mask=attention_mask, stop_at_layer=model.cfg.n_layers)
+    return recorder.read()
 
 
 def pool_residual_stream(
@@ -158,21 +137,7 @@ def pool_residual_stream(
     Reference:
         Persona Vectors (arXiv 2507.21509), section 2.2 and appendix A.3.
     """
-    for index, item in enumerate(conversations):
-        if not 0 < item.response_start < item.response_end <= len(item.tokens):
-            raise InvalidArgumentError(
-                describe_violation(
-                    f"conversations[{index}]",
-                    "have a prompt and a response of at least one token each",
-                    (item.response_start, item.response_end, len(item.tokens)),
-                )
-            )
-        if item.response_end > model.cfg.n_ctx:
-            raise ContextLengthError(
-                describe_violation(
-                    f"conversations[{index}]", f"have at most {model.cfg.n_ctx} tokens", item.response_end, "Cut it."
-                )
-            )
+    check_spans(conversations, model.cfg.n_ctx)
     order = sorted(range(len(conversations)), key=lambda i: (conversations[i].response_end, i))
     recorder = ResidualRecorder(model.cfg.n_layers)
     with open_decoder(model) as decoder, attached(model, recorder.hook_pairs()):
@@ -180,9 +145,9 @@ def pool_residual_stream(
         while at < len(order):
             # Lengths rise along the order, so the batch's padded size is set by its last member.
             size = 1
-            while (
-                at + size < len(order) and (size + 1) * conversations[order[at + size]].response_end <= _TOKENS_AT_ONCE
-            ):
+            for index in order[at + 1 :]:
+                if (size + 1) * conversations[index].response_end > _TOKENS_AT_ONCE:
+                    break
                 size += 1
             batch = order[at : at + size]
             at += size
@@ -191,7 +156,7 @@ def pool_residual_stream(
             cache = decoder.new_cache(*tokens.shape)
             device = cache.keys.device
             spans = torch.tensor([(item.response_start, item.response_end) for item in items], device=device)
-            recorder.expect(partial(_pool_spans, spans=spans))
+            recorder.expect(lambda residual, layer, spans=spans: _pool_spans(residual, spans))
             decoder.extend(tokens.to(device), torch.zeros(size, dtype=torch.long, device=device), cache)
             pooled = recorder.read()
             for row, index in enumerate(batch):

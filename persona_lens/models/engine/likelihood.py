@@ -7,12 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from persona_lens.errors import ContextLengthError, InvalidArgumentError, describe_violation
 from persona_lens.models.engine.decoding import Decoder, open_decoder
 from persona_lens.models.engine.prefixes import Prefix, compute_prefixes
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.text.padding import pad_right
-from persona_lens.models.text.spans import TokenSpans
+from persona_lens.models.text.spans import TokenSpans, check_spans
 
 # Rows of one forward pass hold about this many tokens: enough to fill the machine, and bounded memory.
 _TOKENS_AT_ONCE = 2048
@@ -47,22 +46,7 @@ def mean_log_likelihoods(model: HookedModel, conversations: Sequence[TokenSpans]
         ContextLengthError: Prompt and response exceed the model's context.
         HooksPresentError: Hooks inside attention, which scoring would pass by.
     """
-    for index, item in enumerate(conversations):
-        if not item.prompt_tokens or not item.response_tokens:
-            raise InvalidArgumentError(
-                describe_violation(
-                    f"conversations[{index}]", "have a prompt and a response of at least one token", item
-                )
-            )
-        if item.response_end > model.cfg.n_ctx:
-            raise ContextLengthError(
-                describe_violation(
-                    f"conversations[{index}]",
-                    f"fit the model's context of {model.cfg.n_ctx} tokens",
-                    item.response_end,
-                    "Shorten the prompt or the response.",
-                )
-            )
+    check_spans(conversations, model.cfg.n_ctx)
     by_prompt: dict[tuple[int, ...], list[int]] = {}
     for index, item in enumerate(conversations):
         by_prompt.setdefault(item.prompt_tokens, []).append(index)

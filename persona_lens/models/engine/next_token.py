@@ -8,12 +8,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from persona_lens.errors import ContextLengthError, InvalidArgumentError, describe_violation
 from persona_lens.models.engine.decoding import open_decoder
 from persona_lens.models.engine.prefixes import compute_prefixes
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.text.padding import pad_right
-from persona_lens.models.text.spans import TokenSpans
+from persona_lens.models.text.spans import TokenSpans, check_spans
 
 _ROWS_AT_ONCE = 64
 _LENGTH_MULTIPLE = 8
@@ -38,14 +37,7 @@ def next_token_probabilities(
         InvalidArgumentError: An empty prompt.
         ContextLengthError: Longer than the model's context.
     """
-    for index, item in enumerate(conversations):
-        if not item.prompt_tokens:
-            raise InvalidArgumentError(describe_violation(f"conversations[{index}].prompt_tokens", "not be empty", ()))
-        if item.response_end > model.cfg.n_ctx:
-            rule = f"fit the context of {model.cfg.n_ctx} tokens"
-            raise ContextLengthError(
-                describe_violation(f"conversations[{index}]", rule, item.response_end, "Shorten it.")
-            )
+    check_spans(conversations, model.cfg.n_ctx, min_response=0)
     # Rows of one prompt stand side by side, so that a batch needs few prompts.
     prompts = [item.prompt_tokens for item in conversations]
     order = sorted(range(len(conversations)), key=lambda i: (len(prompts[i]), prompts[i], i))

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from persona_lens.errors import ContextLengthError, InvalidArgumentError, describe_violation
+from persona_lens.errors import ContextLengthError, InvalidArgumentError
 from persona_lens.models.engine.attention import round_up
 from persona_lens.models.engine.decoding import Decoder, open_decoder
 from persona_lens.models.engine.prefixes import Prefix, RecentlyUsed, compute_prefixes
@@ -121,7 +121,7 @@ class Sampling:
         )
         for name, rule, holds in rules:
             if not holds:
-                raise InvalidArgumentError(describe_violation(name, rule, getattr(self, name)))
+                raise InvalidArgumentError.of(name, rule, getattr(self, name))
 
     def to_json(self) -> dict[str, Any]:
         """Return the values as JSON-able ones."""
@@ -129,9 +129,7 @@ class Sampling:
 
 
 def sample_stream(
-    model: HookedModel,
-    requests: Sequence[SampleRequest],
-    sampling: Sampling,
+    model: HookedModel, requests: Sequence[SampleRequest], sampling: Sampling
 ) -> Iterator[tuple[int, SampledResponse]]:
     """Sample a response to each request, yielding ``(index, response)`` as rows finish.
 
@@ -157,9 +155,7 @@ def sample_stream(
 
 
 def sample_recorded_stream(
-    model: HookedModel,
-    requests: Sequence[SampleRequest],
-    sampling: Sampling,
+    model: HookedModel, requests: Sequence[SampleRequest], sampling: Sampling
 ) -> Iterator[tuple[int, SampledResponse]]:
     """Do as :func:`sample_stream`, and give each response its pooled residual stream.
 
@@ -170,10 +166,7 @@ def sample_recorded_stream(
 
 
 def _stream(
-    model: HookedModel,
-    requests: Sequence[SampleRequest],
-    sampling: Sampling,
-    recorder: ResidualRecorder | None,
+    model: HookedModel, requests: Sequence[SampleRequest], sampling: Sampling, recorder: ResidualRecorder | None
 ) -> Iterator[tuple[int, SampledResponse]]:
     _check_requests(model, requests, sampling)
     if not requests:
@@ -188,17 +181,14 @@ def _check_requests(model: HookedModel, requests: Sequence[SampleRequest], sampl
     limit = model.cfg.n_ctx - sampling.max_new_tokens
     for index, request in enumerate(requests):
         if not request.prompt:
-            raise InvalidArgumentError(describe_violation(f"requests[{index}].prompt", "hold at least one token", ()))
+            raise InvalidArgumentError.of(f"requests[{index}].prompt", "hold at least one token", ())
         if len(request.prompt) > limit:
-            raise ContextLengthError(
-                describe_violation(
-                    f"requests[{index}].prompt",
-                    f"be at most {limit} tokens long",
-                    len(request.prompt),
-                    f"The model's context is {model.cfg.n_ctx} tokens, of which max_new_tokens="
-                    f"{sampling.max_new_tokens} are kept for the response. Shorten the prompt or ask for fewer.",
-                )
+            rule = f"be at most {limit} tokens long"
+            hint = (
+                f"The model's context is {model.cfg.n_ctx} tokens, of which max_new_tokens={sampling.max_new_tokens} "
+                "are kept for the response. Shorten the prompt or ask for fewer."
             )
+            raise ContextLengthError.of(f"requests[{index}].prompt", rule, len(request.prompt), hint)
     check_interventions(model, (request.intervention for request in requests))
 
 
@@ -294,7 +284,7 @@ class _Sampler:
         self.interventions.assign([r.intervention if reaches_prompt else NOTHING for r in requests], self.device)
         if self.recorder:
             lengths = torch.tensor([len(request.prompt) - 1 for request in requests], device=self.device)
-            self.recorder.expect(lambda residual: _sum_first(residual, lengths))
+            self.recorder.expect(lambda residual, layer: _sum_first(residual, lengths))
         prefixes = compute_prefixes(self.decoder, [request.prompt for request in requests])
         sums = self.recorder.read() if self.recorder else None
         for i, (key, prefix) in enumerate(zip(wanted, prefixes, strict=True)):
@@ -316,7 +306,7 @@ class _Sampler:
         tokens = torch.tensor([row.next_input for row in self.rows] + idle, device=self.device)
         starts = torch.tensor([row.position for row in self.rows] + idle, device=self.device)
         if self.recorder:
-            self.recorder.expect(lambda residual: residual[:, 0])
+            self.recorder.expect(lambda residual, layer: residual[:, 0])
         hidden = self.decoder.extend(tokens[:, None], starts, self.cache)
         logits = self.decoder.unembed(hidden[:, 0])
         if self.recorder:
@@ -329,14 +319,11 @@ class _Sampler:
             shape = (n_layers, self.cache.n_slots, d_model)
             self.response_sum = torch.zeros(shape, dtype=torch.float32, device=self.device)
             self.last_prompt = torch.zeros(shape, dtype=torch.float32, device=self.device)
+        self.response_sum[:, : residuals.shape[1]] += residuals
         first = [slot for slot, row in enumerate(self.rows) if row.position == len(row.request.prompt) - 1]
-        n_padded = residuals.shape[1]
         if first:
             self.last_prompt[:, first] = residuals[:, first].float()
-            self.response_sum[:, :n_padded] += residuals
             self.response_sum[:, first] = 0.0
-        else:
-            self.response_sum[:, :n_padded] += residuals
 
     def _advance(self, logits: Float[Tensor, "row vocab"]) -> Iterator[tuple[int, SampledResponse]]:
         """Give each row its next token; yield and replace the rows that are done."""

@@ -8,14 +8,14 @@ more hook, on the pattern of the first block, says where the pass lies.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from persona_lens.errors import InvalidArgumentError, describe_violation
+from persona_lens.errors import InvalidArgumentError
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.applying import apply_operations
 from persona_lens.models.hooks.points import HookPair
@@ -50,25 +50,19 @@ class TokenSelector:
         if isinstance(positions, Tensor):
             if positions.dtype != torch.bool or positions.ndim != 2:
                 got = f"shape {tuple(positions.shape)}, {positions.dtype}"
-                raise InvalidArgumentError(describe_violation("positions", "be a boolean mask [batch, pos]", got))
+                raise InvalidArgumentError.of("positions", "be a boolean mask [batch, pos]", got)
         elif positions not in ("response", "prompt", "all"):
             rule = "be 'response', 'prompt', 'all' or a boolean mask [batch, pos]"
-            raise InvalidArgumentError(describe_violation("positions", rule, positions))
+            raise InvalidArgumentError.of("positions", rule, positions)
         if prompt_length is not None:
             lengths = [prompt_length] if isinstance(prompt_length, int) else list(prompt_length)
             if not lengths or min(lengths) < 1:
-                raise InvalidArgumentError(
-                    describe_violation("prompt_length", "be at least 1 in every row", prompt_length)
-                )
+                rule = "be at least 1 in every row"
+                raise InvalidArgumentError.of("prompt_length", rule, prompt_length)
             if isinstance(positions, Tensor) or positions == "all":
-                raise InvalidArgumentError(
-                    describe_violation(
-                        "prompt_length",
-                        "come with positions='response' or 'prompt'",
-                        prompt_length,
-                        "Leave it out: the other positions do not depend on it.",
-                    )
-                )
+                rule = "come with positions='response' or 'prompt'"
+                hint = "Leave it out: the other positions do not depend on it."
+                raise InvalidArgumentError.of("prompt_length", rule, prompt_length, hint)
         self.positions = positions
         self.prompt_length = prompt_length
         self._generating = False
@@ -96,24 +90,15 @@ class TokenSelector:
         if isinstance(self.positions, str) and self.positions == "all":
             return None
         if n_pos != self._n_new:
-            raise InvalidArgumentError(
-                describe_violation(
-                    "positions",
-                    "be 'all' where a forward pass does not run through block 0",
-                    f"{n_pos} positions at the hook, {self._n_new} in block 0's attention",
-                )
-            )
+            rule = "be 'all' where a forward pass does not run through block 0"
+            got = f"{n_pos} positions at the hook, {self._n_new} in block 0's attention"
+            raise InvalidArgumentError.of("positions", rule, got)
         end = self._n_before + n_pos
         if isinstance(self.positions, Tensor):
             if self.positions.shape[1] < end or self.positions.shape[0] not in (1, n_rows):
-                raise InvalidArgumentError(
-                    describe_violation(
-                        "positions",
-                        f"cover {n_rows} rows (or be one row) and at least {end} positions",
-                        tuple(self.positions.shape),
-                        "When generating, make the mask as wide as prompt and response together.",
-                    )
-                )
+                rule = f"cover {n_rows} rows (or be one row) and at least {end} positions"
+                hint = "When generating, make the mask as wide as prompt and response together."
+                raise InvalidArgumentError.of("positions", rule, tuple(self.positions.shape), hint)
             return self.positions[:, self._n_before : end].to(device).expand(n_rows, -1)
         absolute = torch.arange(self._n_before, end, device=device)
         lengths = self._lengths(n_rows, device)[:, None]
@@ -122,19 +107,13 @@ class TokenSelector:
     def _lengths(self, n_rows: int, device: torch.device) -> Tensor:
         known = self.prompt_length if self.prompt_length is not None else self._generated_from
         if known is None:
-            raise InvalidArgumentError(
-                describe_violation(
-                    "prompt_length",
-                    f"be given for positions={self.positions!r} in a plain call",
-                    None,
-                    "Only around model.generate is the prompt known. Give the number of prompt tokens.",
-                )
-            )
+            rule = f"be given for positions={self.positions!r} in a plain call"
+            hint = "Only around model.generate is the prompt known. Give the number of prompt tokens."
+            raise InvalidArgumentError.of("prompt_length", rule, None, hint)
         lengths = torch.tensor([known] * n_rows if isinstance(known, int) else list(known), device=device)
         if len(lengths) != n_rows:
-            raise InvalidArgumentError(
-                describe_violation("prompt_length", f"be one number, or {n_rows}, one a row", known)
-            )
+            rule = f"be one number, or {n_rows}, one a row"
+            raise InvalidArgumentError.of("prompt_length", rule, known)
         return lengths
 
     @contextmanager
@@ -180,7 +159,9 @@ def following_generate(model: HookedModel, positions: Sequence[TokenSelector]) -
 
     def generate(*args: Any, **kwargs: Any) -> Any:
         # Passed on unread: the signature stays TransformerLens' own.
-        with _all_generating(positions):
+        with ExitStack() as stack:
+            for one in positions:
+                stack.enter_context(one.generation())
             return inner(*args, **kwargs)
 
     shadowed = model.__dict__.get("generate")
@@ -192,12 +173,3 @@ def following_generate(model: HookedModel, positions: Sequence[TokenSelector]) -
             del model.__dict__["generate"]
         else:
             model.__dict__["generate"] = shadowed
-
-
-@contextmanager
-def _all_generating(positions: Sequence[TokenSelector]) -> Iterator[None]:
-    if not positions:
-        yield
-        return
-    with positions[0].generation(), _all_generating(positions[1:]):
-        yield

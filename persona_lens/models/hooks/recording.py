@@ -21,11 +21,11 @@ class ResidualRecorder:
 
     def __init__(self, n_layers: int) -> None:
         self.n_layers = n_layers
-        self._pool: Callable[[Tensor], Tensor] = lambda residual: residual
+        self._pool: Callable[[Tensor, int], Tensor] = lambda residual, layer: residual
         self._pooled: dict[int, Tensor] = {}
 
-    def expect(self, pool: Callable[[Tensor], Tensor]) -> None:
-        """Set how the next passes are pooled: ``[row, pos, d_model]`` to ``[row, d_model]``, inside the hook."""
+    def expect(self, pool: Callable[[Tensor, int], Tensor]) -> None:
+        """Set what the hook keeps of the next passes, given a residual stream ``[row, pos, d_model]`` and its layer."""
         self._pool = pool
         self._pooled = {}
 
@@ -34,7 +34,7 @@ class ResidualRecorder:
         return [(hook_name(layer), self._make_hook(layer)) for layer in range(self.n_layers)]
 
     def read(self) -> Tensor:
-        """Return the latest pass as ``[layer, row, d_model]``.
+        """Return what was kept of the latest pass, layer by layer: ``[layer, ...]``.
 
         Raises:
             HookNeverFiredError: A layer's hook was not reached since :meth:`expect`.
@@ -48,6 +48,6 @@ class ResidualRecorder:
 
     def _make_hook(self, layer: int) -> HookFn:
         def record(residual: Tensor, hook: object) -> None:
-            self._pooled[layer] = self._pool(residual)
+            self._pooled[layer] = self._pool(residual, layer)
 
         return record

@@ -1,7 +1,8 @@
 """The sole owner of layer numbering and hook names.
 
 A layer is a zero-based block index; its activation is the block's output, ``blocks.{layer}.hook_resid_post``. The
-paper's layer L and Hugging Face's ``hidden_states[L]`` are block L - 1.
+paper's layer L and Hugging Face's ``hidden_states[L]`` are block L - 1, but for the last entry there, which Llama- and
+Qwen-shaped models take after their final norm.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import operator
 from collections.abc import Iterable
 from typing import Any, SupportsIndex
 
-from persona_lens.errors import InvalidArgumentError, LayerOutOfRangeError, describe_violation
+from persona_lens.errors import InvalidArgumentError, LayerOutOfRangeError
 
 
 def hook_name(layer: int) -> str:
@@ -39,9 +40,7 @@ def check_layer(layer: SupportsIndex, n_layers: int) -> int:
     """
     index = _read_index(layer)
     if index is None or not 0 <= index < n_layers:
-        raise LayerOutOfRangeError(
-            describe_violation("layer", f"be in [0, {n_layers})", layer, f"The model has {n_layers} layers.")
-        )
+        raise LayerOutOfRangeError.of("layer", f"be in [0, {n_layers})", layer, f"The model has {n_layers} layers.")
     return index
 
 
@@ -72,32 +71,11 @@ def resolve_layers(layers: SupportsIndex | Iterable[SupportsIndex] | str, n_laye
     """
     if isinstance(layers, str):
         if layers != "all":
-            raise InvalidArgumentError(describe_violation("layers", 'be "all", a layer or a list of layers', layers))
+            raise InvalidArgumentError.of("layers", 'be "all", a layer or a list of layers', layers)
         return tuple(range(n_layers))
     if isinstance(layers, SupportsIndex) and (_read_index(layers) is not None or not isinstance(layers, Iterable)):
         return (check_layer(layers, n_layers),)
     resolved = tuple(check_layer(layer, n_layers) for layer in layers)
     if not resolved or len(set(resolved)) != len(resolved):
-        raise InvalidArgumentError(describe_violation("layers", "name at least one layer, and none twice", layers))
+        raise InvalidArgumentError.of("layers", "name at least one layer, and none twice", layers)
     return resolved
-
-
-def to_hidden_state_index(layer: int) -> int:
-    """Return the index of a layer's output in Hugging Face's ``hidden_states``, the paper's layer number.
-
-    The last layer's entry there is after the final norm in Llama- and Qwen-shaped models; the hook is before it.
-    """
-    return layer + 1
-
-
-def from_hidden_state_index(index: int) -> int:
-    """Return the layer whose output is ``hidden_states[index]``, the paper's layer ``index``.
-
-    Raises:
-        LayerOutOfRangeError: Index 0 is the embedding, which no layer wrote.
-    """
-    if index < 1:
-        raise LayerOutOfRangeError(
-            describe_violation("index", "be at least 1", index, "hidden_states[0] is the embedding, before any layer.")
-        )
-    return index - 1

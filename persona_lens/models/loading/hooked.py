@@ -3,31 +3,21 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from persona_lens.errors import UnsupportedModelError, describe_violation
+from persona_lens.errors import UnsupportedModelError
 
-
-def _converter(name: str) -> Callable[[], Callable[..., dict[str, Tensor]]]:
-    def find() -> Callable[..., dict[str, Tensor]]:
-        from transformer_lens.pretrained import weight_conversions
-
-        return getattr(weight_conversions, name)
-
-    return find
-
-
+# TransformerLens' function that converts an architecture's weights.
 CONVERTERS = {
-    "LlamaForCausalLM": _converter("convert_llama_weights"),
-    "MistralForCausalLM": _converter("convert_mistral_weights"),
-    "Qwen2ForCausalLM": _converter("convert_qwen2_weights"),
-    "Qwen3ForCausalLM": _converter("convert_qwen3_weights"),
-    "GemmaForCausalLM": _converter("convert_gemma_weights"),
-    "Gemma2ForCausalLM": _converter("convert_gemma_weights"),
+    "LlamaForCausalLM": "convert_llama_weights",
+    "MistralForCausalLM": "convert_mistral_weights",
+    "Qwen2ForCausalLM": "convert_qwen2_weights",
+    "Qwen3ForCausalLM": "convert_qwen3_weights",
+    "GemmaForCausalLM": "convert_gemma_weights",
+    "Gemma2ForCausalLM": "convert_gemma_weights",
 }
 if importlib.util.find_spec("transformer_lens.HookedTransformer") is None:  # TransformerLens 4
     CONVERTERS = {}
@@ -35,11 +25,13 @@ if importlib.util.find_spec("transformer_lens.HookedTransformer") is None:  # Tr
 
 def build_hooked(name: str, hf_model: Any, tokenizer: Any, dtype: torch.dtype) -> Any:
     """Make a HookedTransformer of a Hugging Face model, its weights neither folded nor centred."""
-    from transformer_lens import HookedTransformer  # gone in TransformerLens 4, where only the bridge is used
+    # Gone in TransformerLens 4, where only the bridge is used.
+    from transformer_lens import HookedTransformer
+    from transformer_lens.pretrained import weight_conversions
 
     cfg = _derive_config(name, hf_model, dtype)
     model = HookedTransformer(cfg, tokenizer)
-    state = CONVERTERS[cfg.original_architecture]()(hf_model, cfg)
+    state = getattr(weight_conversions, CONVERTERS[cfg.original_architecture])(hf_model, cfg)
     model.load_and_process_state_dict(
         state, fold_ln=False, center_writing_weights=False, center_unembed=False, fold_value_biases=False
     )
@@ -93,17 +85,13 @@ def _derive_config(name: str, hf_model: Any, dtype: torch.dtype) -> Any:
             "NTK_by_parts_factor": rope["factor"],
         }
     elif kind != "default":
-        raise UnsupportedModelError(
-            describe_violation(
-                "model", "have plain or llama3 rope scaling for the hooked backend", kind, 'Pass backend="bridge".'
-            )
-        )
+        rule = "have plain or llama3 rope scaling for the hooked backend"
+        raise UnsupportedModelError.of("model", rule, kind, 'Pass backend="bridge".')
     biases = [key for key in ("attention_bias", "mlp_bias") if getattr(hf, key, False)]
     if biases and architecture != "Qwen2ForCausalLM":
         # TransformerLens' conversions for the other architectures leave these weights out.
-        raise UnsupportedModelError(
-            describe_violation("model", "have no biases for the hooked backend", biases, 'Pass backend="bridge".')
-        )
+        rule = "have no biases for the hooked backend"
+        raise UnsupportedModelError.of("model", rule, biases, 'Pass backend="bridge".')
     windows = [kind == "sliding_attention" for kind in (getattr(hf, "layer_types", None) or ())]
     if any(windows) or (architecture == "MistralForCausalLM" and getattr(hf, "sliding_window", None)):
         fields |= {

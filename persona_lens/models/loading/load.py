@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
-from persona_lens.errors import InvalidArgumentError, UnsupportedModelError, describe_violation
+from persona_lens.errors import InvalidArgumentError, UnsupportedModelError
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.loading.adapters import check_adapter, check_base, merge_adapter, remember_origin
 from persona_lens.models.loading.embedded import EMBEDDED_MODEL
@@ -56,11 +56,11 @@ def load_model(
         30
     """
     if backend not in (None, "hooked", "bridge"):
-        raise InvalidArgumentError(describe_violation("backend", "be 'hooked', 'bridge' or None", backend))
+        raise InvalidArgumentError.of("backend", "be 'hooked', 'bridge' or None", backend)
     if not isinstance(model, str | Path):
         if adapter is not None:
             hint = "Load it by name."
-            raise InvalidArgumentError(describe_violation("adapter", "be None for a loaded model", str(adapter), hint))
+            raise InvalidArgumentError.of("adapter", "be None for a loaded model", str(adapter), hint)
         return _adopt(model, backend)
     if adapter is not None:
         check_adapter(Path(adapter))
@@ -84,14 +84,11 @@ def load_model(
         architecture = hf_model.config.architectures[0]
         if backend == "hooked" and architecture not in CONVERTERS:
             held = ", ".join(CONVERTERS) or "nothing: TransformerLens 4 has no HookedTransformer"
-            raise UnsupportedModelError(
-                describe_violation(
-                    "backend",
-                    f"be 'bridge' for this architecture; 'hooked' holds {held}",
-                    f"{backend} with {architecture}",
-                    'Pass backend="bridge" or leave it out.',
-                )
+            rule, hint = (
+                f"be 'bridge' for this architecture; 'hooked' holds {held}",
+                'Pass backend="bridge" or leave it out.',
             )
+            raise UnsupportedModelError.of("backend", rule, f"{backend} with {architecture}", hint)
         if backend == "bridge" or architecture not in CONVERTERS:
             loaded: HookedModel = _build_bridge(name, hf_model, tokenizer, resolved)
         else:
@@ -114,22 +111,16 @@ def _adopt(model: HookedModel, backend: Backend | None) -> HookedModel:
         found = "hooked"
         optimize_memory_layout(model)
     else:
-        raise InvalidArgumentError(
-            describe_violation(
-                "model",
-                "be a name, a path, a HookedTransformer or a TransformerBridge",
-                type(model).__name__,
-                "Save a Hugging Face model with save_pretrained and pass the folder.",
-            )
-        )
+        rule = "be a name, a path, a HookedTransformer or a TransformerBridge"
+        hint = "Save a Hugging Face model with save_pretrained and pass the folder."
+        raise InvalidArgumentError.of("model", rule, type(model).__name__, hint)
     if backend not in (None, found):
-        raise InvalidArgumentError(
-            describe_violation("backend", f"be {found!r} or None for this loaded model", backend, "Load it by name.")
-        )
+        rule = f"be {found!r} or None for this loaded model"
+        raise InvalidArgumentError.of("backend", rule, backend, "Load it by name.")
     return model
 
 
-def _build_bridge(name: str, hf_model: Any, tokenizer: Any, dtype: torch.dtype) -> TransformerBridge:
+def _build_bridge(name: str, hf_model: Any, tokenizer: Any, dtype: torch.dtype) -> Any:
     bridge = TransformerBridge.boot_transformers(
         hf_model.config._name_or_path or name,
         hf_model=hf_model,

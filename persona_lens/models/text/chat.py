@@ -9,13 +9,7 @@ from typing import Any, TypedDict
 
 import jinja2
 
-from persona_lens.errors import (
-    ChatTemplateError,
-    ContextLengthError,
-    InvalidArgumentError,
-    SystemRoleMergedWarning,
-    describe_violation,
-)
+from persona_lens.errors import ChatTemplateError, ContextLengthError, InvalidArgumentError, SystemRoleMergedWarning
 from persona_lens.models.text.spans import TokenSpans
 
 # Tokens that end an assistant's turn in common templates; only those in the vocabulary are used.
@@ -44,14 +38,7 @@ class EncodedPrompt:
 
 @dataclass(frozen=True)
 class EncodedConversation(TokenSpans):
-    """A rendered conversation whose last message is the response.
-
-    Args:
-        tokens: Its token ids.
-        response_start: First token of the response; the one before it is the last prompt token.
-        response_end: One past the response's last token; the end-of-turn token is outside.
-        text: What the chat template rendered.
-    """
+    """A rendered conversation whose last message is the response, and the text that the chat template rendered."""
 
     text: str
 
@@ -125,9 +112,8 @@ def encode_conversation(
         ContextLengthError: The conversation exceeds the context.
     """
     if not messages or messages[-1]["role"] != "assistant" or not messages[-1]["content"].strip():
-        raise InvalidArgumentError(
-            describe_violation("messages", "end with a non-empty assistant message", list(messages)[-1:])
-        )
+        rule = "end with a non-empty assistant message"
+        raise InvalidArgumentError.of("messages", rule, list(messages)[-1:])
     turns = _encode_responses(tokenizer, messages, [len(messages) - 1], n_ctx)
     return EncodedConversation(turns.tokens, *turns.responses[0], turns.text)
 
@@ -148,7 +134,7 @@ def encode_responses(tokenizer: Any, messages: Sequence[Message], *, n_ctx: int 
     turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
     if not turns or not all(messages[index]["content"].strip() for index in turns):
         rule = "hold assistant messages, none of them empty"
-        raise InvalidArgumentError(describe_violation("messages", rule, list(messages)[-1:]))
+        raise InvalidArgumentError.of("messages", rule, list(messages)[-1:])
     return _encode_responses(tokenizer, messages, turns, n_ctx)
 
 
@@ -168,14 +154,8 @@ def _encode_responses(
         if not text.startswith(content, start):  # a few templates strip the response's outer whitespace
             content = content.strip()
         if not text.startswith(content, start):
-            raise ChatTemplateError(
-                describe_violation(
-                    "tokenizer",
-                    "have a chat template that renders a response as it is",
-                    text[-200:],
-                    "See its chat_template.",
-                )
-            )
+            rule = "have a chat template that renders a response as it is"
+            raise ChatTemplateError.of("tokenizer", rule, text[-200:], "See its chat_template.")
         places.append((start, start + len(content)))
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     tokens, offsets = encoded["input_ids"], encoded["offset_mapping"]
@@ -185,7 +165,7 @@ def _encode_responses(
         inside = [i for i, (a, b) in enumerate(offsets) if a < end and b > start and b > a]
         if not inside:
             rule = "give offsets for the response's tokens"
-            raise ChatTemplateError(describe_violation("tokenizer", rule, text[start:end]))
+            raise ChatTemplateError.of("tokenizer", rule, text[start:end])
         spans.append((inside[0], inside[-1] + 1))
     _check_length(len(tokens), n_ctx, 0)
     return EncodedResponses(text, tuple(tokens), tuple(spans))
@@ -207,14 +187,9 @@ def stop_token_ids(tokenizer: Any) -> frozenset[int]:
 
 def _render(tokenizer: Any, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
     if not getattr(tokenizer, "chat_template", None):
-        raise ChatTemplateError(
-            describe_violation(
-                "tokenizer",
-                "have a chat template",
-                getattr(tokenizer, "name_or_path", type(tokenizer).__name__),
-                "Use a chat (instruct) model, or set tokenizer.chat_template.",
-            )
-        )
+        name = getattr(tokenizer, "name_or_path", type(tokenizer).__name__)
+        hint = "Use a chat (instruct) model, or set tokenizer.chat_template."
+        raise ChatTemplateError.of("tokenizer", "have a chat template", name, hint)
     if messages and messages[0]["role"] == "system" and not _keeps_system(tokenizer):
         messages = _merge_system(messages)
     try:
@@ -222,11 +197,8 @@ def _render(tokenizer: Any, messages: Sequence[Message], *, add_generation_promp
             tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=add_generation_prompt)
         )
     except jinja2.TemplateError as error:
-        raise ChatTemplateError(
-            describe_violation(
-                "messages", "be a conversation that the chat template can render", list(messages), str(error)
-            )
-        ) from error
+        rule = "be a conversation that the chat template can render"
+        raise ChatTemplateError.of("messages", rule, list(messages), str(error)) from error
 
 
 def _keeps_system(tokenizer: Any) -> bool:
@@ -251,11 +223,6 @@ def _merge_system(messages: Sequence[Message]) -> list[Message]:
 
 def _check_length(n_tokens: int, n_ctx: int | None, reserve: int) -> None:
     if n_ctx is not None and n_tokens + reserve > n_ctx:
-        raise ContextLengthError(
-            describe_violation(
-                "messages",
-                f"fit the model's context of {n_ctx} tokens, {reserve} of them kept for the response",
-                f"{n_tokens} tokens",
-                "Shorten the prompt or lower max_new_tokens.",
-            )
-        )
+        rule = f"fit the model's context of {n_ctx} tokens, {reserve} of them kept for the response"
+        hint = "Shorten the prompt or lower max_new_tokens."
+        raise ContextLengthError.of("messages", rule, f"{n_tokens} tokens", hint)

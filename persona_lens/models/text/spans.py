@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from persona_lens.errors import ContextLengthError, InvalidArgumentError
+
 
 @dataclass(frozen=True)
 class TokenSpans:
@@ -49,3 +51,21 @@ class TokenSpans:
         """True at the response's tokens."""
         positions = torch.arange(len(self.tokens))
         return (positions >= self.response_start) & (positions < self.response_end)
+
+
+def check_spans(conversations: Sequence[TokenSpans], n_ctx: int, *, min_response: int = 1) -> None:
+    """Refuse conversations that a model cannot read.
+
+    Raises:
+        InvalidArgumentError: No prompt, or a response shorter than ``min_response`` tokens.
+        ContextLengthError: A conversation longer than the model's context.
+    """
+    for index, item in enumerate(conversations):
+        start, end = item.response_start, item.response_end
+        if not (start > 0 and start + min_response <= end <= len(item.tokens)):
+            rule = f"have a prompt of at least 1 token and a response of at least {min_response}"
+            got = f"a response from {start} to {end} in {len(item.tokens)} tokens"
+            raise InvalidArgumentError.of(f"conversations[{index}]", rule, got)
+        if end > n_ctx:
+            rule, hint = f"fit the model's context of {n_ctx} tokens", "Shorten the prompt or the response."
+            raise ContextLengthError.of(f"conversations[{index}]", rule, end, hint)

@@ -14,10 +14,7 @@ ONES = Add(torch.ones(48), 1.0)
 def test_each_row_gets_what_was_assigned_to_it():
     rows = RowInterventions([1])
     double = Add(torch.ones(48), 2.0)
-    rows.assign(
-        [NOTHING, Intervention.of(1, ONES), Intervention.of(1, double, ONES)],
-        torch.device("cpu"),
-    )
+    rows.assign([NOTHING, Intervention.of(1, ONES), Intervention.of(1, double, ONES)], torch.device("cpu"))
     ((name, hook),) = rows.hook_pairs()
     found = hook(torch.zeros(4, 1, 48), None)  # the fourth row is idle
     assert name == "blocks.1.hook_resid_post"
@@ -39,13 +36,13 @@ def test_a_rows_order_and_repeats_hold_whatever_the_rows_beside_it():
 
 def test_a_recorder_that_saw_no_pass_says_so(tiny_model):
     recorder = ResidualRecorder(3)
-    recorder.expect(lambda residual: residual[:, -1])
+    recorder.expect(lambda residual, layer: residual[:, -1])
     with pytest.raises(HookNeverFiredError, match=r"\[0, 1, 2\]"):
         recorder.read()
     with attached(tiny_model, recorder.hook_pairs()):
         tiny_model(torch.tensor([[1, 2, 3]]))
     assert recorder.read().shape == (3, 1, 48)
-    recorder.expect(lambda residual: residual[:, -1])
+    recorder.expect(lambda residual, layer: residual[:, -1])
     with pytest.raises(HookNeverFiredError):
         recorder.read()  # what was recorded before does not stand in for what was expected now
 

@@ -1,11 +1,9 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from persona_lens.errors import InvalidArgumentError, LayerOutOfRangeError
-from persona_lens.models.hooks.sites import check_layer, from_hidden_state_index, resolve_layers, to_hidden_state_index
+from persona_lens.models.hooks.sites import check_layer, resolve_layers
 
 
 @pytest.mark.parametrize("layer", [-1, 30, 31, True, np.int64(30), torch.tensor(True), torch.tensor(1.0)])
@@ -42,14 +40,3 @@ def test_a_truth_value_is_no_list_of_layers():
 def test_a_range_of_layers_is_a_list_of_layers():
     assert resolve_layers(range(0, 30, 10), 30) == (0, 10, 20)
     assert resolve_layers("all", 2) == (0, 1)
-
-
-@given(st.integers(0, 200))
-def test_the_papers_layer_is_one_higher(layer):
-    assert to_hidden_state_index(layer) == layer + 1
-    assert from_hidden_state_index(to_hidden_state_index(layer)) == layer
-
-
-def test_the_embedding_is_no_layers_output():
-    with pytest.raises(LayerOutOfRangeError, match="embedding"):
-        from_hidden_state_index(0)
