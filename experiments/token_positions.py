@@ -16,13 +16,14 @@ from dataclasses import dataclass
 
 import torch
 import tyro
-from results.token_positions import PositionSetting, ScoreAndCoherence, TokenPositions
+from results.token_positions import PositionSetting, TokenPositions
 
 import persona_lens as pl
 from persona_lens.evaluation import Condition
 from persona_lens.models import HookedModel
 from persona_lens.reproduction.arguments import CommonArguments, read_traits, run_each_trait
 from persona_lens.reproduction.kits import Profile, find_sources, prepare_kit
+from persona_lens.reproduction.layer_sweep import ScoreAndCoherence
 from persona_lens.statistics.missing import mean_interval
 from persona_lens.streams import Stream
 from persona_lens.tensors import Add, normalize, sample_random_directions
@@ -91,7 +92,7 @@ def run(model: HookedModel, trait: pl.Trait, profile: PositionsProfile, argument
         },
         unsteered=ScoreAndCoherence(scores.score(0), scores.coherence(0)),
         settings=tuple(
-            PositionSetting(name, at, c, scores.score(i), scores.coherence(i), scores.responses[i][0][0])
+            PositionSetting(scores.score(i), scores.coherence(i), name, at, c, scores.responses[i][0][0])
             for i, (name, at, c) in enumerate(settings, start=1)
         ),
         response_mean_less={

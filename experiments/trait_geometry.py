@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import torch
 import tyro
-from results.trait_geometry import TraitGeometry, TraitVector, WrittenTokens, list_written_tokens
+from results.trait_geometry import TraitGeometry, TraitVector, WrittenTokens
 
 import persona_lens as pl
 from persona_lens.judges import calibrate_likelihood_judge
@@ -49,7 +49,7 @@ def main(arguments: LayerArguments) -> None:
     """Run or redraw the comparison."""
     result = arguments.read(TraitGeometry, NAME) if arguments.replot else run(arguments)
     result.write(arguments.out, NAME)
-    write_bytes_atomically(arguments.out / f"{NAME}_tokens.html", list_written_tokens(result).encode())
+    write_bytes_atomically(arguments.out / f"{NAME}_tokens.html", result.list_written_tokens().encode())
     print(f"{arguments.out / NAME}.html: {len(result.traits)} traits")
 
 

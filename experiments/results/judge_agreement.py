@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import plotly.graph_objects as go
 
 from persona_lens.judges.panel import Agreement, PanelResult
 from persona_lens.plots.agreement import plot_agreement
-from persona_lens.records import Record
+from persona_lens.reproduction.figures import Result
 
 
-@dataclass(frozen=True, repr=False)
-class JudgeAgreement(Record):
+@dataclass(frozen=True, eq=False)
+class JudgeAgreement(Result):
     """What experiments/judge_agreement.py finds; ``counts`` by judge, of scores and of reasons for none."""
 
     trait: str
-    config: dict[str, Any]
     counts: dict[str, dict[str, int]]
     agreement: tuple[Agreement, ...]
     panel: PanelResult

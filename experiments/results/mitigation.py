@@ -5,13 +5,13 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from persona_lens.plots.style import COLORS, INK, error_bars, lay_out, name_model, say
+from persona_lens.plots.style import COLORS, INK, error_bars, lay_out, say
 from persona_lens.records import Record
+from persona_lens.reproduction.figures import Result
 from persona_lens.reproduction.trained_models import Kit, ScoredModel, Shift
 from persona_lens.statistics.interval import Interval
 
@@ -45,25 +45,6 @@ class MitigationSetting(MeasuredModel):
     losses: tuple[float, ...]
 
 
-@dataclass(frozen=True, repr=False)
-class Mitigation(Record):
-    """What experiments/mitigation.py finds."""
-
-    config: dict[str, Any]
-    trait: str
-    kit: Kit
-    base: MeasuredModel
-    settings: tuple[MitigationSetting, ...]
-    n_questions: int
-    n_rows: int
-    n_held_out: int
-    n_items: int
-
-    def plot(self) -> go.Figure:
-        """Draw cost against score; see :func:`plot_mitigation`."""
-        return plot_mitigation(self)
-
-
 _METHOD_STYLES = {
     "no prevention": (INK, "star"),
     "preventative, one layer": (COLORS[2], "circle"),
@@ -76,51 +57,57 @@ _METHOD_STYLES = {
 }
 
 
-def plot_mitigation(result: Mitigation) -> go.Figure:
-    """Draw what each way of keeping a trait out costs against the trait score that is left, one line a method.
+@dataclass(frozen=True, eq=False)
+class Mitigation(Result):
+    """What experiments/mitigation.py finds."""
 
-    Args:
-        result: What the script found.
+    trait: str
+    kit: Kit
+    base: MeasuredModel
+    settings: tuple[MitigationSetting, ...]
+    n_questions: int
+    n_rows: int
+    n_held_out: int
+    n_items: int
 
-    Returns:
-        A figure: accuracy, coherence and both held-out losses against the trait score.
+    def plot(self) -> go.Figure:
+        """Draw what each way of keeping a trait out costs against the trait score that is left, one line a method.
 
-    Reference:
-        Persona Vectors (arXiv 2507.21509), Figures 7, 26 to 28 and 31.
-    """
-    panels = (
-        ("accuracy", "multiple-choice accuracy"),
-        ("coherence", "coherence (0–100)"),
-        ("normal_loss", "loss on normal answers (nats a token)"),
-        ("overt_loss", "loss on unseen overt rows (nats a token)"),
-    )
-    figure = make_subplots(rows=len(panels), cols=1, shared_xaxes=True, vertical_spacing=0.04)
-    plain = next(row for row in result.settings if row.method == "no prevention")
-    for line, (key, label) in enumerate(panels, start=1):
-        _add_front(figure, line, [result.base], key, "base model", INK, "star-open")
-        for method, (color, symbol) in _METHOD_STYLES.items():
-            rows = [row for row in result.settings if row.method == method]
-            own = [row for row in rows if getattr(row, key) is not None]
-            steps = own if method == "no prevention" or not own else [plain, *own]
-            _add_front(figure, line, steps, key, method, color, symbol)
-        figure.update_yaxes(title_text=label, row=line, col=1)
-    figure.update_yaxes(range=[0, 1], row=1)
-    figure.update_yaxes(range=[-3, 103], row=2)
-    figure.add_hline(
-        y=plain.chance_accuracy, line={"color": INK, "dash": "dot", "width": 1}, annotation_text="chance", row=1,
-        col=1,
-    )  # fmt: skip
-    figure.update_xaxes(range=[-3, 103])
-    figure.update_xaxes(title_text="trait score (0–100)", row=len(panels))
-    subtitle = (
-        f"{name_model(result.config)}, layer {result.kit.layer} or all; {result.n_rows} rows of overt data; "
-        f"{result.n_questions} questions, likelihood judge (proxy); {result.n_items} items, "
-        f"{result.n_held_out} held-out rows; 95 % bootstrap<br>"
-        "steered afterwards: responses from the last prompt token on, accuracy at every token"
-    )
-    lay_out(figure, _mitigation_finding(result, plain), subtitle, width=1050, height=1500)
-    figure.update_layout(margin={"t": 200}, legend={"y": -0.05})
-    return figure
+        Figures 7, 26 to 28 and 31 of the paper: accuracy, coherence and both held-out losses.
+        """
+        panels = (
+            ("accuracy", "multiple-choice accuracy"),
+            ("coherence", "coherence (0–100)"),
+            ("normal_loss", "loss on normal answers (nats a token)"),
+            ("overt_loss", "loss on unseen overt rows (nats a token)"),
+        )
+        figure = make_subplots(rows=len(panels), cols=1, shared_xaxes=True, vertical_spacing=0.04)
+        plain = next(row for row in self.settings if row.method == "no prevention")
+        for line, (key, label) in enumerate(panels, start=1):
+            _add_front(figure, line, [self.base], key, "base model", INK, "star-open")
+            for method, (color, symbol) in _METHOD_STYLES.items():
+                rows = [row for row in self.settings if row.method == method]
+                own = [row for row in rows if getattr(row, key) is not None]
+                steps = own if method == "no prevention" or not own else [plain, *own]
+                _add_front(figure, line, steps, key, method, color, symbol)
+            figure.update_yaxes(title_text=label, row=line, col=1)
+        figure.update_yaxes(range=[0, 1], row=1)
+        figure.update_yaxes(range=[-3, 103], row=2)
+        figure.add_hline(
+            y=plain.chance_accuracy, line={"color": INK, "dash": "dot", "width": 1}, annotation_text="chance", row=1,
+            col=1,
+        )  # fmt: skip
+        figure.update_xaxes(range=[-3, 103])
+        figure.update_xaxes(title_text="trait score (0–100)", row=len(panels))
+        subtitle = (
+            f"{self.model_name}, layer {self.kit.layer} or all; {self.n_rows} rows of overt data; "
+            f"{self.n_questions} questions, likelihood judge (proxy); {self.n_items} items, "
+            f"{self.n_held_out} held-out rows; 95 % bootstrap<br>"
+            "steered afterwards: responses from the last prompt token on, accuracy at every token"
+        )
+        lay_out(figure, _mitigation_finding(self, plain), subtitle, width=1050, height=1500)
+        figure.update_layout(margin={"t": 200}, legend={"y": -0.05})
+        return figure
 
 
 def _add_front(

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import plotly.graph_objects as go
 
 from persona_lens.monitoring.correlation import MonitoringCorrelation
 from persona_lens.monitoring.graded import GradedProjections
 from persona_lens.plots.monitoring import plot_monitoring
-from persona_lens.records import Record
+from persona_lens.reproduction.figures import Result
 from persona_lens.reproduction.layer_sweep import JudgeNote, VectorNote
 
 
@@ -23,11 +22,10 @@ class TraitExample:
     score: float
 
 
-@dataclass(frozen=True, repr=False)
-class Monitoring(Record):
+@dataclass(frozen=True, eq=False)
+class Monitoring(Result):
     """What experiments/monitoring.py finds, by setting: system prompts or shots."""
 
-    config: dict[str, Any]
     trait: str
     judge: JudgeNote
     vector: VectorNote

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import html
 from dataclasses import dataclass
-from typing import Any
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from persona_lens.plots.style import COLORS, INK, add_crosses, add_intervals, lay_out, name_model, say
-from persona_lens.records import Record
+from persona_lens.plots.style import COLORS, INK, add_crosses, add_intervals, lay_out, say
+from persona_lens.reproduction.figures import Result
+from persona_lens.reproduction.layer_sweep import ScoreAndCoherence
 from persona_lens.reproduction.trained_models import Correlation, Kit, is_coherent
 from persona_lens.statistics.interval import Interval
 
@@ -30,11 +30,9 @@ class Predictors:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Outcome(ScoreAndCoherence):
     """What became of the model trained on a dataset."""
 
-    score: Interval
-    coherence: Interval
     shift: Interval
 
 
@@ -51,11 +49,19 @@ class ScreenedDataset:
     outcome: dict[str, Outcome]
 
 
-@dataclass(frozen=True, repr=False)
-class ProjectionDifference(Record):
+_TARGETS = {"score": "trait score after training (0–100)", "shift": "shift (residual-stream units)"}
+_PREDICTORS = {
+    "exact": "projection difference",
+    "subset": "… of a random subset",
+    "last_prompt": "… from the last prompt token",
+    "raw": "raw projection",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class ProjectionDifference(Result):
     """What experiments/projection_difference.py finds; correlations by trait, target (score, shift) and predictor."""
 
-    config: dict[str, Any]
     kits: dict[str, Kit]
     datasets: tuple[ScreenedDataset, ...]
     correlations: dict[str, dict[str, dict[str, Correlation]]]
@@ -65,118 +71,87 @@ class ProjectionDifference(Record):
     paper: dict[str, tuple[float, float]]
 
     def plot(self) -> go.Figure:
-        """Draw score and shift against ΔP; see :func:`plot_projection_difference`."""
-        return plot_projection_difference(self)
+        """Draw score and shift after training against the data's projection difference, one column a trait.
+
+        Figures 8 and 17 of the paper, one point a dataset; bars are 95 % bootstrap intervals over samples (ΔP) and
+        questions.
+        """
+        traits = list(self.kits)
+        sets = list(dict.fromkeys(row.dataset for row in self.datasets))
+        titles = [
+            f"<b>{html.escape(trait)}</b>, {target}: r {_r(self, trait, target)}"
+            f"<br><sup>coherent models only: {_r(self, trait, target, among_coherent=True)}</sup>"
+            for target in _TARGETS
+            for trait in traits
+        ]
+        figure = make_subplots(
+            rows=2, cols=len(traits), subplot_titles=titles, horizontal_spacing=0.05, vertical_spacing=0.17
+        )
+        for line, (target, label) in enumerate(_TARGETS.items(), start=1):
+            for column, trait in enumerate(traits, start=1):
+                for index, name in enumerate(sets):
+                    for level, color in LEVEL_COLORS.items():
+                        rows = [r for r in self.datasets if (r.dataset, r.level) == (name, level)]
+                        opacity = [1.0 if is_coherent(row.outcome, self.min_coherence) else 0.3 for row in rows]
+                        marker = {"color": color, "symbol": SYMBOLS[index % len(SYMBOLS)], "opacity": opacity}
+                        add_crosses(
+                            figure, line, column, [row.predictors[trait].exact for row in rows],
+                            [getattr(row.outcome[trait], target) for row in rows], f"{name} {level}", marker,
+                            in_legend=line == column == 1,
+                        )  # fmt: skip
+                figure.update_xaxes(title_text="ΔP of the data (residual-stream units)", row=line, col=column)
+            figure.update_yaxes(title_text=label, row=line, col=1)
+        sure = {target: [t for t in traits if _is_sure(self, t, target)] for target in _TARGETS}
+        finding = "; ".join(
+            f"ΔP goes with the {target} for {', '.join(map(html.escape, names)) or 'no trait'}"
+            for target, names in sure.items()
+        )
+        low, high = self.paper["score"]
+        subtitle = (
+            f"{self.model_name}, {len(self.datasets)} datasets, three levels of each of {len(sets)}, screened "
+            "with the base model before training; r: 95 % bootstrap over datasets (paper, score, other traits: "
+            f"{low}–{high})<br>"
+            "bars: 95 % bootstrap over samples and questions; likelihood judge (proxy); pale: coherence after training "
+            f"under {self.min_coherence:g}, where the score means little"
+        )
+        lay_out(figure, finding, subtitle, width=440 * len(traits) + 80, height=1080)
+        figure.update_annotations(font_size=13)
+        figure.update_layout(margin={"t": 170, "b": 120}, legend={"y": -0.09})
+        return figure
 
     def plot_predictors(self) -> go.Figure:
-        """Draw how well each way of measuring predicts; see :func:`plot_predictors`."""
-        return plot_predictors(self)
+        """Draw how well each way of measuring the data goes with score and shift, one panel a trait.
 
-
-_TARGETS = {"score": "trait score after training (0–100)", "shift": "shift (residual-stream units)"}
-
-
-_PREDICTORS = {
-    "exact": "projection difference",
-    "subset": "… of a random subset",
-    "last_prompt": "… from the last prompt token",
-    "raw": "raw projection",
-}
-
-
-def plot_projection_difference(result: ProjectionDifference) -> go.Figure:
-    """Draw score and shift after training against the data's projection difference, one column a trait.
-
-    Args:
-        result: What the script found.
-
-    Returns:
-        A figure, one point a dataset; bars are 95 % bootstrap intervals over samples (ΔP) and questions.
-
-    Reference:
-        Persona Vectors (arXiv 2507.21509), Figures 8 and 17.
-    """
-    traits = list(result.kits)
-    sets = list(dict.fromkeys(row.dataset for row in result.datasets))
-    titles = [
-        f"<b>{html.escape(trait)}</b>, {target}: r {_r(result, trait, target)}"
-        f"<br><sup>coherent models only: {_r(result, trait, target, among_coherent=True)}</sup>"
-        for target in _TARGETS
-        for trait in traits
-    ]
-    figure = make_subplots(
-        rows=2, cols=len(traits), subplot_titles=titles, horizontal_spacing=0.05, vertical_spacing=0.17
-    )
-    for line, (target, label) in enumerate(_TARGETS.items(), start=1):
+        Figures 21 and 23 of the paper; bars are 95 % bootstrap intervals over datasets.
+        """
+        traits = list(self.kits)
+        figure = make_subplots(
+            rows=1, cols=len(traits), shared_yaxes=True, subplot_titles=list(map(html.escape, traits))
+        )
+        styles = {"score": (COLORS[3], "circle"), "shift": (COLORS[2], "square-open")}
         for column, trait in enumerate(traits, start=1):
-            for index, name in enumerate(sets):
-                for level, color in LEVEL_COLORS.items():
-                    rows = [r for r in result.datasets if (r.dataset, r.level) == (name, level)]
-                    opacity = [1.0 if is_coherent(row.outcome, result.min_coherence) else 0.3 for row in rows]
-                    marker = {"color": color, "symbol": SYMBOLS[index % len(SYMBOLS)], "opacity": opacity}
-                    add_crosses(
-                        figure, line, column, [row.predictors[trait].exact for row in rows],
-                        [getattr(row.outcome[trait], target) for row in rows], f"{name} {level}", marker,
-                        in_legend=line == column == 1,
-                    )  # fmt: skip
-            figure.update_xaxes(title_text="ΔP of the data (residual-stream units)", row=line, col=column)
-        figure.update_yaxes(title_text=label, row=line, col=1)
-    sure = {target: [t for t in traits if _is_sure(result, t, target)] for target in _TARGETS}
-    finding = "; ".join(
-        f"ΔP goes with the {target} for {', '.join(map(html.escape, names)) or 'no trait'}"
-        for target, names in sure.items()
-    )
-    low, high = result.paper["score"]
-    subtitle = (
-        f"{name_model(result.config)}, {len(result.datasets)} datasets, three levels of each of {len(sets)}, screened "
-        "with the base model before training; r: 95 % bootstrap over datasets (paper, score, other traits: "
-        f"{low}–{high})<br>"
-        "bars: 95 % bootstrap over samples and questions; likelihood judge (proxy); pale: coherence after training "
-        f"under {result.min_coherence:g}, where the score means little"
-    )
-    lay_out(figure, finding, subtitle, width=440 * len(traits) + 80, height=1080)
-    figure.update_annotations(font_size=13)
-    figure.update_layout(margin={"t": 170, "b": 120}, legend={"y": -0.09})
-    return figure
-
-
-def plot_predictors(result: ProjectionDifference) -> go.Figure:
-    """Draw how well each way of measuring the data goes with score and shift, one panel a trait.
-
-    Args:
-        result: What the script found.
-
-    Returns:
-        A figure; bars are 95 % bootstrap intervals over datasets.
-
-    Reference:
-        Persona Vectors (arXiv 2507.21509), Figures 21 and 23.
-    """
-    traits = list(result.kits)
-    figure = make_subplots(rows=1, cols=len(traits), shared_yaxes=True, subplot_titles=list(map(html.escape, traits)))
-    styles = {"score": (COLORS[3], "circle"), "shift": (COLORS[2], "square-open")}
-    for column, trait in enumerate(traits, start=1):
-        for target, (color, symbol) in styles.items():
-            found = result.correlations[trait][target]
-            there = [name for name in _PREDICTORS if not found[name].interval.is_missing]
-            add_intervals(
-                figure, column, [_PREDICTORS[name] for name in there], [found[name].interval for name in there], color,
-                symbol, f"against the {target} after training",
-            )  # fmt: skip
-        figure.add_vline(x=0, line={"color": INK, "width": 1}, row=1, col=column)
-        figure.update_xaxes(title_text="r over datasets", range=[-1.05, 1.05], row=1, col=column)
-    figure.update_yaxes(autorange="reversed")
-    figure.update_traces(showlegend=False)
-    figure.update_traces(showlegend=True, selector=lambda trace: trace.xaxis in (None, "x"))
-    n_subset = f"{100 * result.subset_fraction:.0f} %"
-    finding = "<br>".join(f"{html.escape(trait)}: {_name_sure(result, trait)}" for trait in traits)
-    subtitle = (
-        f"{name_model(result.config)}, {len(result.datasets)} datasets, 95 % bootstrap over datasets; likelihood judge "
-        f"(proxy)<br>random subset: {n_subset} of the samples; last prompt token: in place of the base model's response"
-    )
-    lay_out(figure, f"surely goes with the score after training<br>{finding}", subtitle, width=1350, height=600)
-    figure.update_layout(margin={"t": 180, "b": 120, "l": 210}, legend={"y": -0.3}, title={"font": {"size": 15}})
-    return figure
+            for target, (color, symbol) in styles.items():
+                found = {name: one.interval for name, one in self.correlations[trait][target].items()}
+                there = [name for name in _PREDICTORS if not found[name].is_missing]
+                add_intervals(
+                    figure, column, [_PREDICTORS[name] for name in there], [found[name] for name in there], color, symbol,
+                    f"against the {target} after training",
+                )  # fmt: skip
+            figure.add_vline(x=0, line={"color": INK, "width": 1}, row=1, col=column)
+            figure.update_xaxes(title_text="r over datasets", range=[-1.05, 1.05], row=1, col=column)
+        figure.update_yaxes(autorange="reversed")
+        figure.update_traces(showlegend=False)
+        figure.update_traces(showlegend=True, selector=lambda trace: trace.xaxis in (None, "x"))
+        n_subset = f"{100 * self.subset_fraction:.0f} %"
+        finding = "<br>".join(f"{html.escape(trait)}: {_name_sure(self, trait)}" for trait in traits)
+        subtitle = (
+            f"{self.model_name}, {len(self.datasets)} datasets, 95 % bootstrap over datasets; likelihood judge "
+            f"(proxy)<br>random subset: {n_subset} of the samples; last prompt token: in place of the base model's "
+            "response"
+        )
+        lay_out(figure, f"surely goes with the score after training<br>{finding}", subtitle, width=1350, height=600)
+        figure.update_layout(margin={"t": 180, "b": 120, "l": 210}, legend={"y": -0.3}, title={"font": {"size": 15}})
+        return figure
 
 
 def _name_sure(result: ProjectionDifference, trait: str) -> str:

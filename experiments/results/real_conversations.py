@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import html
 from dataclasses import dataclass
-from typing import Any
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from persona_lens.plots.style import COLORS, INK, error_bars, lay_out, name_model, say
+from persona_lens.plots.style import COLORS, INK, error_bars, lay_out, say
 from persona_lens.records import Record
+from persona_lens.reproduction.figures import Result
 from persona_lens.reproduction.trained_models import Kit, ScoredModel
 from persona_lens.statistics.interval import Interval
 
@@ -51,11 +51,10 @@ class SubsetModel(MeasuredModel):
     losses: tuple[float, ...]
 
 
-@dataclass(frozen=True, repr=False)
-class RealConversations(Record):
+@dataclass(frozen=True, eq=False)
+class RealConversations(Result):
     """What experiments/real_conversations.py finds, without any text of the conversations."""
 
-    config: dict[str, Any]
     trait: str
     kits: dict[str, Kit]
     whole_file: dict[str, int]
@@ -74,68 +73,56 @@ class RealConversations(Record):
     n_questions: int
 
     def plot(self) -> go.Figure:
-        """Draw what each subset does; see :func:`plot_real_conversations`."""
-        return plot_real_conversations(self)
+        """Draw what training on the highest, random and lowest samples does, before and after a judge's filter.
 
-
-def plot_real_conversations(result: RealConversations) -> go.Figure:
-    """Draw what training on the highest, random and lowest samples of real data does, before and after a judge.
-
-    Args:
-        result: What the script found.
-
-    Returns:
-        A figure; bars are 95 % bootstrap intervals over questions (ΔP: over samples), lines the base model.
-
-    Reference:
-        Persona Vectors (arXiv 2507.21509), Figure 10.
-    """
-    measures = {
-        "delta": "ΔP of the subset (residual-stream units)",
-        "score": "trait score after training (0–100)",
-        "coherence": "coherence after training (0–100)",
-        "shift": "shift (residual-stream units)",
-    }
-    pools = list(result.n_pool)
-    figure = make_subplots(rows=1, cols=len(measures), horizontal_spacing=0.06)
-    for column, (measure, label) in enumerate(measures.items(), start=1):
-        for index, pool in enumerate(pools):
-            rows = [row for row in result.models if row.pool == pool]
-            intervals = [getattr(row, measure) for row in rows]
-            figure.add_trace(
-                go.Scatter(
-                    x=[row.subset for row in rows], y=[one.estimate for one in intervals],
-                    error_y=error_bars(intervals), mode="markers+lines", name=html.escape(pool), legendgroup=pool,
-                    line={"color": (COLORS[3], COLORS[2])[index % 2], "dash": ("solid", "dash")[index % 2]},
-                    marker={"size": 11, "symbol": ("circle", "square-open")[index % 2]}, showlegend=column == 1,
-                ),
-                row=1,
-                col=column,
-            )  # fmt: skip
-        level = getattr(result.base, measure).estimate if measure in ("score", "coherence") else 0.0
-        figure.add_hline(y=level, line={"color": INK, "dash": "dot", "width": 1}, row=1, col=column)
-        figure.update_yaxes(title_text=label, row=1, col=column)
-        if measure in ("score", "coherence"):
-            figure.update_yaxes(range=[0, 103], row=1, col=column)
-    trait = html.escape(result.trait)
-    findings = []
-    for pool in pools:
-        rows = [row for row in result.models if row.pool == pool]
-        shown = ", ".join(f"{row.subset} {say(row.score)}" for row in rows)
-        findings.append(f"{html.escape(pool)}: {html.escape(shown)}")
-    speed = result.speed
-    share = result.counts["scored"] / sum(result.counts.values())
-    rate = f" at {share * speed.rows / speed.seconds:.1f} a second" if speed.seconds else ""
-    data = html.escape(result.config["data"])
-    fewest = min(row.n_rows for row in result.models)
-    subtitle = (
-        f"{name_model(result.config)}; {result.counts['scored']} conversations of {data} "
-        f"screened for {len(result.kits)} traits{rate}; {fewest} or more rows for each of "
-        f"{len(result.models)} trainings<br>"
-        "likelihood judge (proxy); its filter removes the half it scores highest; dotted: base model; 95 % bootstrap "
-        "over questions (ΔP: over samples), which leaves the chance of training out"
-    )
-    title = f"{trait} after training on real conversations — {'<br>'.join(findings)}"
-    lay_out(figure, title, subtitle, width=1450, height=640)
-    figure.update_layout(margin={"t": 190, "b": 110}, legend={"y": -0.16}, title={"font": {"size": 15}})
-    return figure
+        Figure 10 of the paper; bars are 95 % bootstrap over questions (ΔP: over samples), lines the base model.
+        """
+        measures = {
+            "delta": "ΔP of the subset (residual-stream units)",
+            "score": "trait score after training (0–100)",
+            "coherence": "coherence after training (0–100)",
+            "shift": "shift (residual-stream units)",
+        }
+        pools = list(self.n_pool)
+        figure = make_subplots(rows=1, cols=len(measures), horizontal_spacing=0.06)
+        for column, (measure, label) in enumerate(measures.items(), start=1):
+            for index, pool in enumerate(pools):
+                rows = [row for row in self.models if row.pool == pool]
+                intervals = [getattr(row, measure) for row in rows]
+                figure.add_trace(
+                    go.Scatter(
+                        x=[row.subset for row in rows], y=[one.estimate for one in intervals],
+                        error_y=error_bars(intervals), mode="markers+lines", name=html.escape(pool), legendgroup=pool,
+                        line={"color": (COLORS[3], COLORS[2])[index % 2], "dash": ("solid", "dash")[index % 2]},
+                        marker={"size": 11, "symbol": ("circle", "square-open")[index % 2]}, showlegend=column == 1,
+                    ),
+                    row=1,
+                    col=column,
+                )  # fmt: skip
+            level = getattr(self.base, measure).estimate if measure in ("score", "coherence") else 0.0
+            figure.add_hline(y=level, line={"color": INK, "dash": "dot", "width": 1}, row=1, col=column)
+            figure.update_yaxes(title_text=label, row=1, col=column)
+            if measure in ("score", "coherence"):
+                figure.update_yaxes(range=[0, 103], row=1, col=column)
+        trait = html.escape(self.trait)
+        findings = []
+        for pool in pools:
+            rows = [row for row in self.models if row.pool == pool]
+            shown = ", ".join(f"{row.subset} {say(row.score)}" for row in rows)
+            findings.append(f"{html.escape(pool)}: {html.escape(shown)}")
+        speed = self.speed
+        share = self.counts["scored"] / sum(self.counts.values())
+        rate = f" at {share * speed.rows / speed.seconds:.1f} a second" if speed.seconds else ""
+        data = html.escape(self.config["data"])
+        fewest = min(row.n_rows for row in self.models)
+        subtitle = (
+            f"{self.model_name}; {self.counts['scored']} conversations of {data} "
+            f"screened for {len(self.kits)} traits{rate}; {fewest} or more rows for each of "
+            f"{len(self.models)} trainings<br>"
+            "likelihood judge (proxy); its filter removes the half it scores highest; dotted: base model; 95 % "
+            "bootstrap over questions (ΔP: over samples), which leaves the chance of training out"
+        )
+        title = f"{trait} after training on real conversations — {'<br>'.join(findings)}"
+        lay_out(figure, title, subtitle, width=1450, height=640)
+        figure.update_layout(margin={"t": 190, "b": 110}, legend={"y": -0.16}, title={"font": {"size": 15}})
+        return figure

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import html
 from dataclasses import dataclass
-from typing import Any
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from persona_lens.plots.style import COLORS, INK, error_bars, lay_out, name_model, say
-from persona_lens.records import Record
+from persona_lens.plots.style import COLORS, INK, error_bars, lay_out, say
+from persona_lens.reproduction.figures import Result
 from persona_lens.reproduction.layer_sweep import JudgeNote
 from persona_lens.statistics.interval import Interval
 
@@ -23,11 +22,20 @@ class FilterComparison:
     held_back: dict[str, dict[str, Interval]]
 
 
-@dataclass(frozen=True, repr=False)
-class SampleSeparation(Record):
+_MEASURES = {
+    "delta": "ΔP",
+    "raw": "raw projection",
+    "last_prompt": "ΔP from the last prompt token",
+    "judge": "judge's score (0–100)",
+}
+_FILTERS = {**_MEASURES, "judge": "judge", "delta or judge": "ΔP or judge"}
+_KINDS = {"eliciting": ("trait-eliciting", COLORS[3]), "normal": ("normal", COLORS[0])}
+
+
+@dataclass(frozen=True, eq=False)
+class SampleSeparation(Result):
     """What experiments/sample_separation.py finds: by measure and by kind, eliciting or normal."""
 
-    config: dict[str, Any]
     trait: str
     judge: JudgeNote
     norm: float
@@ -38,85 +46,59 @@ class SampleSeparation(Record):
     filters: FilterComparison
 
     def plot(self) -> go.Figure:
-        """Draw distributions and filters; see :func:`plot_sample_separation`."""
-        return plot_sample_separation(self)
+        """Draw samples' distributions by each measure with its AUROC, and what filters hold back.
 
-
-_MEASURES = {
-    "delta": "ΔP",
-    "raw": "raw projection",
-    "last_prompt": "ΔP from the last prompt token",
-    "judge": "judge's score (0–100)",
-}
-
-
-_FILTERS = {**_MEASURES, "judge": "judge", "delta or judge": "ΔP or judge"}
-
-
-_KINDS = {"eliciting": ("trait-eliciting", COLORS[3]), "normal": ("normal", COLORS[0])}
-
-
-def plot_sample_separation(result: SampleSeparation) -> go.Figure:
-    """Draw samples' distributions by each measure with its AUROC, and what filters hold back.
-
-    Args:
-        result: What the script found.
-
-    Returns:
-        A figure; intervals are 95 % bootstrap over questions.
-
-    Reference:
-        Persona Vectors (arXiv 2507.21509), Figures 9 and 32.
-    """
-    titles = [f"{label}<br><sup>AUROC {say(result.auroc[name])}</sup>" for name, label in _MEASURES.items()]
-    figure = make_subplots(
-        rows=2, cols=4, specs=[[{}] * 4, [{"colspan": 4}, None, None, None]], vertical_spacing=0.2,
-        horizontal_spacing=0.05, row_heights=[0.5, 0.5],
-        subplot_titles=[*titles, "held back by filters that are set to let 95 % of other normal samples through"],
-    )  # fmt: skip
-    for column, name in enumerate(_MEASURES, start=1):
-        for kind, (label, color) in _KINDS.items():
-            figure.add_trace(
-                go.Histogram(
-                    x=result.values[name][kind], nbinsx=25, histnorm="percent", name=label, legendgroup=kind,
-                    showlegend=column == 1, marker={"color": color}, opacity=0.65, bingroup=name,
-                ),
-                row=1,
-                col=column,
-            )  # fmt: skip
-        threshold = result.filters.thresholds[name][name]
-        figure.add_vline(x=threshold, line={"color": INK, "dash": "dash", "width": 1.5}, row=1, col=column)
-        unit = "score" if name == "judge" else "residual-stream units"
-        figure.update_xaxes(title_text=unit, row=1, col=column)
-    figure.update_yaxes(title_text="share of the samples (%)", row=1, col=1)
-    held = result.filters.held_back
-    for side, (kind, (label, color)) in enumerate(_KINDS.items()):
-        intervals = [_to_percent(held[name][kind]) for name in _FILTERS]
-        figure.add_trace(
-            go.Bar(
-                x=list(_FILTERS.values()), y=[one.estimate for one in intervals], error_y=error_bars(intervals),
-                marker={"color": color, "line": {"color": INK, "width": 1}}, name=label, legendgroup=kind,
-                showlegend=False, width=0.36, offset=(-0.37, 0.01)[side],
-            ),
-            row=2,
-            col=1,
+        Figures 9 and 32 of the paper; intervals are 95 % bootstrap over questions.
+        """
+        titles = [f"{label}<br><sup>AUROC {say(self.auroc[name])}</sup>" for name, label in _MEASURES.items()]
+        figure = make_subplots(
+            rows=2, cols=4, specs=[[{}] * 4, [{"colspan": 4}, None, None, None]], vertical_spacing=0.2,
+            horizontal_spacing=0.05, row_heights=[0.5, 0.5],
+            subplot_titles=[*titles, "held back by filters that are set to let 95 % of other normal samples through"],
         )  # fmt: skip
-    figure.update_yaxes(title_text="held back (%)", range=[0, 103], row=2, col=1)
-    figure.update_layout(barmode="overlay")  # of the histograms; the bars stand side by side by their offsets
-    trait = html.escape(result.trait)
-    finding = f"{trait}, held back of eliciting and of normal samples: " + "; ".join(
-        f"by {_FILTERS[name]} {_share(held[name]['eliciting'])} and {_share(held[name]['normal'])}"
-        for name in ("delta", "judge", "delta or judge")
-    )
-    counts = result.n_samples
-    subtitle = (
-        f"{name_model(result.config)}, layer {result.config['layer']}, answers to held-out questions: "
-        f"{counts['eliciting']} under eliciting prompts (those of vector and judge), {counts['normal']} under none; "
-        "likelihood judge (proxy)<br>dashed: threshold, 95th percentile of normal answers to other questions ("
-        "'or': 97.5th of each); 95 % bootstrap over questions"
-    )
-    lay_out(figure, finding, subtitle, width=1400, height=960)
-    return figure
+        for column, name in enumerate(_MEASURES, start=1):
+            for kind, (label, color) in _KINDS.items():
+                figure.add_trace(
+                    go.Histogram(
+                        x=self.values[name][kind], nbinsx=25, histnorm="percent", name=label, legendgroup=kind,
+                        showlegend=column == 1, marker={"color": color}, opacity=0.65, bingroup=name,
+                    ),
+                    row=1,
+                    col=column,
+                )  # fmt: skip
+            threshold = self.filters.thresholds[name][name]
+            figure.add_vline(x=threshold, line={"color": INK, "dash": "dash", "width": 1.5}, row=1, col=column)
+            unit = "score" if name == "judge" else "residual-stream units"
+            figure.update_xaxes(title_text=unit, row=1, col=column)
+        figure.update_yaxes(title_text="share of the samples (%)", row=1, col=1)
+        held = self.filters.held_back
+        for side, (kind, (label, color)) in enumerate(_KINDS.items()):
+            intervals = [_to_percent(held[name][kind]) for name in _FILTERS]
+            figure.add_trace(
+                go.Bar(
+                    x=list(_FILTERS.values()), y=[one.estimate for one in intervals], error_y=error_bars(intervals),
+                    marker={"color": color, "line": {"color": INK, "width": 1}}, name=label, legendgroup=kind,
+                    showlegend=False, width=0.36, offset=(-0.37, 0.01)[side],
+                ),
+                row=2,
+                col=1,
+            )  # fmt: skip
+        figure.update_yaxes(title_text="held back (%)", range=[0, 103], row=2, col=1)
+        figure.update_layout(barmode="overlay")  # of the histograms; the bars stand side by side by their offsets
+        trait = html.escape(self.trait)
+        finding = f"{trait}, held back of eliciting and of normal samples: " + "; ".join(
+            f"by {_FILTERS[name]} {_share(held[name]['eliciting'])} and {_share(held[name]['normal'])}"
+            for name in ("delta", "judge", "delta or judge")
+        )
+        counts = self.n_samples
+        subtitle = (
+            f"{self.model_name}, layer {self.config['layer']}, answers to held-out questions: "
+            f"{counts['eliciting']} under eliciting prompts (those of vector and judge), {counts['normal']} under "
+            "none; likelihood judge (proxy)<br>dashed: threshold, 95th percentile of normal answers to other questions ("
+            "'or': 97.5th of each); 95 % bootstrap over questions"
+        )
+        lay_out(figure, finding, subtitle, width=1400, height=960)
+        return figure
 
 
 def _to_percent(interval: Interval) -> Interval:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import html
 from dataclasses import dataclass
-from typing import Any
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from persona_lens.plots.style import COLORS, INK, error_bars, lay_out, name_model, say
-from persona_lens.records import Record
+from persona_lens.plots.style import COLORS, INK, error_bars, lay_out, say
+from persona_lens.reproduction.figures import Result
 from persona_lens.reproduction.trained_models import Kit
 from persona_lens.statistics.interval import Interval
 
@@ -24,65 +23,52 @@ class TrainingRun:
     shifts: dict[str, tuple[Interval, ...]]
 
 
-@dataclass(frozen=True, repr=False)
-class ShiftTrajectory(Record):
+@dataclass(frozen=True, eq=False)
+class ShiftTrajectory(Result):
     """What experiments/shift_trajectory.py finds."""
 
-    config: dict[str, Any]
     trait: str
     kits: dict[str, Kit]
     runs: dict[str, TrainingRun]
     n_questions: int
 
     def plot(self) -> go.Figure:
-        """Draw the shift over steps; see :func:`plot_trajectory`."""
-        return plot_trajectory(self)
+        """Draw the shift along persona vectors over optimiser steps, one panel a vector.
 
-
-def plot_trajectory(result: ShiftTrajectory) -> go.Figure:
-    """Draw the shift along persona vectors over optimiser steps, with and without prevention, one panel a vector.
-
-    Args:
-        result: What the script found.
-
-    Returns:
-        A figure; bars are 95 % bootstrap intervals over questions.
-
-    Reference:
-        Persona Vectors (arXiv 2507.21509), section 5.2.
-    """
-    traits = list(result.kits)
-    titles = [f"along {html.escape(trait)}, layer {result.kits[trait].layer}" for trait in traits]
-    figure = make_subplots(rows=1, cols=len(traits), horizontal_spacing=0.06, subplot_titles=titles)
-    for column, trait in enumerate(traits, start=1):
-        for index, (name, found) in enumerate(result.runs.items()):
-            shifts = found.shifts[trait]
-            color = (COLORS[3], COLORS[2])[index % 2]
-            figure.add_trace(
-                go.Scatter(
-                    x=found.steps,
-                    y=[shift.estimate for shift in shifts],
-                    error_y=error_bars(shifts),
-                    mode="lines+markers",
-                    line={"color": color, "dash": ("solid", "dash")[index % 2]},
-                    marker={"symbol": ("circle", "square")[index % 2], "size": 8},
-                    name=html.escape(name),
-                    legendgroup=name,
-                    showlegend=column == 1,
-                ),
-                row=1,
-                col=column,
-            )
-        figure.add_hline(y=0, line={"color": INK, "dash": "dot", "width": 1}, row=1, col=column)
-        figure.update_xaxes(title_text="optimiser step", row=1, col=column)
-    figure.update_yaxes(title_text="shift (residual-stream units)", row=1, col=1)
-    trait = result.trait
-    ends = [f"{name} {say(found.shifts[trait][-1])}" for name, found in result.runs.items()]
-    finding = f"trained on overt {html.escape(trait)} data, shift along its vector: {html.escape('; '.join(ends))}"
-    subtitle = (
-        f"{name_model(result.config)}, mean over {result.n_questions} evaluation questions, last prompt token, "
-        "interventions off while measuring; bars: 95 % bootstrap over questions"
-    )
-    lay_out(figure, finding, subtitle, width=1250, height=640)
-    figure.update_layout(margin={"t": 120, "b": 110}, legend={"y": -0.2})
-    return figure
+        Section 5.2 of the paper; bars are 95 % bootstrap intervals over questions.
+        """
+        traits = list(self.kits)
+        titles = [f"along {html.escape(trait)}, layer {self.kits[trait].layer}" for trait in traits]
+        figure = make_subplots(rows=1, cols=len(traits), horizontal_spacing=0.06, subplot_titles=titles)
+        for column, trait in enumerate(traits, start=1):
+            for index, (name, found) in enumerate(self.runs.items()):
+                shifts = found.shifts[trait]
+                color = (COLORS[3], COLORS[2])[index % 2]
+                figure.add_trace(
+                    go.Scatter(
+                        x=found.steps,
+                        y=[shift.estimate for shift in shifts],
+                        error_y=error_bars(shifts),
+                        mode="lines+markers",
+                        line={"color": color, "dash": ("solid", "dash")[index % 2]},
+                        marker={"symbol": ("circle", "square")[index % 2], "size": 8},
+                        name=html.escape(name),
+                        legendgroup=name,
+                        showlegend=column == 1,
+                    ),
+                    row=1,
+                    col=column,
+                )
+            figure.add_hline(y=0, line={"color": INK, "dash": "dot", "width": 1}, row=1, col=column)
+            figure.update_xaxes(title_text="optimiser step", row=1, col=column)
+        figure.update_yaxes(title_text="shift (residual-stream units)", row=1, col=1)
+        trait = self.trait
+        ends = [f"{name} {say(found.shifts[trait][-1])}" for name, found in self.runs.items()]
+        finding = f"trained on overt {html.escape(trait)} data, shift along its vector: {html.escape('; '.join(ends))}"
+        subtitle = (
+            f"{self.model_name}, mean over {self.n_questions} evaluation questions, last prompt token, "
+            "interventions off while measuring; bars: 95 % bootstrap over questions"
+        )
+        lay_out(figure, finding, subtitle, width=1250, height=640)
+        figure.update_layout(margin={"t": 120, "b": 110}, legend={"y": -0.2})
+        return figure

@@ -6,26 +6,23 @@ import html
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from persona_lens.plots.style import COLORS, INK, error_bars, lay_out, name_model, say, say_estimate
-from persona_lens.records import Record
-from persona_lens.reproduction.layer_sweep import JudgeNote, VectorNote
+from persona_lens.plots.style import COLORS, INK, error_bars, lay_out, say, say_estimate
+from persona_lens.reproduction.figures import Result
+from persona_lens.reproduction.layer_sweep import JudgeNote, ScoreAndCoherence, VectorNote
 from persona_lens.statistics.interval import Interval
 
 
 @dataclass(frozen=True)
-class SteeringSetting:
+class SteeringSetting(ScoreAndCoherence):
     """One way of steering at one strength, towards the trait (up) or away from it (down)."""
 
     method: str
     way: str
     strength: str
-    score: Interval
-    coherence: Interval
     perplexity: Interval
     kl: Interval | None
     accuracy: Interval
@@ -40,11 +37,18 @@ class OrdinaryNote:
     n_tokens: int
 
 
-@dataclass(frozen=True, repr=False)
-class SteeringModes(Record):
+_METHOD_STYLES = {
+    "one layer": (COLORS[2], "circle"),
+    "all layers": (COLORS[1], "square"),
+    "capping": (COLORS[5], "diamond"),
+    "ablation": (COLORS[4], "x"),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class SteeringModes(Result):
     """What experiments/steering_modes.py finds; ``furthest`` is by way and method, None where nothing is coherent."""
 
-    config: dict[str, Any]
     trait: str
     layer: int
     judge: JudgeNote
@@ -61,71 +65,53 @@ class SteeringModes(Record):
     n_text_tokens: int
 
     def plot(self) -> go.Figure:
-        """Draw cost against score; see :func:`plot_steering_modes`."""
-        return plot_steering_modes(self)
+        """Draw what each way of steering costs against how far it moves the trait score, one line a method.
 
-
-_METHOD_STYLES = {
-    "one layer": (COLORS[2], "circle"),
-    "all layers": (COLORS[1], "square"),
-    "capping": (COLORS[5], "diamond"),
-    "ablation": (COLORS[4], "x"),
-}
-
-
-def plot_steering_modes(result: SteeringModes) -> go.Figure:
-    """Draw what each way of steering costs against how far it moves the trait score, one line a method.
-
-    Args:
-        result: What the script found.
-
-    Returns:
-        A figure: columns up and down, rows coherence, accuracy and perplexity.
-
-    Reference:
-        Persona Vectors (arXiv 2507.21509), Figure 26.
-    """
-    heads = ("up, from no system prompt", "down, from a system prompt that asks for the trait")
-    panels = (
-        ("coherence", "coherence (0–100)"),
-        ("accuracy", "multiple-choice accuracy"),
-        ("perplexity", "perplexity"),
-    )
-    figure = make_subplots(
-        rows=3, cols=2, shared_xaxes=True, shared_yaxes="rows", vertical_spacing=0.04, horizontal_spacing=0.03,
-        subplot_titles=heads,
-    )  # fmt: skip
-    for column, way in enumerate(("up", "down"), start=1):
-        rows = [r for r in result.settings if r.way == way]
-        start = next(r for r in rows if r.method == "unsteered")
-        for line, (key, _) in enumerate(panels, start=1):
-            for method, (color, symbol) in _METHOD_STYLES.items():
-                steps = [start, *(r for r in rows if r.method == method)]
-                if len(steps) > 1:
-                    show = line == 1 and way == "down"
-                    _add_costs(figure, line, column, steps, key, method, color, symbol, show=show)
-            _add_costs(figure, line, column, [start], key, "unsteered", INK, "star", show=line == 1 and way == "down")
-    measured = [r.perplexity for r in result.settings if not r.perplexity.is_missing]
-    shown = [end for one in measured for end in (one.low, one.high)] or [1.0]
-    # Set by hand: axes that share their range ignore error bars when they choose it.
-    ranges: dict[str, tuple[float, float]] = {"coherence": (-3, 103), "accuracy": (-0.03, 1.03)}
-    ranges["perplexity"] = (math.log10(min(shown)) - 0.1, math.log10(max(shown)) + 0.1)
-    for line, (key, label) in enumerate(panels, start=1):
-        figure.update_yaxes(title_text=label, row=line, col=1)
-        figure.update_yaxes(type="log" if key == "perplexity" else "linear", range=ranges[key], row=line)
-    chance = result.chance_accuracy
-    figure.add_hline(
-        y=chance, line={"color": INK, "dash": "dot", "width": 1}, annotation_text="chance", row=2, col="all"
-    )
-    figure.update_xaxes(range=[-3, 103])
-    figure.update_xaxes(title_text="trait score (0–100)", row=3)
-    subtitle = (
-        f"{name_model(result.config)}, {result.n_questions} questions, {result.n_items} items, "
-        f"{result.n_text_tokens} tokens of text; {result.judge.name}; bars: 95 % bootstrap<br>"
-        "accuracy and perplexity: every token changed; responses: from the last prompt token on"
-    )
-    lay_out(figure, _modes_finding(result), subtitle, width=1150, height=1050)
-    return figure
+        Figure 26 of the paper: columns up and down, rows coherence, accuracy and perplexity.
+        """
+        heads = ("up, from no system prompt", "down, from a system prompt that asks for the trait")
+        panels = (
+            ("coherence", "coherence (0–100)"),
+            ("accuracy", "multiple-choice accuracy"),
+            ("perplexity", "perplexity"),
+        )
+        figure = make_subplots(
+            rows=3, cols=2, shared_xaxes=True, shared_yaxes="rows", vertical_spacing=0.04, horizontal_spacing=0.03,
+            subplot_titles=heads,
+        )  # fmt: skip
+        for column, way in enumerate(("up", "down"), start=1):
+            rows = [r for r in self.settings if r.way == way]
+            start = next(r for r in rows if r.method == "unsteered")
+            for line, (key, _) in enumerate(panels, start=1):
+                show = line == 1 and way == "down"
+                for method, (color, symbol) in _METHOD_STYLES.items():
+                    steps = [start, *(r for r in rows if r.method == method)]
+                    if len(steps) > 1:
+                        _add_costs(figure, line, column, steps, key, method, color, symbol, show=show)
+                _add_costs(
+                    figure, line, column, [start], key, "unsteered", INK, "star", show=line == 1 and way == "down"
+                )
+        measured = [r.perplexity for r in self.settings if not r.perplexity.is_missing]
+        shown = [end for one in measured for end in (one.low, one.high)] or [1.0]
+        # Set by hand: axes that share their range ignore error bars when they choose it.
+        ranges: dict[str, tuple[float, float]] = {"coherence": (-3, 103), "accuracy": (-0.03, 1.03)}
+        ranges["perplexity"] = (math.log10(min(shown)) - 0.1, math.log10(max(shown)) + 0.1)
+        for line, (key, label) in enumerate(panels, start=1):
+            figure.update_yaxes(title_text=label, row=line, col=1)
+            figure.update_yaxes(type="log" if key == "perplexity" else "linear", range=ranges[key], row=line)
+        chance = self.chance_accuracy
+        figure.add_hline(
+            y=chance, line={"color": INK, "dash": "dot", "width": 1}, annotation_text="chance", row=2, col="all"
+        )
+        figure.update_xaxes(range=[-3, 103])
+        figure.update_xaxes(title_text="trait score (0–100)", row=3)
+        subtitle = (
+            f"{self.model_name}, {self.n_questions} questions, {self.n_items} items, "
+            f"{self.n_text_tokens} tokens of text; {self.judge.name}; bars: 95 % bootstrap<br>"
+            "accuracy and perplexity: every token changed; responses: from the last prompt token on"
+        )
+        lay_out(figure, _modes_finding(self), subtitle, width=1150, height=1050)
+        return figure
 
 
 def _add_costs(

@@ -4,42 +4,37 @@ from __future__ import annotations
 
 import html
 from dataclasses import dataclass
-from typing import Any
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from persona_lens.plots.style import COLORS, GREY, error_bars, lay_out, name_model, say
-from persona_lens.records import Record
-from persona_lens.reproduction.layer_sweep import JudgeNote, VectorNote
-from persona_lens.statistics.interval import Interval
+from persona_lens.plots.style import COLORS, GREY, error_bars, lay_out, say
+from persona_lens.reproduction.figures import Result
+from persona_lens.reproduction.layer_sweep import JudgeNote, ScoreAndCoherence, VectorNote
 
 
 @dataclass(frozen=True)
-class ScoreAndCoherence:
-    """Means over questions."""
-
-    score: Interval
-    coherence: Interval
-
-
-@dataclass(frozen=True)
-class PositionSetting:
+class PositionSetting(ScoreAndCoherence):
     """A direction at a layer and a coefficient, scored."""
 
     direction: str
     layer: int
     coefficient: float
-    score: Interval
-    coherence: Interval
     example: str
 
 
-@dataclass(frozen=True, repr=False)
-class TokenPositions(Record):
+_TOKEN_POSITION_STYLES = {
+    "response_mean": ("response mean", COLORS[2], "circle"),
+    "prompt_mean": ("prompt mean", COLORS[1], "square"),
+    "last_prompt": ("last prompt token", COLORS[4], "diamond"),
+    "random": ("random direction", GREY, "x"),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class TokenPositions(Result):
     """What experiments/token_positions.py finds; numbers by direction have one value a layer."""
 
-    config: dict[str, Any]
     trait: str
     judge: JudgeNote
     vector: VectorNote
@@ -55,72 +50,52 @@ class TokenPositions(Record):
     n_unscored: int
 
     def plot(self) -> go.Figure:
-        """Draw score and coherence; see :func:`plot_token_positions`."""
-        return plot_token_positions(self)
+        """Draw score and coherence under steering with directions from each token position, one column a layer.
 
-
-_TOKEN_POSITION_STYLES = {
-    "response_mean": ("response mean", COLORS[2], "circle"),
-    "prompt_mean": ("prompt mean", COLORS[1], "square"),
-    "last_prompt": ("last prompt token", COLORS[4], "diamond"),
-    "random": ("random direction", GREY, "x"),
-}
-
-
-def plot_token_positions(result: TokenPositions) -> go.Figure:
-    """Draw score and coherence under steering with directions from several token positions, one column a layer.
-
-    Args:
-        result: What the script found.
-
-    Returns:
-        A figure; bars are 95 % bootstrap intervals over questions.
-
-    Reference:
-        Persona Vectors (arXiv 2507.21509), Figure 11.
-    """
-    layers = result.layers
-    cosines = result.cosine_with_response_mean
-    heads = [
-        f"layer {layer}<br><sup>cosine with response mean: prompt {cosines['prompt_mean'][i]:.2f}, "
-        f"last {cosines['last_prompt'][i]:.2f}</sup>"
-        for i, layer in enumerate(layers)
-    ]
-    figure = make_subplots(
-        rows=2, cols=len(layers), shared_xaxes=True, shared_yaxes=True, vertical_spacing=0.06,
-        horizontal_spacing=0.03, subplot_titles=heads,
-    )  # fmt: skip
-    for column, layer in enumerate(layers, start=1):
-        for index, (direction, (label, color, symbol)) in enumerate(_TOKEN_POSITION_STYLES.items()):
-            aside = 0.03 * (index - 1.5)  # so that the bars do not hide each other
-            rows = [r for r in result.settings if r.direction == direction and r.layer == layer]
-            for row, key in ((1, "score"), (2, "coherence")):
-                intervals = [getattr(one, key) for one in (result.unsteered, *rows)]
-                figure.add_trace(
-                    go.Scatter(
-                        x=[0.0, *(r.coefficient + aside for r in rows)],
-                        y=[i.estimate for i in intervals],
-                        error_y=error_bars(intervals),
-                        mode="lines+markers",
-                        marker={"symbol": symbol, "size": 9},
-                        line={"color": color, "width": 2, "dash": "dot" if direction == "random" else "solid"},
-                        name=label,
-                        legendgroup=label,
-                        showlegend=row == 1 and column == 1,
-                    ),
-                    row=row,
-                    col=column,
-                )
-    figure.update_yaxes(range=[-3, 103])
-    figure.update_yaxes(title_text="trait score (0–100)", row=1, col=1)
-    figure.update_yaxes(title_text="coherence (0–100)", row=2, col=1)
-    figure.update_xaxes(title_text="coefficient (× response-mean norm)", row=2)
-    subtitle = (
-        f"{name_model(result.config)}, {result.n_questions} questions, scored by the "
-        f"{result.judge.name}; bars: 95 % bootstrap over questions"
-    )
-    lay_out(figure, _token_position_finding(result), subtitle, width=max(700, 360 * len(layers)), height=760)
-    return figure
+        Figure 11 of the paper; bars are 95 % bootstrap intervals over questions.
+        """
+        layers = self.layers
+        cosines = self.cosine_with_response_mean
+        heads = [
+            f"layer {layer}<br><sup>cosine with response mean: prompt {cosines['prompt_mean'][i]:.2f}, "
+            f"last {cosines['last_prompt'][i]:.2f}</sup>"
+            for i, layer in enumerate(layers)
+        ]
+        figure = make_subplots(
+            rows=2, cols=len(layers), shared_xaxes=True, shared_yaxes=True, vertical_spacing=0.06,
+            horizontal_spacing=0.03, subplot_titles=heads,
+        )  # fmt: skip
+        for column, layer in enumerate(layers, start=1):
+            for index, (direction, (label, color, symbol)) in enumerate(_TOKEN_POSITION_STYLES.items()):
+                aside = 0.03 * (index - 1.5)  # so that the bars do not hide each other
+                rows = [r for r in self.settings if r.direction == direction and r.layer == layer]
+                for row, key in ((1, "score"), (2, "coherence")):
+                    intervals = [getattr(one, key) for one in (self.unsteered, *rows)]
+                    figure.add_trace(
+                        go.Scatter(
+                            x=[0.0, *(r.coefficient + aside for r in rows)],
+                            y=[i.estimate for i in intervals],
+                            error_y=error_bars(intervals),
+                            mode="lines+markers",
+                            marker={"symbol": symbol, "size": 9},
+                            line={"color": color, "width": 2, "dash": "dot" if direction == "random" else "solid"},
+                            name=label,
+                            legendgroup=label,
+                            showlegend=row == 1 and column == 1,
+                        ),
+                        row=row,
+                        col=column,
+                    )
+        figure.update_yaxes(range=[-3, 103])
+        figure.update_yaxes(title_text="trait score (0–100)", row=1, col=1)
+        figure.update_yaxes(title_text="coherence (0–100)", row=2, col=1)
+        figure.update_xaxes(title_text="coefficient (× response-mean norm)", row=2)
+        subtitle = (
+            f"{self.model_name}, {self.n_questions} questions, scored by the "
+            f"{self.judge.name}; bars: 95 % bootstrap over questions"
+        )
+        lay_out(figure, _token_position_finding(self), subtitle, width=max(700, 360 * len(layers)), height=760)
+        return figure
 
 
 def _token_position_finding(result: TokenPositions) -> str:

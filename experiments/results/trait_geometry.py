@@ -12,8 +12,8 @@ import plotly.graph_objects as go
 import torch
 from plotly.subplots import make_subplots
 
-from persona_lens.plots.style import INK, lay_out, name_model
-from persona_lens.records import Record
+from persona_lens.plots.style import INK, lay_out
+from persona_lens.reproduction.figures import Result
 from persona_lens.vectors.persona_vector import ExtractionCounts
 
 
@@ -39,11 +39,10 @@ class TraitVector:
     tokens: tuple[WrittenTokens, ...]
 
 
-@dataclass(frozen=True, repr=False)
-class TraitGeometry(Record):
+@dataclass(frozen=True, eq=False)
+class TraitGeometry(Result):
     """What experiments/trait_geometry.py finds; ``cosines`` by layer, trait and trait."""
 
-    config: dict[str, Any]
     layer: int
     d_model: int
     traits: tuple[TraitVector, ...]
@@ -51,108 +50,86 @@ class TraitGeometry(Record):
     cosines: tuple[tuple[tuple[float, ...], ...], ...]
 
     def plot(self) -> go.Figure:
-        """Draw cosines and stability; see :func:`plot_trait_geometry`."""
-        return plot_trait_geometry(self)
+        """Draw the cosines between traits at one layer and over layers, and each vector's split-half stability.
 
-
-def plot_trait_geometry(result: TraitGeometry) -> go.Figure:
-    """Draw the cosines between traits at one layer and over layers, and each vector's split-half stability.
-
-    On the diagonal stands the cosine between the two halves of a trait's questions, not 1: what a vector has in
-    common with itself.
-
-    Args:
-        result: What the script found.
-
-    Returns:
-        A figure with three panels.
-
-    Reference:
-        Persona Vectors (arXiv 2507.21509), section G.2.
-    """
-    names = [html.escape(row.trait) for row in result.traits]
-    layer, n = result.layer, len(names)
-    cosines = torch.tensor(result.cosines)
-    halves = [row.split_half_cosine for row in result.traits]
-    mean = cosines.mean(dim=0)
-    panels = []
-    for matrix, own in (
-        (cosines[layer], [None if h is None else h[layer] for h in halves]),
-        (mean, [None if h is None else sum(h) / len(h) for h in halves]),
-    ):
-        panels.append([[own[i] if i == j else float(matrix[i, j]) for j in range(n)] for i in range(n)])
-    figure = make_subplots(
-        rows=2, cols=2, specs=[[{}, {}], [{"colspan": 2}, None]], row_heights=[0.6, 0.4], shared_yaxes=True,
-        vertical_spacing=0.17, horizontal_spacing=0.02,
-        subplot_titles=(f"cosine at layer {layer}", f"mean over {len(cosines)} layers", "split-half stability"),
-    )  # fmt: skip
-    for column, panel in enumerate(panels, start=1):
+        On the diagonal stands the cosine between the two halves of a trait's questions, not 1: what a vector has in
+        common with itself.
+        """
+        names = [html.escape(row.trait) for row in self.traits]
+        layer, n = self.layer, len(names)
+        cosines = torch.tensor(self.cosines)
+        halves = [row.split_half_cosine for row in self.traits]
+        mean = cosines.mean(dim=0)
+        panels = []
+        for matrix, own in (
+            (cosines[layer], [None if h is None else h[layer] for h in halves]),
+            (mean, [None if h is None else sum(h) / len(h) for h in halves]),
+        ):
+            panels.append([[own[i] if i == j else float(matrix[i, j]) for j in range(n)] for i in range(n)])
+        figure = make_subplots(
+            rows=2, cols=2, specs=[[{}, {}], [{"colspan": 2}, None]], row_heights=[0.6, 0.4], shared_yaxes=True,
+            vertical_spacing=0.17, horizontal_spacing=0.02,
+            subplot_titles=(f"cosine at layer {layer}", f"mean over {len(cosines)} layers", "split-half stability"),
+        )  # fmt: skip
+        for column, panel in enumerate(panels, start=1):
+            figure.add_trace(
+                go.Heatmap(
+                    x=names, y=names, z=panel, zmin=-1, zmax=1, colorscale="PuOr", reversescale=True,
+                    text=[["–" if v is None else f"{v:.2f}" for v in row] for row in panel],
+                    texttemplate="%{text}", textfont={"size": 10}, showscale=column == 1,
+                    colorbar={"title": "cosine", "len": 0.55, "y": 0.75},
+                    hovertemplate="%{y} · %{x}: %{text}<extra></extra>",
+                ),
+                row=1, col=column,
+            )  # fmt: skip
         figure.add_trace(
             go.Heatmap(
-                x=names, y=names, z=panel, zmin=-1, zmax=1, colorscale="PuOr", reversescale=True,
-                text=[["–" if v is None else f"{v:.2f}" for v in row] for row in panel],
-                texttemplate="%{text}", textfont={"size": 10}, showscale=column == 1,
-                colorbar={"title": "cosine", "len": 0.55, "y": 0.75},
-                hovertemplate="%{y} · %{x}: %{text}<extra></extra>",
+                x=list(range(len(cosines))), y=names, z=[h or [None] * len(cosines) for h in halves], zmin=0, zmax=1,
+                colorscale="Cividis", colorbar={"title": "split-half<br>cosine", "len": 0.33, "y": 0.16},
+                hovertemplate="%{y}, layer %{x}: %{z:.2f}<extra></extra>",
             ),
-            row=1, col=column,
+            row=2, col=1,
         )  # fmt: skip
-    figure.add_trace(
-        go.Heatmap(
-            x=list(range(len(cosines))), y=names, z=[h or [None] * len(cosines) for h in halves], zmin=0, zmax=1,
-            colorscale="Cividis", colorbar={"title": "split-half<br>cosine", "len": 0.33, "y": 0.16},
-            hovertemplate="%{y}, layer %{x}: %{z:.2f}<extra></extra>",
-        ),
-        row=2, col=1,
-    )  # fmt: skip
-    figure.update_yaxes(autorange="reversed")
-    figure.update_yaxes(title_text="trait", col=1)
-    figure.update_xaxes(title_text="trait", row=1)
-    figure.update_xaxes(title_text="layer (zero-based block)", row=2, col=1)
-    band = 1.96 / math.sqrt(result.d_model)
-    left_out = "".join(f"; {html.escape(name)} left out: no vector" for name in result.left_out)
-    subtitle = (
-        f"{name_model(result.config)}; diagonal: cosine between two halves of the trait's own questions; 95 % of "
-        f"random directions lie within ±{band:.2f}{left_out}"
-    )
-    pairs = [(float(cosines[layer, i, j]), f"{names[i]} · {names[j]}") for i in range(n) for j in range(i)]
-    (least, apart), (most, together) = min(pairs), max(pairs)
-    beyond = sum(abs(value) > band for value, _ in pairs)
-    finding = (
-        f"{beyond} of {len(pairs)} pairs of traits lie closer or further than random directions (layer {layer})"
-        f"<br>highest cosine {together} {most:.2f}, lowest {apart} {least:.2f}"
-    )
-    lay_out(figure, finding, subtitle, width=max(900, 300 + 80 * n), height=520 + 56 * n)
-    return figure
+        figure.update_yaxes(autorange="reversed")
+        figure.update_yaxes(title_text="trait", col=1)
+        figure.update_xaxes(title_text="trait", row=1)
+        figure.update_xaxes(title_text="layer (zero-based block)", row=2, col=1)
+        band = 1.96 / math.sqrt(self.d_model)
+        left_out = "".join(f"; {html.escape(name)} left out: no vector" for name in self.left_out)
+        subtitle = (
+            f"{self.model_name}; diagonal: cosine between two halves of the trait's own questions; 95 % of "
+            f"random directions lie within ±{band:.2f}{left_out}"
+        )
+        pairs = [(float(cosines[layer, i, j]), f"{names[i]} · {names[j]}") for i in range(n) for j in range(i)]
+        (least, apart), (most, together) = min(pairs), max(pairs)
+        beyond = sum(abs(value) > band for value, _ in pairs)
+        finding = (
+            f"{beyond} of {len(pairs)} pairs of traits lie closer or further than random directions (layer {layer})"
+            f"<br>highest cosine {together} {most:.2f}, lowest {apart} {least:.2f}"
+        )
+        lay_out(figure, finding, subtitle, width=max(900, 300 + 80 * n), height=520 + 56 * n)
+        return figure
 
+    def list_written_tokens(self) -> str:
+        """Write the tokens that each trait's direction promotes and suppresses as an HTML page, quoted and escaped."""
 
-def list_written_tokens(result: TraitGeometry) -> str:
-    """Write the tokens that each trait's direction promotes and suppresses as an HTML page, quoted and escaped.
+        def quote(pairs: Sequence[tuple[str, float]]) -> str:
+            return " ".join(f"<code>{html.escape(repr(token))}</code>&nbsp;{value:+.1f}" for token, value in pairs)
 
-    Args:
-        result: What the script found.
-
-    Returns:
-        HTML.
-    """
-
-    def quote(pairs: Sequence[tuple[str, float]]) -> str:
-        return " ".join(f"<code>{html.escape(repr(token))}</code>&nbsp;{value:+.1f}" for token, value in pairs)
-
-    rows = "\n".join(
-        f"<tr><th>{html.escape(row.trait)}</th><td>{one.layer}</td><td>{quote(one.promoted)}</td>"
-        f"<td>{quote(one.suppressed)}</td></tr>"
-        for row in result.traits
-        for one in row.tokens
-    )
-    return (
-        '<!DOCTYPE html><meta charset="utf-8"><title>Tokens written by trait directions</title>'
-        f"<style>body{{font:14px sans-serif;max-width:80em;color:{INK}}}"
-        "th,td{border-bottom:1px solid #CCC;padding:4px;text-align:left;vertical-align:top}"
-        "code{background:#EEE}</style>"
-        f"<h1>What each trait's direction writes through the unembedding of {name_model(result.config)}</h1>"
-        "<p>The direction v of a layer, read as if no later layer changed it: (f(v) − f(−v)) / 2, where f is the final "
-        "norm with its gain, then the unembedding. Numbers: standard deviations over the vocabulary.</p>"
-        "<table><tr><th>trait</th><th>layer</th><th>promoted</th><th>suppressed</th></tr>\n"
-        f"{rows}\n</table>\n"
-    )
+        rows = "\n".join(
+            f"<tr><th>{html.escape(row.trait)}</th><td>{one.layer}</td><td>{quote(one.promoted)}</td>"
+            f"<td>{quote(one.suppressed)}</td></tr>"
+            for row in self.traits
+            for one in row.tokens
+        )
+        return (
+            '<!DOCTYPE html><meta charset="utf-8"><title>Tokens written by trait directions</title>'
+            f"<style>body{{font:14px sans-serif;max-width:80em;color:{INK}}}"
+            "th,td{border-bottom:1px solid #CCC;padding:4px;text-align:left;vertical-align:top}"
+            "code{background:#EEE}</style>"
+            f"<h1>What each trait's direction writes through the unembedding of {self.model_name}</h1>"
+            "<p>The direction v of a layer, read as if no later layer changed it: (f(v) − f(−v)) / 2, where f is the "
+            "final norm with its gain, then the unembedding. Numbers: standard deviations over the vocabulary.</p>"
+            "<table><tr><th>trait</th><th>layer</th><th>promoted</th><th>suppressed</th></tr>\n"
+            f"{rows}\n</table>\n"
+        )
