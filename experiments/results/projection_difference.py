@@ -134,8 +134,8 @@ class ProjectionDifference(Result):
                 found = {name: one.interval for name, one in self.correlations[trait][target].items()}
                 there = [name for name in _PREDICTORS if not found[name].is_missing]
                 add_intervals(
-                    figure, column, [_PREDICTORS[name] for name in there], [found[name] for name in there], color, symbol,
-                    f"against the {target} after training",
+                    figure, column, [_PREDICTORS[name] for name in there], [found[name] for name in there], color,
+                    symbol, f"against the {target} after training",
                 )  # fmt: skip
             figure.add_vline(x=0, line={"color": INK, "width": 1}, row=1, col=column)
             figure.update_xaxes(title_text="r over datasets", range=[-1.05, 1.05], row=1, col=column)

@@ -121,7 +121,7 @@ def test_every_way_of_keeping_a_trait_out_is_tried_and_its_costs_are_measured(wh
     for row in content["settings"]:
         assert 0 <= row["accuracy"]["estimate"] <= 1
         is_steered = row["method"].startswith("afterwards")
-        assert ("overt_loss" in row) == ("normal_loss" in row) == ("shift" in row) == (not is_steered)
+        assert {row[key] is None for key in ("overt_loss", "normal_loss", "shift")} == {is_steered}
         if not is_steered:
             losses[row["method"]] = row["overt_loss"]["estimate"]
     assert len(set(losses.values())) > 1  # training differed

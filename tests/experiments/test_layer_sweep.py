@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -146,30 +145,27 @@ def script(monkeypatch):
     return module
 
 
+def sweep(script, model, folder, seed=0):
+    arguments = script.CommonArguments(tiny=True, seed=seed, folder=folder / "out", runs=folder / "runs")
+    return script.run(model, tiny_trait(), arguments.pick(script.PROFILES), arguments)
+
+
 def test_another_seed_is_another_run_with_other_responses(script, tiny_model, tmp_path):
-    found = [
-        script.run(
-            tiny_model,
-            tiny_trait(),
-            script.Arguments(tiny=True, seed=seed, folder=tmp_path / "out", runs=tmp_path / "runs"),
-        )
-        for seed in (0, 1, 0)
-    ]
+    first, other, again = (sweep(script, tiny_model, tmp_path, seed) for seed in (0, 1, 0))
     assert len(list((tmp_path / "runs").iterdir())) == 2
-    assert found[0] == found[2]
-    assert found[0]["sweep"]["responses"] != found[1]["sweep"]["responses"]
-    assert found[0]["judge"]["calibration"] != found[1]["judge"]["calibration"]
+    assert first.to_json() == again.to_json()
+    assert first.sweep.responses != other.sweep.responses
+    assert first.judge.calibration != other.judge.calibration
 
 
 def test_the_judge_that_is_read_back_is_the_one_that_was_calibrated_and_measured(script, tiny_model, tmp_path):
-    sampling = script.Sampling(max_new_tokens=4, temperature=1.0, seed=3)
-    store = pl.ShardStore(tmp_path, {})
-    direct = pl.judges.calibrate_likelihood_judge(tiny_model, tiny_trait(), n_pairs=2, **asdict(sampling))
-    expected = asdict(pl.judges.measure_separation(direct, rollouts=2, **asdict(sampling)))
-    for _ in range(2):  # computed, then read from the store
-        judge = script.prepare_judge(tiny_model, tiny_trait(), 2, sampling, store)
-        assert (judge.calibration, judge.n_pairs, judge.trait) == (direct.calibration, 2, tiny_trait())
-        assert script.measure_judge(judge, sampling).records == expected
+    sampling = pl.Sampling(8, 0.7)
+    direct = pl.judges.calibrate_likelihood_judge(tiny_model, tiny_trait(), n_pairs=1, sampling=sampling)
+    expected = pl.judges.measure_separation(direct, sampling=pl.Sampling(8, 0.7, rollouts=2))
+    for _ in range(2):  # computed, then read from the run's folder
+        found = sweep(script, tiny_model, tmp_path)
+        assert (found.judge.calibration, found.judge.n_pairs) == (direct.calibration, 1)
+        assert found.separation == expected
 
 
 @pytest.mark.parametrize(
@@ -182,15 +178,17 @@ def test_the_judge_that_is_read_back_is_the_one_that_was_calibrated_and_measured
     ],
 )
 def test_no_trial_and_no_other_model_writes_over_the_bundled_models_results(script, chosen, folder):
-    assert script.Arguments(**chosen).out == Path(folder)
+    assert script.CommonArguments(**chosen).out == Path(folder)
 
 
 def test_a_finished_run_computes_nothing_again(script, tiny_model, tmp_path, monkeypatch):
-    arguments = script.Arguments(tiny=True, folder=tmp_path / "out", runs=tmp_path / "runs")
-    first = script.run(tiny_model, tiny_trait(), arguments)
-    for name in ("sweep.sample_rollouts", "vectors.sample_recorded_rollouts", "judges.likelihood.sample_rollouts"):
+    first = sweep(script, tiny_model, tmp_path)
+    for name in (
+        "evaluation.conditions.sample_rollouts", "judges.likelihood.sample_rollouts",
+        "vectors.extraction.sample_recorded_rollouts",
+    ):  # fmt: skip
         monkeypatch.setattr(f"persona_lens.{name}", None)
-    assert script.run(tiny_model, tiny_trait(), arguments) == first
+    assert sweep(script, tiny_model, tmp_path).to_json() == first.to_json()
 
 
 @pytest.mark.parametrize("is_any_coherent", [True, False])
@@ -203,6 +201,5 @@ def test_the_coherent_choice_is_confirmed_and_the_highest_score_only_where_none_
         pl.evaluation.SweepResult, "choose_coherent", lambda self, *_: coherent if is_any_coherent else None
     )
     monkeypatch.setattr(pl.evaluation.SweepResult, "choose_by_score", lambda self: best)
-    arguments = script.Arguments(tiny=True, folder=tmp_path / "out", runs=tmp_path / "runs")
-    content = script.run(tiny_model, tiny_trait(), arguments)
-    assert content["confirmation"]["coefficient"] == (1.0 if is_any_coherent else 2.0)
+    found = sweep(script, tiny_model, tmp_path)
+    assert found.confirmation.coefficient == (1.0 if is_any_coherent else 2.0)

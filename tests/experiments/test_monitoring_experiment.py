@@ -90,12 +90,12 @@ def test_a_run_that_was_killed_goes_on_and_writes_what_an_uninterrupted_one_writ
         command(setting, "killed"), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     deadline = time.monotonic() + 200
-    while len(list(runs.glob("*/condition-0*.safetensors"))) < 1 and process.poll() is None:
+    while len(list(runs.rglob("condition*.safetensors"))) < 1 and process.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    kept = {path: path.stat().st_mtime_ns for path in runs.glob("*/*.safetensors")}
+    kept = {path: path.stat().st_mtime_ns for path in runs.rglob("*.safetensors")}
     assert kept
     assert run(setting, "killed").returncode == 0
     assert all(path.stat().st_mtime_ns == changed for path, changed in kept.items())

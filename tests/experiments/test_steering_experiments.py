@@ -3,9 +3,8 @@ import json
 import re
 import signal
 import subprocess
-import sys
 import time
-from dataclasses import replace
+import typing
 
 import pytest
 import torch
@@ -78,12 +77,12 @@ def test_a_run_that_was_killed_goes_on_and_writes_what_an_uninterrupted_one_writ
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     deadline = time.monotonic() + 200
-    while len(list(runs.glob("*/*.safetensors"))) < 2 and process.poll() is None:
+    while len(list(runs.rglob("*.safetensors"))) < 2 and process.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    kept = {path: path.stat().st_mtime_ns for path in runs.glob("*/*.safetensors")}
+    kept = {path: path.stat().st_mtime_ns for path in runs.rglob("*.safetensors")}
     assert len(kept) >= 2
     done = run(setting, script, name, "--trait", *SCRIPTS[script][0])
     assert done.returncode == 0, done.stderr
@@ -142,18 +141,19 @@ def test_a_mode_acts_on_rollouts_as_its_hooks_act_on_a_forward_pass(tiny_model, 
     monkeypatch.syspath_prepend(str(ROOT / "experiments"))
     import steering_modes as script
 
-    vector = pl.extract_persona_vector(tiny_model, tiny_trait(), judge="none", max_new_tokens=6)
-    ordinary = pl.measure_ordinary_projections(tiny_model, vector, questions=["Who?", "Why?"], max_new_tokens=6)
+    sampling = pl.Sampling(max_new_tokens=6)
+    vector = pl.extract_persona_vector(tiny_model, tiny_trait(), judge="none", sampling=sampling)
+    ordinary = pl.measure_ordinary_projections(tiny_model, vector, questions=["Who?", "Why?"], sampling=sampling)
     tokens = tiny_model.to_tokens("Some words", prepend_bos=False)
     plain = tiny_model(tokens)
     for way in ("up", "down"):
-        for mode in script.list_modes(vector, ordinary, 1, way, script.TINY):
+        for mode in script.list_modes(vector, ordinary, 1, way, script.PROFILES["tiny"]):
             by_hand = [
-                (f"blocks.{site.layer}.hook_resid_post", lambda h, hook, site=site: site.intervention(h))
-                for site in mode.sites
+                (f"blocks.{step.layer}.hook_resid_post", lambda h, hook, step=step: step.operation(h))
+                for step in mode.intervention.steps
             ]
             expected = tiny_model.run_with_hooks(tokens, fwd_hooks=by_hand)
-            found = tiny_model.run_with_hooks(tokens, fwd_hooks=pl.interventions.intervention_hooks(mode.sites))
+            found = tiny_model.run_with_hooks(tokens, fwd_hooks=pl.interventions.intervention_hooks(mode.intervention))
             torch.testing.assert_close(found, expected)
             assert torch.equal(found, plain) == (mode.method == "unsteered")
 
@@ -171,33 +171,17 @@ def test_written_tokens_are_those_that_the_direction_as_last_residual_would_favo
     import trait_geometry as script
 
     direction = torch.randn(48, generator=torch.Generator().manual_seed(1))
-    found = script.read_tokens(tiny_model, direction)
+    vector = pl.PersonaVector("loud", pl.describe_model(tiny_model), {"response_mean": direction.expand(3, 48)})
+    found = script.read_tokens(tiny_model, vector, 1)
+    assert found.layer == 1
     logits = ((direction * tiny_model.ln_final.w) @ tiny_model.W_U).detach()
     best, worst = int(logits.argmax()), int(logits.argmin())
-    assert found["promoted"][0][0] == tiny_model.tokenizer.decode([best])
-    assert found["suppressed"][0][0] == tiny_model.tokenizer.decode([worst])
+    assert found.promoted[0][0] == tiny_model.tokenizer.decode([best])
+    assert found.suppressed[0][0] == tiny_model.tokenizer.decode([worst])
     scores = (logits - logits.mean()) / logits.std()
-    assert found["promoted"][0][1] == pytest.approx(float(scores[best]), abs=0.006)
-    assert found["suppressed"][0][1] == pytest.approx(float(scores[worst]), abs=0.006)
-    assert [value for _, value in found["promoted"]] == sorted((v for _, v in found["promoted"]), reverse=True)
-
-
-def test_a_vector_of_the_same_model_and_settings_is_used_again_and_another_is_not(setting, tiny_model, tmp_path):
-    sys.path.insert(0, str(ROOT / "experiments"))
-    try:
-        from _measuring import find_vector
-    finally:
-        sys.path.pop(0)
-    vector = pl.extract_persona_vector(tiny_model, tiny_trait(), judge="none", max_new_tokens=6)
-    assert find_vector(tiny_model, "loud", tmp_path) == (None, "extracted by this run")
-    vector.save(tmp_path / "vector_loud.safetensors")
-    found, source = find_vector(tiny_model, "loud", tmp_path, max_new_tokens=6)
-    assert found is not None
-    assert torch.equal(found.directions, vector.directions)
-    assert "vector_loud.safetensors, sha256" in source
-    assert find_vector(tiny_model, "loud", tmp_path, max_new_tokens=7)[0] is None
-    replace(vector, model=replace(vector.model, fingerprint="other")).save(tmp_path / "vector_loud.safetensors")
-    assert find_vector(tiny_model, "loud", tmp_path)[0] is None
+    assert found.promoted[0][1] == pytest.approx(float(scores[best]), abs=0.006)
+    assert found.suppressed[0][1] == pytest.approx(float(scores[worst]), abs=0.006)
+    assert [value for _, value in found.promoted] == sorted((v for _, v in found.promoted), reverse=True)
 
 
 @pytest.mark.parametrize(
@@ -221,22 +205,6 @@ def test_bad_arguments_end_with_what_to_do_before_anything_is_written(
     arguments = [str(folder / word) if word.endswith(".json") else word for word in arguments]
     where = ["--model", model, "--tiny", "--out", str(tmp_path / "out"), "--runs", str(tmp_path / "runs")]
     with pytest.raises((SystemExit, pl.errors.PersonaLensError), match=re.escape(words)):
-        module.main(tyro.cli(module.Arguments, args=[*arguments, *where]))
+        kind = typing.get_type_hints(module.main)["arguments"]
+        module.main(tyro.cli(kind, args=[*arguments, *where]))
     assert list(tmp_path.iterdir()) == []
-
-
-def test_the_layer_is_that_of_this_models_layer_sweep_where_none_is_given(tmp_path, tiny_model, monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
-    from _measuring import choose_layer
-
-    assert choose_layer(tiny_model, "loud", tmp_path, None) == (1, "middle layer")
-    content = {
-        "confirmation": {"layer": 2},
-        "config": {"model": {"fingerprint": pl.describe_model(tiny_model).fingerprint}},
-    }
-    (tmp_path / "layer_sweep_loud.json").write_text(json.dumps(content))
-    assert choose_layer(tiny_model, "loud", tmp_path, None)[0] == 2
-    assert choose_layer(tiny_model, "loud", tmp_path, 0) == (0, "--layer")
-    content["config"]["model"]["fingerprint"] = "another"
-    (tmp_path / "layer_sweep_loud.json").write_text(json.dumps(content))
-    assert choose_layer(tiny_model, "loud", tmp_path, None)[0] == 1

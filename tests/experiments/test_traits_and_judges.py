@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import persona_lens as pl
+from persona_lens.judges.likelihood import LikelihoodCalibration
 from persona_lens.statistics import Interval
 from tests.anthropic_server import serve
 from tests.small_trait import tiny_trait
@@ -148,43 +149,48 @@ def test_a_trait_works_if_judge_effect_and_coherence_all_hold(
     script = load_script("trait_survey")
     asked = {}
 
-    def step(name, result):
+    def step(name, result, where=pl):
         def run(*args, **kwargs):
             asked[name] = SimpleNamespace(args=args, **kwargs)
             return result
 
-        monkeypatch.setattr(pl, name, run)
+        monkeypatch.setattr(where, name, run)
 
     choice = None if coherence is None else "a choice"
-    step("calibrate_likelihood_judge", "a judge")
-    step("measure_separation", SimpleNamespace(auroc=Interval(auroc, 0.0, 1.0)))
+    step("calibrate_likelihood_judge", "a judge", script)
+    step("measure_separation", SimpleNamespace(auroc=Interval(auroc, 0.0, 1.0)), script)
     step("extract_persona_vector", SimpleNamespace(counts=pl.vectors.ExtractionCounts(4, 4)))
     step("sweep_layers", SimpleNamespace(choose_coherent=lambda: choice, choose_by_score=lambda: "highest"))
     step("confirm_choice", confirmed(low, coherence or 80.0))
     row = script.survey(tiny_model, tiny_trait(), script.TINY, 0)
-    assert (row["works"], row["failure"]) == (not failure, failure)
-    assert row["auroc"]["estimate"] == auroc
+    assert (row.works, row.failure) == (not failure, failure)
+    assert row.auroc.estimate == auroc
     assert asked["sweep_layers"].questions == ("Why?", "What for?")
     confirming = asked["confirm_choice"]
     assert confirming.questions == ("When?", "Which one?")
     assert confirming.args[2] == ("highest" if coherence is None else "a choice")
-    assert (confirming.rollouts, confirming.random_directions) == (
+    assert (confirming.sampling.rollouts, confirming.random_directions) == (
         script.TINY.confirmation_rollouts, script.TINY.random_directions,
     )  # fmt: skip
     for name in ("extract_persona_vector", "sweep_layers", "confirm_choice"):
         assert asked[name].judge == "a judge", name
-    assert "confirmation" in row
+    assert row.confirmation is not None
 
 
 def test_every_trait_of_a_survey_keeps_its_own_row(load_script, tiny_folder, tmp_path, monkeypatch):
     script = load_script("trait_survey")
     traits = [replace(tiny_trait(), name=name) for name in ("loud", "quiet")]
-    arguments = script.Arguments(model=tiny_folder("llama"), tiny=True, dtype="float32", runs=tmp_path)
-    monkeypatch.setattr(script, "survey", lambda model, trait, profile, seed: {"trait": trait.name, "seed": seed})
-    rows = script.run(traits, arguments)["traits"]
-    assert rows == [{"trait": "loud", "seed": 0}, {"trait": "quiet", "seed": 0}]
-    rows = script.run(traits[::-1], replace(arguments, seed=1))["traits"]
-    assert rows == [{"trait": "quiet", "seed": 1}, {"trait": "loud", "seed": 1}]
+    arguments = script.BaseArguments(model=tiny_folder("llama"), tiny=True, dtype="float32", runs=tmp_path)
+
+    def survey(model, trait, profile, seed):
+        return script.SurveyedTrait(trait.name, False, f"seed {seed}", Interval.missing(), None, None)
+
+    def list_rows(traits, arguments):
+        return [(row.trait, row.failure) for row in script.run(traits, script.TINY, arguments).traits]
+
+    monkeypatch.setattr(script, "survey", survey)
+    assert list_rows(traits, arguments) == [("loud", "seed 0"), ("quiet", "seed 0")]
+    assert list_rows(traits[::-1], replace(arguments, seed=1)) == [("quiet", "seed 1"), ("loud", "seed 1")]
 
 
 @pytest.fixture
@@ -201,7 +207,7 @@ def source(tiny_model):
         baseline_coherences=torch.zeros(10), null_layers=(1,), null_scores=torch.zeros(1, 1, 2, 10),
         null_coherences=torch.zeros(1, 1, 2, 10), n_unscored=0, provenance={},
     )  # fmt: skip
-    return {"sweep": sweep.to_json()}
+    return sweep
 
 
 def test_responses_are_drawn_evenly_over_the_scores_each_with_its_question(load_script, source):
@@ -219,14 +225,11 @@ def test_responses_are_drawn_evenly_over_the_scores_each_with_its_question(load_
 
 def test_the_second_likelihood_judge_reads_other_instructions(load_script, tiny_folder, tmp_path, monkeypatch):
     script = load_script("judge_agreement")
-    calibration = {
-        "slope": 1.0, "intercept": 0.0, "typical": -2.0, "low": -3.0, "high": -1.0, "n_positive": 1, "n_negative": 1,
-        "n_neutral": 1, "seed": 0,
-    }  # fmt: skip
-    source = {
-        "config": {"trait": tiny_trait().to_dict(), "profile": {"max_new_tokens": 4, "temperature": 0.7}},
-        "judge": {"calibration": calibration, "n_pairs": 1},
-    }
+    calibration = LikelihoodCalibration(1.0, 0.0, -2.0, -3.0, -1.0, n_positive=1, n_negative=1, n_neutral=1, seed=0)
+    source = SimpleNamespace(
+        config={"trait": tiny_trait().to_dict(), "profile": {"max_new_tokens": 4, "temperature": 0.7}},
+        judge=SimpleNamespace(calibration=calibration, n_pairs=1),
+    )
     used = []
 
     def stop(judges, questions, responses):
@@ -234,7 +237,7 @@ def test_the_second_likelihood_judge_reads_other_instructions(load_script, tiny_
         raise ZeroDivisionError
 
     monkeypatch.delenv("ANTHROPIC_API_KEY", raising=False)
-    monkeypatch.setattr(pl, "judge_with_panel", stop)
+    monkeypatch.setattr(script, "judge_with_panel", stop)
     arguments = script.Arguments(model=tiny_folder("llama"), dtype="float32", cache=tmp_path / "scores.sqlite")
     with pytest.raises(ZeroDivisionError):
         script.run(source, ["q"], ["r"], arguments)
