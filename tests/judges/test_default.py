@@ -1,0 +1,76 @@
+"""The judge that is taken where none is given."""
+
+import gc
+import weakref
+from dataclasses import replace
+
+import pytest
+import torch
+
+import persona_lens as pl
+from persona_lens.judges import calibrate_likelihood_judge, default
+from tests.small_trait import tiny_trait
+
+
+@pytest.fixture
+def model(tiny_folder):
+    """A model of its own: what is known of a model is kept as long as it lives."""
+    return pl.load_model(tiny_folder("llama"), dtype="float32", device="cpu")
+
+
+@pytest.fixture
+def calibrated(monkeypatch):
+    """The (model, trait, pairs) that judges were calibrated for, without holding a model."""
+    asked = []
+
+    def calibrate(model, trait, *, n_pairs, run):
+        asked.append((trait.name, n_pairs))
+        return calibrate_likelihood_judge(model, trait, n_pairs=n_pairs, sampling=pl.Sampling(4), run=run)
+
+    monkeypatch.setattr(default, "calibrate_likelihood_judge", calibrate)
+    return asked
+
+
+def test_it_is_calibrated_once_a_model_and_trait(model, calibrated):
+    first, again = (default.default_judge(model, tiny_trait()) for _ in range(2))
+    assert calibrated == [("loud", 2)]
+    assert again.calibration == first.calibration
+    assert again.model is model
+    other = default.default_judge(model, replace(tiny_trait(), name="soft", extraction_questions=("Where?", "Who?")))
+    assert calibrated == [("loud", 2), ("soft", 2)]
+    assert other.calibration != first.calibration
+    assert other.trait.name == "soft"
+
+
+def test_a_trait_of_one_pair_gets_a_judge_of_one(model, calibrated):
+    trait = replace(tiny_trait(), instruction_pairs=tiny_trait().instruction_pairs[:1])
+    assert default.default_judge(model, trait).n_pairs == 1
+
+
+def test_it_is_calibrated_again_when_the_weights_have_changed(model, calibrated):
+    first = default.default_judge(model, tiny_trait())
+    with torch.no_grad():
+        model.blocks[0].mlp.W_out.mul_(3.0)
+    second = default.default_judge(model, tiny_trait())
+    assert len(calibrated) == 2
+    assert second.calibration != first.calibration
+
+
+def test_the_model_can_be_freed(tiny_folder, calibrated):
+    model = pl.load_model(tiny_folder("llama"), dtype="float32", device="cpu")
+    default.default_judge(model, tiny_trait())
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
+
+
+def test_its_progress_is_shown(model, calibrated):
+    labels = []
+
+    def bar(label, total):
+        labels.append(label)
+        return pl.progress.no_progress(label, total)
+
+    default.default_judge(model, tiny_trait(), pl.Run(progress=bar))
+    assert labels == ["calibrating the judge (responses)"]
