@@ -25,14 +25,12 @@ Messages have one form: the parameter, the rule, what came, what to do.
 
 from __future__ import annotations
 
-from typing import Self
-
 
 class PersonaLensError(Exception):
     """Base of every exception that persona_lens raises on purpose."""
 
     @classmethod
-    def of(cls, parameter: str, rule: str, got: object, hint: str = "") -> Self:
+    def of(cls, parameter: str, rule: str, got: object, hint: str = "") -> PersonaLensError:
         """Return the exception with the one message form, see `describe_violation`."""
         return cls(describe_violation(parameter, rule, got, hint))
 

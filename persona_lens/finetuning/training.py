@@ -16,7 +16,7 @@ from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 
 from persona_lens.conversations import BadRow
-from persona_lens.errors import InvalidArgumentError, ModelMismatchError, ShortTrainingWarning
+from persona_lens.errors import InvalidArgumentError, ModelMismatchError, ShortTrainingWarning, describe_violation
 from persona_lens.finetuning.blocks import TrainingInterventions
 from persona_lens.finetuning.rows import Source, encode_training_rows
 from persona_lens.finetuning.settings import FinetuneSettings, ProjectionPenalty, count_steps
@@ -227,7 +227,7 @@ def _check_space(folder: Path, peft_model: Any, settings: FinetuneSettings) -> N
     free = shutil.disk_usage(folder).free
     if free < needed:
         rule = f"be on a disk with {needed / 1e6:.0f} MB free"
-        raise OSError.of("out", rule, f"{free / 1e6:.0f} MB")
+        raise OSError(describe_violation("out", rule, f"{free / 1e6:.0f} MB"))
 
 
 def _read_finished(folder: Path, config: dict[str, Any]) -> Finetuned | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
@@ -156,7 +157,7 @@ def pool_residual_stream(
             cache = decoder.new_cache(*tokens.shape)
             device = cache.keys.device
             spans = torch.tensor([(item.response_start, item.response_end) for item in items], device=device)
-            recorder.expect(lambda residual, layer, spans=spans: _pool_spans(residual, spans))
+            recorder.expect(partial(_pool_spans, spans=spans))
             decoder.extend(tokens.to(device), torch.zeros(size, dtype=torch.long, device=device), cache)
             pooled = recorder.read()
             for row, index in enumerate(batch):
@@ -165,7 +166,7 @@ def pool_residual_stream(
 
 
 def _pool_spans(
-    residual: Float[Tensor, "row pos d_model"], spans: Int[Tensor, "row 2"]
+    residual: Float[Tensor, "row pos d_model"], _layer: int, *, spans: Int[Tensor, "row 2"]
 ) -> Float[Tensor, "row 3 d_model"]:
     """Return response mean, prompt mean and last prompt token of each row, in float32."""
     positions = torch.arange(residual.shape[1], device=residual.device)
