@@ -1,4 +1,4 @@
-from experiments.results.trait_geometry import TraitGeometry, TraitVector, WrittenTokens, list_written_tokens
+from experiments.results.trait_geometry import TraitGeometry, TraitVector, WrittenTokens
 from experiments.results.trait_survey import SurveyedTrait, TraitSurvey
 from persona_lens.evaluation.confirmation import Confirmation
 from persona_lens.statistics import Interval
@@ -50,7 +50,7 @@ def test_tokens_and_names_are_escaped_where_they_are_shown():
     )
     cosines = (((1.0, 0.2), (0.2, 1.0)),)
     found = TraitGeometry({"model": {"name": "tiny"}}, 0, 8, traits, {}, cosines)
-    page = list_written_tokens(found)
+    page = found.list_written_tokens()
     assert "<script>" not in page
     assert "<b>" not in page
     assert "&lt;/code&gt;&lt;b&gt;\\n" in page
