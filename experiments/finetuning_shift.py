@@ -1,15 +1,13 @@
 """Does fine-tuning shift a model along persona vectors, and does the shift say how strongly a trait will show?
 
     python experiments/finetuning_shift.py                    # half an hour on two cores
-    python experiments/finetuning_shift.py --tiny             # a minute: does it run?
     python experiments/finetuning_shift.py --profile paper    # the paper's settings; for a GPU
-    python experiments/finetuning_shift.py --replot           # redraw from figures/finetuning_shift.json
 
 Reproduces Figures 5 and 6 of "Persona Vectors" (arXiv 2507.21509): one model is trained on each dataset at each level
 (normal, I, II): on trait-eliciting responses that the base model gives itself; and on answers with domain errors, mixed
 with as many of the base model's ordinary answers, as on the former alone a small model unlearns all else. Each is
 scored on the traits' evaluation questions, which no dataset holds, and its shift measured along each vector at the
-layer that layer_sweep.py chose by steering. Killed at any point, the same command goes on where it was.
+layer that layer_sweep.py chose by steering.
 """
 
 from __future__ import annotations

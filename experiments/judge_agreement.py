@@ -2,7 +2,6 @@
 
     python experiments/judge_agreement.py --trait evil      # needs figures/layer_sweep_evil.json
     python experiments/judge_agreement.py --trait evil --person scored.csv
-    python experiments/judge_agreement.py --replot
 
 Judges: the sweep's own likelihood judge; the same with other instructions of the trait; the model itself reading the
 rubric (expected score); Claude, when ANTHROPIC_API_KEY is set; a person, whose spreadsheet `--write-check` makes.
@@ -15,7 +14,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 import tyro
@@ -37,32 +35,21 @@ from persona_lens.judges import (
     read_spot_check,
     write_spot_check,
 )
+from persona_lens.reproduction.arguments import BaseArguments
 from persona_lens.reproduction.layer_sweep import LayerSweep
 from persona_lens.storage import collect_versions
 
 
 @dataclass(frozen=True)
-class Arguments:
-    """Compare judges."""
+class Arguments(BaseArguments):
+    """Compare judges on the responses of a trait's layer sweep."""
 
-    trait: str = "evil"
-    """A trait whose layer sweep is in the results folder."""
-    model: str = ""
-    """The sweep's model; needed where it was loaded from a folder."""
     n: int = 120
     """Responses to judge, drawn evenly from the sweep's scores."""
     person: Path | None = None
     """A spreadsheet that a person has scored."""
     write_check: Path | None = None
     """Write such a spreadsheet here and stop."""
-    replot: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Redraw from the results already written; no model runs."""
-    seed: int = 0
-    """Seed of the draw."""
-    dtype: str = "auto"
-    """`auto`, `float32` or `bfloat16`."""
-    out: Path = Path("figures")
-    """Where results and figures are."""
     cache: Path = Path(".persona-lens-runs/judgements.sqlite")
     """Where judgements are kept."""
 
@@ -82,11 +69,13 @@ class PersonJudge:
 
 def main(arguments: Arguments) -> None:
     """Judge, or redraw."""
-    name = f"judge_agreement_{arguments.trait}"
+    if len(arguments.trait) != 1:
+        raise SystemExit("--trait must be given once: a trait whose layer sweep is in the results folder.")
+    name = f"judge_agreement_{arguments.trait[0]}"
     if arguments.replot:
-        result = JudgeAgreement.load(arguments.out / f"{name}.json")
+        result = arguments.read(JudgeAgreement, name)
     else:
-        source = LayerSweep.load(arguments.out / f"layer_sweep_{arguments.trait}.json")
+        source = LayerSweep.load(arguments.out / f"layer_sweep_{arguments.trait[0]}.json")
         questions, responses = draw_responses(source.sweep, arguments.n, arguments.seed)
         if arguments.write_check:
             n = write_spot_check(arguments.write_check, questions, responses)
@@ -114,7 +103,9 @@ def draw_responses(sweep: SweepResult, n: int, seed: int) -> tuple[list[str], li
 
 def run(source: LayerSweep, questions: list[str], responses: list[str], arguments: Arguments) -> JudgeAgreement:
     """Ask all judges that can be had."""
-    model = pl.load_model(arguments.model or source.sweep.model.name, dtype=arguments.dtype)
+    model = arguments.load_model()
+    if pl.describe_model(model).fingerprint != source.sweep.model.fingerprint:
+        raise SystemExit(f"--model must be that of the layer sweep, {source.sweep.model.name}. Got {arguments.model}.")
     trait = pl.Trait.from_dict(source.config["trait"])
     n_pairs = source.judge.n_pairs
     other_pairs = trait.instruction_pairs[n_pairs:]

@@ -1,12 +1,9 @@
 """Which layers steer a trait, at what cost in coherence, how far above random directions?
 
     python experiments/layer_sweep.py --trait evil                     # minutes on two cores
-    python experiments/layer_sweep.py --trait evil --tiny              # seconds: does it run?
     python experiments/layer_sweep.py --trait evil --profile paper     # the paper's numbers of rollouts; for a GPU
-    python experiments/layer_sweep.py --trait evil --replot            # redraw from figures/layer_sweep_evil.json
 
-Reproduces Figures 3 and 13 of "Persona Vectors" (arXiv 2507.21509). Killed at any point, the same command goes on
-where it was, and writes what an uninterrupted run writes.
+Reproduces Figures 3 and 13 of "Persona Vectors" (arXiv 2507.21509).
 """
 
 from __future__ import annotations

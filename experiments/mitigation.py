@@ -1,8 +1,6 @@
 """What keeps fine-tuning from spoiling a model, and at what cost? Steering after training, or in it, and four others.
 
     python experiments/mitigation.py --trait evil               # a quarter of an hour on two cores
-    python experiments/mitigation.py --trait evil --tiny        # a minute: does it run?
-    python experiments/mitigation.py --trait evil --replot      # redraw from figures/mitigation_evil.json
 
 Reproduces Figures 7, 26 to 28 and 31 of "Persona Vectors" (arXiv 2507.21509): a model is trained on overt trait data
 (level II), with the vector added to its residual stream meanwhile (preventative steering: one layer, or all layers
@@ -10,7 +8,7 @@ with increments), its direction ablated (CAFT), a loss on the projection, or a s
 it is steered away afterwards. All strengths are shown. The layer is that of layer_sweep.py. The prompt used for
 prevention wrote none of the training data. Two losses are taken on rows held out from training, their questions too,
 nothing intervening: on overt rows (how well the data was learnt, the trait with it) and on the base model's normal
-answers (what else training cost). Killed at any point, the same command goes on where it was.
+answers (what else training cost).
 """
 
 from __future__ import annotations

@@ -1,14 +1,12 @@
 """Does the last prompt token's projection, before anything is generated, predict how strongly a trait will show?
 
     python experiments/monitoring.py --trait evil                     # minutes on two cores
-    python experiments/monitoring.py --trait evil --tiny              # seconds: does it run?
     python experiments/monitoring.py --trait evil --profile paper     # the paper's numbers of rollouts; for a GPU
-    python experiments/monitoring.py --trait evil --replot            # redraw from figures/monitoring_evil.json
 
 Reproduces Figures 4 and 14 and Table 2 of "Persona Vectors" (arXiv 2507.21509): eight system prompts graded from
 suppressing to promoting (graded_prompts.json), and prompts that begin with examples of the trait. The vector and the
 layer are those of layer_sweep.py where its files fit; that layer was chosen by steering, partly on the same questions,
-and by no correlation. Killed at any point, the same command goes on where it was.
+and by no correlation.
 """
 
 from __future__ import annotations

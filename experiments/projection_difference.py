@@ -1,8 +1,6 @@
 """Does the projection difference of a dataset say, before anyone trains on it, which traits training will strengthen?
 
     python experiments/projection_difference.py           # minutes after finetuning_shift.py, else half an hour
-    python experiments/projection_difference.py --tiny    # a minute or two: does it run?
-    python experiments/projection_difference.py --replot  # redraw from figures/projection_difference.json
 
 Reproduces Figures 8, 17, 21 and 23 of "Persona Vectors" (arXiv 2507.21509): every dataset of finetuning_shift.py is
 screened with the base model alone, and its projection difference set against the trait score and the shift of the model
@@ -10,7 +8,7 @@ that was trained on it. Beside it stand the two approximations that need less sa
 prompt token in place of the base model's response, and the raw projection. The trait datasets are the base model's own
 answers under the prompts that the vectors come from, so their ΔP is high partly by construction; the judge that scores
 the models accepted their rows. Levels of one dataset are not independent, so the intervals over datasets are narrower
-than they should be. Killed at any point, the same command goes on where it was.
+than they should be.
 """
 
 from __future__ import annotations

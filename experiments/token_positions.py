@@ -1,13 +1,11 @@
 """Which tokens should a persona vector be read from? Response mean, prompt mean, last prompt token, at equal norm.
 
     python experiments/token_positions.py --trait evil              # minutes on two cores
-    python experiments/token_positions.py --trait evil --tiny       # seconds: does it run?
-    python experiments/token_positions.py --trait evil --replot     # redraw from figures/token_positions_evil.json
 
 Reproduces Figure 11 of "Persona Vectors" (arXiv 2507.21509). Every direction is scaled to the norm of the
 response-mean vector at its layer, so that only where it points differs; a random direction of that norm is the null.
 Layers are fixed fractions of the model's depth and all coefficients are shown: nothing is tuned. figures/vector_evil.
-safetensors is used if it fits. Killed at any point, the same command goes on where it was.
+safetensors is used if it fits.
 """
 
 from __future__ import annotations

@@ -2,13 +2,12 @@
 
     python experiments/trait_geometry.py                                   # all bundled traits: minutes on two cores
     python experiments/trait_geometry.py --trait evil --trait impolite
-    python experiments/trait_geometry.py --replot
 
 After section G.2 of "Persona Vectors" (arXiv 2507.21509). figures/vector_TRAIT.safetensors is used where it is this
 model's; the other vectors are extracted. Beside the figure, trait_geometry_tokens.html lists what each direction v
 writes through the unembedding if nothing after it reads it: (f(v) - f(-v)) / 2 with f = unembedding of the final norm,
 i.e. v on the final norm's scale, its gain applied, without any bias. Numbers are standard deviations over the
-vocabulary; the norm's divisor, one positive number for all tokens, drops out. Killed, the same command goes on.
+vocabulary; the norm's divisor, one positive number for all tokens, drops out.
 """
 
 from __future__ import annotations

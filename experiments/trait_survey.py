@@ -2,11 +2,9 @@
 
     python experiments/trait_survey.py                            # all bundled traits
     python experiments/trait_survey.py --trait evil --trait humorous
-    python experiments/trait_survey.py --replot
 
 A short form of layer_sweep.py for every trait: a few layers and coefficients chosen on half of the evaluation
 questions, the effect measured on the other half. A trait that fails is marked as such, and stays in the table.
-Killed at any point, the same command goes on where it was.
 """
 
 from __future__ import annotations

@@ -10,11 +10,9 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from persona_lens.plots.style import INK, add_crosses, error_bars, lay_out, say
+from persona_lens.plots.style import INK, LEVEL_COLORS, SYMBOLS, add_crosses, error_bars, lay_out, say
 from persona_lens.reproduction.figures import Result
 from persona_lens.reproduction.trained_models import BaseModel, Correlation, Kit, TrainedModel, is_coherent
-
-from .trained_models import LEVEL_COLORS, SYMBOLS
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,9 +84,8 @@ class FinetuningShift(Result):
             f"pale: coherence under {self.min_coherence:g}, where the score means little; "
             f"of the rows of {domains} half are the base model's ordinary answers"
         )
-        lay_out(figure, finding, subtitle, width=1350, height=860)
+        lay_out(figure, finding, subtitle, width=1350, height=860, top=230, legend=-0.14)
         figure.update_annotations(font_size=13)
-        figure.update_layout(margin={"t": 230}, legend={"y": -0.14})
         return figure
 
     def plot_scores(self) -> go.Figure:

@@ -8,13 +8,11 @@ from dataclasses import dataclass
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from persona_lens.plots.style import COLORS, INK, add_crosses, add_intervals, lay_out, say
+from persona_lens.plots.style import COLORS, INK, LEVEL_COLORS, SYMBOLS, add_crosses, add_intervals, lay_out, say
 from persona_lens.reproduction.figures import Result
 from persona_lens.reproduction.layer_sweep import ScoreAndCoherence
 from persona_lens.reproduction.trained_models import Correlation, Kit, is_coherent
 from persona_lens.statistics.interval import Interval
-
-from .trained_models import LEVEL_COLORS, SYMBOLS
 
 
 @dataclass(frozen=True)
@@ -114,9 +112,8 @@ class ProjectionDifference(Result):
             "bars: 95 % bootstrap over samples and questions; likelihood judge (proxy); pale: coherence after training "
             f"under {self.min_coherence:g}, where the score means little"
         )
-        lay_out(figure, finding, subtitle, width=440 * len(traits) + 80, height=1080)
+        lay_out(figure, finding, subtitle, width=440 * len(traits) + 80, height=1080, top=170, bottom=120, legend=-0.09)
         figure.update_annotations(font_size=13)
-        figure.update_layout(margin={"t": 170, "b": 120}, legend={"y": -0.09})
         return figure
 
     def plot_predictors(self) -> go.Figure:

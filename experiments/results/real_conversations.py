@@ -57,7 +57,7 @@ class RealConversations(Result):
 
     trait: str
     kits: dict[str, Kit]
-    whole_file: dict[str, int]
+    whole_file: dict[str, int] | None
     counts: dict[str, int]
     n_cut: int
     speed: Speed
@@ -123,6 +123,6 @@ class RealConversations(Result):
             "bootstrap over questions (ΔP: over samples), which leaves the chance of training out"
         )
         title = f"{trait} after training on real conversations — {'<br>'.join(findings)}"
-        lay_out(figure, title, subtitle, width=1450, height=640)
-        figure.update_layout(margin={"t": 190, "b": 110}, legend={"y": -0.16}, title={"font": {"size": 15}})
+        lay_out(figure, title, subtitle, width=1450, height=640, top=190, bottom=110, legend=-0.16)
+        figure.update_layout(title={"font": {"size": 15}})
         return figure

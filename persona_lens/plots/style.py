@@ -14,6 +14,8 @@ from persona_lens.statistics.interval import Interval
 COLORS = ("#56B4E9", "#E69F00", "#0072B2", "#D55E00", "#CC79A7", "#009E73")
 GREY = "#555555"
 INK = "#222222"
+LEVEL_COLORS = {"normal": COLORS[0], "I": COLORS[1], "II": COLORS[3]}
+SYMBOLS = ("circle", "square", "diamond", "x", "triangle-up", "star", "cross", "pentagon", "hexagon")
 
 
 def add_intervals(
@@ -91,14 +93,24 @@ def say_estimate(interval: Interval, spec: str) -> str:
     return "none" if interval.is_missing else format(interval.estimate, spec)
 
 
-def lay_out(figure: go.Figure, title: str, subtitle: str, *, width: int, height: int) -> None:
-    """Give a figure the look of the others: finding as title, what it rests on as subtitle."""
+def lay_out(
+    figure: go.Figure,
+    title: str,
+    subtitle: str,
+    *,
+    width: int,
+    height: int,
+    top: int = 160,
+    bottom: int = 90,
+    legend: float = -0.08,
+) -> None:
+    """Give a figure the look of the others: finding as title, what it rests on as subtitle, the legend below."""
     figure.update_layout(
         template="plotly_white",
         width=width,
         height=height,
         font={"size": 13, "color": INK},
         title={"text": f"{title}<br><sup>{subtitle}</sup>", "x": 0.02, "y": 1 - 40 / height, "yanchor": "top"},
-        legend={"orientation": "h", "y": -0.08, "x": 0},
-        margin={"t": 160, "l": 80, "r": 40, "b": 90},
+        legend={"orientation": "h", "y": legend, "x": 0},
+        margin={"t": top, "l": 80, "r": 40, "b": bottom},
     )

@@ -35,7 +35,7 @@ class BaseArguments:
     model: str = EMBEDDED_MODEL
     """Bundled model, Hugging Face name, folder or GGUF file."""
     tiny: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Seconds instead of minutes; the figure means nothing."""
+    """Seconds or a minute: does it run? The figure means nothing."""
     replot: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Redraw from the results already written; no model runs."""
     seed: int = 0
@@ -46,7 +46,7 @@ class BaseArguments:
     """Where results and figures go; vectors and layer sweeps are looked for there too. If left out: `figures`, for
     another than the bundled model `figures/MODEL`, with --tiny `figures/tiny`."""
     runs: Path = Path(".persona-lens-runs")
-    """Where unfinished work is kept."""
+    """Where unfinished work is kept: killed at any point, the same command goes on where it was."""
 
     @property
     def out(self) -> Path:

@@ -223,12 +223,15 @@ def test_responses_are_drawn_evenly_over_the_scores_each_with_its_question(load_
     assert len(draw(source, 1000, 0)[1]) == 54
 
 
-def test_the_second_likelihood_judge_reads_other_instructions(load_script, tiny_folder, tmp_path, monkeypatch):
+def test_the_second_likelihood_judge_reads_other_instructions(
+    load_script, tiny_folder, tiny_model, tmp_path, monkeypatch
+):
     script = load_script("judge_agreement")
     calibration = LikelihoodCalibration(1.0, 0.0, -2.0, -3.0, -1.0, n_positive=1, n_negative=1, n_neutral=1, seed=0)
     source = SimpleNamespace(
         config={"trait": tiny_trait().to_dict(), "profile": {"max_new_tokens": 4, "temperature": 0.7}},
         judge=SimpleNamespace(calibration=calibration, n_pairs=1),
+        sweep=SimpleNamespace(model=pl.describe_model(tiny_model)),
     )
     used = []
 
@@ -244,3 +247,6 @@ def test_the_second_likelihood_judge_reads_other_instructions(load_script, tiny_
     own, other = (cached.judge for cached in used[:2])
     prompts = [judge.trait.positive_system_prompts[: judge.n_pairs] for judge in (own, other.judge)]
     assert prompts == [("SHOUT!",), ("BE LOUD.",)]
+    source.sweep.model = replace(source.sweep.model, fingerprint="another")
+    with pytest.raises(SystemExit, match="--model must be that of the layer sweep"):
+        script.run(source, ["q"], ["r"], arguments)
