@@ -86,11 +86,6 @@ def check_no_hidden_hooks(model: HookedModel) -> None:
 
     hooked = [name for name, point in model.hook_dict.items() if point.fwd_hooks and unreached(name)]
     if hooked:
-        raise HooksPresentError(
-            describe_violation(
-                "model",
-                "carry no hooks inside its blocks' attention while persona_lens samples or scores with it",
-                hooked,
-                "Remove them (model.reset_hooks()), or hook the residual stream: hook_resid_pre, hook_resid_post.",
-            )
-        )
+        rule = "carry no hooks inside its blocks' attention while persona_lens samples or scores with it"
+        hint = "Remove them (model.reset_hooks()), or hook the residual stream: hook_resid_pre, hook_resid_post."
+        raise HooksPresentError(describe_violation("model", rule, hooked, hint))

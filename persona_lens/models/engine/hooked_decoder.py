@@ -39,14 +39,9 @@ class HookedDecoder:
             if present
         ]  # fmt: skip
         if unsupported:
-            raise UnsupportedModelError(
-                describe_violation(
-                    "model",
-                    "have rotary or standard positions and plain causal attention for sampling as a HookedTransformer",
-                    ", ".join(unsupported),
-                    'Load it with load_model(..., backend="bridge").',
-                )
-            )
+            rule = "have rotary or standard positions and plain causal attention for sampling as a HookedTransformer"
+            hint = 'Load it with load_model(..., backend="bridge").'
+            raise UnsupportedModelError(describe_violation("model", rule, ", ".join(unsupported), hint))
         self._device: torch.device = model.W_E.device
         self._rotary: dict[str, tuple[Tensor, Tensor]] = {}
 
