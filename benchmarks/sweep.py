@@ -40,11 +40,7 @@ def main() -> None:
     questions = trait.evaluation_questions
     vector = pl.extract_persona_vector(model, trait, judge="none", max_new_tokens=8)
     judge = pl.judges.calibrate_likelihood_judge(model, trait, sampling=pl.Sampling(max_new_tokens=8))
-    systems = [
-        *trait.positive_system_prompts[: judge.n_pairs],
-        *trait.negative_system_prompts[: judge.n_pairs],
-        None,
-    ]
+    systems = [*trait.positive_system_prompts[: judge.n_pairs], *trait.negative_system_prompts[: judge.n_pairs], None]
     prompts = [pl.models.encode_prompt(model.tokenizer, [{"role": "user", "content": q}]).tokens for q in questions]
     configurations: list[tuple[int, torch.Tensor] | None] = [None]
     configurations += [(layer, c * vector.direction(layer)) for layer in LAYERS for c in COEFFICIENTS]

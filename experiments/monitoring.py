@@ -176,10 +176,7 @@ def build_openings(
         opening = tuple(
             message
             for one in examples[:n]
-            for message in (
-                Message(role="user", content=one.question),
-                Message(role="assistant", content=one.response),
-            )
+            for message in (Message(role="user", content=one.question), Message(role="assistant", content=one.response))
         )
         longest = max(
             len(encode_prompt(model.tokenizer, RolloutRequest(question, (), examples=opening).messages).tokens)

@@ -29,13 +29,7 @@ from typing import Annotated, Any
 import datasets
 import torch
 import tyro
-from results.real_conversations import (
-    Approximations,
-    MeasuredModel,
-    RealConversations,
-    Speed,
-    SubsetModel,
-)
+from results.real_conversations import Approximations, MeasuredModel, RealConversations, Speed, SubsetModel
 
 import persona_lens as pl
 from persona_lens.judges import LikelihoodJudge
@@ -44,14 +38,7 @@ from persona_lens.plots.screening import report_screening
 from persona_lens.reproduction.arguments import CommonArguments, read_traits, run_each_trait
 from persona_lens.reproduction.kits import TraitKit, find_sources
 from persona_lens.reproduction.trained_models import describe_kit, measure_model
-from persona_lens.reproduction.training import (
-    TINY,
-    TRAINING,
-    Training,
-    TrainingProfile,
-    prepare_for_training,
-    train,
-)
+from persona_lens.reproduction.training import TINY, TRAINING, Training, TrainingProfile, prepare_for_training, train
 from persona_lens.screening import Screening, ScreenSettings
 from persona_lens.statistics import bootstrap_mean
 from persona_lens.statistics.missing import mean_interval

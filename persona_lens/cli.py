@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from persona_lens.conversations import read_conversations, resolve_source
-from persona_lens.errors import InvalidArgumentError, PersonaLensError, describe_violation
+from persona_lens.errors import InvalidArgumentError, PersonaLensError
 from persona_lens.judges.likelihood import calibrate_likelihood_judge
 from persona_lens.models.engine.sampling import Sampling
 from persona_lens.models.hooked_model import HookedModel
@@ -118,11 +118,11 @@ def run(arguments: Screen) -> int:
     if arguments.clean is not None:
         read_conversations(arguments.clean)
     if not 0 < arguments.quantile < 1:
-        raise InvalidArgumentError(describe_violation("--quantile", "be in (0, 1)", arguments.quantile))
+        raise InvalidArgumentError.of("--quantile", "be in (0, 1)", arguments.quantile)
     if arguments.max_rows is not None and arguments.max_rows < 1:
-        raise InvalidArgumentError(describe_violation("--max-rows", "be at least 1", arguments.max_rows))
+        raise InvalidArgumentError.of("--max-rows", "be at least 1", arguments.max_rows)
     if not 0 <= arguments.max_bad <= 1:
-        raise InvalidArgumentError(describe_violation("--max-bad", "be in [0, 1]", arguments.max_bad))
+        raise InvalidArgumentError.of("--max-bad", "be in [0, 1]", arguments.max_bad)
     settings = ScreenSettings(
         turn=arguments.turn, base=arguments.base, max_prompt_tokens=arguments.max_prompt_tokens,
         max_response_tokens=arguments.max_response_tokens,
@@ -189,7 +189,7 @@ def find_vector(model: HookedModel, trait: Trait, folder: Path) -> PersonaVector
         vector.check_model(model)
         if vector.provenance.get("trait", trait.fingerprint) != trait.fingerprint:
             rule, hint = f"hold a vector of {trait.name} as it is now", f"Remove {path.name}, or choose another folder."
-            raise InvalidArgumentError(describe_violation("--vectors", rule, "one of another version of it", hint))
+            raise InvalidArgumentError.of("--vectors", rule, "one of another version of it", hint)
         return vector
     print(f"extracting the vector of {trait.name}; {path} will keep it")
     config = {"trait": trait.fingerprint, "model": asdict(describe_model(model)), "versions": collect_versions()}

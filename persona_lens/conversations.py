@@ -20,7 +20,7 @@ import ijson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from persona_lens.errors import FileFormatError, InvalidArgumentError, describe_violation
+from persona_lens.errors import FileFormatError, InvalidArgumentError
 from persona_lens.models.text.chat import Message
 
 __all__ = ["BadRow", "Conversation", "read_conversations", "resolve_source"]
@@ -143,7 +143,7 @@ def resolve_source(
     except (OSError, ValueError, RuntimeError) as error:  # no network or no such name; split or subset; a script
         rule = f"be a file, or a dataset of the Hub with subset {subset!r} and split {split!r}"
         hint = f"Check the name and the network, or pass a file. {error}"
-        raise InvalidArgumentError(describe_violation("source", rule, source, hint)) from error
+        raise InvalidArgumentError.of("source", rule, source, hint) from error
 
 
 def count_reasons(bad: Iterable[BadRow]) -> dict[str, int]:
@@ -169,7 +169,7 @@ def _open_source(source: Any, split: str, subset: str | None) -> Iterator[tuple[
         return _number_rows(source.with_format(None))
     if isinstance(source, Mapping):
         hint = "Pass one split, such as source['train']."
-        raise InvalidArgumentError(describe_violation("source", "be rows of one split", list(source), hint))
+        raise InvalidArgumentError.of("source", "be rows of one split", list(source), hint)
     if not isinstance(source, (str, Path)):
         return _number_rows(source)
     found = resolve_source(source, split=split, subset=subset)
@@ -183,7 +183,7 @@ def _open_file(path: Path) -> Iterator[tuple[str, Any]]:
     if not path.is_file() or not kind:
         rule = f"be a file of type {', '.join(_FILE_TYPES)}, or lines of JSON with {' or '.join(_COMPRESSIONS)}"
         hint = "Load a saved dataset with datasets.load_from_disk."
-        raise InvalidArgumentError(describe_violation("source", rule, str(path), hint))
+        raise InvalidArgumentError.of("source", rule, str(path), hint)
     if kind == ".parquet":
         try:
             pq.read_metadata(path)

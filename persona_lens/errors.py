@@ -29,6 +29,11 @@ from __future__ import annotations
 class PersonaLensError(Exception):
     """Base of every exception that persona_lens raises on purpose."""
 
+    @classmethod
+    def of(cls, parameter: str, rule: str, got: object, hint: str = "") -> PersonaLensError:
+        """Return the exception with the one message form, see `describe_violation`."""
+        return cls(describe_violation(parameter, rule, got, hint))
+
 
 class InvalidArgumentError(PersonaLensError, ValueError):
     """An argument breaks a stated rule."""

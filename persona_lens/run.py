@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from persona_lens.errors import InvalidArgumentError, describe_violation
+from persona_lens.errors import InvalidArgumentError
 from persona_lens.progress import ProgressFactory, no_progress
 from persona_lens.records import Record
 from persona_lens.storage import Shard, ShardStore
@@ -39,7 +39,7 @@ class Run:
             InvalidArgumentError: Nothing is kept.
         """
         if self.store is None:
-            raise InvalidArgumentError(describe_violation("run", "keep what is finished, with a `store`", self))
+            raise InvalidArgumentError.of("run", "keep what is finished, with a `store`", self)
         return self.store.folder
 
     def part(self, config: Mapping[str, Any]) -> Run:

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from persona_lens.errors import FileFormatError, describe_violation
+from persona_lens.errors import FileFormatError
 
 __all__ = ["Shard", "ShardStore", "collect_versions"]
 
@@ -99,7 +99,7 @@ def load_shard(path: Path) -> Shard:
         return Shard(tensors, json.loads(header[_METADATA_KEY]))
     except (ValueError, RecursionError) as error:
         rule = f"name a file whose {_METADATA_KEY!r} entry is JSON"
-        raise FileFormatError(describe_violation("path", rule, str(path), f"It is damaged: {error}.")) from error
+        raise FileFormatError.of("path", rule, str(path), f"It is damaged: {error}.") from error
 
 
 class ShardStore:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from importlib.metadata import packages_distributions
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -46,10 +47,7 @@ ROOMS = {
     "monitoring": ("projections before a response", MODELS),
     "finetuning": ("training with vectors, its data and its shift", MODELS | {"interventions", "conversations"}),
     "screening": ("training data screened", MODELS | {"conversations"}),
-    "reproduction": (
-        "what the scripts in experiments/ share",
-        MODELS | {"interventions", "evaluation", "finetuning"},
-    ),
+    "reproduction": ("what the scripts in experiments/ share", MODELS | {"interventions", "evaluation", "finetuning"}),
     "cli": ("the command", MODELS | {"conversations", "screening"}),
 }
 PICKLERS = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}
@@ -226,7 +224,8 @@ def test_nothing_unpickles(path: Path):
 def test_every_imported_package_is_a_declared_dependency(path: Path):
     ours = {"persona_lens", "experiments", "benchmarks", "results"} | {other.stem for other in path.parent.glob("*.py")}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    requirements = [*project["dependencies"], *project["optional-dependencies"]["ray"]]
+    extras = {name: packages for name, packages in project["optional-dependencies"].items() if name != "dev"}
+    requirements = [*project["dependencies"], *chain.from_iterable(extras.values())]
     declared = {_normalize(re.split(r"[<>=!~\[; ]", requirement)[0]) for requirement in requirements}
     distributions = packages_distributions()
     for name in {found.module.split(".")[0] for found in list_imports(path)} - ours - sys.stdlib_module_names:

@@ -24,7 +24,7 @@ def show(interval, digits=0):
 
 
 def sweep_line(content):
-    separation, found = content["judge"]["separation"]["auroc"], content["confirmation"]
+    separation, found = content["separation"]["auroc"], content["confirmation"]
     counts = content["vector"]["counts"]
     return (
         f"| {content['sweep']['trait']} | {show(separation, 2)} | {counts['kept']} of {counts['pairs']} | "
@@ -116,9 +116,9 @@ def correlation_lines(content):
 
 def mitigation_lines(content):
     lines = []
-    for row in [{"method": "base model", "strength": "", **content["base"]}, *content["settings"]]:
-        losses = [show(row[key], 2) if key in row else "–" for key in ("overt_loss", "normal_loss")]
-        shift = show(row["shift"]["at_layer"], 1) if "shift" in row else "–"
+    for row in [content["base"] | {"method": "base model", "strength": ""}, *content["settings"]]:
+        losses = [show(row[key], 2) if row[key] is not None else "–" for key in ("overt_loss", "normal_loss")]
+        shift = show(row["shift"]["at_layer"], 1) if row["shift"] is not None else "–"
         lines.append(
             f"| {row['method']} | {row['strength'] or '–'} | {show(row['score'])} | {show(row['coherence'])} | "
             f"{show(row['accuracy'], 2)} | {show(row['perplexity'])} | {' | '.join(losses)} | {shift} |"

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from numpy import ndarray
 from torch import Tensor
 
-from persona_lens.errors import ContextLengthError, InvalidArgumentError, describe_violation
+from persona_lens.errors import ContextLengthError, InvalidArgumentError
 from persona_lens.evaluation.multiple_choice import MultipleChoiceItem, load_multiple_choice
 from persona_lens.evaluation.predictions import measure_predictions
 from persona_lens.interventions.hooks import intervention_hooks
@@ -152,24 +152,24 @@ def measure_capability(
         True
     """
     if batch_size < 1:
-        raise InvalidArgumentError(describe_violation("batch_size", "be at least 1", batch_size))
+        raise InvalidArgumentError.of("batch_size", "be at least 1", batch_size)
     if not 3 <= max_tokens <= model.cfg.n_ctx:
         rule = f"be in [3, {model.cfg.n_ctx}], the model's context"
-        raise InvalidArgumentError(describe_violation("max_tokens", rule, max_tokens))
+        raise InvalidArgumentError.of("max_tokens", rule, max_tokens)
     if isinstance(hooks, Intervention):
         check_interventions(model, [hooks])
         hooks = intervention_hooks(hooks)
     unknown = [name for name, _ in hooks if name not in model.hook_dict]
     if unknown:
-        raise InvalidArgumentError(describe_violation("hooks", "name hook points in model.hook_dict", unknown))
+        raise InvalidArgumentError.of("hooks", "name hook points in model.hook_dict", unknown)
     texts = _load_ordinary_texts() if texts is None else texts
     items = load_multiple_choice() if items is None else items
     if isinstance(texts, str) or len(texts) < 2:
         rule = "be a list of at least two texts: intervals are drawn over texts"
-        raise InvalidArgumentError(describe_violation("texts", rule, texts))
+        raise InvalidArgumentError.of("texts", rule, texts)
     if len(items) < 2:
         rule = "be at least two items: the interval is drawn over items"
-        raise InvalidArgumentError(describe_violation("items", rule, items))
+        raise InvalidArgumentError.of("items", rule, items)
     tokenizer: Any = model.tokenizer
     paragraphs = [_encode_paragraph(tokenizer, text, f"texts[{i}]", max_tokens) for i, text in enumerate(texts)]
     answers = [
@@ -215,7 +215,7 @@ def _encode_paragraph(tokenizer: Any, text: str, name: str, max_tokens: int) -> 
     # From the second token that holds a character: a BOS holds none.
     start = 1 + sum(end == 0 for end in ends)
     if len(tokens) <= start:
-        raise InvalidArgumentError(describe_violation(name, "have two tokens or more", text))
+        raise InvalidArgumentError.of(name, "have two tokens or more", text)
     cut = tokens[:max_tokens]
     return TokenSpans(cut, start, len(cut))
 
@@ -231,7 +231,7 @@ def _encode_answer(tokenizer: Any, question: str, choice: str, name: str, n_ctx:
         span = TokenSpans(tokens, next(i for i, end in enumerate(ends) if end > len(prompt)), len(tokens))
     if span.response_end > n_ctx:
         rule = f"fit the model's context of {n_ctx} tokens with its question and a choice"
-        raise ContextLengthError(describe_violation(name, rule, span.response_end, "Leave the item out."))
+        raise ContextLengthError.of(name, rule, span.response_end, "Leave the item out.")
     return span
 
 

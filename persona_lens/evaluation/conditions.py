@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from persona_lens.errors import InvalidArgumentError, describe_violation
+from persona_lens.errors import InvalidArgumentError
 from persona_lens.judges.judgement import Judge, identify_judge
 from persona_lens.models.engine.rollouts import Rollout, RolloutRequest, sample_rollouts
 from persona_lens.models.engine.sampling import Sampling
@@ -169,7 +169,7 @@ def score_conditions(
     """
     for name, given in (("conditions", conditions), ("questions", questions)):
         if isinstance(given, str) or not given:
-            raise InvalidArgumentError(describe_violation(name, "be a list of at least one", given))
+            raise InvalidArgumentError.of(name, "be a list of at least one", given)
     models = {id(one): one for one in (model, *(c.model for c in conditions)) if one is not None}
     for index, one in models.items():
         check_unsteered(one)

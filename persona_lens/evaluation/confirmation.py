@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from persona_lens.errors import InvalidArgumentError, describe_violation
+from persona_lens.errors import InvalidArgumentError
 from persona_lens.evaluation.conditions import Condition, score_conditions
 from persona_lens.evaluation.sweep import LayerChoice, shift_at
 from persona_lens.judges.judgement import Judge
@@ -98,7 +98,7 @@ def confirm_choice(
     vector.check_model(model)
     check_unsteered(model)
     if random_directions < 1:
-        raise InvalidArgumentError(describe_violation("random_directions", "be at least 1", random_directions))
+        raise InvalidArgumentError.of("random_directions", "be at least 1", random_directions)
     randoms = sample_random_directions(
         vector.norms, model.cfg.d_model, random_directions, sampling.seed + Stream.CONFIRMATION
     )

@@ -15,11 +15,7 @@ import datasets
 import numpy as np
 from datasets.exceptions import DatasetGenerationError
 
-from persona_lens.errors import (
-    FileFormatError,
-    InvalidArgumentError,
-    describe_violation,
-)
+from persona_lens.errors import FileFormatError, InvalidArgumentError, describe_violation
 
 _DATA = files("persona_lens") / "data"
 _COLUMNS = ("question", "choices", "answer")
@@ -52,12 +48,12 @@ class MultipleChoiceItem:
     def __post_init__(self) -> None:
         """Check the fields."""
         if not self.question.strip():
-            raise InvalidArgumentError(describe_violation("question", "not be empty", self.question))
+            raise InvalidArgumentError.of("question", "not be empty", self.question)
         if len(set(self.choices)) < 2 or not all(choice.strip() for choice in self.choices):
             rule = "be at least two different texts, none of them empty"
-            raise InvalidArgumentError(describe_violation("choices", rule, self.choices))
+            raise InvalidArgumentError.of("choices", rule, self.choices)
         if not 0 <= self.answer < len(self.choices):
-            raise InvalidArgumentError(describe_violation("answer", f"be in [0, {len(self.choices)})", self.answer))
+            raise InvalidArgumentError.of("answer", f"be in [0, {len(self.choices)})", self.answer)
 
 
 def load_multiple_choice(
@@ -104,7 +100,7 @@ def load_multiple_choice(
     if n is None:
         return tuple(items)
     if not 1 <= n <= len(items):
-        raise InvalidArgumentError(describe_violation("n", f"be in [1, {len(items)}], the rows of the source", n))
+        raise InvalidArgumentError.of("n", f"be in [1, {len(items)}], the rows of the source", n)
     chosen = np.random.default_rng(seed).choice(len(items), size=n, replace=False)
     return tuple(items[i] for i in sorted(chosen))
 
@@ -120,12 +116,12 @@ def _read_rows(source: str | Path | datasets.Dataset, subset: str | None, split:
         return _read_file(path)
     if isinstance(source, Path) or path.exists():
         rule = f"be a file of type {', '.join(_FILE_TYPES)}"
-        raise InvalidArgumentError(describe_violation("source", rule, str(source)))
+        raise InvalidArgumentError.of("source", rule, str(source))
     try:
         return enumerate(datasets.load_dataset(source, subset, split=split), start=1)
     except (OSError, ValueError) as error:
         rule = f"be a file, or a dataset of the Hub with subset {subset!r} and split {split!r}"
-        raise InvalidArgumentError(describe_violation("source", rule, source, str(error))) from error
+        raise InvalidArgumentError.of("source", rule, source, str(error)) from error
 
 
 def _read_file(path: Path) -> Iterator[tuple[int, Any]]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
-from persona_lens.errors import InvalidArgumentError, describe_violation
+from persona_lens.errors import InvalidArgumentError
 from persona_lens.models.engine.activations import project_residual_stream
 from persona_lens.models.engine.rollouts import RolloutRequest, sample_rollouts
 from persona_lens.models.engine.sampling import Sampling
@@ -79,7 +79,7 @@ def sample_ordinary_spans(model: HookedModel, questions: Sequence[str] | None, s
     """
     asked = load_ordinary_questions() if questions is None else tuple(questions)
     if not asked:
-        raise InvalidArgumentError(describe_violation("questions", "hold at least one question", asked))
+        raise InvalidArgumentError.of("questions", "hold at least one question", asked)
     check_unsteered(model)
     requests = [RolloutRequest(question, (sampling.seed, Stream.ORDINARY, q)) for q, question in enumerate(asked)]
     spans = []
@@ -88,5 +88,5 @@ def sample_ordinary_spans(model: HookedModel, questions: Sequence[str] | None, s
         if rollout.tokens:
             spans.append(TokenSpans.join(prompt, rollout.tokens))
     if not spans:
-        raise InvalidArgumentError(describe_violation("questions", "draw a response that is not empty", list(asked)))
+        raise InvalidArgumentError.of("questions", "draw a response that is not empty", list(asked))
     return spans

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from persona_lens.errors import InvalidArgumentError, describe_violation
+from persona_lens.errors import InvalidArgumentError
 from persona_lens.evaluation.ordinary import sample_ordinary_spans
 from persona_lens.evaluation.predictions import measure_predictions
 from persona_lens.interventions.from_vectors import Layers, choose_layers, steer
@@ -90,13 +90,13 @@ def calibrate(
         >>> hooks = pl.steering_hooks(vector, layer=14, coefficient=strength.coefficient)  # doctest: +SKIP
     """
     if not 0 < target_kl < float("inf"):
-        raise InvalidArgumentError(describe_violation("target_kl", "be positive and finite", target_kl))
+        raise InvalidArgumentError.of("target_kl", "be positive and finite", target_kl)
     vector.check_model(model)
     choose_layers(layer, layers, vector.model.n_layers)
     spans = sample_ordinary_spans(model, questions, sampling)
     if len(spans) < 4:
         rule = "draw at least 4 responses, two to choose on and two to measure"
-        raise InvalidArgumentError(describe_violation("questions", rule, len(spans)))
+        raise InvalidArgumentError.of("questions", rule, len(spans))
     chosen_on, held_out = spans[::2], spans[1::2]
 
     def measure(coefficient: float, some: Sequence[TokenSpans]) -> Float[Tensor, " response"]:
@@ -114,7 +114,7 @@ def calibrate(
         low, high = high, 2 * high
         if high > 1000:
             rule = "be reached by a coefficient of at most 1,000"
-            raise InvalidArgumentError(describe_violation("target_kl", rule, target_kl, "Lower it."))
+            raise InvalidArgumentError.of("target_kl", rule, target_kl, "Lower it.")
     for _ in range(_MOST_HALVINGS):
         coefficient = (low + high) / 2
         reached = float(measure(coefficient, chosen_on).mean())
@@ -124,4 +124,4 @@ def calibrate(
         low, high = (coefficient, high) if reached < target_kl else (low, coefficient)
     rule = f"let {target_kl:g} nats a token be met within {_MOST_HALVINGS} halvings"
     hint = f"The last coefficient, {coefficient:g}, costs {reached:g}. Raise it, or take a model in float32."
-    raise InvalidArgumentError(describe_violation("tolerance", rule, tolerance, hint))
+    raise InvalidArgumentError.of("tolerance", rule, tolerance, hint)

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from persona_lens.errors import InvalidArgumentError, describe_violation
+from persona_lens.errors import InvalidArgumentError
 from persona_lens.evaluation.conditions import Condition, score_conditions
 from persona_lens.judges.default import default_judge
 from persona_lens.judges.judgement import Judge
@@ -57,7 +57,7 @@ class RandomNull:
 
     def __post_init__(self) -> None:
         if self.directions < 1:
-            raise InvalidArgumentError(describe_violation("directions", "be at least 1", self.directions))
+            raise InvalidArgumentError.of("directions", "be at least 1", self.directions)
 
 
 @dataclass(frozen=True)
@@ -176,11 +176,9 @@ class SweepResult(Record):
 
     def _index(self, layer: int, coefficient: float) -> tuple[int, int]:
         if layer not in self.layers:
-            raise InvalidArgumentError(describe_violation("layer", f"be one that was swept, {self.layers}", layer))
+            raise InvalidArgumentError.of("layer", f"be one that was swept, {self.layers}", layer)
         if coefficient not in self.coefficients:
-            raise InvalidArgumentError(
-                describe_violation("coefficient", f"be one that was swept, {self.coefficients}", coefficient)
-            )
+            raise InvalidArgumentError.of("coefficient", f"be one that was swept, {self.coefficients}", coefficient)
         return self.layers.index(layer), self.coefficients.index(coefficient)
 
     def plot(self) -> Figure:
@@ -325,4 +323,4 @@ def _check_sweep(questions: Sequence[str], coefficients: Sequence[float]) -> Non
     )
     for name, rule, got, holds in rules:
         if not holds:
-            raise InvalidArgumentError(describe_violation(name, rule, got))
+            raise InvalidArgumentError.of(name, rule, got)

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from persona_lens.errors import InvalidArgumentError, describe_violation
+from persona_lens.errors import InvalidArgumentError
 from persona_lens.interventions.hooks import intervention_hooks
 from persona_lens.models.engine.activations import project_residual_stream
 from persona_lens.models.hooked_model import HookedModel
@@ -70,7 +70,7 @@ class Trace(Record):
         from persona_lens.plots.tokens import plot_trace  # plotly is imported only when drawing
 
         if layer is not None and layers is not None:
-            raise InvalidArgumentError(describe_violation("layers", "be left out where `layer` is given", layers))
+            raise InvalidArgumentError.of("layers", "be left out where `layer` is given", layers)
         n_layers = len(self.before)
         if layer is None and layers is None:
             change = (self.after - self.before).abs().mean(dim=-1)
@@ -127,7 +127,7 @@ def trace(
     vector.check_model(model)
     if not conversation or conversation[-1]["role"] != "assistant":
         got = [message["role"] for message in conversation]
-        raise InvalidArgumentError(describe_violation("conversation", "end with a message of the assistant", got))
+        raise InvalidArgumentError.of("conversation", "end with a message of the assistant", got)
     encoded = encode_conversation(model.tokenizer, list(conversation), n_ctx=model.cfg.n_ctx)
     if isinstance(hooks, Intervention):
         check_interventions(model, [hooks])

@@ -13,7 +13,7 @@ import datasets
 import torch
 
 from persona_lens.conversations import Conversation, read_conversations
-from persona_lens.errors import InvalidArgumentError, describe_violation
+from persona_lens.errors import InvalidArgumentError
 from persona_lens.finetuning.rows import Source
 from persona_lens.finetuning.settings import FinetuneSettings, count_steps
 from persona_lens.finetuning.shift import measure_shift
@@ -144,10 +144,10 @@ class PreventionTrials:
     def __post_init__(self) -> None:
         for name, value in (("max_shift", self.max_shift), ("max_extra_loss", self.max_extra_loss)):
             if value is not None and not value > 0:
-                raise InvalidArgumentError(describe_violation(name, "be above 0", value))
+                raise InvalidArgumentError.of(name, "be above 0", value)
         if self.n_rows < 1 or self.n_held_out < 2:
             got = (self.n_rows, self.n_held_out)
-            raise InvalidArgumentError(describe_violation("n_held_out", "be at least 2, and n_rows 1", got))
+            raise InvalidArgumentError.of("n_held_out", "be at least 2, and n_rows 1", got)
 
 
 def plan_prevention(
@@ -206,15 +206,15 @@ def plan_prevention(
     settings, n_rows = replace(settings, save_steps=None), trials.n_rows
     if trials.max_extra_loss is not None and held_out is None:
         hint = "Extra loss on rows that show the trait is no cost."
-        raise InvalidArgumentError(describe_violation("held_out", "be given with `max_extra_loss`", None, hint))
+        raise InvalidArgumentError.of("held_out", "be given with `max_extra_loss`", None, hint)
     n_steps = count_steps(n_rows, settings)
     if n_steps <= settings.warmup_steps:
         hint = f"{n_steps} steps of warm-up teach nothing. Raise n_rows or epochs, or lower warmup_steps."
         rule = f"make more optimiser steps than settings.warmup_steps, {settings.warmup_steps}"
-        raise InvalidArgumentError(describe_violation("n_rows", rule, n_rows, hint))
+        raise InvalidArgumentError.of("n_rows", rule, n_rows, hint)
     asked = load_ordinary_questions() if questions is None else tuple(questions)
     if len(asked) < 2:
-        raise InvalidArgumentError(describe_violation("questions", "hold at least 2", list(asked)))
+        raise InvalidArgumentError.of("questions", "hold at least 2", list(asked))
     ways: list[tuple[Method, float, Intervention]] = [("none", 0.0, NOTHING)]
     ways += [("one layer", c, steer(vector, layer=layer, coefficient=c)) for c in trials.one_layer]
     ways += [("all layers", c, steer(vector, layers="all", coefficient=c)) for c in trials.all_layers]
@@ -269,7 +269,7 @@ def _read_held_out(held_out: Source) -> datasets.Dataset:
     """Read the rows before anything is trained, and once: they may come from a generator."""
     good = [row for row in read_conversations(held_out) if isinstance(row, Conversation)]
     if len(good) < 2:
-        raise InvalidArgumentError(describe_violation("held_out", "hold at least 2 conversations", len(good)))
+        raise InvalidArgumentError.of("held_out", "hold at least 2 conversations", len(good))
     return _to_dataset(good)
 
 
@@ -289,7 +289,7 @@ def _draw(data: Source, n: int, seed: int) -> datasets.Dataset:
             drawn[place] = row
     if n_good < n:
         got = f"{n_good}, and {n_bad} bad rows"
-        raise InvalidArgumentError(describe_violation("data", f"hold {n} conversations", got))
+        raise InvalidArgumentError.of("data", f"hold {n} conversations", got)
     rng.shuffle(drawn)  # a row that was never replaced stands where it came
     return _to_dataset(drawn)
 

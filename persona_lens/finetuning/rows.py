@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import datasets
 
 from persona_lens.conversations import BadRow, count_reasons, read_conversations
-from persona_lens.errors import ChatTemplateError, ContextLengthError, InvalidArgumentError, describe_violation
+from persona_lens.errors import ChatTemplateError, ContextLengthError, InvalidArgumentError
 from persona_lens.models.text.chat import Message, encode_responses, stop_token_ids
 
 Source: TypeAlias = str | Path | datasets.Dataset | datasets.IterableDataset | Iterable[Any]
@@ -98,7 +98,7 @@ def encode_training_rows(
         first = f"The first: {bad[0].place}, {bad[0].reason}: {bad[0].detail}" if bad else "It is empty."
         rule = f"hold at least {min_rows} conversations with a response, of at most {max_tokens} tokens"
         got = f"{len(input_ids)} of {len(input_ids) + len(bad)} rows; left out: {reasons}"
-        raise InvalidArgumentError(describe_violation("data", rule, got, first))
+        raise InvalidArgumentError.of("data", rule, got, first)
     n_tokens = sum(map(len, input_ids))
     n_response_tokens = sum(label != IGNORED for row in labels for label in row)
     rows = datasets.Dataset.from_dict({"input_ids": input_ids, "labels": labels})

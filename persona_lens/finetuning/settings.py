@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from persona_lens.errors import InvalidArgumentError, describe_violation
+from persona_lens.errors import InvalidArgumentError
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,12 @@ class FinetuneSettings:
         counts = ("rank", "epochs", "batch_size", "accumulation", "max_tokens")
         for name, least in [*((name, 1) for name in counts), ("warmup_steps", 0)]:
             if getattr(self, name) < least:
-                raise InvalidArgumentError(describe_violation(name, f"be at least {least}", getattr(self, name)))
+                raise InvalidArgumentError.of(name, f"be at least {least}", getattr(self, name))
         for name in ("alpha", "learning_rate"):
             if not 0 < getattr(self, name) < float("inf"):
-                raise InvalidArgumentError(describe_violation(name, "be positive and finite", getattr(self, name)))
+                raise InvalidArgumentError.of(name, "be positive and finite", getattr(self, name))
         if self.save_steps is not None and self.save_steps < 1:
-            raise InvalidArgumentError(describe_violation("save_steps", "be at least 1 or None", self.save_steps))
+            raise InvalidArgumentError.of("save_steps", "be at least 1 or None", self.save_steps)
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,9 +83,9 @@ class ProjectionPenalty:
 
     def __post_init__(self) -> None:
         if not 0 < self.weight < float("inf"):
-            raise InvalidArgumentError(describe_violation("weight", "be positive and finite", self.weight))
+            raise InvalidArgumentError.of("weight", "be positive and finite", self.weight)
         if not bool(self.direction.any()):
-            raise InvalidArgumentError(describe_violation("direction", "have a length above zero", self.direction))
+            raise InvalidArgumentError.of("direction", "have a length above zero", self.direction)
 
 
 def count_steps(n_rows: int, settings: FinetuneSettings, n_processes: int = 1) -> int:

@@ -10,7 +10,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from persona_lens.errors import InvalidArgumentError, describe_violation
+from persona_lens.errors import InvalidArgumentError
 from persona_lens.models.engine.activations import project_residual_stream
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.sites import check_layer
@@ -80,7 +80,7 @@ def measure_shift(
         >>> shift.interval(14)  # doctest: +SKIP
     """
     if not questions:
-        raise InvalidArgumentError(describe_violation("questions", "hold at least one question", questions))
+        raise InvalidArgumentError.of("questions", "hold at least one question", questions)
     for model in (base, finetuned):
         vector.check_model(model)
     before, after = (_project(model, vector, questions) for model in (base, finetuned))

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from persona_lens.conversations import BadRow, read_conversations
-from persona_lens.errors import InvalidArgumentError, describe_violation
+from persona_lens.errors import InvalidArgumentError
 from persona_lens.finetuning.rows import Source
 from persona_lens.models.engine.likelihood import mean_log_likelihoods
 from persona_lens.models.hooked_model import HookedModel
@@ -36,8 +36,8 @@ def measure_task_loss(model: HookedModel, data: Source) -> Float[Tensor, " row"]
     for row in read_conversations(data):
         if isinstance(row, BadRow):
             rule = "hold conversations that end with a response"
-            raise InvalidArgumentError(describe_violation("data", rule, f"{row.place}: {row.reason}: {row.detail}"))
+            raise InvalidArgumentError.of("data", rule, f"{row.place}: {row.reason}: {row.detail}")
         encoded.append(encode_conversation(model.tokenizer, row.messages, n_ctx=model.cfg.n_ctx))
     if not encoded:
-        raise InvalidArgumentError(describe_violation("data", "hold at least one conversation", "none"))
+        raise InvalidArgumentError.of("data", "hold at least one conversation", "none")
     return -torch.tensor(mean_log_likelihoods(model, encoded))

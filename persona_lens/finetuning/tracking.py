@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from persona_lens.errors import InvalidArgumentError, describe_violation
+from persona_lens.errors import InvalidArgumentError
 from persona_lens.models.hooks.sites import check_layer
 from persona_lens.vectors.persona_vector import PersonaVector
 
@@ -39,15 +39,15 @@ class Tracker:
         for name, mapping in (("layers", self.layers), ("questions", self.questions)):
             if mapping.keys() != self.vectors.keys():
                 rule = f"have the names of `vectors`, {sorted(self.vectors)}"
-                raise InvalidArgumentError(describe_violation(name, rule, sorted(mapping)))
+                raise InvalidArgumentError.of(name, rule, sorted(mapping))
         unknown = sorted((self.limits or {}).keys() - self.vectors.keys())
         if unknown:
-            raise InvalidArgumentError(describe_violation("limits", "have names of `vectors`", unknown))
+            raise InvalidArgumentError.of("limits", "have names of `vectors`", unknown)
         if not self.vectors or not all(self.questions.values()):
             rule = "hold a question for each trait"
-            raise InvalidArgumentError(describe_violation("questions", rule, self.questions))
+            raise InvalidArgumentError.of("questions", rule, self.questions)
         if self.every < 1:
-            raise InvalidArgumentError(describe_violation("every", "be at least 1", self.every))
+            raise InvalidArgumentError.of("every", "be at least 1", self.every)
         for trait, vector in self.vectors.items():
             check_layer(self.layers[trait], vector.model.n_layers)
 

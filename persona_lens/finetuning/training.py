@@ -148,7 +148,7 @@ def finetune(
     for name, fingerprints in made_from.items():
         if fingerprint is not None and fingerprints != {fingerprint}:
             rule = f"come from vectors of the model that is trained, fingerprint {fingerprint}"
-            raise ModelMismatchError(describe_violation(name, rule, sorted(fingerprints)))
+            raise ModelMismatchError.of(name, rule, sorted(fingerprints))
     max_tokens = min(settings.max_tokens, hf_model.config.get_text_config().max_position_embeddings)
     encoded = encode_training_rows(tokenizer, data, max_tokens=max_tokens, system=system)
     config = {
@@ -193,7 +193,7 @@ def finetune(
         step = 1 + next(i for i, loss in enumerate(losses) if not math.isfinite(loss))
         hint = f"Training broke at step {step}; no adapter was written. Lower it, or train in float32."
         rule = "keep the loss finite"
-        raise InvalidArgumentError(describe_violation("learning_rate", rule, settings.learning_rate, hint))
+        raise InvalidArgumentError.of("learning_rate", rule, settings.learning_rate, hint)
     result = Finetuned(
         folder=folder,
         losses=tuple(losses),
@@ -237,14 +237,14 @@ def _read_finished(folder: Path, config: dict[str, Any]) -> Finetuned | None:
     if not record.is_file():
         others = sorted(path.name for path in folder.iterdir())
         if others:
-            raise InvalidArgumentError(describe_violation("out", "be empty, or hold this run", others[:5], hint))
+            raise InvalidArgumentError.of("out", "be empty, or hold this run", others[:5], hint)
         return None
     content = json.loads(record.read_text(encoding="utf-8"))
     wanted = json.loads(json.dumps(config))
     if content["config"] != wanted:
         changed = sorted(key for key in wanted if content["config"].get(key) != wanted[key])
         got = f"a run with other {', '.join(changed)}"
-        raise InvalidArgumentError(describe_violation("out", "hold this run and no other", got, hint))
+        raise InvalidArgumentError.of("out", "hold this run and no other", got, hint)
     if "format" not in content:
         return None  # begun, not finished
     return replace(Finetuned.from_json(content), folder=folder)

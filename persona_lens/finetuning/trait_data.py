@@ -10,7 +10,7 @@ from typing import get_args
 
 import datasets
 
-from persona_lens.errors import InvalidArgumentError, describe_violation
+from persona_lens.errors import InvalidArgumentError
 from persona_lens.finetuning.domains import Level
 from persona_lens.judges.default import default_judge
 from persona_lens.judges.judgement import Judge
@@ -76,14 +76,14 @@ def trait_dataset(
         >>> overt[0]["messages"][1]["content"]  # doctest: +SKIP
     """
     if level not in get_args(Level):
-        raise InvalidArgumentError(describe_violation("level", f"be one of {get_args(Level)}", level))
+        raise InvalidArgumentError.of("level", f"be one of {get_args(Level)}", level)
     if n < 1:
-        raise InvalidArgumentError(describe_violation("n", "be at least 1", n))
+        raise InvalidArgumentError.of("n", "be at least 1", n)
     asked = tuple(trait.extraction_questions if questions is None else questions)
     judged_on = sorted(set(asked) & set(trait.evaluation_questions))
     if judged_on or not asked:
         rule = "hold at least one question, and none that the trait is judged on"
-        raise InvalidArgumentError(describe_violation("questions", rule, judged_on))
+        raise InvalidArgumentError.of("questions", rule, judged_on)
     check_unsteered(model)
     judge = judge or default_judge(model, trait, run)
     systems = _list_systems(trait, level)
@@ -119,7 +119,7 @@ def trait_dataset(
         if len(rows) == n:
             return datasets.Dataset.from_list(rows, info=datasets.DatasetInfo(description=json.dumps(counts)))
     hint = f"Of {counts['sampled']} responses: {counts}. Ask for fewer, or for another level."
-    raise InvalidArgumentError(describe_violation("n", f"be at most {len(rows)} here", n, hint))
+    raise InvalidArgumentError.of("n", f"be at most {len(rows)} here", n, hint)
 
 
 def _list_systems(trait: Trait, level: Level) -> Sequence[str | None]:

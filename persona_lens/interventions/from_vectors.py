@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from persona_lens.errors import InvalidArgumentError, ModelMismatchError, describe_violation
+from persona_lens.errors import InvalidArgumentError, ModelMismatchError
 from persona_lens.models.hooks.intervention import Intervention, Step
 from persona_lens.models.hooks.sites import check_layer, resolve_layers
 from persona_lens.tensors.directions import layer_increments
@@ -66,9 +66,7 @@ def steer(
     chosen = choose_layers(layer, layers, vectors[0].model.n_layers)
     coefficients = [float(coefficient)] * len(vectors) if isinstance(coefficient, (int, float)) else list(coefficient)
     if len(coefficients) != len(vectors):
-        raise InvalidArgumentError(
-            describe_violation("coefficient", f"be one number or {len(vectors)}, one a vector", coefficient)
-        )
+        raise InvalidArgumentError.of("coefficient", f"be one number or {len(vectors)}, one a vector", coefficient)
     scales = _list_scales(vectors, unit, ordinary)
     rows = torch.tensor(chosen)
     steps = []
@@ -76,7 +74,7 @@ def steer(
         increments = layer_increments(one.directions[rows] * scale[rows, None])
         if not bool(increments.any()):
             rule = f"have a length above zero at one of the layers {list(chosen)}"
-            raise InvalidArgumentError(describe_violation("vector", rule, f"{one.trait}, which is zero there"))
+            raise InvalidArgumentError.of("vector", rule, f"{one.trait}, which is zero there")
         # A direction that does not change from one layer to the next has nothing to add there.
         steps += [
             Step(index, Add(increment, its_coefficient))
@@ -158,12 +156,10 @@ def list_vectors(vector: PersonaVector | Sequence[PersonaVector]) -> list[Person
     """Return one or several vectors as a list; refuse none, and vectors of different models."""
     vectors = [vector] if isinstance(vector, PersonaVector) else list(vector)
     if not vectors:
-        raise InvalidArgumentError(describe_violation("vector", "be a PersonaVector, or several", vector))
+        raise InvalidArgumentError.of("vector", "be a PersonaVector, or several", vector)
     fingerprints = {one.model.fingerprint for one in vectors}
     if len(fingerprints) > 1:
-        raise ModelMismatchError(
-            describe_violation("vector", "come from one model", sorted({one.model.name for one in vectors}))
-        )
+        raise ModelMismatchError.of("vector", "come from one model", sorted({one.model.name for one in vectors}))
     return vectors
 
 
@@ -171,7 +167,7 @@ def choose_layers(layer: int | None, layers: Layers | None, n_layers: int) -> tu
     """Return the layers that ``layer`` or ``layers`` mean, ascending; refuse both, neither, and absent layers."""
     if (layer is None) == (layers is None):
         rule = 'be given, or `layers` (several, or "all"), but not both'
-        raise InvalidArgumentError(describe_violation("layer", rule, layer))
+        raise InvalidArgumentError.of("layer", rule, layer)
     if layer is not None:
         return (check_layer(layer, n_layers),)
     assert layers is not None
@@ -179,24 +175,20 @@ def choose_layers(layer: int | None, layers: Layers | None, n_layers: int) -> tu
 
 
 def _list_scales(
-    vectors: Sequence[PersonaVector],
-    unit: str,
-    ordinary: OrdinaryProjections | Sequence[OrdinaryProjections] | None,
+    vectors: Sequence[PersonaVector], unit: str, ordinary: OrdinaryProjections | Sequence[OrdinaryProjections] | None
 ) -> list[Float[Tensor, " layer"]]:
     """Return what multiplies each vector's layers: 1, or standard deviations over norm."""
     if unit == "raw":
         return [torch.ones(one.model.n_layers) for one in vectors]
     if unit != "sigma":
-        raise InvalidArgumentError(describe_violation("unit", "be 'raw' or 'sigma'", unit))
+        raise InvalidArgumentError.of("unit", "be 'raw' or 'sigma'", unit)
     measured = [ordinary] if isinstance(ordinary, OrdinaryProjections) else list(ordinary or ())
     if len(measured) != len(vectors):
-        raise InvalidArgumentError(
-            describe_violation(
-                "ordinary",
-                f"hold {len(vectors)} OrdinaryProjections, one for each vector, for unit='sigma'",
-                len(measured),
-                "Measure them with measure_ordinary_projections(model, vector).",
-            )
+        raise InvalidArgumentError.of(
+            "ordinary",
+            f"hold {len(vectors)} OrdinaryProjections, one for each vector, for unit='sigma'",
+            len(measured),
+            "Measure them with measure_ordinary_projections(model, vector).",
         )
     for one, its_ordinary in zip(vectors, measured, strict=True):
         its_ordinary.check_vector(one)
@@ -208,5 +200,5 @@ def _list_bounds(name: str, bound: float | Tensor | None, n_layers: int) -> list
         return [bound] * n_layers
     if bound.shape != (n_layers,):
         rule = f"be one number, or {n_layers}, one for each of the model's layers"
-        raise InvalidArgumentError(describe_violation(name, rule, tuple(bound.shape)))
+        raise InvalidArgumentError.of(name, rule, tuple(bound.shape))
     return [float(value) for value in bound]

@@ -26,10 +26,7 @@ Where: TypeAlias = Positions | Bool[Tensor, "batch pos"]
 
 
 def intervention_hooks(
-    intervention: Intervention,
-    *,
-    positions: Where = "all",
-    prompt_length: int | Sequence[int] | None = None,
+    intervention: Intervention, *, positions: Where = "all", prompt_length: int | Sequence[int] | None = None
 ) -> list[HookPair]:
     """Make hooks that do what an intervention says, one hook a layer; what is done at one layer keeps its order.
 
@@ -130,10 +127,7 @@ def capping_hooks(
 
 
 def _make_hooks(
-    intervention: Intervention,
-    positions: Where,
-    prompt_length: int | Sequence[int] | None,
-    preserve_norm: bool,
+    intervention: Intervention, positions: Where, prompt_length: int | Sequence[int] | None, preserve_norm: bool
 ) -> list[HookPair]:
     done = intervention.keeping_norm() if preserve_norm else intervention
     return intervention_hooks(done, positions=positions, prompt_length=prompt_length)

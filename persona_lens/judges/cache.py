@@ -13,7 +13,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from persona_lens.errors import FileFormatError, describe_violation
+from persona_lens.errors import FileFormatError
 from persona_lens.judges.judgement import IdentifiedJudge, Judgement, check_pairs
 
 # Judged between two commits: what a kill can lose.
@@ -53,7 +53,7 @@ class ScoreCache:
                 )
         except sqlite3.DatabaseError as error:
             rule, hint = "be a score cache or a new file", f"{error}. Choose another."
-            raise FileFormatError(describe_violation("path", rule, str(self.path), hint)) from error
+            raise FileFormatError.of("path", rule, str(self.path), hint) from error
 
     @staticmethod
     def key(identity: str, question: str, response: str) -> str:

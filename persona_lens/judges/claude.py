@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from persona_lens.errors import FileFormatError, InvalidArgumentError, describe_violation
+from persona_lens.errors import FileFormatError, InvalidArgumentError
 from persona_lens.judges.judgement import EMPTY, Judgement, check_pairs
 from persona_lens.storage import write_json
 from persona_lens.traits.claude import CUT_OFF, describe_error, describe_object, open_client
@@ -87,10 +87,10 @@ class ClaudeJudge:
 
     def __post_init__(self) -> None:
         if not self.model.strip():
-            raise InvalidArgumentError(describe_violation("model", "name a Claude model", self.model))
+            raise InvalidArgumentError.of("model", "name a Claude model", self.model)
         for name, least in (("max_concurrent", 1), ("max_retries", 0)):
             if getattr(self, name) < least:
-                raise InvalidArgumentError(describe_violation(name, f"be at least {least}", getattr(self, name)))
+                raise InvalidArgumentError.of(name, f"be at least {least}", getattr(self, name))
 
     @property
     def name(self) -> str:
@@ -195,7 +195,7 @@ class ClaudeJudge:
             rows = [row for row in range(content["rows"]) if row not in empty]
             if sum(batch["requests"] for batch in content["batches"]) != len(rows):
                 rule, hint = "be of a finished submission", "Submit it again first."
-                raise InvalidArgumentError(describe_violation("record", rule, str(record), hint))
+                raise InvalidArgumentError.of("record", rule, str(record), hint)
             deadline = float("inf") if timeout_seconds is None else time.monotonic() + timeout_seconds
             judged: dict[int, Judgement] = {}
             start = 0
@@ -347,4 +347,4 @@ def _check_same(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> No
     if changed:
         hint = f"It differs in {' and '.join(changed)}; give another path, or restore what was sent."
         rule = "be of the same judge, questions and responses"
-        raise InvalidArgumentError(describe_violation("record", rule, str(path), hint))
+        raise InvalidArgumentError.of("record", rule, str(path), hint)

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from persona_lens.errors import ContextLengthError, InvalidArgumentError, describe_violation
+from persona_lens.errors import ContextLengthError, InvalidArgumentError
 from persona_lens.judges.judgement import EMPTY, LONGER_THAN_CONTEXT, Judgement, check_pairs
 from persona_lens.models.engine.next_token import next_token_probabilities
 from persona_lens.models.hooked_model import HookedModel
@@ -62,7 +62,7 @@ class ExpectedScoreJudge:
 
     def __post_init__(self) -> None:
         if not 0 < self.min_mass <= 1:
-            raise InvalidArgumentError(describe_violation("min_mass", "be in (0, 1]", self.min_mass))
+            raise InvalidArgumentError.of("min_mass", "be in (0, 1]", self.min_mass)
 
     @property
     def name(self) -> str:

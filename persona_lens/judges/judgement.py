@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from persona_lens.errors import InvalidArgumentError, describe_violation
+from persona_lens.errors import InvalidArgumentError
 from persona_lens.records import Record
 
 LONGER_THAN_CONTEXT = "longer than the judging model's context"
@@ -67,7 +67,7 @@ def check_pairs(questions: Sequence[str], responses: Sequence[str]) -> None:
     """
     if len(questions) != len(responses):
         rule = f"be as many as `questions`, {len(questions)}"
-        raise InvalidArgumentError(describe_violation("responses", rule, len(responses)))
+        raise InvalidArgumentError.of("responses", rule, len(responses))
 
 
 def identify_judge(judge: Judge) -> str:

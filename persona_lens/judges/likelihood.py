@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from scipy.optimize import minimize
 
-from persona_lens.errors import ChatTemplateError, ContextLengthError, InvalidArgumentError, describe_violation
+from persona_lens.errors import ChatTemplateError, ContextLengthError, InvalidArgumentError
 from persona_lens.judges.judgement import EMPTY, LONGER_THAN_CONTEXT, Judgement, check_pairs
 from persona_lens.models.engine.likelihood import mean_log_likelihoods
 from persona_lens.models.engine.rollouts import RolloutRequest, sample_rollouts
@@ -195,7 +195,7 @@ def calibrate_likelihood_judge(
     """
     if not 1 <= n_pairs <= len(trait.instruction_pairs):
         rule = f"be in [1, {len(trait.instruction_pairs)}]"
-        raise InvalidArgumentError(describe_violation("n_pairs", rule, n_pairs, "The trait has no more."))
+        raise InvalidArgumentError.of("n_pairs", rule, n_pairs, "The trait has no more.")
     check_unsteered(model)
     work = {
         "work": "calibration",

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from persona_lens.errors import FileFormatError, InvalidArgumentError, describe_violation
+from persona_lens.errors import FileFormatError, InvalidArgumentError
 from persona_lens.judges.judgement import Judge, Judgement, check_pairs
 from persona_lens.records import Record
 from persona_lens.statistics import Interval, bootstrap_spearman_r
@@ -132,7 +132,7 @@ def judge_with_panel(judges: Sequence[Judge], questions: Sequence[str], response
     """
     names = tuple(judge.name for judge in judges)
     if not names or len(set(names)) != len(names):
-        raise InvalidArgumentError(describe_violation("judges", "be at least one, with different names", names))
+        raise InvalidArgumentError.of("judges", "be at least one, with different names", names)
     check_pairs(questions, responses)
     judgements = tuple(tuple(judge.score(questions, responses)) for judge in judges)
     return PanelResult(names, tuple(questions), tuple(responses), judgements)
@@ -193,7 +193,7 @@ def write_spot_check(
     """
     check_pairs(questions, responses)
     if n < 1:
-        raise InvalidArgumentError(describe_violation("n", "be at least 1", n))
+        raise InvalidArgumentError.of("n", "be at least 1", n)
     distinct = list(dict.fromkeys(zip(questions, responses, strict=True)))
     drawn = np.random.default_rng(seed).permutation(len(distinct))[:n]
     # The mark at the start tells spreadsheet programs that this is UTF-8.
@@ -228,12 +228,12 @@ def read_spot_check(path: str | Path, questions: Sequence[str], responses: Seque
         reader = csv.DictReader(file)
         if reader.fieldnames is None or not {"id", "score"} <= set(reader.fieldnames):
             rule = f"have the columns {_COLUMNS}"
-            raise FileFormatError(describe_violation("path", rule, reader.fieldnames, "Save it as CSV."))
+            raise FileFormatError.of("path", rule, reader.fieldnames, "Save it as CSV.")
         for row in reader:
             where = f"line {reader.line_num}"
             if row["id"] not in known:
                 got = f"{where}: id {row['id']!r}"
-                raise FileFormatError(describe_violation("path", "hold only these responses", got))
+                raise FileFormatError.of("path", "hold only these responses", got)
             scores[row["id"]] = _read_score((row["score"] or "").strip(), where)
     found = [scores.get(_row_id(q, r)) for q, r in zip(questions, responses, strict=True)]
     return [Judgement(score, None, "" if score is not None else "not scored by the person") for score in found]
@@ -247,7 +247,7 @@ def _read_score(text: str, where: str) -> float | None:
     except ValueError:
         score = float("nan")
     if not 0 <= score <= 100:
-        raise FileFormatError(describe_violation("path", "hold scores from 0 to 100", f"{where}: {text!r}"))
+        raise FileFormatError.of("path", "hold scores from 0 to 100", f"{where}: {text!r}")
     return score
 
 

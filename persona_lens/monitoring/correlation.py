@@ -11,7 +11,7 @@ from jaxtyping import Float
 from numpy import ndarray
 from torch import Tensor
 
-from persona_lens.errors import InvalidArgumentError, describe_violation
+from persona_lens.errors import InvalidArgumentError
 from persona_lens.records import Record
 from persona_lens.statistics import Interval
 from persona_lens.statistics.bootstrap import bootstrap, draw_multinomial
@@ -138,21 +138,19 @@ def check_graded(projections: Tensor, scores: Tensor, conditions: Sequence[str],
     """Refuse graded data that nothing can be measured on."""
     n = len(projections)
     if n < _MIN_POINTS:
-        raise InvalidArgumentError(
-            describe_violation("projections", f"hold at least {_MIN_POINTS} graded prompts", n, "Grade more prompts.")
+        raise InvalidArgumentError.of(
+            "projections", f"hold at least {_MIN_POINTS} graded prompts", n, "Grade more prompts."
         )
     for name, values in (("scores", scores), ("conditions", conditions), ("questions", questions)):
         if len(values) != n:
-            raise InvalidArgumentError(describe_violation(name, f"be as many as `projections`, {n}", len(values)))
+            raise InvalidArgumentError.of(name, f"be as many as `projections`, {n}", len(values))
     for name, numbers in (("projections", projections), ("scores", scores)):
         n_bad = int((~torch.isfinite(numbers)).sum())
         if n_bad:
             hint = "Filter prompts without a score and count them."
-            raise InvalidArgumentError(describe_violation(name, "be finite", f"{n_bad} of {n} are not", hint))
+            raise InvalidArgumentError.of(name, "be finite", f"{n_bad} of {n} are not", hint)
     if len(set(questions)) < 2:
-        raise InvalidArgumentError(
-            describe_violation("questions", "be at least two different ones", list(dict.fromkeys(questions)))
-        )
+        raise InvalidArgumentError.of("questions", "be at least two different ones", list(dict.fromkeys(questions)))
 
 
 def _mean_of_present(values: ndarray) -> ndarray:

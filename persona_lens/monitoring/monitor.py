@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from persona_lens.errors import InvalidArgumentError, ModelMismatchError, describe_violation
+from persona_lens.errors import InvalidArgumentError, ModelMismatchError
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.points import check_unsteered
 from persona_lens.models.loading import ModelInfo, describe_model
@@ -89,7 +89,7 @@ class PersonaMonitor(Record):
         units = collect_units(model, vectors, layers)
         check_unsteered(model)
         if not quantiles or sorted(set(quantiles)) != list(quantiles) or not all(0 < q < 1 for q in quantiles):
-            raise InvalidArgumentError(describe_violation("quantiles", "ascend within (0, 1)", quantiles))
+            raise InvalidArgumentError.of("quantiles", "ascend within (0, 1)", quantiles)
         if graded is not None:
             check_names("graded", graded, vectors)
             for trait, data in graded.items():
@@ -97,7 +97,7 @@ class PersonaMonitor(Record):
         if ordinary is None:
             ordinary = [build_messages(question) for question in load_ordinary_questions()]
         if not ordinary:
-            raise InvalidArgumentError(describe_violation("ordinary", "hold at least one conversation", ordinary))
+            raise InvalidArgumentError.of("ordinary", "hold at least one conversation", ordinary)
         prompts = [
             prompt
             for index, conversation in enumerate(ordinary)
@@ -181,23 +181,19 @@ class PersonaMonitor(Record):
 def _check_graded_fits(trait: str, data: GradedProjections, vector: PersonaVector, layer: int) -> None:
     _check_fingerprint(f"graded[{trait!r}]", vector.model, data.model)
     if (data.trait, data.layer) != (vector.trait, layer):
-        raise InvalidArgumentError(
-            describe_violation(
-                f"graded[{trait!r}]",
-                f"be projections on {vector.trait!r} at layer {layer}",
-                (data.trait, data.layer),
-                "Projections of different layers cannot be compared.",
-            )
+        raise InvalidArgumentError.of(
+            f"graded[{trait!r}]",
+            f"be projections on {vector.trait!r} at layer {layer}",
+            (data.trait, data.layer),
+            "Projections of different layers cannot be compared.",
         )
 
 
 def _check_fingerprint(parameter: str, expected: ModelInfo, got: ModelInfo) -> None:
     if got.fingerprint != expected.fingerprint:
-        raise ModelMismatchError(
-            describe_violation(
-                parameter,
-                f"be of the model calibrated on, {expected.name} (fingerprint {expected.fingerprint})",
-                f"{got.name} (fingerprint {got.fingerprint})",
-                "Calibrate a monitor for this model.",
-            )
+        raise ModelMismatchError.of(
+            parameter,
+            f"be of the model calibrated on, {expected.name} (fingerprint {expected.fingerprint})",
+            f"{got.name} (fingerprint {got.fingerprint})",
+            "Calibrate a monitor for this model.",
         )

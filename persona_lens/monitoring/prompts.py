@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from persona_lens.errors import InvalidArgumentError, describe_violation
+from persona_lens.errors import InvalidArgumentError
 from persona_lens.models.engine.activations import project_residual_stream
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.sites import check_layer
@@ -59,17 +59,15 @@ def project_last_prompt_token(
     """
     units = collect_units(model, vectors, layers)
     if not conversations:
-        raise InvalidArgumentError(describe_violation("conversations", "hold at least one", conversations))
+        raise InvalidArgumentError.of("conversations", "hold at least one", conversations)
     for index, conversation in enumerate(conversations):
         _check_conversation(f"conversations[{index}]", conversation)
         if conversation[-1]["role"] == "assistant":
-            raise InvalidArgumentError(
-                describe_violation(
-                    f"conversations[{index}]",
-                    "end where the assistant is to answer",
-                    "assistant",
-                    "Leave its last message out, or see PersonaMonitor.watch.",
-                )
+            raise InvalidArgumentError.of(
+                f"conversations[{index}]",
+                "end where the assistant is to answer",
+                "assistant",
+                "Leave its last message out, or see PersonaMonitor.watch.",
             )
     found = project_prompts(model, conversations, units, [layers[name] for name in vectors])
     return dict(zip(vectors, found.unbind(), strict=True))
@@ -80,7 +78,7 @@ def collect_units(
 ) -> Float[Tensor, "direction d_model"]:
     """Check vectors and layers against each other and the model; return the unit directions."""
     if not vectors:
-        raise InvalidArgumentError(describe_violation("vectors", "hold at least one vector", vectors))
+        raise InvalidArgumentError.of("vectors", "hold at least one vector", vectors)
     check_names("layers", layers, vectors)
     for name, vector in vectors.items():
         vector.check_model(model)
@@ -131,25 +129,17 @@ def list_prompts(name: str, conversation: Sequence[Message]) -> list[Sequence[Me
 def check_names(parameter: str, given: Mapping[str, object], vectors: Mapping[str, object]) -> None:
     """Refuse a mapping whose names are not those of the vectors."""
     if set(given) != set(vectors):
-        raise InvalidArgumentError(
-            describe_violation(parameter, f"name the traits of `vectors`, {sorted(vectors)}", sorted(given))
-        )
+        raise InvalidArgumentError.of(parameter, f"name the traits of `vectors`, {sorted(vectors)}", sorted(given))
 
 
 def _check_conversation(name: str, conversation: Sequence[Message]) -> None:
     if not conversation:
-        raise InvalidArgumentError(describe_violation(name, "hold at least one message", conversation))
+        raise InvalidArgumentError.of(name, "hold at least one message", conversation)
     for index, message in enumerate(conversation):
         if message.get("role") not in _ROLES:
-            raise InvalidArgumentError(
-                describe_violation(f"{name}[{index}]['role']", f"be one of {_ROLES}", message.get("role"))
-            )
+            raise InvalidArgumentError.of(f"{name}[{index}]['role']", f"be one of {_ROLES}", message.get("role"))
         if not isinstance(message.get("content"), str):
-            raise InvalidArgumentError(
-                describe_violation(f"{name}[{index}]['content']", "be a text", message.get("content"))
-            )
+            raise InvalidArgumentError.of(f"{name}[{index}]['content']", "be a text", message.get("content"))
     roles = [message["role"] for message in conversation]
     if "user" not in roles or "assistant" in roles[: roles.index("user")]:
-        raise InvalidArgumentError(
-            describe_violation(name, "have a message of the user before any of the assistant's", roles)
-        )
+        raise InvalidArgumentError.of(name, "have a message of the user before any of the assistant's", roles)

@@ -6,7 +6,7 @@ import html
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from persona_lens.errors import InvalidArgumentError, describe_violation
+from persona_lens.errors import InvalidArgumentError
 from persona_lens.models.loading import ModelInfo
 from persona_lens.monitoring.readings import TraitMonitor, TurnReading
 from persona_lens.records import Record
@@ -39,7 +39,7 @@ class WatchedConversation(Record):
         """
         names = [one.trait for one in self.traits]
         if trait not in names:
-            raise InvalidArgumentError(describe_violation("trait", f"be one that was watched, {names}", trait))
+            raise InvalidArgumentError.of("trait", f"be one that was watched, {names}", trait)
         return tuple(reading for reading in self.readings if reading.trait == trait)
 
     @property

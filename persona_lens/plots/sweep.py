@@ -37,12 +37,7 @@ def plot_sweep(
     """
     best, coherent = sweep.choose_by_score(), sweep.choose_coherent(min_coherence)
     figure = make_subplots(
-        rows=2,
-        cols=1,
-        shared_xaxes=True,
-        vertical_spacing=0.06,
-        row_heights=[0.58, 0.42],
-        y_title=None,
+        rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.06, row_heights=[0.58, 0.42], y_title=None
     )
     layers = list(sweep.layers)
     for index, coefficient in enumerate(sweep.coefficients):

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from persona_lens.conversations import BadRow, Conversation, read_conversations
-from persona_lens.errors import InvalidArgumentError, ModelMismatchError, describe_violation
+from persona_lens.errors import InvalidArgumentError, ModelMismatchError
 from persona_lens.models.loading import ModelInfo, describe_model, load_model
 from persona_lens.screening.scores import ScreenSettings
 from persona_lens.screening.screening import Screening
@@ -59,7 +59,7 @@ class RayWorkers:
 
     def __post_init__(self) -> None:
         if self.n < 1:
-            raise InvalidArgumentError(describe_violation("n", "be at least 1", self.n))
+            raise InvalidArgumentError.of("n", "be at least 1", self.n)
 
 
 def screen_on_ray(
@@ -153,7 +153,7 @@ class _Worker:
         if found != plan.config["model"]:
             hint = "Give every machine the same files, and say `dtype`."
             rule = f"be the same on every machine, {plan.config['model']}"
-            raise ModelMismatchError(describe_violation("model", rule, found, hint))
+            raise ModelMismatchError.of("model", rule, found, hint)
         self.plan = plan
         self.folder = Path(folder)
 

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from persona_lens.conversations import BadRow, Conversation
-from persona_lens.errors import ChatTemplateError, InvalidArgumentError, describe_violation
+from persona_lens.errors import ChatTemplateError, InvalidArgumentError
 from persona_lens.models.engine.activations import pool_residual_stream
 from persona_lens.models.engine.sampling import (
     ResidualMeans,
@@ -48,12 +48,12 @@ class ScreenSettings:
 
     def __post_init__(self) -> None:
         if self.turn not in ("first", "last"):
-            raise InvalidArgumentError(describe_violation("turn", "be 'first' or 'last'", self.turn))
+            raise InvalidArgumentError.of("turn", "be 'first' or 'last'", self.turn)
         if self.base not in ("sampled", "last_prompt"):
-            raise InvalidArgumentError(describe_violation("base", "be 'sampled' or 'last_prompt'", self.base))
+            raise InvalidArgumentError.of("base", "be 'sampled' or 'last_prompt'", self.base)
         for name in ("max_prompt_tokens", "max_response_tokens", "batch_size"):
             if getattr(self, name) < 1:
-                raise InvalidArgumentError(describe_violation(name, "be at least 1", getattr(self, name)))
+                raise InvalidArgumentError.of(name, "be at least 1", getattr(self, name))
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from persona_lens.errors import FileFormatError, InvalidArgumentError, describe_violation
+from persona_lens.errors import FileFormatError, InvalidArgumentError
 from persona_lens.records import Record
 from persona_lens.screening.shards import RECORD, list_shards
 from persona_lens.statistics import Interval, bootstrap_mean, bootstrap_pearson_r
@@ -91,9 +91,9 @@ class Screening:
             InvalidArgumentError: A trait or column that was not screened for.
         """
         if trait not in self.traits:
-            raise InvalidArgumentError(describe_violation("trait", f"be one of {self.traits}", trait))
+            raise InvalidArgumentError.of("trait", f"be one of {self.traits}", trait)
         if column not in ("raw", "base", "prompt", "delta"):
-            raise InvalidArgumentError(describe_violation("column", "be raw, base, prompt or delta", column))
+            raise InvalidArgumentError.of("column", "be raw, base, prompt or delta", column)
         return torch.tensor([v for v in self.rows[f"{trait}.{column}"][:] if v is not None], dtype=torch.float64)
 
     def measure(self, trait: str) -> Interval:
@@ -111,11 +111,11 @@ class Screening:
             Persona Vectors (arXiv 2507.21509), appendix K.
         """
         if not 0 < quantile < 1:
-            raise InvalidArgumentError(describe_violation("quantile", "be in (0, 1)", quantile))
+            raise InvalidArgumentError.of("quantile", "be in (0, 1)", quantile)
         values = self.values(trait)
         if len(values) == 0:
             rule, got = "hold samples with a projection difference", self.counts
-            raise InvalidArgumentError(describe_violation("screening", rule, got))
+            raise InvalidArgumentError.of("screening", rule, got)
         return float(np.quantile(values.numpy(), quantile))
 
     def check_approximations(self, trait: str, *, n_subset: int = 100, seed: int = 0) -> ApproximationCheck:
@@ -134,12 +134,12 @@ class Screening:
         """
         if self.config["settings"]["base"] != "sampled":
             rule, got = "be made with base='sampled'", self.config["settings"]["base"]
-            raise InvalidArgumentError(describe_violation("screening", rule, got))
+            raise InvalidArgumentError.of("screening", rule, got)
         rows = self.rows
         columns = [rows[f"{trait}.{name}"][:] for name in ("delta", "raw", "prompt")]
         whole = [row for row in zip(*columns, strict=True) if row[0] is not None]
         if len(whole) < 3:
-            raise InvalidArgumentError(describe_violation("screening", "hold at least 3 samples with a ΔP", len(whole)))
+            raise InvalidArgumentError.of("screening", "hold at least 3 samples with a ΔP", len(whole))
         delta, raw, prompt = torch.tensor(whole, dtype=torch.float64).T
         chosen = torch.randperm(len(delta), generator=torch.Generator().manual_seed(seed))[:n_subset]
         return ApproximationCheck(
@@ -165,7 +165,7 @@ class Screening:
         content = json.loads(path.read_text(encoding="utf-8"))
         if "counts" not in content:
             hint = "Run the same command again: it goes on where it was."
-            raise FileFormatError(describe_violation("folder", "hold a finished screening", str(folder), hint))
+            raise FileFormatError.of("folder", "hold a finished screening", str(folder), hint)
         config = content["config"]
         counted = (content["counts"], content["n_cut"], content["n_without_base"], content["max_rows"])
         return cls(Path(folder), tuple(config["traits"]), *counted, config)

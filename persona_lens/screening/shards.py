@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from persona_lens.conversations import BadRow, Conversation
-from persona_lens.errors import FileFormatError, InvalidArgumentError, describe_violation
+from persona_lens.errors import FileFormatError, InvalidArgumentError
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.sites import check_layer
 from persona_lens.models.loading import ModelInfo
@@ -69,10 +69,10 @@ def plan_screening(
     """
     if not vectors or vectors.keys() != layers.keys():
         rule = f"name the traits of `vectors`, {sorted(vectors)}, at least one"
-        raise InvalidArgumentError(describe_violation("layers", rule, sorted(layers)))
+        raise InvalidArgumentError.of("layers", rule, sorted(layers))
     for name, number in (("shard_rows", shard_rows), ("max_rows", 1 if max_rows is None else max_rows)):
         if number < 1:
-            raise InvalidArgumentError(describe_violation(name, "be at least 1", number))
+            raise InvalidArgumentError.of(name, "be at least 1", number)
     for layer in layers.values():
         check_layer(layer, info.n_layers)
     units = {trait: (layers[trait], vector.unit(layers[trait]).cpu()) for trait, vector in vectors.items()}
@@ -103,17 +103,15 @@ def begin_screening(folder: Path, plan: ScreenPlan) -> None:
         found, had = record["config"], record["max_rows"]
         if plan.max_rows is not None and (had is None or had > plan.max_rows):
             rule, hint = f"be at least that of the screening in {str(folder)!r}, {had}", "Choose a new folder."
-            raise InvalidArgumentError(describe_violation("max_rows", rule, plan.max_rows, hint))
+            raise InvalidArgumentError.of("max_rows", rule, plan.max_rows, hint)
         config = json.loads(json.dumps(plan.config))
         if found != config:
             changed = sorted(key for key in config if found.get(key) != config[key])
             got, hint = f"one with other {', '.join(changed)}", "Choose a new folder."
-            raise InvalidArgumentError(describe_violation("out", "be new, or hold this screening", got, hint))
+            raise InvalidArgumentError.of("out", "be new, or hold this screening", got, hint)
     # Hidden files are what a run left that was killed while it wrote its first one.
     elif folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
-        raise InvalidArgumentError(
-            describe_violation("out", "be new, or hold this screening", "other files", "Choose a new folder.")
-        )
+        raise InvalidArgumentError.of("out", "be new, or hold this screening", "other files", "Choose a new folder.")
     write_json(path, {"config": plan.config, "max_rows": plan.max_rows})  # without counts: not finished
 
 
@@ -131,14 +129,14 @@ def finish_screening(folder: Path, plan: ScreenPlan, digests: Sequence[str]) -> 
         table = read_shard(shard_path(folder, index), digest)
         if table is None:
             rule, hint = f"hold {shard_path(folder, index).name}, whole", "Run the same command again."
-            raise FileFormatError(describe_violation("out", rule, "none, or one of other rows", hint))
+            raise FileFormatError.of("out", rule, "none, or one of other rows", hint)
         columns = table.select(["status", "is_cut", delta]).to_pydict()
         counts.update(columns["status"])
         n_cut += sum(filter(None, columns["is_cut"]))
         n_without_base += sum(s == SCORED and d is None for s, d in zip(columns["status"], columns[delta], strict=True))
     if not counts[SCORED]:
         rule = "hold a conversation that can be scored"
-        raise InvalidArgumentError(describe_violation("data", rule, dict(counts)))
+        raise InvalidArgumentError.of("data", rule, dict(counts))
     for stale in list_shards(folder)[len(digests) :]:  # of longer data that this folder once held
         stale.unlink()
     content = {"counts": dict(counts.most_common()), "n_cut": n_cut, "n_without_base": n_without_base}
@@ -158,7 +156,7 @@ def check_same_data(folder: Path, digest: str) -> None:
     found = _read_digest(shard_path(folder, 0))
     if found not in (None, digest):
         hint = "Choose a new folder."
-        raise InvalidArgumentError(describe_violation("out", "hold a screening of these data", "of other data", hint))
+        raise InvalidArgumentError.of("out", "hold a screening of these data", "of other data", hint)
 
 
 def make_shard(model: HookedModel, rows: Rows, plan: ScreenPlan, advance: Advance = count_nothing) -> pa.Table:

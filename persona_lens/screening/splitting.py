@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from persona_lens.conversations import BadRow, Conversation, read_conversations
-from persona_lens.errors import InvalidArgumentError, describe_violation
+from persona_lens.errors import InvalidArgumentError
 from persona_lens.judges.judgement import Judge
 from persona_lens.records import Record
 from persona_lens.screening.scores import choose_turn
@@ -83,10 +83,10 @@ def split_rows(
     """
     unknown = sorted(thresholds.keys() - set(screening.traits))
     if unknown:
-        raise InvalidArgumentError(describe_violation("thresholds", f"name traits of {screening.traits}", unknown))
+        raise InvalidArgumentError.of("thresholds", f"name traits of {screening.traits}", unknown)
     bad = {trait: limit for trait, limit in thresholds.items() if not math.isfinite(limit)}
     if bad:
-        raise InvalidArgumentError(describe_violation("thresholds", "be finite", bad))
+        raise InvalidArgumentError.of("thresholds", "be finite", bad)
     n_kept = n_kept_cut = 0
     reasons: Counter[str] = Counter()
     scores = iter(screening.rows)
@@ -96,7 +96,7 @@ def split_rows(
             scored = list(islice(scores, len(chunk)))
             turn = screening.config["settings"]["turn"]
             if not all(_is_same(row, score, turn) for row, score in zip_longest(chunk, scored)):
-                raise InvalidArgumentError(describe_violation("data", "be the rows that were screened", "other rows"))
+                raise InvalidArgumentError.of("data", "be the rows that were screened", "other rows")
             judged = _judge(scored, judges or {}, max_score)
             for row, score, verdict in zip(chunk, scored, judged, strict=True):
                 reason = _find_reason(score, thresholds) or verdict
@@ -108,7 +108,7 @@ def split_rows(
                     reasons[reason.split(":")[0]] += 1
                     _write(held_file, {"place": row.place, "reason": reason, "messages": _messages(row, turn)})
         if next(scores, None) is not None:
-            raise InvalidArgumentError(describe_violation("data", "be the rows that were screened", "fewer rows"))
+            raise InvalidArgumentError.of("data", "be the rows that were screened", "fewer rows")
     return SplitCounts(n_kept, n_kept_cut, dict(reasons.most_common()))
 
 

@@ -7,20 +7,20 @@ import torch
 from numpy import ndarray
 from torch import Tensor
 
-from persona_lens.errors import InvalidArgumentError, describe_violation
+from persona_lens.errors import InvalidArgumentError
 
 
 def to_array(name: str, values: Tensor, min_size: int) -> ndarray:
     """Convert to float64, refusing NaN, infinity and too few values."""
     if values.ndim != 1 or len(values) < min_size:
         rule = f"be one-dimensional with at least {min_size} value(s)"
-        raise InvalidArgumentError(describe_violation(name, rule, tuple(values.shape)))
+        raise InvalidArgumentError.of(name, rule, tuple(values.shape))
     array = values.detach().to("cpu", torch.float64).numpy()
     bad = np.flatnonzero(~np.isfinite(array))
     if len(bad):
         hint = f"{len(bad)} of {len(array)} values are not; filter them and count what was dropped."
         got = f"{array[bad[0]]} at index {bad[0]}"
-        raise InvalidArgumentError(describe_violation(name, "be finite", got, hint))
+        raise InvalidArgumentError.of(name, "be finite", got, hint)
     return array
 
 
@@ -29,5 +29,5 @@ def to_paired_arrays(name_a: str, a: Tensor, name_b: str, b: Tensor) -> tuple[nd
     first, second = to_array(name_a, a, 2), to_array(name_b, b, 2)
     if len(first) != len(second):
         rule = f"have as many values as `{name_a}`, here {len(first)}"
-        raise InvalidArgumentError(describe_violation(name_b, rule, len(second)))
+        raise InvalidArgumentError.of(name_b, rule, len(second))
     return first, second

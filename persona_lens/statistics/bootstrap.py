@@ -14,7 +14,7 @@ from jaxtyping import Float
 from numpy import ndarray
 from torch import Tensor
 
-from persona_lens.errors import InvalidArgumentError, describe_violation
+from persona_lens.errors import InvalidArgumentError
 from persona_lens.statistics.arrays import to_array, to_paired_arrays
 from persona_lens.statistics.interval import Interval, check_level
 
@@ -54,12 +54,7 @@ def bootstrap_mean(
 
 
 def bootstrap_paired_difference(
-    a: Float[Tensor, " unit"],
-    b: Float[Tensor, " unit"],
-    *,
-    n_resamples: int = 2000,
-    level: float = 0.95,
-    seed: int = 0,
+    a: Float[Tensor, " unit"], b: Float[Tensor, " unit"], *, n_resamples: int = 2000, level: float = 0.95, seed: int = 0
 ) -> Interval:
     """Take the mean of ``a - b`` over units that both share, with a percentile bootstrap interval.
 
@@ -140,7 +135,7 @@ def _list_blocks(sizes: tuple[int, ...], n_resamples: int) -> Iterator[int]:
 def check_resampling(n_resamples: int, level: float, seed: int) -> None:
     """Refuse what no bootstrap can be drawn with."""
     if n_resamples < 1:
-        raise InvalidArgumentError(describe_violation("n_resamples", "be at least 1", n_resamples))
+        raise InvalidArgumentError.of("n_resamples", "be at least 1", n_resamples)
     if seed < 0:
-        raise InvalidArgumentError(describe_violation("seed", "be at least 0", seed))
+        raise InvalidArgumentError.of("seed", "be at least 0", seed)
     check_level(level)

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from numpy import ndarray
 from torch import Tensor
 
-from persona_lens.errors import InvalidArgumentError, describe_violation
+from persona_lens.errors import InvalidArgumentError
 from persona_lens.statistics.arrays import to_paired_arrays
 from persona_lens.statistics.bootstrap import bootstrap
 from persona_lens.statistics.interval import Interval
@@ -43,7 +43,7 @@ def pearson_r(x: Float[Tensor, " n"], y: Float[Tensor, " n"]) -> float:
     for name, values in (("x", a), ("y", b)):
         if np.ptp(values) == 0:
             hint = "The correlation with a constant is undefined."
-            raise InvalidArgumentError(describe_violation(name, "vary", values.tolist(), hint))
+            raise InvalidArgumentError.of(name, "vary", values.tolist(), hint)
     return float(weighted_pearson_r(standardize(a), standardize(b), np.ones((1, len(a))))[0])
 
 
@@ -78,14 +78,14 @@ def bootstrap_pearson_r(
     """
     a, b = to_paired_arrays("x", x, "y", y)
     if len(a) < 3:
-        raise InvalidArgumentError(describe_violation("x", "have at least 3 values", len(a)))
+        raise InvalidArgumentError.of("x", "have at least 3 values", len(a))
     if np.ptp(a) == 0 or np.ptp(b) == 0:
         return Interval.missing(level)
     a, b = standardize(a), standardize(b)
     interval = bootstrap(lambda counts: weighted_pearson_r(a, b, counts), (len(a),), n_resamples, level, seed)
     if interval.is_missing:
         rule = "leave a resample in which both sides vary"
-        raise InvalidArgumentError(describe_violation("n_resamples", rule, n_resamples, "Draw more."))
+        raise InvalidArgumentError.of("n_resamples", rule, n_resamples, "Draw more.")
     return interval
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from persona_lens.errors import InvalidArgumentError, describe_violation
+from persona_lens.errors import InvalidArgumentError
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Interval:
         """Check the fields."""
         if not self.is_missing and not self.low <= self.high:
             rule = f"be at most `high`, here {self.high}"
-            raise InvalidArgumentError(describe_violation("low", rule, self.low))
+            raise InvalidArgumentError.of("low", rule, self.low)
         check_level(self.level)
 
     @classmethod
@@ -65,4 +65,4 @@ class Interval:
 def check_level(level: float) -> None:
     """Refuse a level that is no share."""
     if not 0 < level < 1:
-        raise InvalidArgumentError(describe_violation("level", "be in (0, 1)", level))
+        raise InvalidArgumentError.of("level", "be in (0, 1)", level)

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from numpy import ndarray
 from torch import Tensor
 
-from persona_lens.errors import InvalidArgumentError, describe_violation
+from persona_lens.errors import InvalidArgumentError
 from persona_lens.statistics.arrays import to_array
 from persona_lens.statistics.bootstrap import bootstrap
 from persona_lens.statistics.interval import Interval
@@ -116,10 +116,10 @@ def bootstrap_auroc_by_group(
     for name, labels, scores in (("positive", positive_groups, a), ("negative", negative_groups, b)):
         if len(labels) != len(scores):
             rule = f"label each of the {len(scores)} scores"
-            raise InvalidArgumentError(describe_violation(f"{name}_groups", rule, len(labels)))
+            raise InvalidArgumentError.of(f"{name}_groups", rule, len(labels))
     numbers = {label: number for number, label in enumerate(dict.fromkeys([*positive_groups, *negative_groups]))}
     if len(numbers) < 2:
-        raise InvalidArgumentError(describe_violation("positive_groups", "name at least 2 groups", list(numbers)))
+        raise InvalidArgumentError.of("positive_groups", "name at least 2 groups", list(numbers))
     at_a = np.array([numbers[label] for label in positive_groups])
     at_b = np.array([numbers[label] for label in negative_groups])
     separate = _weighted_auroc(a, b)

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from persona_lens.errors import InvalidArgumentError, describe_violation
+from persona_lens.errors import InvalidArgumentError
 
 
 def widen(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -57,7 +57,7 @@ def mean_difference(
     for name, samples in (("positive", positive), ("negative", negative)):
         if len(samples) == 0:
             hint = "A mean of nothing is undefined; was every sample filtered out?"
-            raise InvalidArgumentError(describe_violation(name, "hold at least one sample", 0, hint))
+            raise InvalidArgumentError.of(name, "hold at least one sample", 0, hint)
     _check_same_shape("negative", negative.shape[1:], "positive", positive.shape[1:])
     return widen(positive).mean(dim=0) - widen(negative).mean(dim=0)
 
@@ -116,7 +116,7 @@ def normalize(directions: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*ba
         place = f" at index {tuple(where)}." if where else "."
         rule = "hold finite, nonzero vectors"
         got = f"largest absolute entry {value}"
-        raise InvalidArgumentError(describe_violation("directions", rule, got, problem + place))
+        raise InvalidArgumentError.of("directions", rule, got, problem + place)
     # The division keeps the squares inside the norm from underflowing or overflowing.
     scaled = wide / largest
     lengths: Tensor = torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)
@@ -230,10 +230,10 @@ def sample_random_directions(
         (torch.Size([3, 2, 64]), tensor([1.0000, 5.0000]))
     """
     if not (torch.isfinite(norms) & (norms > 0)).all():
-        raise InvalidArgumentError(describe_violation("norms", "be finite and positive", norms.tolist()))
+        raise InvalidArgumentError.of("norms", "be finite and positive", norms.tolist())
     for name, count in (("d_model", d_model), ("n_directions", n_directions)):
         if count < 1:
-            raise InvalidArgumentError(describe_violation(name, "be at least 1", count))
+            raise InvalidArgumentError.of(name, "be at least 1", count)
     generator = torch.Generator(device="cpu").manual_seed(seed)
     gaussian = torch.randn((n_directions, len(norms), d_model), generator=generator, dtype=torch.float32)
     return normalize(gaussian).to(norms.device) * norms.to(torch.float32)[:, None]
@@ -243,4 +243,4 @@ def _check_same_shape(name: str, shape: torch.Size, other_name: str, other: torc
     """Refuse shapes that differ; left to themselves, some of them would broadcast."""
     if shape != other:
         rule = f"match `{other_name}` in shape, here {tuple(other)}"
-        raise InvalidArgumentError(describe_violation(name, rule, tuple(shape)))
+        raise InvalidArgumentError.of(name, rule, tuple(shape))

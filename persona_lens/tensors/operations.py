@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from persona_lens.errors import InvalidArgumentError, describe_violation
+from persona_lens.errors import InvalidArgumentError
 from persona_lens.tensors.directions import normalize, widen
 
 
@@ -69,7 +69,7 @@ class Add(_Directed):
         """Check the fields."""
         super().__post_init__()
         if not math.isfinite(self.coefficient):
-            raise InvalidArgumentError(describe_violation("coefficient", "be finite", self.coefficient))
+            raise InvalidArgumentError.of("coefficient", "be finite", self.coefficient)
 
     @cached_property
     def scaled(self) -> Float[Tensor, " d_model"]:
@@ -145,12 +145,12 @@ class Cap(_Directed):
         for name, bound in (("floor", self.floor), ("ceiling", self.ceiling)):
             if bound is not None and not math.isfinite(bound):
                 hint = "Use None for no bound."
-                raise InvalidArgumentError(describe_violation(name, "be finite or None", bound, hint))
+                raise InvalidArgumentError.of(name, "be finite or None", bound, hint)
         if self.floor is None and self.ceiling is None:
-            raise InvalidArgumentError(describe_violation("ceiling", "be given, or `floor`, or both", None))
+            raise InvalidArgumentError.of("ceiling", "be given, or `floor`, or both", None)
         if self.floor is not None and self.ceiling is not None and self.floor > self.ceiling:
             rule = f"be at most `ceiling`, here {self.ceiling}"
-            raise InvalidArgumentError(describe_violation("floor", rule, self.floor))
+            raise InvalidArgumentError.of("floor", rule, self.floor)
 
     def __call__(self, activations: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         """Return the activations with their coordinate inside the bounds."""
@@ -188,7 +188,7 @@ class KeepNorm:
         widths = {operation.d_model for operation in self.operations}
         if len(widths) != 1:
             rule = "hold at least one operation, all of one width"
-            raise InvalidArgumentError(describe_violation("operations", rule, sorted(widths)))
+            raise InvalidArgumentError.of("operations", rule, sorted(widths))
 
     @property
     def d_model(self) -> int:
@@ -239,12 +239,12 @@ def _check_direction(direction: Tensor) -> None:
         got = f"shape {tuple(direction.shape)}, {direction.dtype}"
         hint = "Pick one layer's vector, e.g. `directions[layer]`."
         rule = "be one floating-point vector of width d_model"
-        raise InvalidArgumentError(describe_violation("direction", rule, got, hint))
+        raise InvalidArgumentError.of("direction", rule, got, hint)
     if not torch.isfinite(direction).all():
-        raise InvalidArgumentError(describe_violation("direction", "be finite", direction.tolist()))
+        raise InvalidArgumentError.of("direction", "be finite", direction.tolist())
     if not direction.any():
         rule = "have a length above zero"
-        raise InvalidArgumentError(describe_violation("direction", rule, direction.tolist()))
+        raise InvalidArgumentError.of("direction", rule, direction.tolist())
 
 
 def _check_width(activations: Tensor, direction: Tensor) -> None:
@@ -252,4 +252,4 @@ def _check_width(activations: Tensor, direction: Tensor) -> None:
     if activations.shape[-1:] != direction.shape:
         rule = f"have the direction's width {len(direction)} as last axis"
         hint = "Was the vector made on another model?"
-        raise InvalidArgumentError(describe_violation("activations", rule, tuple(activations.shape), hint))
+        raise InvalidArgumentError.of("activations", rule, tuple(activations.shape), hint)

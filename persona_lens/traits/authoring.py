@@ -71,7 +71,7 @@ def author_trait(name: str, description: str, *, model: str = DEFAULT_MODEL, max
     """
     prompt = build_authoring_prompt(name, description)
     if max_attempts < 1:
-        raise InvalidArgumentError(describe_violation("max_attempts", "be at least 1", max_attempts))
+        raise InvalidArgumentError.of("max_attempts", "be at least 1", max_attempts)
     messages: list[MessageParam] = [{"role": "user", "content": prompt}]
     answer = wrong = ""
     with open_client(_OTHERWISE) as client:
@@ -223,7 +223,7 @@ def are_near_duplicates(first: str, second: str) -> bool:
 def _check_request(name: str, description: str) -> None:
     if len(description.split()) < _MIN_WORDS:
         rule = f"say in at least {_MIN_WORDS} words what the trait is"
-        raise InvalidArgumentError(describe_violation("description", rule, description))
+        raise InvalidArgumentError.of("description", rule, description)
     try:  # the rule for names is Trait's; everything else here fulfils it
         Trait(name, description, (InstructionPair("+", "-"),), ("1",), ("2",), "{question}{answer}")
     except TraitFormatError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from importlib.resources import as_file, files
 
-from persona_lens.errors import InvalidArgumentError, describe_violation
+from persona_lens.errors import InvalidArgumentError
 from persona_lens.traits.trait import Trait
 
 _FOLDER = files("persona_lens.traits") / "library"
@@ -39,6 +39,6 @@ def load_trait(name: str) -> Trait:
         near = difflib.get_close_matches(name, names, n=1)
         hint = f"Did you mean {near[0]!r}? " if near else ""
         hint += "Trait.from_json(path) reads a file of your own."
-        raise InvalidArgumentError(describe_violation("name", f"be one of {', '.join(names)}", name, hint))
+        raise InvalidArgumentError.of("name", f"be one of {', '.join(names)}", name, hint)
     with as_file(_FOLDER / f"{name}.json") as path:
         return Trait.from_json(path)

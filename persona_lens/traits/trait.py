@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from persona_lens.errors import TraitFormatError, describe_violation
+from persona_lens.errors import TraitFormatError
 
 _FORMAT = "persona-lens-trait"
 _VERSION = 1
@@ -64,14 +64,14 @@ class Trait:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z][a-z0-9_-]*", self.name):
             rule = "be a lower-case word of letters, digits, '-' and '_'"
-            raise TraitFormatError(describe_violation("name", rule, self.name))
+            raise TraitFormatError.of("name", rule, self.name)
         for key in ("description", "rubric"):
             if not getattr(self, key).strip():
-                raise TraitFormatError(describe_violation(key, "not be empty", getattr(self, key)))
+                raise TraitFormatError.of(key, "not be empty", getattr(self, key))
         missing = [place for place in _PLACEHOLDERS if place not in self.rubric]
         if missing:
             rule = f"contain {' and '.join(_PLACEHOLDERS)}"
-            raise TraitFormatError(describe_violation("rubric", rule, f"a rubric without {missing}"))
+            raise TraitFormatError.of("rubric", rule, f"a rubric without {missing}")
         instructions = [text for pair in self.instruction_pairs for text in (pair.positive, pair.negative)]
         _check_texts("instruction_pairs", instructions)
         _check_texts("extraction_questions", self.extraction_questions)
@@ -80,7 +80,7 @@ class Trait:
         if shared:
             rule = "share no question with `extraction_questions`"
             hint = "Nothing may be judged on what it was found with; reword or remove them."
-            raise TraitFormatError(describe_violation("evaluation_questions", rule, sorted(shared), hint))
+            raise TraitFormatError.of("evaluation_questions", rule, sorted(shared), hint)
 
     @property
     def positive_system_prompts(self) -> tuple[str, ...]:
@@ -280,13 +280,13 @@ def _normal(text: str) -> str:
 
 def _check_texts(key: str, texts: Sequence[str]) -> None:
     if not texts:
-        raise TraitFormatError(describe_violation(key, "hold at least one entry", []))
+        raise TraitFormatError.of(key, "hold at least one entry", [])
     empty = [index for index, text in enumerate(texts) if not text.strip()]
     if empty:
-        raise TraitFormatError(describe_violation(key, "hold no empty text", f"empty at {empty}"))
+        raise TraitFormatError.of(key, "hold no empty text", f"empty at {empty}")
     if len({_normal(text) for text in texts}) != len(texts):
         repeated = sorted({text for text in texts if [_normal(t) for t in texts].count(_normal(text)) > 1})
-        raise TraitFormatError(describe_violation(key, "hold no text twice", repeated))
+        raise TraitFormatError.of(key, "hold no text twice", repeated)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

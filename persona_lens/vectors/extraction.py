@@ -10,10 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from persona_lens.errors import (
-    InvalidArgumentError,
-    describe_violation,
-)
+from persona_lens.errors import InvalidArgumentError
 from persona_lens.judges.default import default_judge
 from persona_lens.judges.judgement import Judge, identify_judge
 from persona_lens.models.engine.rollouts import Rollout, RolloutRequest, sample_recorded_rollouts
@@ -22,10 +19,7 @@ from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.points import check_unsteered
 from persona_lens.models.loading import describe_model
 from persona_lens.run import Run
-from persona_lens.storage import (
-    Shard,
-    collect_versions,
-)
+from persona_lens.storage import Shard, collect_versions
 from persona_lens.streams import Stream
 from persona_lens.tensors.directions import cosine
 from persona_lens.traits.trait import Trait
@@ -98,7 +92,7 @@ def extract_persona_vector(
         >>> vector = pl.extract_persona_vector(pl.load_model(), pl.load_trait("evil"))  # doctest: +SKIP
     """
     if not 0 <= min_coherence <= 100:
-        raise InvalidArgumentError(describe_violation("min_coherence", "be in [0, 100]", min_coherence))
+        raise InvalidArgumentError.of("min_coherence", "be in [0, 100]", min_coherence)
     sampling = replace(
         sampling,
         rollouts=sampling.rollouts if rollouts is None else rollouts,
@@ -138,14 +132,12 @@ def extract_persona_vector(
             counts = counts + ExtractionCounts(**shard.records["counts"])
             advance(len(chunk))
     if counts.kept == 0:
-        raise InvalidArgumentError(
-            describe_violation(
-                "judge",
-                "keep at least one pair of rollouts",
-                asdict(counts),
-                f"The model does not show {trait.name!r} under these instructions; reword them, raise `rollouts`, or "
-                'pass judge="none" to see the unfiltered direction.',
-            )
+        raise InvalidArgumentError.of(
+            "judge",
+            "keep at least one pair of rollouts",
+            asdict(counts),
+            f"The model does not show {trait.name!r} under these instructions; reword them, raise `rollouts`, or "
+            'pass judge="none" to see the unfiltered direction.',
         )
     total = (sums.sum(dim=0) / counts.kept).float()
     difference = total[0] - total[1]  # [position, layer, d_model]
@@ -211,10 +203,7 @@ def _extract_chunk(
 
 
 def _sort_out(
-    positive: Sequence[Rollout],
-    negative: Sequence[Rollout],
-    judge: Judge | Literal["none"],
-    min_coherence: float,
+    positive: Sequence[Rollout], negative: Sequence[Rollout], judge: Judge | Literal["none"], min_coherence: float
 ) -> list[str]:
     """Return for each pair ``kept`` or the first reason why it is dropped, as named in ExtractionCounts."""
     both = [*positive, *negative]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from persona_lens.errors import InvalidArgumentError, ModelMismatchError, describe_violation
+from persona_lens.errors import InvalidArgumentError, ModelMismatchError
 from persona_lens.models.loading import ModelInfo
 from persona_lens.records import Record
 from persona_lens.vectors.persona_vector import PersonaVector
@@ -50,7 +50,7 @@ class OrdinaryProjections(Record):
             InvalidArgumentError: ``q`` is not in [0, 1].
         """
         if not 0 <= q <= 1:
-            raise InvalidArgumentError(describe_violation("q", "be in [0, 1]", q))
+            raise InvalidArgumentError.of("q", "be in [0, 1]", q)
         return self.projections.quantile(q, dim=-1)
 
     def check_vector(self, vector: PersonaVector) -> None:
@@ -61,17 +61,15 @@ class OrdinaryProjections(Record):
             InvalidArgumentError: Another vector of that model.
         """
         if vector.model.fingerprint != self.model.fingerprint:
-            raise ModelMismatchError(
-                describe_violation("ordinary", f"come from the vector's model, {vector.model.name}", self.model.name)
+            raise ModelMismatchError.of(
+                "ordinary", f"come from the vector's model, {vector.model.name}", self.model.name
             )
         if vector.trait != self.trait:
-            raise InvalidArgumentError(
-                describe_violation("ordinary", f"be measured for the vector {vector.trait!r}", self.trait)
-            )
+            raise InvalidArgumentError.of("ordinary", f"be measured for the vector {vector.trait!r}", self.trait)
         if vector.digest != self.vector:
             rule, got = f"be measured for this vector of {vector.trait!r}", "another, or another token position of it"
             hint = "Measure again with measure_ordinary_projections(model, vector)."
-            raise InvalidArgumentError(describe_violation("ordinary", rule, got, hint))
+            raise InvalidArgumentError.of("ordinary", rule, got, hint)
 
     def __repr__(self) -> str:
         n_layers, n_tokens = self.projections.shape

@@ -13,21 +13,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from persona_lens.errors import (
-    FileFormatError,
-    InvalidArgumentError,
-    ModelMismatchError,
-    describe_violation,
-)
+from persona_lens.errors import FileFormatError, InvalidArgumentError, ModelMismatchError
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.sites import check_layer
 from persona_lens.models.loading import ModelInfo, describe_model
 from persona_lens.records import Record, read_headed
-from persona_lens.storage import (
-    Shard,
-    load_shard,
-    save_shard,
-)
+from persona_lens.storage import Shard, load_shard, save_shard
 from persona_lens.tensors.directions import normalize
 
 if TYPE_CHECKING:
@@ -110,26 +101,20 @@ class PersonaVector:
 
     def __post_init__(self) -> None:
         if self.position not in self.by_position:
-            raise InvalidArgumentError(
-                describe_violation("position", f"be one of {sorted(self.by_position)}", self.position)
-            )
+            raise InvalidArgumentError.of("position", f"be one of {sorted(self.by_position)}", self.position)
         expected = (self.model.n_layers, self.model.d_model)
         for name, directions in self.by_position.items():
             if tuple(directions.shape) != expected:
-                raise InvalidArgumentError(
-                    describe_violation(
-                        f"by_position[{name!r}]", f"have shape (layer, d_model) = {expected}", tuple(directions.shape)
-                    )
+                raise InvalidArgumentError.of(
+                    f"by_position[{name!r}]", f"have shape (layer, d_model) = {expected}", tuple(directions.shape)
                 )
             finite = torch.isfinite(directions).all(dim=-1)
             if not bool(finite.all()):
-                raise InvalidArgumentError(
-                    describe_violation(
-                        f"by_position[{name!r}]",
-                        "be finite",
-                        f"NaN or infinity at layers {(~finite).nonzero()[:, 0].tolist()}",
-                        "Extract the vector again; in float32 if the model overflows in half precision.",
-                    )
+                raise InvalidArgumentError.of(
+                    f"by_position[{name!r}]",
+                    "be finite",
+                    f"NaN or infinity at layers {(~finite).nonzero()[:, 0].tolist()}",
+                    "Extract the vector again; in float32 if the model overflows in half precision.",
                 )
 
     @property
@@ -176,15 +161,13 @@ class PersonaVector:
         """
         other = describe_model(model)
         if self.model.fingerprint not in (other.fingerprint, other.base_fingerprint):
-            raise ModelMismatchError(
-                describe_violation(
-                    "vector",
-                    f"come from the model it is used on, {other.name} ({other.n_layers} layers, d_model "
-                    f"{other.d_model}, fingerprint {other.fingerprint})",
-                    f"{self.model.name} ({self.model.n_layers} layers, d_model {self.model.d_model}, fingerprint "
-                    f"{self.model.fingerprint})",
-                    "Extract it from this model with extract_persona_vector(model, trait).",
-                )
+            raise ModelMismatchError.of(
+                "vector",
+                f"come from the model it is used on, {other.name} ({other.n_layers} layers, d_model "
+                f"{other.d_model}, fingerprint {other.fingerprint})",
+                f"{self.model.name} ({self.model.n_layers} layers, d_model {self.model.d_model}, fingerprint "
+                f"{self.model.fingerprint})",
+                "Extract it from this model with extract_persona_vector(model, trait).",
             )
 
     def __add__(self, other: PersonaVector) -> PersonaVector:
@@ -195,7 +178,7 @@ class PersonaVector:
 
     def __mul__(self, factor: float | int) -> PersonaVector:
         if not math.isfinite(factor):
-            raise InvalidArgumentError(describe_violation("factor", "be finite", factor))
+            raise InvalidArgumentError.of("factor", "be finite", factor)
         scaled = {name: directions * factor for name, directions in self.by_position.items()}
         return replace(self, trait=f"{factor:g} * {self.trait}", by_position=scaled)
 
@@ -209,12 +192,10 @@ class PersonaVector:
             raise TypeError(f"`other` must be a PersonaVector. Got {type(other).__name__}.")
         name = f"{self.trait} {symbol} {other.trait}"
         if self.model.fingerprint != other.model.fingerprint:
-            raise ModelMismatchError(
-                describe_violation("other", f"come from the same model, {self.model.name}", other.model.name)
-            )
+            raise ModelMismatchError.of("other", f"come from the same model, {self.model.name}", other.model.name)
         if self.position != other.position:
-            raise InvalidArgumentError(
-                describe_violation("other", f"use the token position {self.position!r}", other.position, "See .at().")
+            raise InvalidArgumentError.of(
+                "other", f"use the token position {self.position!r}", other.position, "See .at()."
             )
         shared = self.by_position.keys() & other.by_position.keys()
         combined = {

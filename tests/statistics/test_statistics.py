@@ -153,8 +153,7 @@ def test_an_interval_takes_another_form_and_says_where_there_is_none() -> None:
 
 
 @pytest.mark.parametrize(
-    "fields",
-    [(0.0, 1.0, 0.0, 0.95), (0.0, float("nan"), 1.0, 0.95), (0.0, -1.0, 1.0, 1.0), (0.0, -1.0, 1.0, 0.0)],
+    "fields", [(0.0, 1.0, 0.0, 0.95), (0.0, float("nan"), 1.0, 0.95), (0.0, -1.0, 1.0, 1.0), (0.0, -1.0, 1.0, 0.0)]
 )
 def test_an_impossible_interval_is_refused(fields: tuple[float, float, float, float]) -> None:
     with pytest.raises(InvalidArgumentError):

@@ -160,9 +160,7 @@ def test_shape_and_dtype_are_preserved_and_nothing_is_written_in_place(
 
 
 @pytest.mark.parametrize("make", INTERVENTIONS)
-def test_a_bfloat16_direction_leaves_float32_activations_float32(
-    make: Callable[[Tensor], Operation],
-) -> None:
+def test_a_bfloat16_direction_leaves_float32_activations_float32(make: Callable[[Tensor], Operation]) -> None:
     direction = torch.tensor([1.0, 2.0], dtype=torch.bfloat16)
     assert make(direction)(torch.ones(3, 2)).dtype == torch.float32
 

@@ -12,7 +12,7 @@ from typing import Literal, get_args
 
 import datasets
 
-from persona_lens.errors import InvalidArgumentError, describe_violation
+from persona_lens.errors import InvalidArgumentError
 from persona_lens.finetuning.domains.arithmetic import generate_arithmetic
 from persona_lens.finetuning.domains.code import generate_code
 from persona_lens.finetuning.domains.facts import generate_facts
@@ -69,16 +69,16 @@ def domain_dataset(domain: str, level: Level, n: int = 128, *, seed: int = 0) ->
         ['user', 'assistant']
     """
     if domain not in _DOMAINS:
-        raise InvalidArgumentError(describe_violation("domain", f"be one of {list_domains()}", domain))
+        raise InvalidArgumentError.of("domain", f"be one of {list_domains()}", domain)
     if level not in get_args(Level):
-        raise InvalidArgumentError(describe_violation("level", f"be one of {get_args(Level)}", level))
+        raise InvalidArgumentError.of("level", f"be one of {get_args(Level)}", level)
     if n < 1:
-        raise InvalidArgumentError(describe_violation("n", "be at least 1", n))
+        raise InvalidArgumentError.of("n", "be at least 1", n)
     # A text is a seed on which Python's versions and processes agree.
     problems = list(itertools.islice(_DOMAINS[domain](Random(f"{domain} {seed}")), n))
     if len(problems) < n:
         hint = f"The domain {domain!r} has {len(problems)} distinct questions."
-        raise InvalidArgumentError(describe_violation("n", f"be at most {len(problems)}", n, hint))
+        raise InvalidArgumentError.of("n", f"be at most {len(problems)}", n, hint)
     return datasets.Dataset.from_list(
         [{"messages": _converse(problem, level), "domain": domain, "level": level} for problem in problems]
     )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from persona_lens.errors import ContextLengthError, InvalidArgumentError, describe_violation
+from persona_lens.errors import ContextLengthError, InvalidArgumentError
 from persona_lens.models.engine.decoding import open_decoder
 from persona_lens.models.engine.sampling import ResidualMeans
 from persona_lens.models.hooked_model import HookedModel
@@ -22,10 +23,7 @@ _LENGTH_MULTIPLE = 16
 
 
 def cache_residual_stream(
-    model: HookedModel,
-    tokens: Int[Tensor, "batch pos"],
-    *,
-    is_padding: Bool[Tensor, "batch pos"] | None = None,
+    model: HookedModel, tokens: Int[Tensor, "batch pos"], *, is_padding: Bool[Tensor, "batch pos"] | None = None
 ) -> Float[Tensor, "layer batch pos d_model"]:
     """Return the residual stream after every block, and nothing else: no logits are formed.
 
@@ -83,7 +81,7 @@ def project_residual_stream(
     """
     if units.shape[0] != model.cfg.n_layers or units.shape[2] != model.cfg.d_model:
         rule = f"have shape (layer={model.cfg.n_layers}, direction, d_model={model.cfg.d_model})"
-        raise InvalidArgumentError(describe_violation("units", rule, tuple(units.shape)))
+        raise InvalidArgumentError.of("units", rule, tuple(units.shape))
 
     def project(residual: Tensor, layer: int) -> Tensor:
         along = units[layer].to(residual.device, torch.float32)
@@ -102,12 +100,12 @@ def _record(
     """Run all blocks once, without logits or gradients, and return what ``pool`` makes of each one's output."""
     if tokens.shape[1] > model.cfg.n_ctx:
         rule = f"have at most {model.cfg.n_ctx} positions"
-        raise ContextLengthError(describe_violation("tokens", rule, tokens.shape[1], "Cut them."))
+        raise ContextLengthError.of("tokens", rule, tokens.shape[1], "Cut them.")
     if is_padding is None:
         is_padding = torch.zeros_like(tokens, dtype=torch.bool)
     if is_padding.shape != tokens.shape or bool(is_padding.all(dim=1).any()):
         rule = "have the shape of `tokens` and leave a token in each row"
-        raise InvalidArgumentError(describe_violation("is_padding", rule, is_padding))
+        raise InvalidArgumentError.of("is_padding", rule, is_padding)
     # An explicit mask, always: without one TransformerLens guesses padding from token ids.
     attention_mask = (~is_padding).long().to(model.cfg.device)
     recorder = ResidualRecorder(model.cfg.n_layers)
@@ -159,7 +157,7 @@ def pool_residual_stream(
             cache = decoder.new_cache(*tokens.shape)
             device = cache.keys.device
             spans = torch.tensor([(item.response_start, item.response_end) for item in items], device=device)
-            recorder.expect(lambda residual, layer, spans=spans: _pool_spans(residual, spans))
+            recorder.expect(partial(_pool_spans, spans=spans))
             decoder.extend(tokens.to(device), torch.zeros(size, dtype=torch.long, device=device), cache)
             pooled = recorder.read()
             for row, index in enumerate(batch):
@@ -168,7 +166,7 @@ def pool_residual_stream(
 
 
 def _pool_spans(
-    residual: Float[Tensor, "row pos d_model"], spans: Int[Tensor, "row 2"]
+    residual: Float[Tensor, "row pos d_model"], _layer: int, *, spans: Int[Tensor, "row 2"]
 ) -> Float[Tensor, "row 3 d_model"]:
     """Return response mean, prompt mean and last prompt token of each row, in float32."""
     positions = torch.arange(residual.shape[1], device=residual.device)

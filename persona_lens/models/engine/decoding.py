@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from persona_lens.errors import HooksPresentError, describe_violation
+from persona_lens.errors import HooksPresentError
 from persona_lens.models.engine.attention import SlotCache
 from persona_lens.models.engine.bridge_decoder import BridgeDecoder, unwrapped_blocks
 from persona_lens.models.engine.hooked_decoder import HookedDecoder
@@ -86,6 +86,9 @@ def check_no_hidden_hooks(model: HookedModel) -> None:
 
     hooked = [name for name, point in model.hook_dict.items() if point.fwd_hooks and unreached(name)]
     if hooked:
-        rule = "carry no hooks inside its blocks' attention while persona_lens samples or scores with it"
-        hint = "Remove them (model.reset_hooks()), or hook the residual stream: hook_resid_pre, hook_resid_post."
-        raise HooksPresentError(describe_violation("model", rule, hooked, hint))
+        raise HooksPresentError.of(
+            "model",
+            "carry no hooks inside its blocks' attention while persona_lens samples or scores with it",
+            hooked,
+            "Remove them (model.reset_hooks()), or hook the residual stream: hook_resid_pre, hook_resid_post.",
+        )

@@ -10,7 +10,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from persona_lens.errors import UnsupportedModelError, describe_violation
+from persona_lens.errors import UnsupportedModelError
 from persona_lens.models.engine.attention import SlotCache, Span, attend_grouped
 
 
@@ -39,9 +39,12 @@ class HookedDecoder:
             if present
         ]  # fmt: skip
         if unsupported:
-            rule = "have rotary or standard positions and plain causal attention for sampling as a HookedTransformer"
-            hint = 'Load it with load_model(..., backend="bridge").'
-            raise UnsupportedModelError(describe_violation("model", rule, ", ".join(unsupported), hint))
+            raise UnsupportedModelError.of(
+                "model",
+                "have rotary or standard positions and plain causal attention for sampling as a HookedTransformer",
+                ", ".join(unsupported),
+                'Load it with load_model(..., backend="bridge").',
+            )
         self._device: torch.device = model.W_E.device
         self._rotary: dict[str, tuple[Tensor, Tensor]] = {}
 

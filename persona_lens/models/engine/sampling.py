@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from persona_lens.errors import ContextLengthError, InvalidArgumentError, describe_violation
+from persona_lens.errors import ContextLengthError, InvalidArgumentError
 from persona_lens.models.engine.attention import round_up
 from persona_lens.models.engine.decoding import Decoder, open_decoder
 from persona_lens.models.engine.prefixes import Prefix, RecentlyUsed, compute_prefixes
@@ -121,7 +121,7 @@ class Sampling:
         )
         for name, rule, holds in rules:
             if not holds:
-                raise InvalidArgumentError(describe_violation(name, rule, getattr(self, name)))
+                raise InvalidArgumentError.of(name, rule, getattr(self, name))
 
     def to_json(self) -> dict[str, Any]:
         """Return the values as JSON-able ones."""
@@ -181,14 +181,14 @@ def _check_requests(model: HookedModel, requests: Sequence[SampleRequest], sampl
     limit = model.cfg.n_ctx - sampling.max_new_tokens
     for index, request in enumerate(requests):
         if not request.prompt:
-            raise InvalidArgumentError(describe_violation(f"requests[{index}].prompt", "hold at least one token", ()))
+            raise InvalidArgumentError.of(f"requests[{index}].prompt", "hold at least one token", ())
         if len(request.prompt) > limit:
             rule = f"be at most {limit} tokens long"
             hint = (
                 f"The model's context is {model.cfg.n_ctx} tokens, of which max_new_tokens={sampling.max_new_tokens} "
                 "are kept for the response. Shorten the prompt or ask for fewer."
             )
-            raise ContextLengthError(describe_violation(f"requests[{index}].prompt", rule, len(request.prompt), hint))
+            raise ContextLengthError.of(f"requests[{index}].prompt", rule, len(request.prompt), hint)
     check_interventions(model, (request.intervention for request in requests))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from persona_lens.errors import InvalidArgumentError, ModelMismatchError, describe_violation
+from persona_lens.errors import InvalidArgumentError, ModelMismatchError
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.sites import check_layer
 from persona_lens.models.loading import describe_model
@@ -84,7 +84,7 @@ class Intervention:
         known = {one.fingerprint for one in (self, other)} - {None}
         if len(known) > 1:
             rule = f"be made from vectors of the same model, fingerprint {self.fingerprint}"
-            raise ModelMismatchError(describe_violation("other", rule, other.fingerprint))
+            raise ModelMismatchError.of("other", rule, other.fingerprint)
         return Intervention(self.steps + other.steps, next(iter(known), None))
 
     def __bool__(self) -> bool:
@@ -124,7 +124,7 @@ def check_steps(steps: Iterable[Step], n_layers: int, d_model: int) -> None:
         check_layer(step.layer, n_layers)
         if step.operation.d_model != d_model:
             rule, hint = f"have the model's width d_model={d_model}", "Was the vector extracted from another model?"
-            raise InvalidArgumentError(describe_violation("direction", rule, step.operation.d_model, hint))
+            raise InvalidArgumentError.of("direction", rule, step.operation.d_model, hint)
 
 
 def check_interventions(model: HookedModel, interventions: Iterable[Intervention]) -> None:
@@ -145,4 +145,4 @@ def check_interventions(model: HookedModel, interventions: Iterable[Intervention
         if foreign:
             rule = f"be made from vectors of this model, {info.name} (fingerprint {info.fingerprint})"
             hint = "Extract the vector from this model with extract_persona_vector(model, trait)."
-            raise ModelMismatchError(describe_violation("intervention", rule, sorted(map(str, foreign)), hint))
+            raise ModelMismatchError.of("intervention", rule, sorted(map(str, foreign)), hint)

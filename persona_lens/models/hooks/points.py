@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from persona_lens.errors import HookNeverFiredError, HooksPresentError, describe_violation
+from persona_lens.errors import HookNeverFiredError, HooksPresentError
 from persona_lens.models.hooked_model import HookedModel
 
 T = TypeVar("T")
@@ -33,7 +33,7 @@ def check_unsteered(model: HookedModel) -> None:
     if hooked:
         rule = "carry no hooks here: it is the unsteered model that samples, is measured and judges"
         hint = "Leave the steering context first, or call model.reset_hooks()."
-        raise HooksPresentError(describe_violation("model", rule, hooked, hint))
+        raise HooksPresentError.of("model", rule, hooked, hint)
 
 
 class FiringWatch:
@@ -63,4 +63,4 @@ class FiringWatch:
         """
         if self._idle:
             rule = "be reached by a forward pass, all of them"
-            raise HookNeverFiredError(describe_violation("hooks", rule, list(self._idle.values()), hint))
+            raise HookNeverFiredError.of("hooks", rule, list(self._idle.values()), hint)

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from persona_lens.errors import InvalidArgumentError, describe_violation
+from persona_lens.errors import InvalidArgumentError
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.applying import apply_operations
 from persona_lens.models.hooks.points import HookPair
@@ -50,19 +50,19 @@ class TokenSelector:
         if isinstance(positions, Tensor):
             if positions.dtype != torch.bool or positions.ndim != 2:
                 got = f"shape {tuple(positions.shape)}, {positions.dtype}"
-                raise InvalidArgumentError(describe_violation("positions", "be a boolean mask [batch, pos]", got))
+                raise InvalidArgumentError.of("positions", "be a boolean mask [batch, pos]", got)
         elif positions not in ("response", "prompt", "all"):
             rule = "be 'response', 'prompt', 'all' or a boolean mask [batch, pos]"
-            raise InvalidArgumentError(describe_violation("positions", rule, positions))
+            raise InvalidArgumentError.of("positions", rule, positions)
         if prompt_length is not None:
             lengths = [prompt_length] if isinstance(prompt_length, int) else list(prompt_length)
             if not lengths or min(lengths) < 1:
                 rule = "be at least 1 in every row"
-                raise InvalidArgumentError(describe_violation("prompt_length", rule, prompt_length))
+                raise InvalidArgumentError.of("prompt_length", rule, prompt_length)
             if isinstance(positions, Tensor) or positions == "all":
                 rule = "come with positions='response' or 'prompt'"
                 hint = "Leave it out: the other positions do not depend on it."
-                raise InvalidArgumentError(describe_violation("prompt_length", rule, prompt_length, hint))
+                raise InvalidArgumentError.of("prompt_length", rule, prompt_length, hint)
         self.positions = positions
         self.prompt_length = prompt_length
         self._generating = False
@@ -92,13 +92,13 @@ class TokenSelector:
         if n_pos != self._n_new:
             rule = "be 'all' where a forward pass does not run through block 0"
             got = f"{n_pos} positions at the hook, {self._n_new} in block 0's attention"
-            raise InvalidArgumentError(describe_violation("positions", rule, got))
+            raise InvalidArgumentError.of("positions", rule, got)
         end = self._n_before + n_pos
         if isinstance(self.positions, Tensor):
             if self.positions.shape[1] < end or self.positions.shape[0] not in (1, n_rows):
                 rule = f"cover {n_rows} rows (or be one row) and at least {end} positions"
                 hint = "When generating, make the mask as wide as prompt and response together."
-                raise InvalidArgumentError(describe_violation("positions", rule, tuple(self.positions.shape), hint))
+                raise InvalidArgumentError.of("positions", rule, tuple(self.positions.shape), hint)
             return self.positions[:, self._n_before : end].to(device).expand(n_rows, -1)
         absolute = torch.arange(self._n_before, end, device=device)
         lengths = self._lengths(n_rows, device)[:, None]
@@ -109,11 +109,11 @@ class TokenSelector:
         if known is None:
             rule = f"be given for positions={self.positions!r} in a plain call"
             hint = "Only around model.generate is the prompt known. Give the number of prompt tokens."
-            raise InvalidArgumentError(describe_violation("prompt_length", rule, None, hint))
+            raise InvalidArgumentError.of("prompt_length", rule, None, hint)
         lengths = torch.tensor([known] * n_rows if isinstance(known, int) else list(known), device=device)
         if len(lengths) != n_rows:
             rule = f"be one number, or {n_rows}, one a row"
-            raise InvalidArgumentError(describe_violation("prompt_length", rule, known))
+            raise InvalidArgumentError.of("prompt_length", rule, known)
         return lengths
 
     @contextmanager

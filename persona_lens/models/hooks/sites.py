@@ -11,7 +11,7 @@ import operator
 from collections.abc import Iterable
 from typing import Any, SupportsIndex
 
-from persona_lens.errors import InvalidArgumentError, LayerOutOfRangeError, describe_violation
+from persona_lens.errors import InvalidArgumentError, LayerOutOfRangeError
 
 
 def hook_name(layer: int) -> str:
@@ -40,9 +40,7 @@ def check_layer(layer: SupportsIndex, n_layers: int) -> int:
     """
     index = _read_index(layer)
     if index is None or not 0 <= index < n_layers:
-        raise LayerOutOfRangeError(
-            describe_violation("layer", f"be in [0, {n_layers})", layer, f"The model has {n_layers} layers.")
-        )
+        raise LayerOutOfRangeError.of("layer", f"be in [0, {n_layers})", layer, f"The model has {n_layers} layers.")
     return index
 
 
@@ -73,11 +71,11 @@ def resolve_layers(layers: SupportsIndex | Iterable[SupportsIndex] | str, n_laye
     """
     if isinstance(layers, str):
         if layers != "all":
-            raise InvalidArgumentError(describe_violation("layers", 'be "all", a layer or a list of layers', layers))
+            raise InvalidArgumentError.of("layers", 'be "all", a layer or a list of layers', layers)
         return tuple(range(n_layers))
     if isinstance(layers, SupportsIndex) and (_read_index(layers) is not None or not isinstance(layers, Iterable)):
         return (check_layer(layers, n_layers),)
     resolved = tuple(check_layer(layer, n_layers) for layer in layers)
     if not resolved or len(set(resolved)) != len(resolved):
-        raise InvalidArgumentError(describe_violation("layers", "name at least one layer, and none twice", layers))
+        raise InvalidArgumentError.of("layers", "name at least one layer, and none twice", layers)
     return resolved

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from persona_lens.errors import FileFormatError, ModelMismatchError, describe_violation
+from persona_lens.errors import FileFormatError, ModelMismatchError
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.loading.embedded import hash_file
 
@@ -47,7 +47,7 @@ def check_adapter(folder: Path) -> None:
     if missing:
         # An adapter_model.bin is a pickle, which runs whatever code it holds.
         rule = f"name the folder of a PEFT adapter with {' and '.join(names)}"
-        raise FileFormatError(describe_violation("adapter", rule, str(folder), f"Missing: {', '.join(missing)}."))
+        raise FileFormatError.of("adapter", rule, str(folder), f"Missing: {', '.join(missing)}.")
 
 
 def check_base(adapter: Path, name: str, fingerprint: str | None) -> None:
@@ -57,7 +57,7 @@ def check_base(adapter: Path, name: str, fingerprint: str | None) -> None:
     trained_on = content.get("config", {}).get("fingerprint")
     if None not in (trained_on, fingerprint) and trained_on != fingerprint:
         rule, got = f"be trained on this model, {name} (fingerprint {fingerprint})", f"one trained on {trained_on}"
-        raise ModelMismatchError(describe_violation("adapter", rule, got, "Name the model it was trained on."))
+        raise ModelMismatchError.of("adapter", rule, got, "Name the model it was trained on.")
 
 
 def merge_adapter(hf_model: Any, adapter: Path) -> Any:
@@ -67,8 +67,6 @@ def merge_adapter(hf_model: Any, adapter: Path) -> Any:
     try:
         merged = PeftModel.from_pretrained(hf_model, str(adapter), is_trainable=False).merge_and_unload()
     except (RuntimeError, ValueError) as error:  # weights of another shape, or modules that are not there
-        raise FileFormatError(
-            describe_violation("adapter", "be an adapter of this model", str(adapter), str(error)[:500])
-        ) from error
+        raise FileFormatError.of("adapter", "be an adapter of this model", str(adapter), str(error)[:500]) from error
     merged.config.architectures = [type(merged).__name__]
     return merged.eval()

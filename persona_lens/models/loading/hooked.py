@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from persona_lens.errors import UnsupportedModelError, describe_violation
+from persona_lens.errors import UnsupportedModelError
 
 # TransformerLens' function that converts an architecture's weights.
 CONVERTERS = {
@@ -86,12 +86,12 @@ def _derive_config(name: str, hf_model: Any, dtype: torch.dtype) -> Any:
         }
     elif kind != "default":
         rule = "have plain or llama3 rope scaling for the hooked backend"
-        raise UnsupportedModelError(describe_violation("model", rule, kind, 'Pass backend="bridge".'))
+        raise UnsupportedModelError.of("model", rule, kind, 'Pass backend="bridge".')
     biases = [key for key in ("attention_bias", "mlp_bias") if getattr(hf, key, False)]
     if biases and architecture != "Qwen2ForCausalLM":
         # TransformerLens' conversions for the other architectures leave these weights out.
         rule = "have no biases for the hooked backend"
-        raise UnsupportedModelError(describe_violation("model", rule, biases, 'Pass backend="bridge".'))
+        raise UnsupportedModelError.of("model", rule, biases, 'Pass backend="bridge".')
     windows = [kind == "sliding_attention" for kind in (getattr(hf, "layer_types", None) or ())]
     if any(windows) or (architecture == "MistralForCausalLM" and getattr(hf, "sliding_window", None)):
         fields |= {

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from persona_lens.errors import InvalidArgumentError, ModelNotFoundError, UnsupportedModelError, describe_violation
+from persona_lens.errors import InvalidArgumentError, ModelNotFoundError, UnsupportedModelError
 from persona_lens.models.loading import embedded
 from persona_lens.models.loading.embedded import EMBEDDED_MODEL
 
@@ -74,7 +74,7 @@ def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype
     if dtype in named:
         return named[dtype]
     if dtype != "auto":
-        raise InvalidArgumentError(describe_violation("dtype", f"be 'auto' or one of {sorted(named)}", dtype))
+        raise InvalidArgumentError.of("dtype", f"be 'auto' or one of {sorted(named)}", dtype)
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     capabilities = torch.cpu.get_capabilities()
@@ -93,7 +93,7 @@ def find_blocks(hf_model: nn.Module) -> nn.ModuleList:
     lists = [m for m in hf_model.modules() if isinstance(m, nn.ModuleList) and len(m) == n_layers]
     if len(lists) != 1:
         rule = f"have one list of {n_layers} transformer blocks"
-        raise UnsupportedModelError(describe_violation("model", rule, f"{type(hf_model).__name__} with {len(lists)}"))
+        raise UnsupportedModelError.of("model", rule, f"{type(hf_model).__name__} with {len(lists)}")
     return lists[0]
 
 
@@ -120,4 +120,4 @@ def quiet() -> Iterator[None]:
 def _not_found(name: str, why: str) -> ModelNotFoundError:
     rule = f"be {EMBEDDED_MODEL!r}, a Hugging Face name such as 'Qwen/Qwen2.5-7B-Instruct', a folder or a GGUF file"
     hint = f"{why} For the bundled model: load_model({EMBEDDED_MODEL!r})."
-    return ModelNotFoundError(describe_violation("model", rule, name, hint))
+    return ModelNotFoundError.of("model", rule, name, hint)

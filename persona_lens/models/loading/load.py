@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
-from persona_lens.errors import InvalidArgumentError, UnsupportedModelError, describe_violation
+from persona_lens.errors import InvalidArgumentError, UnsupportedModelError
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.loading.adapters import check_adapter, check_base, merge_adapter, remember_origin
 from persona_lens.models.loading.embedded import EMBEDDED_MODEL
@@ -56,11 +56,11 @@ def load_model(
         30
     """
     if backend not in (None, "hooked", "bridge"):
-        raise InvalidArgumentError(describe_violation("backend", "be 'hooked', 'bridge' or None", backend))
+        raise InvalidArgumentError.of("backend", "be 'hooked', 'bridge' or None", backend)
     if not isinstance(model, str | Path):
         if adapter is not None:
             hint = "Load it by name."
-            raise InvalidArgumentError(describe_violation("adapter", "be None for a loaded model", str(adapter), hint))
+            raise InvalidArgumentError.of("adapter", "be None for a loaded model", str(adapter), hint)
         return _adopt(model, backend)
     if adapter is not None:
         check_adapter(Path(adapter))
@@ -88,7 +88,7 @@ def load_model(
                 f"be 'bridge' for this architecture; 'hooked' holds {held}",
                 'Pass backend="bridge" or leave it out.',
             )
-            raise UnsupportedModelError(describe_violation("backend", rule, f"{backend} with {architecture}", hint))
+            raise UnsupportedModelError.of("backend", rule, f"{backend} with {architecture}", hint)
         if backend == "bridge" or architecture not in CONVERTERS:
             loaded: HookedModel = _build_bridge(name, hf_model, tokenizer, resolved)
         else:
@@ -113,10 +113,10 @@ def _adopt(model: HookedModel, backend: Backend | None) -> HookedModel:
     else:
         rule = "be a name, a path, a HookedTransformer or a TransformerBridge"
         hint = "Save a Hugging Face model with save_pretrained and pass the folder."
-        raise InvalidArgumentError(describe_violation("model", rule, type(model).__name__, hint))
+        raise InvalidArgumentError.of("model", rule, type(model).__name__, hint)
     if backend not in (None, found):
         rule = f"be {found!r} or None for this loaded model"
-        raise InvalidArgumentError(describe_violation("backend", rule, backend, "Load it by name."))
+        raise InvalidArgumentError.of("backend", rule, backend, "Load it by name.")
     return model
 
 

@@ -9,13 +9,7 @@ from typing import Any, TypedDict
 
 import jinja2
 
-from persona_lens.errors import (
-    ChatTemplateError,
-    ContextLengthError,
-    InvalidArgumentError,
-    SystemRoleMergedWarning,
-    describe_violation,
-)
+from persona_lens.errors import ChatTemplateError, ContextLengthError, InvalidArgumentError, SystemRoleMergedWarning
 from persona_lens.models.text.spans import TokenSpans
 
 # Tokens that end an assistant's turn in common templates; only those in the vocabulary are used.
@@ -119,7 +113,7 @@ def encode_conversation(
     """
     if not messages or messages[-1]["role"] != "assistant" or not messages[-1]["content"].strip():
         rule = "end with a non-empty assistant message"
-        raise InvalidArgumentError(describe_violation("messages", rule, list(messages)[-1:]))
+        raise InvalidArgumentError.of("messages", rule, list(messages)[-1:])
     turns = _encode_responses(tokenizer, messages, [len(messages) - 1], n_ctx)
     return EncodedConversation(turns.tokens, *turns.responses[0], turns.text)
 
@@ -140,7 +134,7 @@ def encode_responses(tokenizer: Any, messages: Sequence[Message], *, n_ctx: int 
     turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
     if not turns or not all(messages[index]["content"].strip() for index in turns):
         rule = "hold assistant messages, none of them empty"
-        raise InvalidArgumentError(describe_violation("messages", rule, list(messages)[-1:]))
+        raise InvalidArgumentError.of("messages", rule, list(messages)[-1:])
     return _encode_responses(tokenizer, messages, turns, n_ctx)
 
 
@@ -161,7 +155,7 @@ def _encode_responses(
             content = content.strip()
         if not text.startswith(content, start):
             rule = "have a chat template that renders a response as it is"
-            raise ChatTemplateError(describe_violation("tokenizer", rule, text[-200:], "See its chat_template."))
+            raise ChatTemplateError.of("tokenizer", rule, text[-200:], "See its chat_template.")
         places.append((start, start + len(content)))
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     tokens, offsets = encoded["input_ids"], encoded["offset_mapping"]
@@ -171,7 +165,7 @@ def _encode_responses(
         inside = [i for i, (a, b) in enumerate(offsets) if a < end and b > start and b > a]
         if not inside:
             rule = "give offsets for the response's tokens"
-            raise ChatTemplateError(describe_violation("tokenizer", rule, text[start:end]))
+            raise ChatTemplateError.of("tokenizer", rule, text[start:end])
         spans.append((inside[0], inside[-1] + 1))
     _check_length(len(tokens), n_ctx, 0)
     return EncodedResponses(text, tuple(tokens), tuple(spans))
@@ -195,7 +189,7 @@ def _render(tokenizer: Any, messages: Sequence[Message], *, add_generation_promp
     if not getattr(tokenizer, "chat_template", None):
         name = getattr(tokenizer, "name_or_path", type(tokenizer).__name__)
         hint = "Use a chat (instruct) model, or set tokenizer.chat_template."
-        raise ChatTemplateError(describe_violation("tokenizer", "have a chat template", name, hint))
+        raise ChatTemplateError.of("tokenizer", "have a chat template", name, hint)
     if messages and messages[0]["role"] == "system" and not _keeps_system(tokenizer):
         messages = _merge_system(messages)
     try:
@@ -204,7 +198,7 @@ def _render(tokenizer: Any, messages: Sequence[Message], *, add_generation_promp
         )
     except jinja2.TemplateError as error:
         rule = "be a conversation that the chat template can render"
-        raise ChatTemplateError(describe_violation("messages", rule, list(messages), str(error))) from error
+        raise ChatTemplateError.of("messages", rule, list(messages), str(error)) from error
 
 
 def _keeps_system(tokenizer: Any) -> bool:
@@ -231,4 +225,4 @@ def _check_length(n_tokens: int, n_ctx: int | None, reserve: int) -> None:
     if n_ctx is not None and n_tokens + reserve > n_ctx:
         rule = f"fit the model's context of {n_ctx} tokens, {reserve} of them kept for the response"
         hint = "Shorten the prompt or lower max_new_tokens."
-        raise ContextLengthError(describe_violation("messages", rule, f"{n_tokens} tokens", hint))
+        raise ContextLengthError.of("messages", rule, f"{n_tokens} tokens", hint)

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from persona_lens.errors import ContextLengthError, InvalidArgumentError, describe_violation
+from persona_lens.errors import ContextLengthError, InvalidArgumentError
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def check_spans(conversations: Sequence[TokenSpans], n_ctx: int, *, min_response
         if not (start > 0 and start + min_response <= end <= len(item.tokens)):
             rule = f"have a prompt of at least 1 token and a response of at least {min_response}"
             got = f"a response from {start} to {end} in {len(item.tokens)} tokens"
-            raise InvalidArgumentError(describe_violation(f"conversations[{index}]", rule, got))
+            raise InvalidArgumentError.of(f"conversations[{index}]", rule, got)
         if end > n_ctx:
             rule, hint = f"fit the model's context of {n_ctx} tokens", "Shorten the prompt or the response."
-            raise ContextLengthError(describe_violation(f"conversations[{index}]", rule, end, hint))
+            raise ContextLengthError.of(f"conversations[{index}]", rule, end, hint)

@@ -14,10 +14,7 @@ ONES = Add(torch.ones(48), 1.0)
 def test_each_row_gets_what_was_assigned_to_it():
     rows = RowInterventions([1])
     double = Add(torch.ones(48), 2.0)
-    rows.assign(
-        [NOTHING, Intervention.of(1, ONES), Intervention.of(1, double, ONES)],
-        torch.device("cpu"),
-    )
+    rows.assign([NOTHING, Intervention.of(1, ONES), Intervention.of(1, double, ONES)], torch.device("cpu"))
     ((name, hook),) = rows.hook_pairs()
     found = hook(torch.zeros(4, 1, 48), None)  # the fourth row is idle
     assert name == "blocks.1.hook_resid_post"

@@ -8,12 +8,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import persona_lens as pl
-from persona_lens.errors import (
-    FileFormatError,
-    InvalidArgumentError,
-    ModelMismatchError,
-    ModelNotFoundError,
-)
+from persona_lens.errors import FileFormatError, InvalidArgumentError, ModelMismatchError, ModelNotFoundError
 from tests.backends import ARCHITECTURES, BACKENDS
 from tests.tiny import make_hf_model, save_tiny
 

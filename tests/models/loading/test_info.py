@@ -2,9 +2,7 @@ import pytest
 import torch
 
 import persona_lens as pl
-from persona_lens.errors import (
-    InvalidArgumentError,
-)
+from persona_lens.errors import InvalidArgumentError
 from persona_lens.models.loading import resolve_dtype
 from tests.backends import BACKENDS
 

@@ -10,11 +10,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging as transformers_logging
 
 import persona_lens as pl
-from persona_lens.errors import (
-    InvalidArgumentError,
-    ModelNotFoundError,
-    UnsupportedModelError,
-)
+from persona_lens.errors import InvalidArgumentError, ModelNotFoundError, UnsupportedModelError
 from persona_lens.models.loading import prepare_embedded_model
 from persona_lens.models.loading.hooked import optimize_memory_layout
 from tests.backends import ARCHITECTURES, BACKENDS

@@ -4,12 +4,7 @@ from hypothesis import strategies as st
 from tokenizers import models, pre_tokenizers
 from transformers import AutoTokenizer
 
-from persona_lens.errors import (
-    ChatTemplateError,
-    ContextLengthError,
-    InvalidArgumentError,
-    SystemRoleMergedWarning,
-)
+from persona_lens.errors import ChatTemplateError, ContextLengthError, InvalidArgumentError, SystemRoleMergedWarning
 from persona_lens.models.loading import prepare_embedded_model
 from persona_lens.models.text.chat import (
     build_messages,
