@@ -294,7 +294,7 @@ def test_a_finished_run_is_returned_without_training(base, tuned, no_training):
         ({"settings": quick(epochs=7)}, "settings"),
         ({"data": rows(7)}, "data"),
         ({"system": "Be evil."}, "data"),
-        ({"interventions": adding(1.0)}, "interventions"),
+        ({"intervention": adding(1.0)}, "intervention"),
         ({"penalty": pl.finetuning.ProjectionPenalty(0, direction(0), 1.0)}, "penalty"),
         ({"data": rows(7), "settings": quick(seed=3)}, "data, settings"),
     ],
