@@ -204,7 +204,7 @@ def test_bad_arguments_end_with_what_to_do_before_anything_is_written(
     folder, model = setting
     arguments = [str(folder / word) if word.endswith(".json") else word for word in arguments]
     where = ["--model", model, "--tiny", "--out", str(tmp_path / "out"), "--runs", str(tmp_path / "runs")]
+    given = tyro.cli(typing.get_type_hints(module.main)["arguments"], args=[*arguments, *where])
     with pytest.raises((SystemExit, pl.errors.PersonaLensError), match=re.escape(words)):
-        kind = typing.get_type_hints(module.main)["arguments"]
-        module.main(tyro.cli(kind, args=[*arguments, *where]))
+        module.main(given)
     assert list(tmp_path.iterdir()) == []
