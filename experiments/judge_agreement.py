@@ -54,13 +54,12 @@ class Arguments(BaseArguments):
     """Where judgements are kept."""
 
 
+@dataclass(frozen=True)
 class PersonJudge:
     """A person's scores, read back from a spreadsheet."""
 
-    name = "a person"
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    path: Path
+    name: str = "a person"
 
     def score(self, questions: Sequence[str], responses: Sequence[str]) -> list[Judgement]:
         """Look the scores up."""

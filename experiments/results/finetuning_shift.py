@@ -43,7 +43,7 @@ class FinetuningShift(Result):
             titles.append(
                 f"<b>{html.escape(trait)}</b>, layer {self.kits[trait].layer}<br>"
                 f"r {_r(self, trait, trait)} (paper {low}–{high})<br>coherent models only: "
-                f"{say(coherent[trait][trait].interval)}, n = {coherent[trait][trait].n}"
+                f"{say(coherent[trait][trait])}, n = {coherent[trait][trait].n}"
                 f"<br><sup>along other vectors: {'; '.join(others)}</sup>"
             )
         figure = make_subplots(
@@ -148,4 +148,4 @@ def _rises(result: FinetuningShift, trait: str) -> bool:
 
 
 def _r(result: FinetuningShift, along: str, scored: str) -> str:
-    return say(result.correlations[along][scored].interval)
+    return say(result.correlations[along][scored])

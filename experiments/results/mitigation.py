@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from persona_lens.plots.style import COLORS, INK, error_bars, lay_out, say
+from persona_lens.plots.style import COLORS, INK, add_points, lay_out, say
 from persona_lens.records import Record
 from persona_lens.reproduction.figures import Result
 from persona_lens.reproduction.trained_models import Kit, ScoredModel, Shift
@@ -114,33 +114,23 @@ def _add_front(
 ) -> None:
     if not rows:
         return
-    scores, costs = [row.score for row in rows], [getattr(row, key) for row in rows]
     own = [row for row in rows if isinstance(row, MitigationSetting) and row.method == name]
-    figure.add_trace(
-        go.Scatter(
-            x=[score.estimate for score in scores],
-            y=[cost.estimate for cost in costs],
-            error_x={**error_bars(scores), "width": 0},
-            error_y={**error_bars(costs), "width": 0},
-            mode="lines+markers+text",
-            text=[row.strength if row in own and line == 1 else "" for row in rows],
-            textposition="top center",
-            textfont={"size": 10, "color": color},
-            marker={
-                "symbol": symbol,
-                "color": color,
-                "line": {"width": 2, "color": color},
-                # Lines begin at the model trained without prevention, which has its own marker.
-                "size": [11 if row in own or not own else 0 for row in rows],
-            },
-            line={"color": color, "width": 1.5},
-            name=html.escape(name),
-            legendgroup=name,
-            showlegend=line == 1,
-        ),
-        row=line,
-        col=1,
-    )
+    look = {
+        "mode": "lines+markers+text",
+        "text": [row.strength if row in own and line == 1 else "" for row in rows],
+        "textposition": "top center",
+        "textfont": {"size": 10, "color": color},
+        "marker": {
+            "symbol": symbol,
+            "color": color,
+            "line": {"width": 2, "color": color},
+            # Lines begin at the model trained without prevention, which has its own marker.
+            "size": [11 if row in own or not own else 0 for row in rows],
+        },
+        "line": {"color": color, "width": 1.5},
+    }
+    scores, costs = [row.score for row in rows], [getattr(row, key) for row in rows]
+    add_points(figure, line, 1, scores, costs, name, look, in_legend=line == 1, bars={"width": 0})
 
 
 def _mitigation_finding(result: Mitigation, plain: MitigationSetting) -> str:

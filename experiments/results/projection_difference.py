@@ -128,7 +128,7 @@ class ProjectionDifference(Result):
         styles = {"score": (COLORS[3], "circle"), "shift": (COLORS[2], "square-open")}
         for column, trait in enumerate(traits, start=1):
             for target, (color, symbol) in styles.items():
-                found = {name: one.interval for name, one in self.correlations[trait][target].items()}
+                found = self.correlations[trait][target]
                 there = [name for name in _PREDICTORS if not found[name].is_missing]
                 add_intervals(
                     figure, column, [_PREDICTORS[name] for name in there], [found[name] for name in there], color,
@@ -159,7 +159,7 @@ def _name_sure(result: ProjectionDifference, trait: str) -> str:
 
 def _r(result: ProjectionDifference, trait: str, target: str, *, among_coherent: bool = False) -> str:
     found = (result.correlations_coherent if among_coherent else result.correlations)[trait][target]["exact"]
-    return f"{say(found.interval)}, n = {found.n}"
+    return f"{say(found)}, n = {found.n}"
 
 
 def _is_sure(result: ProjectionDifference, trait: str, target: str) -> bool:

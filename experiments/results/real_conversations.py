@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from persona_lens.plots.style import COLORS, INK, error_bars, lay_out, say
+from persona_lens.plots.style import COLORS, INK, add_points, lay_out, say
 from persona_lens.records import Record
 from persona_lens.reproduction.figures import Result
 from persona_lens.reproduction.trained_models import Kit, ScoredModel
@@ -88,17 +88,13 @@ class RealConversations(Result):
         for column, (measure, label) in enumerate(measures.items(), start=1):
             for index, pool in enumerate(pools):
                 rows = [row for row in self.models if row.pool == pool]
-                intervals = [getattr(row, measure) for row in rows]
-                figure.add_trace(
-                    go.Scatter(
-                        x=[row.subset for row in rows], y=[one.estimate for one in intervals],
-                        error_y=error_bars(intervals), mode="markers+lines", name=html.escape(pool), legendgroup=pool,
-                        line={"color": (COLORS[3], COLORS[2])[index % 2], "dash": ("solid", "dash")[index % 2]},
-                        marker={"size": 11, "symbol": ("circle", "square-open")[index % 2]}, showlegend=column == 1,
-                    ),
-                    row=1,
-                    col=column,
-                )  # fmt: skip
+                look = {
+                    "mode": "markers+lines",
+                    "line": {"color": (COLORS[3], COLORS[2])[index % 2], "dash": ("solid", "dash")[index % 2]},
+                    "marker": {"size": 11, "symbol": ("circle", "square-open")[index % 2]},
+                }
+                x, y = [row.subset for row in rows], [getattr(row, measure) for row in rows]
+                add_points(figure, 1, column, x, y, pool, look, in_legend=column == 1)
             level = getattr(self.base, measure).estimate if measure in ("score", "coherence") else 0.0
             figure.add_hline(y=level, line={"color": INK, "dash": "dot", "width": 1}, row=1, col=column)
             figure.update_yaxes(title_text=label, row=1, col=column)

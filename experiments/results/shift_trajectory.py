@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from persona_lens.plots.style import COLORS, INK, error_bars, lay_out, say
+from persona_lens.plots.style import COLORS, INK, add_points, lay_out, say
 from persona_lens.reproduction.figures import Result
 from persona_lens.reproduction.trained_models import Kit
 from persona_lens.statistics.interval import Interval
@@ -42,23 +42,12 @@ class ShiftTrajectory(Result):
         figure = make_subplots(rows=1, cols=len(traits), horizontal_spacing=0.06, subplot_titles=titles)
         for column, trait in enumerate(traits, start=1):
             for index, (name, found) in enumerate(self.runs.items()):
-                shifts = found.shifts[trait]
-                color = (COLORS[3], COLORS[2])[index % 2]
-                figure.add_trace(
-                    go.Scatter(
-                        x=found.steps,
-                        y=[shift.estimate for shift in shifts],
-                        error_y=error_bars(shifts),
-                        mode="lines+markers",
-                        line={"color": color, "dash": ("solid", "dash")[index % 2]},
-                        marker={"symbol": ("circle", "square")[index % 2], "size": 8},
-                        name=html.escape(name),
-                        legendgroup=name,
-                        showlegend=column == 1,
-                    ),
-                    row=1,
-                    col=column,
-                )
+                look = {
+                    "mode": "lines+markers",
+                    "line": {"color": (COLORS[3], COLORS[2])[index % 2], "dash": ("solid", "dash")[index % 2]},
+                    "marker": {"symbol": ("circle", "square")[index % 2], "size": 8},
+                }
+                add_points(figure, 1, column, found.steps, found.shifts[trait], name, look, in_legend=column == 1)
             figure.add_hline(y=0, line={"color": INK, "dash": "dot", "width": 1}, row=1, col=column)
             figure.update_xaxes(title_text="optimiser step", row=1, col=column)
         figure.update_yaxes(title_text="shift (residual-stream units)", row=1, col=1)

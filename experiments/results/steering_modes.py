@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from persona_lens.plots.style import COLORS, INK, error_bars, lay_out, say, say_estimate
+from persona_lens.plots.style import COLORS, INK, add_points, lay_out, say, say_estimate
 from persona_lens.reproduction.figures import Result
 from persona_lens.reproduction.layer_sweep import JudgeNote, ScoreAndCoherence, VectorNote
 from persona_lens.statistics.interval import Interval
@@ -126,29 +126,19 @@ def _add_costs(
     *,
     show: bool,
 ) -> None:
-    costs, scores = [getattr(s, key) for s in steps], [s.score for s in steps]
     kl = ["" if s.kl is None else f"KL {say(s.kl)} nats a token" for s in steps]
-    figure.add_trace(
-        go.Scatter(
-            x=[s.estimate for s in scores],
-            y=[c.estimate for c in costs],
-            error_x=error_bars(scores),
-            error_y=error_bars(costs),
-            mode="lines+markers+text",
-            text=[s.strength if row == 1 else "" for s in steps],
-            textposition="top center",
-            textfont={"size": 10, "color": color},
-            customdata=[[s.strength, divergence] for s, divergence in zip(steps, kl, strict=True)],
-            hovertemplate=f"{name} %{{customdata[0]}}: score %{{x:.0f}}, {key} %{{y:.3g}}; %{{customdata[1]}}",
-            marker={"symbol": symbol, "size": 10, "color": color},
-            line={"color": color, "width": 2},
-            name=name,
-            legendgroup=name,
-            showlegend=show,
-        ),
-        row=row,
-        col=column,
-    )
+    look = {
+        "mode": "lines+markers+text",
+        "text": [s.strength if row == 1 else "" for s in steps],
+        "textposition": "top center",
+        "textfont": {"size": 10, "color": color},
+        "customdata": [[s.strength, divergence] for s, divergence in zip(steps, kl, strict=True)],
+        "hovertemplate": f"{name} %{{customdata[0]}}: score %{{x:.0f}}, {key} %{{y:.3g}}; %{{customdata[1]}}",
+        "marker": {"symbol": symbol, "size": 10, "color": color},
+        "line": {"color": color, "width": 2},
+    }
+    scores, costs = [s.score for s in steps], [getattr(s, key) for s in steps]
+    add_points(figure, row, column, scores, costs, name, look, in_legend=show)
 
 
 def _modes_finding(result: SteeringModes) -> str:

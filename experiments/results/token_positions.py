@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from persona_lens.plots.style import COLORS, GREY, error_bars, lay_out, say
+from persona_lens.plots.style import COLORS, GREY, add_points, lay_out, say
 from persona_lens.reproduction.figures import Result
 from persona_lens.reproduction.layer_sweep import JudgeNote, ScoreAndCoherence, VectorNote
 
@@ -69,23 +69,15 @@ class TokenPositions(Result):
             for index, (direction, (label, color, symbol)) in enumerate(_TOKEN_POSITION_STYLES.items()):
                 aside = 0.03 * (index - 1.5)  # so that the bars do not hide each other
                 rows = [r for r in self.settings if r.direction == direction and r.layer == layer]
+                x = [0.0, *(r.coefficient + aside for r in rows)]
+                look = {
+                    "mode": "lines+markers",
+                    "marker": {"symbol": symbol, "size": 9},
+                    "line": {"color": color, "width": 2, "dash": "dot" if direction == "random" else "solid"},
+                }
                 for row, key in ((1, "score"), (2, "coherence")):
-                    intervals = [getattr(one, key) for one in (self.unsteered, *rows)]
-                    figure.add_trace(
-                        go.Scatter(
-                            x=[0.0, *(r.coefficient + aside for r in rows)],
-                            y=[i.estimate for i in intervals],
-                            error_y=error_bars(intervals),
-                            mode="lines+markers",
-                            marker={"symbol": symbol, "size": 9},
-                            line={"color": color, "width": 2, "dash": "dot" if direction == "random" else "solid"},
-                            name=label,
-                            legendgroup=label,
-                            showlegend=row == 1 and column == 1,
-                        ),
-                        row=row,
-                        col=column,
-                    )
+                    y = [getattr(one, key) for one in (self.unsteered, *rows)]
+                    add_points(figure, row, column, x, y, label, look, in_legend=row == column == 1)
         figure.update_yaxes(range=[-3, 103])
         figure.update_yaxes(title_text="trait score (0–100)", row=1, col=1)
         figure.update_yaxes(title_text="coherence (0–100)", row=2, col=1)

@@ -54,6 +54,48 @@ def error_bars(intervals: Sequence[Interval]) -> dict[str, Any]:
     }
 
 
+def add_points(
+    figure: go.Figure,
+    line: int,
+    column: int,
+    x: Sequence[Interval | float | str],
+    y: Sequence[Interval],
+    name: str,
+    look: Mapping[str, Any],
+    *,
+    in_legend: bool,
+    bars: Mapping[str, Any] | None = None,
+) -> None:
+    """Draw points with their intervals; those of one name go on and off together.
+
+    Args:
+        figure: Is added to.
+        line: Of its panel.
+        column: Of its panel.
+        x: Intervals too, or values that are known exactly.
+        y: Intervals.
+        name: In the legend.
+        look: Properties of a plotly Scatter, such as its mode, line and marker.
+        in_legend: Whether it is shown there.
+        bars: Properties of the error bars.
+    """
+    across = [one for one in x if isinstance(one, Interval)]
+    figure.add_trace(
+        go.Scatter(
+            x=[one.estimate if isinstance(one, Interval) else one for one in x],
+            y=[one.estimate for one in y],
+            error_x={**error_bars(across), **(bars or {})} if across else None,
+            error_y={**error_bars(y), **(bars or {})},
+            name=html.escape(name),
+            legendgroup=name,
+            showlegend=in_legend,
+            **look,
+        ),
+        row=line,
+        col=column,
+    )
+
+
 def add_crosses(
     figure: go.Figure,
     line: int,
@@ -65,22 +107,10 @@ def add_crosses(
     *,
     in_legend: bool,
 ) -> None:
-    """Draw points with an interval in both directions; those of one name go on and off together."""
-    figure.add_trace(
-        go.Scatter(
-            x=[one.estimate for one in x],
-            y=[one.estimate for one in y],
-            error_x={**error_bars(x), "color": GREY, "width": 0, "thickness": 0.8},
-            error_y={**error_bars(y), "color": GREY, "width": 0, "thickness": 0.8},
-            mode="markers",
-            marker={"size": 12, "line": {"width": 1, "color": INK}, **marker},
-            name=html.escape(name),
-            legendgroup=name,
-            showlegend=in_legend,
-        ),
-        row=line,
-        col=column,
-    )
+    """Draw points with an interval in both directions, the bars thin and grey."""
+    look = {"mode": "markers", "marker": {"size": 12, "line": {"width": 1, "color": INK}, **marker}}
+    bars = {"color": GREY, "width": 0, "thickness": 0.8}
+    add_points(figure, line, column, x, y, name, look, in_legend=in_legend, bars=bars)
 
 
 def say(interval: Interval) -> str:

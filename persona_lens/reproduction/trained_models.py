@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -89,18 +89,10 @@ class TrainedModel(BaseModel):
 
 
 @dataclass(frozen=True)
-class Correlation:
+class Correlation(Interval):
     """A correlation over ``n`` models or datasets; too few give NaN."""
 
-    n: int
-    estimate: float
-    low: float
-    high: float
-
-    @property
-    def interval(self) -> Interval:
-        """The correlation without its number of models."""
-        return Interval(self.estimate, self.low, self.high)
+    n: int = field(kw_only=True)
 
 
 def is_coherent(measured: Mapping[str, ScoreAndCoherence], min_coherence: float) -> bool:
@@ -164,4 +156,4 @@ def correlate_pairs(x: Sequence[float], y: Sequence[float]) -> Correlation:
     found = Interval.missing()
     if len(pairs) >= 3:
         found = bootstrap_pearson_r(*(torch.tensor(side, dtype=torch.float64) for side in zip(*pairs, strict=True)))
-    return Correlation(len(pairs), found.estimate, found.low, found.high)
+    return Correlation(**vars(found), n=len(pairs))

@@ -204,11 +204,7 @@ def test_bad_arguments_end_with_what_to_do_before_anything_is_written(
     folder, model = setting
     arguments = [str(folder / word) if word.endswith(".json") else word for word in arguments]
     where = ["--model", model, "--tiny", "--out", str(tmp_path / "out"), "--runs", str(tmp_path / "runs")]
-    kind = typing.get_type_hints(module.main)["arguments"]
-
-    def run_script():
-        module.main(tyro.cli(kind, args=[*arguments, *where]))
-
+    given = tyro.cli(typing.get_type_hints(module.main)["arguments"], args=[*arguments, *where])
     with pytest.raises((SystemExit, pl.errors.PersonaLensError), match=re.escape(words)):
-        run_script()
+        module.main(given)
     assert list(tmp_path.iterdir()) == []
