@@ -1,7 +1,10 @@
-"""Every number that the README reports comes from a file that the committed code wrote."""
+"""Every number that the README reports comes from a committed file, and its code calls what there is."""
 
+import ast
+import inspect
 import json
 import re
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
@@ -116,9 +119,9 @@ def correlation_lines(content):
 
 def mitigation_lines(content):
     lines = []
-    for row in [content["base"] | {"method": "base model", "strength": ""}, *content["settings"]]:
-        losses = [show(row[key], 2) if row[key] is not None else "–" for key in ("overt_loss", "normal_loss")]
-        shift = show(row["shift"]["at_layer"], 1) if row["shift"] is not None else "–"
+    for row in [{"method": "base model", "strength": "", **content["base"]}, *content["settings"]]:
+        losses = ["–" if row[key] is None else show(row[key], 2) for key in ("overt_loss", "normal_loss")]
+        shift = "–" if row["shift"] is None else show(row["shift"]["at_layer"], 1)
         lines.append(
             f"| {row['method']} | {row['strength'] or '–'} | {show(row['score'])} | {show(row['coherence'])} | "
             f"{show(row['accuracy'], 2)} | {show(row['perplexity'])} | {' | '.join(losses)} | {shift} |"
@@ -321,6 +324,28 @@ def test_there_is_something_to_show():
 def test_every_figure_has_its_page_and_its_picture(path):
     assert path.with_suffix(".html").stat().st_size > 10_000
     assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+PAGES = [ROOT / "README.md", ROOT / "docs" / "screening.md"]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_every_name_of_the_package_on_a_page_exists(path):
+    named = set(re.findall(r"\bpl\.([A-Za-z_][\w.]*\w)", path.read_text()))
+    assert named
+    for name in named:
+        attrgetter(name)(pl)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_code_on_a_page_calls_with_arguments_that_there_are(path):
+    blocks = re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL)
+    nodes = [node for block in blocks for node in ast.walk(ast.parse(block)) if isinstance(node, ast.Call)]
+    calls = [node for node in nodes if re.fullmatch(r"pl\.[\w.]+", ast.unparse(node.func))]
+    assert calls
+    for node in calls:
+        called = attrgetter(ast.unparse(node.func).removeprefix("pl."))(pl)
+        inspect.signature(called).bind(*node.args, **{one.arg: one.value for one in node.keywords})
 
 
 def test_the_analysis_of_the_readme_runs(tiny_model, capsys):
