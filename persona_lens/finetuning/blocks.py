@@ -30,6 +30,9 @@ class TrainingInterventions:
         self._is_token: Bool[Tensor, "row pos"] | None = None
         self._is_on = True
         self._watch = FiringWatch()
+        self._apply = {
+            at: self._watch.watch(f"intervention at layer {at}", apply_operations) for at in intervention.layers
+        }
 
     @contextmanager
     def attached(self) -> Iterator[TrainingInterventions]:
@@ -64,8 +67,7 @@ class TrainingInterventions:
         self._is_token = None if mask is None else mask.bool()
 
     def _make_hook(self, layer: int) -> Callable[..., Any]:
-        operations = self._intervention.at(layer)
-        apply = self._watch.watch(f"intervention at layer {layer}", apply_operations)
+        operations, apply = self._intervention.at(layer), self._apply[layer]
 
         def intervene(module: nn.Module, args: Any, output: Any) -> Any:
             if not self._is_on:

@@ -39,14 +39,14 @@ def run(model, inputs):
         return model(**inputs).logits
 
 
-def run_with(model, sites, inputs):
-    with TrainingInterventions(model, sites).attached():
+def run_with(model, intervention, inputs):
+    with TrainingInterventions(model, intervention).attached():
         return run(model, inputs)
 
 
-def read_with(model, sites, inputs, layer):
+def read_with(model, intervention, inputs, layer):
     """The residual stream after a layer, with what is done there."""
-    with TrainingInterventions(model, sites).attached(), reading_residuals(model, [layer]) as found:
+    with TrainingInterventions(model, intervention).attached(), reading_residuals(model, [layer]) as found:
         run(model, inputs)
         return found[layer]
 
@@ -73,30 +73,33 @@ def llama():
     return make_hf_model("llama")
 
 
-def gradients(model, sites):
+def gradients(model, intervention):
     model.zero_grad()
     inputs = pad(ROWS)
     labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
-    with TrainingInterventions(model, sites).attached():
+    with TrainingInterventions(model, intervention).attached():
         model(**inputs, labels=labels).loss.backward()
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
 
 
 def test_coefficient_zero_changes_no_bit_of_any_gradient():
     model = with_lora()
-    plain, idle = gradients(model, []), gradients(model, [site(0, coefficient=0.0), site(2, coefficient=0.0)])
+    plain, idle = (
+        gradients(model, pl.Intervention()),
+        gradients(model, site(0, coefficient=0.0) + site(2, coefficient=0.0)),
+    )
     assert len(plain) == 2 * 7 * 3
     assert all(gradient.any() for gradient in plain.values())
     assert all(torch.equal(plain[name], idle[name]) for name in plain)
-    steered = gradients(model, [site(1)])
+    steered = gradients(model, site(1))
     assert not any(torch.equal(plain[name], steered[name]) for name in plain if "layers.2" in name)
 
 
-@pytest.mark.parametrize("sites", [[site(1)], [site(0, Ablate), site(2)], [site(1, Cap, floor=-0.5, ceiling=0.5)]])
-def test_a_padded_row_is_treated_as_if_it_were_alone(llama, sites):
-    together = run_with(llama, sites, pad(ROWS))
+@pytest.mark.parametrize("intervention", [site(1), site(0, Ablate) + site(2), site(1, Cap, floor=-0.5, ceiling=0.5)])
+def test_a_padded_row_is_treated_as_if_it_were_alone(llama, intervention):
+    together = run_with(llama, intervention, pad(ROWS))
     for row, tokens in enumerate(ROWS):
-        alone = run_with(llama, sites, {"input_ids": torch.tensor([tokens])})  # without any mask
+        alone = run_with(llama, intervention, {"input_ids": torch.tensor([tokens])})  # without any mask
         torch.testing.assert_close(together[row, : len(tokens)], alone[0], atol=1e-4, rtol=1e-4)
         assert not torch.allclose(alone, run(llama, {"input_ids": torch.tensor([tokens])}), atol=0.01)
 
@@ -105,9 +108,9 @@ def test_a_padded_row_is_treated_as_if_it_were_alone(llama, sites):
 def test_padding_is_never_changed_and_every_token_is(llama, kind):
     inputs = pad(ROWS)
     is_token = inputs["attention_mask"].bool()
-    before, after = read_with(llama, [], inputs, 1), read_with(llama, [site(1, kind)], inputs, 1)
+    before, after = read_with(llama, pl.Intervention(), inputs, 1), read_with(llama, site(1, kind), inputs, 1)
     assert torch.equal(before[~is_token], after[~is_token])
-    expected = site(1, kind).intervention(before)
+    expected = site(1, kind).at(1)[0](before)
     torch.testing.assert_close(after[is_token], expected[is_token], atol=1e-5, rtol=1e-5)
     assert (after - before).norm(dim=-1)[is_token].min() > 1e-3
 
@@ -115,26 +118,28 @@ def test_padding_is_never_changed_and_every_token_is(llama, kind):
 def test_the_mask_is_that_of_the_same_forward_pass(llama):
     """A batch without a mask, after one with it, is steered at every token."""
     tokens = pad(ROWS)["input_ids"]
-    with TrainingInterventions(llama, [site(1)]).attached(), reading_residuals(llama, [1]) as found:
+    with TrainingInterventions(llama, site(1)).attached(), reading_residuals(llama, [1]) as found:
         run(llama, pad(ROWS))
         run(llama, {"input_ids": tokens})
         steered = found[1]
-    torch.testing.assert_close(steered, read_with(llama, [], {"input_ids": tokens}, 1) + 1.5 * direction(0))
+    torch.testing.assert_close(
+        steered, read_with(llama, pl.Intervention(), {"input_ids": tokens}, 1) + 1.5 * direction(0)
+    )
 
 
 def test_several_interventions_at_a_layer_act_in_their_order(llama):
     inputs = pad(ROWS[1:2], to=10)
     first, second = site(1, Add, seed=0), site(1, Ablate, seed=1)
-    base = read_with(llama, [], inputs, 1)
-    for order in ([first, second], [second, first]):
-        expected = order[1].intervention(order[0].intervention(base))
-        torch.testing.assert_close(read_with(llama, order, inputs, 1), expected, atol=1e-5, rtol=1e-5)
+    base = read_with(llama, pl.Intervention(), inputs, 1)
+    for one, other in ((first, second), (second, first)):
+        expected = other.at(1)[0](one.at(1)[0](base))
+        torch.testing.assert_close(read_with(llama, one + other, inputs, 1), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_no_hook_remains_afterwards_nor_after_an_exception():
     model = with_lora()
     before = count_hooks(model)
-    active = TrainingInterventions(model, [site(0), site(0, Ablate), site(2)])
+    active = TrainingInterventions(model, site(0) + site(0, Ablate) + site(2))
     with active.attached(), reading_residuals(model, [1]):
         assert count_hooks(model) == before + 2 + 1 + 1  # layers 0 and 2, the padding mask, what is read
     assert count_hooks(model) == before
@@ -145,14 +150,14 @@ def test_no_hook_remains_afterwards_nor_after_an_exception():
 
 def test_without_interventions_nothing_is_hooked(llama):
     before = count_hooks(llama)
-    with TrainingInterventions(llama, []).attached() as active:
+    with TrainingInterventions(llama, pl.Intervention()).attached() as active:
         assert count_hooks(llama) == before
         active.check_fired()
 
 
 def test_switched_off_no_bit_is_changed_and_then_it_acts_again(llama):
     inputs = pad(ROWS)
-    with TrainingInterventions(llama, [site(0), site(2, Ablate)]).attached() as active:
+    with TrainingInterventions(llama, site(0) + site(2, Ablate)).attached() as active:
         steered = run(llama, inputs)
         with active.switched_off():
             with active.switched_off():
@@ -167,14 +172,18 @@ def test_switched_off_no_bit_is_changed_and_then_it_acts_again(llama):
 
 
 @each_architecture
-def test_the_logits_are_those_of_the_same_sites_as_hooks(tiny_folder, architecture):
+def test_the_logits_are_those_of_the_same_intervention_as_hooks(tiny_folder, architecture):
     """Against TransformerLens, whose hook points are elsewhere in the code."""
-    sites = [site(0), site(1, Ablate, seed=1), site(1, Add, seed=2, coefficient=-0.7), site(2, Cap, ceiling=0.2)]
+    intervention = (
+        site(0) + site(1, Ablate, seed=1) + site(1, Add, seed=2, coefficient=-0.7) + site(2, Cap, ceiling=0.2)
+    )
     inputs = {"input_ids": torch.tensor(ROWS[1:2]), "attention_mask": torch.ones(1, len(ROWS[1]))}
-    steered = run_with(make_hf_model(architecture), sites, inputs)
+    steered = run_with(make_hf_model(architecture), intervention, inputs)
     model = pl.load_model(tiny_folder(architecture), backend=BACKENDS[0], dtype="float32", device="cpu")
     with torch.no_grad():
-        expected = model.run_with_hooks(inputs["input_ids"], fwd_hooks=pl.interventions.intervention_hooks(sites))
+        expected = model.run_with_hooks(
+            inputs["input_ids"], fwd_hooks=pl.interventions.intervention_hooks(intervention)
+        )
         assert not torch.allclose(model(inputs["input_ids"]), expected, atol=0.01)
     torch.testing.assert_close(steered, expected, atol=1e-4, rtol=1e-4)
 
@@ -195,17 +204,17 @@ def test_blocks_that_cannot_be_told_are_refused():
         for i in range(extra):
             setattr(model, f"extra{i}", nn.ModuleList(nn.Identity() for _ in range(3)))
         with pytest.raises(UnsupportedModelError, match=f"LlamaForCausalLM with {1 + extra if extra else 0}"):
-            TrainingInterventions(model, [])
+            TrainingInterventions(model, pl.Intervention())
 
 
 def test_layers_that_no_forward_pass_reached_are_named(llama):
-    active = TrainingInterventions(llama, [site(1), site(2)])
-    with pytest.raises(HookNeverFiredError, match=r"Layers \[1, 2\] never were"):
+    active = TrainingInterventions(llama, site(1) + site(2))
+    with pytest.raises(HookNeverFiredError, match=r"layer 1.*layer 2"):
         active.check_fired()
     with active.attached():
         with active.switched_off():
             run(llama, pad(ROWS))
-        with pytest.raises(HookNeverFiredError, match=r"\[1, 2\]"):
+        with pytest.raises(HookNeverFiredError, match=r"layer 1.*layer 2"):
             active.check_fired()
         run(llama, pad(ROWS))
     active.check_fired()
@@ -214,8 +223,8 @@ def test_layers_that_no_forward_pass_reached_are_named(llama):
 @pytest.mark.parametrize(
     ("given", "error", "message"),
     [
-        ({"interventions": [site(3)]}, LayerOutOfRangeError, r"\[0, 3\)"),
-        ({"interventions": [site(1), site(-1)]}, LayerOutOfRangeError, r"\[0, 3\)"),
+        ({"intervention": site(3)}, LayerOutOfRangeError, r"\[0, 3\)"),
+        ({"intervention": site(1) + site(-1)}, LayerOutOfRangeError, r"\[0, 3\)"),
         ({"penalty": pl.finetuning.ProjectionPenalty(3, direction(0), 1.0)}, LayerOutOfRangeError, r"\[0, 3\)"),
         ({"intervention": pl.Intervention.of(1, Add(torch.ones(47), 1.0))}, InvalidArgumentError, "d_model=48"),
         ({"penalty": pl.finetuning.ProjectionPenalty(1, torch.ones(47), 1.0)}, InvalidArgumentError, "d_model=48"),

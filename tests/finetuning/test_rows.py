@@ -115,7 +115,7 @@ def test_too_few_rows_are_refused_counting_the_reasons():
     assert len(encode(*rows, max_tokens=100, min_rows=1).rows) == 1
     message = (
         r"`data` must hold at least 2 conversations with a response, of at most 100 tokens\. Got .1 of 4 rows; "
-        r"left out: \{'too long': 1, 'no messages': 2\}.\. The first: row 1, too long"
+        r"left out: \{'no messages': 2, 'too long': 1\}.\. The first: row 1, too long"
     )
     with pytest.raises(InvalidArgumentError, match=message):
         encode(*rows, max_tokens=100, min_rows=2)

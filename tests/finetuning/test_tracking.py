@@ -115,7 +115,7 @@ def test_more_questions_than_fit_a_batch_are_measured_one_by_one(base, model, ve
 
 
 def test_what_was_measured_is_kept_when_a_run_goes_on(base, tuned, tracker, sites, tmp_path):
-    arguments = {"settings": quick(epochs=4, save_steps=1), "interventions": sites, "track": tracker}
+    arguments = {"settings": quick(epochs=4, save_steps=1), "intervention": sites, "track": tracker}
     n_done = []
 
     @contextmanager

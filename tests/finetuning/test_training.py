@@ -24,7 +24,8 @@ import persona_lens as pl
 from persona_lens.errors import InvalidArgumentError
 from persona_lens.finetuning import trainer, training
 from persona_lens.finetuning.rows import encode_training_rows
-from persona_lens.finetuning.training import _describe, _find_checkpoint
+from persona_lens.finetuning.training import _find_checkpoint
+from persona_lens.models.hooks.intervention import describe_values
 from persona_lens.models.loading import embedded
 from persona_lens.tensors.operations import Ablate, Add, Cap
 from tests.backends import BACKENDS
@@ -293,7 +294,7 @@ def test_a_finished_run_is_returned_without_training(base, tuned, no_training):
         ({"settings": quick(epochs=7)}, "settings"),
         ({"data": rows(7)}, "data"),
         ({"system": "Be evil."}, "data"),
-        ({"interventions": adding(1.0)}, "interventions"),
+        ({"intervention": adding(1.0)}, "intervention"),
         ({"penalty": pl.finetuning.ProjectionPenalty(0, direction(0), 1.0)}, "penalty"),
         ({"data": rows(7), "settings": quick(seed=3)}, "data, settings"),
     ],
@@ -449,22 +450,21 @@ def test_rows_that_were_left_out_are_counted_in_the_result(base, tmp_path):
 
 
 def test_interventions_are_described_by_all_that_they_do():
-    described = [
-        _describe(layer, done)
-        for layer, done in (
-            (1, Add(direction(0), 1.0)), (1, Add(direction(0), 2.0)), (1, Add(direction(1), 1.0)),
-            (2, Add(direction(0), 1.0)), (1, Ablate(direction(0))), (1, Cap(direction(0), floor=1.0)),
-            (1, Cap(direction(0), ceiling=1.0)), (1, pl.finetuning.ProjectionPenalty(1, direction(0), 1.0)),
-        )
+    done = [
+        (1, Add(direction(0), 1.0)), (1, Add(direction(0), 2.0)), (1, Add(direction(1), 1.0)),
+        (2, Add(direction(0), 1.0)), (1, Ablate(direction(0))), (1, Cap(direction(0), floor=1.0)),
+        (1, Cap(direction(0), ceiling=1.0)),
     ]  # fmt: skip
-    assert len({json.dumps(one) for one in described}) == len(described)
+    assert len({pl.Intervention.of(layer, one).digest for layer, one in done}) == len(done)
+    penalties = [pl.finetuning.ProjectionPenalty(layer, direction(0), 1.0) for layer in (1, 2)]
+    assert describe_values(penalties[0]) != describe_values(penalties[1])
 
 
 def test_an_intervention_that_was_used_is_described_as_before():
     for one in (Ablate(direction(0)), Cap(direction(0), floor=0.0)):
-        before = _describe(0, one)
+        before = describe_values(one)
         one(torch.ones(2, D_MODEL))
-        assert _describe(0, one) == before
+        assert describe_values(one) == before
 
 
 # Settings

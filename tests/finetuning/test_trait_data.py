@@ -45,8 +45,11 @@ def model(tmp_path_factory):
 
 
 def make(model, level, n=8, **options):
-    given = {"judge": LoudJudge(), "max_new_tokens": 10, "temperature": 0.8, **options}
-    return trait_dataset(model, tiny_trait(), level, n, **given)
+    settings = {"max_new_tokens": 10, "temperature": 0.8}
+    settings |= {key: options.pop(key) for key in ("max_new_tokens", "seed") if key in options}
+    return trait_dataset(
+        model, tiny_trait(), level, n, sampling=pl.Sampling(**settings), **{"judge": LoudJudge()} | options
+    )
 
 
 @pytest.mark.parametrize("level", ["normal", "I", "II"])

@@ -117,13 +117,9 @@ def _collect(
     for index, response in stream(model, sample_requests, sampling):
         sampled[index] = response
         advance(1)
-    return [
-        Rollout(
-            request,
-            tokenizer.decode(response.tokens, skip_special_tokens=True),
-            response.tokens,
-            response.stop_reason,
-            response.residuals,
-        )
-        for request, response in ((request, sampled[index]) for index, request in enumerate(requests))
-    ]
+    rollouts = []
+    for index, request in enumerate(requests):
+        one = sampled[index]
+        text = tokenizer.decode(one.tokens, skip_special_tokens=True)
+        rollouts.append(Rollout(request, text, one.tokens, one.stop_reason, one.residuals))
+    return rollouts

@@ -235,9 +235,8 @@ class _Sampler:
         self.rows: list[_Row] = []  # row i lies in slot i
         self.capacity = min(sampling.batch_size, len(requests))
         self.waiting = 0  # index of the next request to admit
-        self.prefixes: RecentlyUsed[tuple[object, ...], _StoredPrefix] = RecentlyUsed(
-            2 * self.capacity + _PROMPTS_AT_ONCE
-        )
+        n_kept = 2 * self.capacity + _PROMPTS_AT_ONCE
+        self.prefixes: RecentlyUsed[tuple[object, ...], _StoredPrefix] = RecentlyUsed(n_kept)
         self.last_prompt = torch.zeros(0)  # [layer, slot, d_model] once something is recorded
         self.response_sum = torch.zeros(0)
 
@@ -434,15 +433,16 @@ def _invert_cumulative(probabilities: Float[Tensor, "row vocab"], draws: Float[T
     block_mass = padded.sum(dim=-1)
     block_ends = block_mass.cumsum(dim=-1)
     target = draws * block_ends[:, -1]
-    index = torch.searchsorted(block_ends, target[:, None], right=True)[:, 0]
-    # Rounding can put the target at the very end: take the last block that has any mass.
-    n_blocks = block_mass.shape[1]
-    last_massive = n_blocks - 1 - block_mass.gt(0).flip(-1).int().argmax(dim=-1)
-    index = torch.minimum(index, last_massive)
+    index = _find_first_above(block_ends, block_mass, target)
     rows = torch.arange(n_rows, device=probabilities.device)
     before = block_ends[rows, index] - block_mass[rows, index]
     inside = padded[rows, index]
-    ends = inside.cumsum(dim=-1)
-    offset = torch.searchsorted(ends, (target - before)[:, None].clamp_min(0.0), right=True)[:, 0]
-    last_inside = block - 1 - inside.gt(0).flip(-1).int().argmax(dim=-1)
-    return index * block + torch.minimum(offset, last_inside)
+    return index * block + _find_first_above(inside.cumsum(dim=-1), inside, (target - before).clamp_min(0.0))
+
+
+def _find_first_above(
+    ends: Float[Tensor, "row part"], masses: Float[Tensor, "row part"], target: Float[Tensor, " row"]
+) -> Int[Tensor, " row"]:
+    """Find each row's first part whose end exceeds the target; the last with any mass, where rounding leaves none."""
+    last_massive = masses.shape[1] - 1 - masses.gt(0).flip(-1).int().argmax(dim=-1)
+    return torch.searchsorted(ends, target[:, None], right=True)[:, 0].minimum(last_massive)

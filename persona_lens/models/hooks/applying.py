@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from persona_lens.models.hooks.intervention import Intervention
@@ -29,29 +28,6 @@ def apply_operations(
     return torch.where(is_chosen[..., None], changed, residual)
 
 
-@dataclass(frozen=True, eq=False)
-class _Addition:
-    """Additions to some rows of a batch, done at once."""
-
-    rows: Int[Tensor, " row"]
-    shifts: Float[Tensor, "row d_model"]
-
-    def __call__(self, residual: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
-        moved = residual[self.rows] + self.shifts.to(residual)[:, None]
-        return residual.index_copy(0, self.rows, moved)
-
-
-@dataclass(frozen=True, eq=False)
-class _Change:
-    """An operation on some rows of a batch."""
-
-    rows: Int[Tensor, " row"]
-    operation: Operation
-
-    def __call__(self, residual: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
-        return residual.index_copy(0, self.rows, apply_operations(residual[self.rows], (self.operation,)))
-
-
 class RowInterventions:
     """Applies to each row of a batch its own intervention, through one hook a layer.
 
@@ -64,7 +40,7 @@ class RowInterventions:
 
     def __init__(self, layers: Sequence[int]) -> None:
         self.layers = sorted(set(layers))
-        self._changes: dict[int, list[_Addition | _Change]] = {}
+        self._changes: dict[int, list[Callable[[Tensor], Tensor]]] = {}
 
     def assign(self, rows: Sequence[Intervention], device: torch.device) -> None:
         """Set the interventions of rows ``0 .. len(rows)``; an empty one leaves a row alone."""
@@ -74,8 +50,7 @@ class RowInterventions:
             for one in intervention.steps:
                 # A row's own order holds at each layer, whatever the rows beside it: its n-th is its n-th.
                 step = steps[one.layer] = steps.get(one.layer, -1) + 1
-                adds = isinstance(one.operation, Add)
-                key = (step, 0 if adds else id(one.operation))
+                key = (step, 0 if isinstance(one.operation, Add) else id(one.operation))
                 if not (isinstance(one.operation, Add) and one.operation.coefficient == 0):
                     members.setdefault(one.layer, {}).setdefault(key, []).append((row, one.operation))
         self._changes = {
@@ -99,10 +74,15 @@ class RowInterventions:
         return intervene
 
 
-def _make_change(members: Sequence[tuple[int, Operation]], device: torch.device) -> _Addition | _Change:
-    """Put one step of some rows together: additions, or one operation that they share."""
+def _make_change(members: Sequence[tuple[int, Operation]], device: torch.device) -> Callable[[Tensor], Tensor]:
+    """Put one step of some rows together: additions, done at once, or one operation that they share."""
     rows = torch.tensor([row for row, _ in members], device=device)
-    shifts = [operation.scaled for _, operation in members if isinstance(operation, Add)]
-    if not shifts:
-        return _Change(rows, members[0][1])
-    return _Addition(rows, torch.stack([shift.to(device) for shift in shifts]))
+    operation = members[0][1]
+    added = [one.scaled.to(device) for _, one in members if isinstance(one, Add)]
+    shifts = torch.stack(added)[:, None] if added else None
+
+    def change(residual: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+        chosen = residual[rows]
+        return residual.index_copy(0, rows, operation(chosen) if shifts is None else chosen + shifts.to(residual))
+
+    return change

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from persona_lens.errors import InvalidArgumentError, ModelNotFoundError, UnsupportedModelError
+from persona_lens.errors import InvalidArgumentError, ModelNotFoundError, PersonaLensError, UnsupportedModelError
 from persona_lens.models.loading import embedded
 from persona_lens.models.loading.embedded import EMBEDDED_MODEL
 
@@ -117,7 +117,7 @@ def quiet() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _not_found(name: str, why: str) -> ModelNotFoundError:
+def _not_found(name: str, why: str) -> PersonaLensError:
     rule = f"be {EMBEDDED_MODEL!r}, a Hugging Face name such as 'Qwen/Qwen2.5-7B-Instruct', a folder or a GGUF file"
     hint = f"{why} For the bundled model: load_model({EMBEDDED_MODEL!r})."
     return ModelNotFoundError.of("model", rule, name, hint)
