@@ -42,6 +42,7 @@ _METHOD_STYLES = {
     "all layers": (COLORS[1], "square"),
     "capping": (COLORS[5], "diamond"),
     "ablation": (COLORS[4], "x"),
+    "unsteered": (INK, "star"),
 }
 
 
@@ -83,14 +84,10 @@ class SteeringModes(Result):
             rows = [r for r in self.settings if r.way == way]
             start = next(r for r in rows if r.method == "unsteered")
             for line, (key, _) in enumerate(panels, start=1):
-                show = line == 1 and way == "down"
-                for method, (color, symbol) in _METHOD_STYLES.items():
-                    steps = [start, *(r for r in rows if r.method == method)]
-                    if len(steps) > 1:
-                        _add_costs(figure, line, column, steps, key, method, color, symbol, show=show)
-                _add_costs(
-                    figure, line, column, [start], key, "unsteered", INK, "star", show=line == 1 and way == "down"
-                )
+                for method in _METHOD_STYLES:
+                    steps = [start, *(r for r in rows if r.method == method and r is not start)]
+                    if len(steps) > 1 or method == "unsteered":
+                        _add_costs(figure, line, column, steps, key, method)
         measured = [r.perplexity for r in self.settings if not r.perplexity.is_missing]
         shown = [end for one in measured for end in (one.low, one.high)] or [1.0]
         # Set by hand: axes that share their range ignore error bars when they choose it.
@@ -114,18 +111,8 @@ class SteeringModes(Result):
         return figure
 
 
-def _add_costs(
-    figure: go.Figure,
-    row: int,
-    column: int,
-    steps: Sequence[SteeringSetting],
-    key: str,
-    name: str,
-    color: str,
-    symbol: str,
-    *,
-    show: bool,
-) -> None:
+def _add_costs(figure: go.Figure, row: int, column: int, steps: Sequence[SteeringSetting], key: str, name: str) -> None:
+    color, symbol = _METHOD_STYLES[name]
     kl = ["" if s.kl is None else f"KL {say(s.kl)} nats a token" for s in steps]
     look = {
         "mode": "lines+markers+text",
@@ -138,7 +125,7 @@ def _add_costs(
         "line": {"color": color, "width": 2},
     }
     scores, costs = [s.score for s in steps], [getattr(s, key) for s in steps]
-    add_points(figure, row, column, scores, costs, name, look, in_legend=show)
+    add_points(figure, row, column, scores, costs, name, look, in_legend=row == 1 and column == 2)
 
 
 def _modes_finding(result: SteeringModes) -> str:

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from plotly.subplots import make_subplots
 from torch import Tensor
 
-from persona_lens.plots.style import COLORS, GREY, INK
+from persona_lens.plots.style import COLORS, GREY, INK, error_bars
 from persona_lens.statistics.missing import mean_interval
 
 if TYPE_CHECKING:
@@ -182,14 +182,7 @@ def _add_points(
         go.Scatter(
             x=list(layers),
             y=[i.estimate for i in intervals],
-            error_y={
-                "type": "data",
-                "symmetric": False,
-                "array": [i.high - i.estimate for i in intervals],
-                "arrayminus": [i.estimate - i.low for i in intervals],
-                "thickness": 1.2,
-                "width": 3,
-            },
+            error_y=error_bars(intervals),
             mode="markers",
             marker={"color": GREY, "symbol": "x-thin", "size": 8, "line": {"width": 2, "color": GREY}},
             name=name,

@@ -59,11 +59,6 @@ class Setting:
     run: Run
     config: dict[str, Any]
 
-    @property
-    def seed(self) -> int:
-        """Seed of everything drawn."""
-        return self.profile.settings.seed
-
     def list_datasets(self) -> list[tuple[str, Level]]:
         """Return the name and level of each dataset."""
         return list(itertools.product([*(kit.trait.name for kit in self.kits), *self.domains], LEVELS))
@@ -73,7 +68,7 @@ class Setting:
         if name in self.domains:
             return self.domains[name][level]
         kit = next(kit for kit in self.kits if kit.trait.name == name)
-        sampling = self.profile.sample_rows(self.seed)
+        sampling = self.profile.sample_rows(self.profile.settings.seed)
         return make_trait_rows(self.model, kit, level, self.profile.n_rows, sampling, self.run)
 
 
@@ -88,16 +83,13 @@ def prepare(arguments: ShiftArguments) -> Setting:
     if unknown:
         raise SystemExit(f"--domain must be one of {', '.join(list_domains())}. Got {', '.join(unknown)}.")
     model = arguments.load_model()
-    parts = {
-        "experiment": "finetuning_shift",
-        "traits": [trait.to_dict() for trait in traits],
-        "domains": list(domains),
-    }
+    described = [trait.to_dict() for trait in traits]
+    parts = {"experiment": "finetuning_shift", "traits": described, "domains": list(domains)}
     config, run = arguments.begin(model, profile, parts)
     sources = {trait.name: find_sources(model, trait.name, arguments.out) for trait in traits}
     # They come from outside this run, so a resumed run must find the same ones.
-    described = {name: one.describe() for name, one in sources.items()}
-    if run.load_or_compute("sources", lambda: Shard(records=described)).records != described:
+    found = {name: one.describe() for name, one in sources.items()}
+    if run.load_or_compute("sources", lambda: Shard(records=found)).records != found:
         raise SystemExit(
             f"Vectors or layers in {arguments.out} have changed since this run began. Put them back, or remove its "
             "folder to begin anew."
@@ -139,7 +131,7 @@ def train_models(setting: Setting, arguments: ShiftArguments) -> tuple[BaseModel
 
 def measure_first(setting: Setting, model: HookedModel) -> BaseModel:
     """Measure a model as it is."""
-    sampling = setting.profile.sample(setting.seed)
+    sampling = setting.profile.sample(setting.profile.settings.seed)
     found = measure_model(setting.model, model, setting.kits, sampling, setting.run)
     return BaseModel({trait: scored[0] for trait, scored in found.scores.items()}, found.shifts)
 
