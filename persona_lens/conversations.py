@@ -34,11 +34,11 @@ _N_ROWS = 256  # of a Parquet file, at a time
 _N_SHOWN = 200  # characters of a bad row
 
 # The column of the messages, with the names of a message's role and text, and what each role is to us.
+_OPENAI = ("role", "content", {role: role for role in ("system", "user", "assistant")})
 _FORMATS = {
-    "messages": ("role", "content", {"system": "system", "user": "user", "assistant": "assistant"}),
+    "messages": _OPENAI,
     "conversations": ("from", "value", {"system": "system", "human": "user", "gpt": "assistant"}),
-    # LMSYS-Chat-1M and WildChat
-    "conversation": ("role", "content", {"system": "system", "user": "user", "assistant": "assistant"}),
+    "conversation": _OPENAI,  # LMSYS-Chat-1M and WildChat
 }
 
 
@@ -123,10 +123,7 @@ def resolve_source(
 ) -> str | Path | datasets.IterableDataset:
     """Return a file's path as it is, and a dataset of the Hub as a stream that can be read more than once.
 
-    Args:
-        source: Path of a file, or the name of a dataset of the Hub.
-        split: Split of a dataset of the Hub.
-        subset: Subset (configuration) of a dataset of the Hub.
+    The arguments are those of :func:`read_conversations`.
 
     Raises:
         InvalidArgumentError: A dataset that the Hub does not give.

@@ -13,7 +13,7 @@ import json
 import math
 import reprlib
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import partial
 from pathlib import Path
@@ -106,11 +106,8 @@ class Record:
         return f"{type(self).__name__}({shown})"
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><th>{html.escape(name.replace('_', ' '))}</th><td>{html.escape(text)}</td></tr>"
-            for name, text in self._list_values(str)
-        )
-        return f"<table><caption>{html.escape(type(self).__name__)}</caption>{rows}</table>"
+        rows = ((name.replace("_", " "), text) for name, text in self._list_values(str))
+        return format_table(type(self).__name__, rows)
 
     def _list_values(self, show_text: Callable[[str], str]) -> Iterator[tuple[str, str]]:
         """Name and show the fields that fit in a line: numbers, texts, and what writes itself as an Interval does."""
@@ -122,6 +119,16 @@ class Record:
                 yield field.name, f"{value:g}"
             elif value is None or isinstance(value, int) or value.__class__.__str__ is not object.__str__:
                 yield field.name, str(value)
+
+
+def format_table(caption: str, rows: Iterable[Sequence[object]], head: Sequence[str] = ()) -> str:
+    """Return an HTML table of rows that each begin with their name; what is shown is escaped."""
+    lines = ["".join(f"<th>{html.escape(name)}</th>" for name in head)] if head else []
+    for name, *values in rows:
+        shown = "".join(f"<td>{html.escape(str(value))}</td>" for value in values)
+        lines.append(f"<th>{html.escape(str(name))}</th>{shown}")
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    return f"<table><caption>{html.escape(caption)}</caption>{body}</table>"
 
 
 def read_headed(content: Any, kind: type[_T], name: str, version: int) -> _T:

@@ -7,7 +7,6 @@ ordinary forward pass, so that a hook may sit anywhere.
 from __future__ import annotations
 
 import hashlib
-import html
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -30,7 +29,7 @@ from persona_lens.models.hooks.points import FiringWatch, HookPair
 from persona_lens.models.loading import ModelInfo, describe_model
 from persona_lens.models.text.chat import Message, build_messages, encode_conversation
 from persona_lens.models.text.spans import TokenSpans
-from persona_lens.records import Record
+from persona_lens.records import Record, format_table
 from persona_lens.run import Run
 from persona_lens.statistics import Interval, bootstrap_mean
 from persona_lens.statistics.bootstrap import bootstrap, draw_multinomial
@@ -87,11 +86,8 @@ class Capability(Record):
         )
 
     def _repr_html_(self) -> str:
-        rows = "".join(f"<tr><th>{name}</th><td>{value}</td></tr>" for name, value in self._describe().items())
-        caption = (
-            f"{html.escape(self.model.name)}: {self.n_texts} texts of {self.n_tokens} tokens, {self.n_items} items"
-        )
-        return f"<table><caption>{caption}</caption>{rows}</table>"
+        caption = f"{self.model.name}: {self.n_texts} texts of {self.n_tokens} tokens, {self.n_items} items"
+        return format_table(caption, self._describe().items())
 
 
 def measure_capability(

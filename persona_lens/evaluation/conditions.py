@@ -7,7 +7,6 @@ differences of the conditions.
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -26,7 +25,7 @@ from persona_lens.models.hooks.intervention import NOTHING, Intervention, check_
 from persona_lens.models.hooks.points import check_unsteered
 from persona_lens.models.loading import describe_model
 from persona_lens.models.text.chat import Message
-from persona_lens.records import Record
+from persona_lens.records import Record, format_table
 from persona_lens.run import Run
 from persona_lens.statistics import Interval
 from persona_lens.statistics.missing import difference_interval, mean_interval
@@ -122,12 +121,8 @@ class ConditionScores(Record):
         )
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><th>{html.escape(name or str(i))}</th><td>{self.score(i)}</td><td>{self.coherence(i)}</td></tr>"
-            for i, name in enumerate(self.conditions)
-        )
-        head = "<tr><th>condition</th><th>score</th><th>coherence</th></tr>"
-        return f"<table><caption>Scored by the {html.escape(self.judge)}</caption>{head}{rows}</table>"
+        rows = [(name or str(i), self.score(i), self.coherence(i)) for i, name in enumerate(self.conditions)]
+        return format_table(f"Scored by the {self.judge}", rows, ("condition", "score", "coherence"))
 
 
 def score_conditions(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from persona_lens.models.hooks.intervention import Intervention
 from persona_lens.models.hooks.points import check_unsteered
 from persona_lens.models.hooks.sites import resolve_layers
 from persona_lens.models.loading import ModelInfo, describe_model
-from persona_lens.records import Record
+from persona_lens.records import Record, format_table
 from persona_lens.run import Run
 from persona_lens.statistics import Interval
 from persona_lens.statistics.missing import mean_interval
@@ -199,18 +198,13 @@ class SweepResult(Record):
         )
 
     def _repr_html_(self) -> str:
-        head = "".join(f"<th>× {c:g}</th>" for c in self.coefficients)
-        rows = "".join(
-            f"<tr><th>layer {layer}</th>"
-            + "".join(
-                f"<td>{self.scores[i, j].nanmean():.0f} ({self.coherences[i, j].nanmean():.0f})</td>"
-                for j in range(len(self.coefficients))
-            )
-            + "</tr>"
+        scores, coherences = self.scores.nanmean(dim=-1), self.coherences.nanmean(dim=-1)
+        rows = [
+            (f"layer {layer}", *(f"{s:.0f} ({c:.0f})" for s, c in zip(scores[i], coherences[i], strict=True)))
             for i, layer in enumerate(self.layers)
-        )
-        caption = f"{html.escape(self.trait)}: mean trait score (coherence) on {html.escape(self.model.name)}"
-        return f"<table><caption>{caption}</caption><tr><th></th>{head}</tr>{rows}</table>"
+        ]
+        caption = f"{self.trait}: mean trait score (coherence) on {self.model.name}"
+        return format_table(caption, rows, ("", *(f"× {c:g}" for c in self.coefficients)))
 
 
 def sweep_layers(

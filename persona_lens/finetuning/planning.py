@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +22,7 @@ from persona_lens.interventions.from_vectors import steer
 from persona_lens.models.hooks.intervention import NOTHING, Intervention
 from persona_lens.models.hooks.sites import check_layer
 from persona_lens.models.loading import load_model
-from persona_lens.records import Record
+from persona_lens.records import Record, format_table
 from persona_lens.run import Run
 from persona_lens.statistics import Interval, bootstrap_mean, bootstrap_paired_difference
 from persona_lens.traits.everyday import load_ordinary_questions
@@ -109,13 +108,9 @@ class PreventionPlan(Record):
         return f"PreventionPlan({self.trait!r}, layer {self.layer}): {self.verdict}\n{rows}"
 
     def _repr_html_(self) -> str:
-        head = "".join(f"<th>{name}</th>" for name in ("method", "coefficient", "shift", "loss", "extra loss"))
-        rows = "".join(
-            f"<tr><td>{one.method}</td><td>{one.coefficient:g}</td><td>{one.shift}</td><td>{one.loss}</td>"
-            f"<td>{one.extra_loss}</td></tr>"
-            for one in self.tried
-        )
-        return f"<table><caption>{html.escape(self.verdict)}</caption><tr>{head}</tr>{rows}</table>"
+        head = ("method", "coefficient", "shift", "loss", "extra loss")
+        rows = [(one.method, f"{one.coefficient:g}", one.shift, one.loss, one.extra_loss) for one in self.tried]
+        return format_table(self.verdict, rows, head)
 
 
 @dataclass(frozen=True)

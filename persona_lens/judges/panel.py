@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import html
 import itertools
 from collections import Counter
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from persona_lens.errors import FileFormatError, InvalidArgumentError
 from persona_lens.judges.judgement import Judge, Judgement, check_pairs
-from persona_lens.records import Record
+from persona_lens.records import Record, format_table
 from persona_lens.statistics import Interval, bootstrap_spearman_r
 
 if TYPE_CHECKING:
@@ -108,15 +107,10 @@ class PanelResult(Record):
         return f"PanelResult({len(self.responses)} responses; {scored})"
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><td>{html.escape(a.first)}</td><td>{html.escape(a.second)}</td><td>{a.spearman}</td>"
-            f"<td>{a.pairwise:.0%} of {a.n_clear_pairs}</td></tr>"
-            for a in self.measure_agreement()
-        )
-        return (
-            "<table><tr><th>judge</th><th>against</th><th>Spearman</th><th>clear pairs ordered alike</th></tr>"
-            f"{rows}</table>"
-        )
+        head = ("judge", "against", "Spearman", "clear pairs ordered alike")
+        found = self.measure_agreement()
+        rows = [(one.first, one.second, one.spearman, f"{one.pairwise:.0%} of {one.n_clear_pairs}") for one in found]
+        return format_table("Agreement", rows, head)
 
 
 def judge_with_panel(judges: Sequence[Judge], questions: Sequence[str], responses: Sequence[str]) -> PanelResult:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +18,7 @@ from persona_lens.monitoring.prompts import check_names, collect_units, list_pro
 from persona_lens.monitoring.readings import TraitMonitor
 from persona_lens.monitoring.score_map import fit_score_map
 from persona_lens.monitoring.watched import WatchedConversation
-from persona_lens.records import Record
+from persona_lens.records import Record, format_table
 from persona_lens.storage import collect_versions
 from persona_lens.traits.everyday import load_ordinary_questions
 from persona_lens.vectors.persona_vector import PersonaVector
@@ -166,16 +165,12 @@ class PersonaMonitor(Record):
     def _repr_html_(self) -> str:
         rows = []
         for trait in self.traits:
-            thresholds = ", ".join(
-                f"{value:.2f} ({q:.0%})" for q, value in zip(trait.quantiles, trait.thresholds, strict=True)
-            )
-            correlation = trait.verdict or str(trait.correlation)
-            cells = (trait.trait, str(trait.layer), thresholds, correlation)
-            rows.append(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in cells)}</tr>")
-        head = "<tr><th>trait</th><th>layer</th><th>thresholds</th><th>projection and score</th></tr>"
+            pairs = zip(trait.quantiles, trait.thresholds, strict=True)
+            thresholds = ", ".join(f"{value:.2f} ({q:.0%})" for q, value in pairs)
+            rows.append((trait.trait, trait.layer, thresholds, trait.verdict or trait.correlation))
         n = len(self.traits[0].ordinary)
-        caption = f"PersonaMonitor on {html.escape(self.model.name)}, thresholds from {n} ordinary prompts"
-        return f"<table><caption>{caption}</caption>{head}{''.join(rows)}</table>"
+        caption = f"PersonaMonitor on {self.model.name}, thresholds from {n} ordinary prompts"
+        return format_table(caption, rows, ("trait", "layer", "thresholds", "projection and score"))
 
 
 def _check_graded_fits(trait: str, data: GradedProjections, vector: PersonaVector, layer: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import html
 import math
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from persona_lens.errors import FileFormatError, InvalidArgumentError, ModelMism
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.sites import check_layer
 from persona_lens.models.loading import ModelInfo, describe_model
-from persona_lens.records import Record, read_headed
+from persona_lens.records import Record, format_table, read_headed
 from persona_lens.storage import Shard, load_shard, save_shard
 from persona_lens.tensors.directions import normalize
 
@@ -260,5 +259,4 @@ class PersonaVector:
         cosines = self.split_half_cosine.get(self.position)
         if cosines is not None:
             rows["split-half cosine (median)"] = f"{cosines.median():.2f}"
-        cells = "".join(f"<tr><th>{html.escape(k)}</th><td>{html.escape(str(v))}</td></tr>" for k, v in rows.items())
-        return f"<table><caption>PersonaVector</caption>{cells}</table>"
+        return format_table("PersonaVector", rows.items())
