@@ -21,20 +21,6 @@ from results.judge_agreement import JudgeAgreement
 
 import persona_lens as pl
 from persona_lens.evaluation import SweepResult
-from persona_lens.judges import (
-    CachedJudge,
-    ClaudeJudge,
-    ExpectedScoreJudge,
-    IdentifiedJudge,
-    Judge,
-    Judgement,
-    LikelihoodJudge,
-    ScoreCache,
-    calibrate_likelihood_judge,
-    judge_with_panel,
-    read_spot_check,
-    write_spot_check,
-)
 from persona_lens.reproduction.arguments import BaseArguments
 from persona_lens.reproduction.layer_sweep import LayerSweep
 from persona_lens.storage import collect_versions
@@ -61,13 +47,13 @@ class PersonJudge:
     path: Path
     name: str = "a person"
 
-    def score(self, questions: Sequence[str], responses: Sequence[str]) -> list[Judgement]:
+    def score(self, questions: Sequence[str], responses: Sequence[str]) -> list[pl.judges.Judgement]:
         """Look the scores up."""
-        return read_spot_check(self.path, questions, responses)
+        return pl.judges.read_spot_check(self.path, questions, responses)
 
 
 def main(arguments: Arguments) -> None:
-    """Judge, or redraw."""
+    """pl.judges.Judge, or redraw."""
     if len(arguments.trait) != 1:
         raise SystemExit("--trait must be given once: a trait whose layer sweep is in the results folder.")
     name = f"judge_agreement_{arguments.trait[0]}"
@@ -77,7 +63,7 @@ def main(arguments: Arguments) -> None:
         source = LayerSweep.load(arguments.out / f"layer_sweep_{arguments.trait[0]}.json")
         questions, responses = draw_responses(source.sweep, arguments.n, arguments.seed)
         if arguments.write_check:
-            n = write_spot_check(arguments.write_check, questions, responses)
+            n = pl.judges.write_spot_check(arguments.write_check, questions, responses)
             print(f"{arguments.write_check}: {n} responses to score from 0 to 100")
             return
         result = run(source, questions, responses, arguments)
@@ -109,24 +95,24 @@ def run(source: LayerSweep, questions: list[str], responses: list[str], argument
     n_pairs = source.judge.n_pairs
     other_pairs = trait.instruction_pairs[n_pairs:]
     profile = source.config["profile"]
-    judges: list[IdentifiedJudge] = [
-        LikelihoodJudge(model, trait, n_pairs, source.judge.calibration),
-        ExpectedScoreJudge(model, trait),
+    judges: list[pl.judges.IdentifiedJudge] = [
+        pl.judges.LikelihoodJudge(model, trait, n_pairs, source.judge.calibration),
+        pl.judges.ExpectedScoreJudge(model, trait),
     ]
     if other_pairs:
         others = replace(trait, instruction_pairs=other_pairs)
         sampling = pl.Sampling(profile["max_new_tokens"], profile["temperature"])
-        judge = calibrate_likelihood_judge(model, others, n_pairs=min(2, len(other_pairs)), sampling=sampling)
+        judge = pl.judges.calibrate_likelihood_judge(model, others, n_pairs=min(2, len(other_pairs)), sampling=sampling)
         judges.insert(1, Renamed(judge, "likelihood judge, other instructions"))
     else:
         print("The sweep's judge uses all of the trait's instructions: none are left for another judge.")
     if os.environ.get("ANTHROPIC_API_KEY"):
-        judges.append(ClaudeJudge(trait))
-    cache = ScoreCache(arguments.cache)
-    cached: list[Judge] = [CachedJudge(judge, cache) for judge in judges]
+        judges.append(pl.judges.ClaudeJudge(trait))
+    cache = pl.judges.ScoreCache(arguments.cache)
+    cached: list[pl.judges.Judge] = [pl.judges.CachedJudge(judge, cache) for judge in judges]
     if arguments.person:
         cached.append(PersonJudge(arguments.person))
-    panel = judge_with_panel(cached, questions, responses)
+    panel = pl.judges.judge_with_panel(cached, questions, responses)
     return JudgeAgreement(
         trait=trait.name,
         config={
@@ -145,7 +131,7 @@ def run(source: LayerSweep, questions: list[str], responses: list[str], argument
 class Renamed:
     """A judge under another name, so that two of a kind can sit on one panel."""
 
-    judge: LikelihoodJudge
+    judge: pl.judges.LikelihoodJudge
     name: str
 
     @property
@@ -153,7 +139,7 @@ class Renamed:
         """The judge's own identity."""
         return self.judge.identity
 
-    def score(self, questions: Sequence[str], responses: Sequence[str]) -> list[Judgement]:
+    def score(self, questions: Sequence[str], responses: Sequence[str]) -> list[pl.judges.Judgement]:
         """Ask the judge."""
         return self.judge.score(questions, responses)
 

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from persona_lens.evaluation.confirmation import Confirmation
-from persona_lens.plots.style import COLORS, GREY, INK, add_intervals
+from persona_lens.plots.style import COLORS, GREY, INK, add_intervals, lay_out
 from persona_lens.records import Record
 from persona_lens.reproduction.figures import Result
 from persona_lens.statistics.interval import Interval
@@ -60,19 +60,11 @@ class TraitSurvey(Result):
         figure.update_yaxes(categoryorder="array", categoryarray=names)
         failed = [f"{row.trait}: {row.failure[:130]}" for row in ordered if not row.works]
         works = len(ordered) - len(failed)
-        figure.update_layout(
-            template="plotly_white",
-            width=1050,
-            height=280 + 36 * len(ordered) + 18 * len(failed),
-            font={"size": 14, "color": INK},
-            title={
-                "text": f"{works} of {len(ordered)} traits can be told apart and steered above random directions"
-                "<br><sup>bars: 95 % bootstrap intervals over questions; scores by the likelihood judge (proxy)</sup>",
-                "x": 0.02,
-            },
-            legend={"orientation": "h", "y": -0.16, "x": 0},
-            margin={"t": 110, "l": 120, "r": 30, "b": 130 + 18 * len(failed)},
-        )
+        title = f"{works} of {len(ordered)} traits can be told apart and steered above random directions"
+        subtitle = "bars: 95 % bootstrap intervals over questions; scores by the likelihood judge (proxy)"
+        height, bottom = 280 + 36 * len(ordered) + 18 * len(failed), 130 + 18 * len(failed)
+        lay_out(figure, title, subtitle, width=1050, height=height, top=110, bottom=bottom, legend=-0.16)
+        figure.update_layout(margin={"l": 120})
         figure.add_annotation(
             text="✗ " + "<br>✗ ".join(map(html.escape, failed)) if failed else "",
             xref="paper", yref="paper", x=0, y=0, yshift=-112, xanchor="left", yanchor="top", showarrow=False,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from persona_lens.plots.style import INK
+from persona_lens.plots.style import lay_out
 
 if TYPE_CHECKING:
     from persona_lens.judges.panel import PanelResult
@@ -62,16 +62,8 @@ def plot_agreement(panel: PanelResult, trait: str = "") -> go.Figure:
     spearmans = [one.spearman.estimate for one in agreements if not one.spearman.is_missing]
     span = f"{min(spearmans):.2f} to {max(spearmans):.2f}" if spearmans else "that cannot be computed"
     subject = f"{trait}: " if trait else ""
-    figure.update_layout(
-        template="plotly_white",
-        width=1150,
-        height=340 + 90 * len(judges),
-        font={"size": 13, "color": INK},
-        title={
-            "text": f"{html.escape(subject)}{len(judges)} judges, rank correlations {span}"
-            f"<br><sup>{html.escape(scored)}; intervals: 95 % bootstrap over responses</sup>",
-            "x": 0.02,
-        },
-        margin={"t": 130, "l": 150},
-    )
+    title = f"{html.escape(subject)}{len(judges)} judges, rank correlations {span}"
+    subtitle = f"{html.escape(scored)}<br>intervals: 95 % bootstrap over responses"
+    lay_out(figure, title, subtitle, width=1150, height=340 + 90 * len(judges), top=130)
+    figure.update_layout(margin={"l": 150})
     return figure

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 
-from persona_lens.plots.style import INK
+from persona_lens.plots.style import INK, lay_out
 
 if TYPE_CHECKING:
     from persona_lens.monitoring.correlation import MonitoringCorrelation
@@ -81,25 +81,16 @@ def plot_monitoring(
         figure.update_layout({"legend" if column == 1 else f"legend{column}": legend})
     figure.update_yaxes(title_text="mean trait score of the responses (0–100)", range=[-3, 103], row=1, col=1)
     first = next(iter(settings.values()))
-    subtitle = (
+    subtitle = html.escape(
         f"{first.model.name}, layer {first.layer}, scores by the likelihood judge (proxy); within: r inside each "
         "condition, averaged; 95 % bootstrap over questions"
     )
     most = max(len(set(graded.conditions)) for graded in settings.values())
-    figure.update_layout(
-        template="plotly_white",
-        width=1150,
-        height=700 + 20 * most,
-        font={"size": 14, "color": INK},
-        title={
-            "text": "<br>".join(map(html.escape, _monitoring_finding(first.trait, correlations)))
-            + f"<br><sup>{html.escape(subtitle)}</sup>",
-            "x": 0.02,
-            "y": 0.97,
-            "yanchor": "top",
-        },
-        margin={"t": 200, "l": 70, "r": 30, "b": 110 + 20 * most},
+    finding = "<br>".join(map(html.escape, _monitoring_finding(first.trait, correlations)))
+    lay_out(
+        figure, finding, subtitle, width=1150, height=700 + 20 * most, top=230, bottom=110 + 20 * most, legend=-0.16
     )
+    figure.update_layout(legend_orientation="v")  # beside the other panels' legends
     return figure
 
 
@@ -113,4 +104,4 @@ def _monitoring_finding(trait: str, correlations: Mapping[str, MonitoringCorrela
             findings.append(f"{name}: the score across conditions, not surely inside them")
         else:
             findings.append(f"{name}: nothing surely")
-    return [f"{trait}: what the projection predicts before the first token", "; ".join(findings)]
+    return [f"{trait}: what the projection predicts before the first token", *findings]

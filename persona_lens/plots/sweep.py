@@ -11,7 +11,7 @@ from jaxtyping import Float
 from plotly.subplots import make_subplots
 from torch import Tensor
 
-from persona_lens.plots.style import COLORS, GREY, INK, error_bars
+from persona_lens.plots.style import COLORS, GREY, INK, error_bars, lay_out
 from persona_lens.statistics.missing import mean_interval
 
 if TYPE_CHECKING:
@@ -85,19 +85,9 @@ def plot_sweep(
         f"{sweep.model.name}, {len(sweep.questions)} questions, scored by the {sweep.judge}; "
         "bands and bars: 95 % bootstrap over questions"
     )
-    figure.update_layout(
-        template="plotly_white",
-        width=1050,
-        height=820,
-        font={"size": 14, "color": INK},
-        title={
-            "text": f"{_sweep_finding(sweep, confirmation, shown, min_coherence)}<br><sup>{subtitle}</sup>",
-            "x": 0.02,
-        },
-        legend={"orientation": "h", "y": -0.1, "x": 0, "font": {"size": 13}},
-        margin={"t": 110, "l": 70, "r": 30, "b": 60},
-        hovermode="x unified",
-    )
+    finding = _sweep_finding(sweep, confirmation, shown, min_coherence)
+    lay_out(figure, finding, subtitle, width=1050, height=820, top=120, bottom=60, legend=-0.1)
+    figure.update_layout(hovermode="x unified")
     return figure
 
 

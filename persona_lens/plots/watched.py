@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from persona_lens.plots.style import COLORS, GREY, INK
+from persona_lens.plots.style import COLORS, GREY, lay_out
 
 if TYPE_CHECKING:
     from persona_lens.monitoring.watched import WatchedConversation
@@ -83,16 +83,7 @@ def plot_monitor(watched: WatchedConversation) -> go.Figure:
         raised.setdefault(reading.trait, []).append(str(reading.turn))
     alerts = "; ".join(f"{trait} before turn {', '.join(turns)}" for trait, turns in raised.items())
     n_ordinary = len(watched.traits[0].ordinary)
-    figure.update_layout(
-        template="plotly_white",
-        width=900,
-        height=170 + 230 * n,
-        font={"size": 14, "color": INK},
-        title={
-            "text": f"{html.escape(f'Above the ordinary: {alerts}' if alerts else 'Nothing above the ordinary')}"
-            f"<br><sup>{html.escape(watched.model.name)}; grey: range of {n_ordinary} ordinary prompts</sup>",
-            "x": 0.02,
-        },
-        margin={"t": 110, "l": 70, "r": 30, "b": 60},
-    )
+    title = html.escape(f"Above the ordinary: {alerts}" if alerts else "Nothing above the ordinary")
+    subtitle = f"{html.escape(watched.model.name)}; grey: range of {n_ordinary} ordinary prompts"
+    lay_out(figure, title, subtitle, width=900, height=170 + 230 * n, top=110, bottom=60)
     return figure

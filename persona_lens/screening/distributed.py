@@ -15,23 +15,10 @@ import pyarrow as pa
 from persona_lens.conversations import BadRow, Conversation, read_conversations
 from persona_lens.errors import InvalidArgumentError, ModelMismatchError
 from persona_lens.models.loading import ModelInfo, describe_model, load_model
+from persona_lens.screening import shards
 from persona_lens.screening.scores import ScreenSettings
 from persona_lens.screening.screening import Screening
-from persona_lens.screening.shards import (
-    Rows,
-    ScreenPlan,
-    Source,
-    begin_screening,
-    check_same_data,
-    digest_rows,
-    finish_screening,
-    make_shard,
-    plan_screening,
-    read_shard,
-    shard_path,
-    split_into_shards,
-    write_shard,
-)
+from persona_lens.screening.shards import Rows, ScreenPlan, Source
 from persona_lens.vectors.persona_vector import PersonaVector
 
 _WAITING = "waiting"
@@ -120,26 +107,26 @@ def screen_on_ray(
     resources = {"num_cpus": workers.cpus, "num_gpus": workers.gpus}
     # Asked of a worker: this machine may have no room for the model, and computes in another dtype perhaps.
     info = ray.get(ray.remote(**resources)(_describe).remote(source, dict(vectors)))
-    plan = plan_screening(info, vectors, layers, settings, shard_rows, max_rows)
+    plan = shards.plan_screening(info, vectors, layers, settings, shard_rows, max_rows)
     folder = Path(out).absolute()
-    begin_screening(folder, plan)
+    shards.begin_screening(folder, plan)
     digests = []
-    for index, chunk in enumerate(split_into_shards(rows, shard_rows)):
-        digest = digest_rows(chunk)
+    for index, chunk in enumerate(shards.split_into_shards(rows, shard_rows)):
+        digest = shards.digest_rows(chunk)
         if index == 0:
-            check_same_data(folder, digest)
-        if read_shard(shard_path(folder, index), digest) is None:
+            shards.check_same_data(folder, digest)
+        if shards.read_shard(shards.shard_path(folder, index), digest) is None:
             _write_rows(folder / _WAITING / f"{index:08d}.json", chunk)
         digests.append(digest)
     if digests:
         jobs = [{"shard": index, "digest": digest} for index, digest in enumerate(digests)]
         shutil.rmtree(folder / _PARQUET, ignore_errors=True)
-        shards = ray.data.from_items(jobs, override_num_blocks=len(jobs)).map_batches(
+        scored = ray.data.from_items(jobs, override_num_blocks=len(jobs)).map_batches(
             _Worker, fn_constructor_args=(source, plan, str(folder)), batch_size=1, batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(size=workers.n), **resources,
         )  # fmt: skip
-        shards.write_parquet(str(folder / _PARQUET))
-    finish_screening(folder, plan, digests)
+        scored.write_parquet(str(folder / _PARQUET))
+    shards.finish_screening(folder, plan, digests)
     shutil.rmtree(folder / _WAITING, ignore_errors=True)
     return Screening.load(folder)
 
@@ -159,11 +146,11 @@ class _Worker:
 
     def __call__(self, job: pa.Table) -> pa.Table:
         index, digest = job["shard"][0].as_py(), job["digest"][0].as_py()
-        path = shard_path(self.folder, index)
-        table = read_shard(path, digest)
+        path = shards.shard_path(self.folder, index)
+        table = shards.read_shard(path, digest)
         if table is None:  # not there yet: neither from an earlier run nor from a worker that died after writing it
-            table = make_shard(self.model, _read_rows(self.folder / _WAITING / f"{index:08d}.json"), self.plan)
-            write_shard(path, table, digest)
+            table = shards.make_shard(self.model, _read_rows(self.folder / _WAITING / f"{index:08d}.json"), self.plan)
+            shards.write_shard(path, table, digest)
         return table.replace_schema_metadata(None)
 
 

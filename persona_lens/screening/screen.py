@@ -11,21 +11,10 @@ from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.points import check_unsteered
 from persona_lens.models.loading import describe_model
 from persona_lens.run import Run
+from persona_lens.screening import shards
 from persona_lens.screening.scores import ScreenSettings
 from persona_lens.screening.screening import Screening
-from persona_lens.screening.shards import (
-    Source,
-    begin_screening,
-    check_same_data,
-    digest_rows,
-    finish_screening,
-    make_shard,
-    plan_screening,
-    read_shard,
-    shard_path,
-    split_into_shards,
-    write_shard,
-)
+from persona_lens.screening.shards import Source
 from persona_lens.vectors.persona_vector import PersonaVector
 
 
@@ -77,23 +66,23 @@ def screen(
     """
     for vector in vectors.values():
         vector.check_model(model)
-    plan = plan_screening(describe_model(model), vectors, layers, settings, shard_rows, max_rows)
+    plan = shards.plan_screening(describe_model(model), vectors, layers, settings, shard_rows, max_rows)
     check_unsteered(model)
     folder = Path(out)
     rows = itertools.islice(read_conversations(data), max_rows)
-    begin_screening(folder, plan)
+    shards.begin_screening(folder, plan)
     digests: list[str] = []
     with run.progress("screening (rows)", _count_rows(data, max_rows)) as advance:
-        for chunk in split_into_shards(rows, shard_rows):
-            path, digest = shard_path(folder, len(digests)), digest_rows(chunk)
+        for chunk in shards.split_into_shards(rows, shard_rows):
+            path, digest = shards.shard_path(folder, len(digests)), shards.digest_rows(chunk)
             if not digests:
-                check_same_data(folder, digest)
-            if read_shard(path, digest) is None:
-                write_shard(path, make_shard(model, chunk, plan, advance), digest)
+                shards.check_same_data(folder, digest)
+            if shards.read_shard(path, digest) is None:
+                shards.write_shard(path, shards.make_shard(model, chunk, plan, advance), digest)
             else:
                 advance(len(chunk))
             digests.append(digest)
-    finish_screening(folder, plan, digests)
+    shards.finish_screening(folder, plan, digests)
     return Screening.load(folder)
 
 
