@@ -102,17 +102,19 @@ def run(model: HookedModel, trait: pl.Trait, profile: TrainingProfile, arguments
     source = find_data(arguments.data)
     others = read_traits(arguments.other or PAPER_TRAITS, profile.n_pairs, profile.n_questions)
     traits = sorted({one.name: one for one in [trait, *others]}.values(), key=lambda one: one.name)
+    sources = [find_sources(model, one.name, arguments.out) for one in traits]
     parts = {
         "experiment": "real_conversations",
         "traits": [one.to_dict() for one in traits],
         "data": Path(source).name,
         "max_rows": arguments.max_rows,
+        "sources": [one.describe() for one in sources],
     }
     config, run = arguments.begin(model, profile, parts)
     folder = run.folder
     kits = [
-        prepare_kit(model, one, find_sources(model, one.name, arguments.out), profile, arguments.seed, run)
-        for one in traits
+        prepare_kit(model, one, its_own, profile, arguments.seed, run)
+        for one, its_own in zip(traits, sources, strict=True)
     ]
     kit = next(kit for kit in kits if kit.trait.name == trait.name)
     n_answer = ANSWER_TOKENS[arguments.profile]

@@ -49,17 +49,19 @@ def run(model: HookedModel, trait: pl.Trait, profile: TrainingProfile, arguments
     """Train twice and track."""
     others = read_traits(arguments.other or PAPER_TRAITS, profile.n_pairs, profile.n_questions)
     traits = [trait, *(other for other in others if other.name != trait.name)]
+    sources = [find_sources(model, one.name, arguments.out) for one in traits]
     parts = {
         "experiment": "shift_trajectory",
         "trait": trait.to_dict(),
         "others": [one.to_dict() for one in traits[1:]],
         "coefficient": arguments.coefficient,
         "every": arguments.every,
+        "sources": [one.describe() for one in sources],
     }
     config, run = arguments.begin(model, profile, parts)
     kits = [
-        prepare_kit(model, one, find_sources(model, one.name, arguments.out), profile, arguments.seed, run)
-        for one in traits
+        prepare_kit(model, one, its_own, profile, arguments.seed, run)
+        for one, its_own in zip(traits, sources, strict=True)
     ]
     rows = make_trait_rows(model, kits[0], "II", profile.n_rows, profile.sample_rows(arguments.seed), run)
     tracker = Tracker(

@@ -139,6 +139,11 @@ def test_a_trajectory_begins_at_zero_and_ends_after_the_last_step(whole):
     assert ends[0] != ends[1]
 
 
+def test_a_run_is_told_apart_by_the_vectors_and_layers_that_it_took_from_outside(whole):
+    sources = whole["shift_trajectory"]["config"]["sources"]
+    assert sources == [{"vector": "extracted by this run", "layer": 1, "layer_source": "middle layer"}] * 2
+
+
 def test_an_unknown_domain_ends_with_the_known_ones_before_a_model_is_loaded(setting):
     done = run(setting, "finetuning_shift", "never", "--trait", "loud.json", "--domain", "cooking")
     assert done.returncode != 0
