@@ -240,7 +240,7 @@ def test_the_second_likelihood_judge_reads_other_instructions(
         raise ZeroDivisionError
 
     monkeypatch.delenv("ANTHROPIC_API_KEY", raising=False)
-    monkeypatch.setattr(script, "judge_with_panel", stop)
+    monkeypatch.setattr(pl.judges, "judge_with_panel", stop)
     arguments = script.Arguments(model=tiny_folder("llama"), dtype="float32", cache=tmp_path / "scores.sqlite")
     with pytest.raises(ZeroDivisionError):
         script.run(source, ["q"], ["r"], arguments)

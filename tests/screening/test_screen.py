@@ -1,6 +1,5 @@
 import contextlib
 import dataclasses
-import importlib
 import json
 import os
 import random
@@ -102,8 +101,7 @@ def test_more_traits_in_one_pass_give_what_each_gives_alone(tiny_model, tmp_path
 def test_a_second_call_computes_nothing_and_changes_nothing(tiny_model, mixed, tmp_path, monkeypatch):
     run(tiny_model, mixed, tmp_path / "out")
     before = read_shards(tmp_path / "out")
-    module = importlib.import_module("persona_lens.screening.screen")  # the package's `screen` is the function
-    monkeypatch.setattr(module, "make_shard", lambda *_: pytest.fail("scored again"))
+    monkeypatch.setattr(shards, "make_shard", lambda *_: pytest.fail("scored again"))
     again = run(tiny_model, mixed, tmp_path / "out")
     assert read_shards(tmp_path / "out") == before
     assert again.counts["scored"] == 9
@@ -221,13 +219,14 @@ def test_finished_scores_are_not_overwritten_by_those_of_other_data(tiny_model, 
 
 
 def test_a_shard_that_another_process_took_away_is_noticed_at_the_end(tiny_model, tmp_path, monkeypatch):
-    module = importlib.import_module("persona_lens.screening.screen")  # the package's `screen` is the function
+
+    write_shard = shards.write_shard
 
     def write_and_lose(path, table, digest):
         if path.name != "00000001.arrow":
-            shards.write_shard(path, table, digest)
+            write_shard(path, table, digest)
 
-    monkeypatch.setattr(module, "write_shard", write_and_lose)
+    monkeypatch.setattr(shards, "write_shard", write_and_lose)
     with pytest.raises(pl.errors.FileFormatError, match=r"00000001\.arrow"):
         run(tiny_model, make_rows(12), tmp_path / "out")
     with pytest.raises(pl.errors.FileFormatError, match="finished"):
