@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -24,10 +24,6 @@ from persona_lens.streams import Stream
 from persona_lens.tensors.directions import cosine
 from persona_lens.traits.trait import Trait
 from persona_lens.vectors.persona_vector import TOKEN_POSITIONS, ExtractionCounts, PersonaVector
-
-if TYPE_CHECKING:
-    pass
-
 
 # Rollouts are judged and added up in shards of this many contrasting pairs; then they are forgotten, so memory
 # does not grow with their number.
