@@ -57,6 +57,7 @@ from persona_lens.traits.library import list_traits, load_trait
 from persona_lens.traits.trait import Trait
 from persona_lens.vectors.extraction import extract_persona_vector
 from persona_lens.vectors.persona_vector import PersonaVector
+from persona_lens.vectors.written import read_persona_vector
 
 __version__ = _version("persona-lens")
 
@@ -101,6 +102,7 @@ __all__ = [
     "plots",
     "project",
     "read_conversations",
+    "read_persona_vector",
     "records",
     "score_conditions",
     "screen",

@@ -8,7 +8,7 @@ differences of the conditions.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -200,6 +200,34 @@ def score_conditions(
     )
 
 
+def rescore(scores: ConditionScores, judge: Judge) -> ConditionScores:
+    """Let another judge score the same responses; coherence stays where the judge says nothing of it.
+
+    Args:
+        scores: Responses with another judge's scores.
+        judge: Its opinion is asked.
+
+    Example:
+        >>> import persona_lens as pl
+        >>> second = pl.evaluation.rescore(scores, other_judge)  # doctest: +SKIP
+    """
+    flat = [text for condition in scores.responses for texts in condition for text in texts]
+    n_rollouts = scores.scores.shape[-1]
+    asked = [question for _ in scores.responses for question in scores.questions for _ in range(n_rollouts)]
+    judged = judge.score(asked, flat)
+    shape = scores.scores.shape
+    found = _collect([one.score for one in judged], shape)
+    coherence = _collect([one.coherence for one in judged], shape)
+    return replace(
+        scores, judge=judge.name, scores=found, coherences=torch.where(coherence.isnan(), scores.coherences, coherence)
+    )
+
+
+def _collect(values: Sequence[float | None], shape: Sequence[int]) -> Tensor:
+    """Return a tensor of scores, NaN where there is none."""
+    return torch.tensor([float("nan") if v is None else v for v in values], dtype=torch.float32).reshape(tuple(shape))
+
+
 def _score_chunk(
     model: HookedModel,
     judge: Judge,
@@ -228,10 +256,9 @@ def _score_chunk(
     judged = judge.score([request.question for _, request in asked], texts)
     shape = (len(conditions), len(questions), sampling.rollouts)
 
-    def collect(values: Sequence[float | None]) -> Tensor:
-        return torch.tensor([float("nan") if v is None else v for v in values], dtype=torch.float32).reshape(shape)
-
     rest = iter(texts)
     responses = [[[next(rest) for _ in range(shape[2])] for _ in range(shape[1])] for _ in range(shape[0])]
     scores, coherences = ([getattr(one, name) for one in judged] for name in ("score", "coherence"))
-    return Shard({"scores": collect(scores), "coherences": collect(coherences)}, {"responses": responses})
+    return Shard(
+        {"scores": _collect(scores, shape), "coherences": _collect(coherences, shape)}, {"responses": responses}
+    )

@@ -3,6 +3,8 @@
 from persona_lens.judges.cache import CachedJudge, ScoreCache
 from persona_lens.judges.claude import ClaudeJudge
 from persona_lens.judges.default import default_judge
+from persona_lens.judges.embedding import EmbeddingJudge, fit_embedding_judge
+from persona_lens.judges.encoders import ResidualEncoder, SentenceEncoder, TextEncoder, load_sentence_encoder
 from persona_lens.judges.expected_score import ExpectedScoreJudge
 from persona_lens.judges.judgement import IdentifiedJudge, Judge, Judgement
 from persona_lens.judges.likelihood import (
@@ -20,9 +22,20 @@ from persona_lens.judges.panel import (
     read_spot_check,
     write_spot_check,
 )
+from persona_lens.judges.validation import (
+    Contrast,
+    JudgeValidation,
+    TemperatureSamples,
+    ValidatedJudge,
+    shuffle_words,
+    validate,
+)
 
 __all__ = [
-    "Agreement", "CachedJudge", "ClaudeJudge", "ExpectedScoreJudge", "IdentifiedJudge", "Judge", "JudgeSeparation",
-    "Judgement", "LikelihoodCalibration", "LikelihoodJudge", "PanelResult", "ScoreCache", "calibrate_likelihood_judge",
-    "compare_scores", "default_judge", "judge_with_panel", "measure_separation", "read_spot_check", "write_spot_check",
+    "Agreement", "CachedJudge", "ClaudeJudge", "Contrast", "EmbeddingJudge", "ExpectedScoreJudge",
+    "IdentifiedJudge", "Judge", "JudgeSeparation", "JudgeValidation", "Judgement", "LikelihoodCalibration",
+    "LikelihoodJudge", "PanelResult", "ResidualEncoder", "ScoreCache", "SentenceEncoder", "TemperatureSamples",
+    "TextEncoder", "ValidatedJudge", "calibrate_likelihood_judge", "compare_scores", "default_judge",
+    "fit_embedding_judge", "judge_with_panel", "load_sentence_encoder", "measure_separation", "read_spot_check",
+    "shuffle_words", "validate", "write_spot_check",
 ]  # fmt: skip

@@ -42,11 +42,12 @@ class LikelihoodCalibration(Record):
         \text{coherence} = 100\,\sigma\bigl(\ln 9 \cdot (1 - r)\bigr), \qquad
         r = \begin{cases} (m - \ell) / (m - q_{lo}) & \ell < m \\ (\ell - m) / (q_{hi} - m) & \ell \ge m \end{cases}
 
-    ``d`` is the mean log-likelihood a token under the positive prompts less that under the negative ones, ``l`` that
-    under the neutral prompt; ``m``, ``q_lo`` and ``q_hi`` are the median, 2.5 % and 97.5 % quantiles of ``l`` over
-    the model's own neutral responses. So coherence is 90 for a typical response and 50 for one as odd as one in
-    twenty of the model's own: too unlikely (word salad) or too likely (a loop). Denominators under 0.001 nats, as where
-    all the model's own responses are the same, count as 0.001.
+    ``d`` is the mean log-likelihood a token under the positive prompts less that under the negative ones, ``l`` the
+    highest of these two and of that without a system prompt, so that the trait itself costs no coherence; ``m``,
+    ``q_lo`` and ``q_hi`` are the median, 2.5 % and 97.5 % quantiles of ``l`` over the model's own neutral responses. So
+    coherence is 90 for a typical response and 50 for one as odd as one in twenty of the model's own: too unlikely (word
+    salad) or too likely (a loop). Denominators under 0.001 nats, as where all the model's own responses are the same,
+    count as 0.001.
 
     Args:
         slope: ``a``, per nat.
@@ -75,7 +76,7 @@ class LikelihoodCalibration(Record):
         return 100.0 * _sigmoid(self.slope * difference + self.intercept)
 
     def coherence(self, log_likelihood: float) -> float:
-        """Return the coherence of a neutral log-likelihood."""
+        """Return the coherence of a log-likelihood under the prompt that fits best."""
         distance = log_likelihood - self.typical
         width = self.typical - self.low if distance < 0 else self.high - self.typical
         return 100.0 * _sigmoid(np.log(9.0) * (1.0 - abs(distance) / max(width, _MIN_WIDTH)))
@@ -149,7 +150,9 @@ class LikelihoodJudge:
         return [
             Judgement(None, None, row)
             if isinstance(row, str)
-            else Judgement(self.calibration.score(_difference(row[:-1])), self.calibration.coherence(row[-1]))
+            else Judgement(
+                self.calibration.score(_difference(row[:-1])), self.calibration.coherence(_best_likelihood(row))
+            )
             for row in _log_likelihoods(self.model, systems, questions, responses)
         ]
 
@@ -240,7 +243,7 @@ def _calibrate(model: HookedModel, trait: Trait, n_pairs: int, sampling: Samplin
                 "Raise `rollouts`, or check the model's chat template."
             )
     differences = [np.array([_difference(row[:-1]) for row in by_label[label]]) for label in ("positive", "negative")]
-    likelihoods = np.array([row[-1] for row in by_label["neutral"]])
+    likelihoods = np.array([_best_likelihood(row) for row in by_label["neutral"]])
     slope, intercept = _fit_logistic(*differences)
     low, typical, high = np.quantile(likelihoods, [0.025, 0.5, 0.975])
     return LikelihoodCalibration(
@@ -305,6 +308,12 @@ def _difference(row: Sequence[float]) -> float:
     """Return the mean of the first half (positive prompts) less that of the second, in nats a token."""
     half = len(row) // 2
     return float(np.mean(row[:half]) - np.mean(row[half:]))
+
+
+def _best_likelihood(row: Sequence[float]) -> float:
+    """Return the highest mean log-likelihood of positive, negative and neutral prompts: text may fit any of them."""
+    half = len(row) // 2
+    return max(float(np.mean(row[:half])), float(np.mean(row[half:-1])), row[-1])
 
 
 def _log_likelihoods(

