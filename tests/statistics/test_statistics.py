@@ -146,7 +146,8 @@ def test_the_auroc_interval_is_that_of_resampled_scores(positive: Tensor, negati
     for end in (interval.low, interval.high):
         if 0 < end < 1:  # so many of its own standard errors away; the ends of the scale are reached at the others
             assert abs(interval.estimate - end) == pytest.approx(reach * hanley_mcneil(end, *sizes) ** 0.5)
-    assert (interval.low > 0 or interval.estimate == 0) and (interval.high < 1 or interval.estimate == 1)
+    assert interval.low > 0 or interval.estimate == 0
+    assert interval.high < 1 or interval.estimate == 1
 
 
 def hanley_mcneil(auroc: float, n_positive: int, n_negative: int) -> float:
