@@ -284,19 +284,20 @@ def list_cases(seed: int) -> Iterator[Case]:
         truth = float(np.corrcoef(x, y)[0, 1]) if name != "normal, r = 0" else 0.0
         for n in (10, 15, 18, 60):
             now, before = partial(of_pair, bootstrap_pearson_r), pearson_before
-            yield Case(("Pearson's r",), f"{n} pairs", name, (truth,), partial(draw_pairs, n=n), now, before)
+            yield Case(("Pearson's r",), f"{n} pairs", name, (truth,), partial(_draw_units, draw_pairs, n), now, before)
         if name in ("normal, r = 0.9", "five values"):
             ones = np.ones((1, MANY))
             truth = float(np.corrcoef(*(make_ranker(side)(ones)[0] for side in (x, y)))[0, 1])
             for n in (20, 60, 120):
                 now, before = partial(of_pair, bootstrap_spearman_r), spearman_before
-                yield Case(("Spearman's r",), f"{n} responses", name, (truth,), partial(draw_pairs, n=n), now, before)
+                draw = partial(_draw_units, draw_pairs, n)
+                yield Case(("Spearman's r",), f"{n} responses", name, (truth,), draw, now, before)
     for name, draw_classes in CLASSES.items():
         truth = auroc(*tensors(draw_classes(large, MANY)))
         for n in (10, 20, 60):
             if n < 60 or "standard" in name:
                 now, before = partial(of_pair, bootstrap_auroc), auroc_before
-                yield Case(("AUROC",), f"{n} + {n}", name, (truth,), partial(draw_classes, n=n), now, before)
+                yield Case(("AUROC",), f"{n} + {n}", name, (truth,), partial(_draw_units, draw_classes, n), now, before)
     for name, by, saturated in (("1", 1.0, False), ("4", 4.0, False), ("saturated scores", 3.0, True)):
         truth = auroc(*(side.flatten() for side in tensors(grouped(large, MANY // 3, 3, by, saturated))))
         for n in (10, 20):
@@ -332,6 +333,10 @@ def list_cases(seed: int) -> Iterator[Case]:
 
 def _draw_one(population: Callable[[Generator, tuple[int, ...]], ndarray], n: int, rng: Generator) -> Arrays:
     return (population(rng, (n,)),)
+
+
+def _draw_units(population: Callable[[Generator, int], Arrays], n: int, rng: Generator) -> Arrays:
+    return population(rng, n)
 
 
 def shared_sides(rng: Generator, n: int) -> Arrays:

@@ -46,6 +46,14 @@ def test_enough_was_simulated_of_every_kind(record):
     }  # fmt: skip
 
 
+def test_the_record_is_what_the_script_gives_now(record):
+    (row,) = simulate(0, next(list_cases(record.seed)), Arguments(record.repetitions, record.resamples, record.seed))
+    of_record = record.rows[0]
+    assert (row.kind, row.size, row.population) == (of_record.kind, of_record.size, of_record.population)
+    assert (row.before, row.now) == pytest.approx((of_record.before, of_record.now), abs=0.002)
+    assert row.width_now == pytest.approx(of_record.width_now, rel=1e-3)
+
+
 def test_few_rows_are_under_the_goal_and_none_that_was_above_it_fell(record):
     short = [row for row in record.rows if row.now < GOAL]
     assert len(short) <= 0.05 * len(record.rows)
