@@ -51,8 +51,7 @@ def bootstrap_mean(
         InvalidArgumentError: Fewer than two units, a value that is not finite, or an option out of range.
 
     Reference:
-        Hall, On the Removal of Skewness by Transformation (Journal of the Royal Statistical Society B 54, 1992), for
-        Student's t of skewed values; :func:`t_interval`.
+        :func:`t_interval_of_moments`.
 
     Example:
         >>> print(bootstrap_mean(torch.arange(100.0)))
@@ -133,7 +132,17 @@ def bootstrap(
 
 
 def t_interval(found: Resampled, n_units: int) -> Interval:
-    """Make the interval of a mean, or of what is nearly one, from its resamples."""
+    """Make the interval of a mean, or of what is nearly one, from its resamples; missing where they are.
+
+    Args:
+        found: The mean of the data and of its resamples, with the level.
+        n_units: Units that were resampled.
+
+    Example:
+        >>> values = np.array([0.0, 1.0, 2.0, 3.0])
+        >>> print(t_interval(bootstrap(lambda counts: counts @ values / 4, (4,), 2000, 0.95, seed=0), 4))
+        1.50 [-0.49, 3.52]
+    """
     if found.is_missing:
         return Interval.missing(found.level)
     return t_interval_of_moments(found.estimate, *scale_moments(found.values, n_units), n_units - 1, found.level)
@@ -142,7 +151,8 @@ def t_interval(found: Resampled, n_units: int) -> Interval:
 def scale_moments(resampled: ndarray, n_units: int) -> tuple[float, float]:
     """Return variance and third central moment of a statistic from its resamples.
 
-    Both without the bootstrap's bias: resamples of n units spread as if around a mean that was fitted to them.
+    Both without the bootstrap's bias: n units spread around their own mean by (n - 1) / n of what they spread around
+    the true one.
     """
     deviations = resampled - resampled.mean()
     if np.abs(deviations).max() <= 1e-12 * np.abs(resampled).max():  # nothing but rounding
@@ -163,6 +173,20 @@ def t_interval_of_moments(
 
     is nearly a ``t``, and its inverse carries the quantiles of ``t`` back. It is increasing, so the ends keep their
     order.
+
+    Args:
+        estimate: The mean.
+        variance: Of the mean, not of the values; without any the interval has no width.
+        third_moment: Of the mean, around its expectation.
+        df: Degrees of freedom of the variance.
+        level: Confidence level, in (0, 1).
+
+    Reference:
+        Hall, On the Removal of Skewness by Transformation (Journal of the Royal Statistical Society B 54, 1992).
+
+    Example:
+        >>> print(t_interval_of_moments(10.0, 4.0, 0.0, 9, 0.95), t_interval_of_moments(10.0, 4.0, 3.0, 9, 0.95))
+        10.00 [5.48, 14.52] 10.00 [6.45, 17.93]
     """
     if variance <= 0:
         return Interval(estimate, estimate, estimate, level)

@@ -137,10 +137,18 @@ def fisher_interval(found: Resampled, n_units: int) -> Interval:
     standard deviation to each side, times Student's t with two units fewer, for the line that a correlation fits. So
     the interval stays within [-1, 1].
 
+    Args:
+        found: The correlation of the data and of its resamples, with the level.
+        n_units: Units that were resampled: pairs, or groups of them.
+
     Reference:
         Fisher, On the "Probable Error" of a Coefficient of Correlation Deduced from a Small Sample (Metron 1, 1921).
         Efron, Nonparametric Standard Errors and Confidence Intervals (Canadian Journal of Statistics 9, 1981), for the
         bootstrap's standard error in place of ``1 / sqrt(n - 3)``, which holds for normal values only.
+
+    Example:
+        >>> print(fisher_interval(Resampled(0.5, np.array([0.4, 0.45, 0.55, 0.6]), 0.95), 12))
+        0.50 [0.29, 0.66]
     """
     if found.is_missing:
         return Interval.missing(found.level)

@@ -164,9 +164,17 @@ def score_interval(
         n_units: Resampled units: groups, or scores of the smaller class.
         df: Degrees of freedom of the resamples' variance.
 
+    Returns:
+        The interval, in [0, 1]; missing where the AUROC or every resample is.
+
     Reference:
         Newcombe, Confidence Intervals for an Effect Size Measure Based on the Mann-Whitney Statistic, part 2
         (Statistics in Medicine 25, 2006), method 5. Hanley and McNeil, Radiology 143 (1982).
+
+    Example:
+        >>> found = Resampled(0.9, np.array([0.85, 0.9, 0.95]), 0.95)
+        >>> print(score_interval(found, (20, 20), (20, 20), n_units=20, df=38))
+        0.90 [0.74, 0.96]
     """
     if found.is_missing:
         return Interval.missing(found.level)
