@@ -85,8 +85,8 @@ def on_panels(figure, name):
 
 
 def test_the_null_baseline_and_choices_are_drawn_at_their_own_numbers(made):
-    figure = plot_sweep(made, min_coherence=50.0)
-    best = made.choose_coherent(50.0)
+    figure = plot_sweep(made, min_coherence=45.0)
+    best = made.choose_coherent(45.0)
     assert (best.layer, best.coefficient) == (2, 2.0)
     null = on_panels(figure, "random directions × 2")
     for trace, values in zip(null, (made.null_scores, made.null_coherences), strict=True):

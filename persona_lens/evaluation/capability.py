@@ -32,7 +32,7 @@ from persona_lens.models.text.spans import TokenSpans
 from persona_lens.records import Record, format_table
 from persona_lens.run import Run
 from persona_lens.statistics import Interval, bootstrap_mean
-from persona_lens.statistics.bootstrap import bootstrap, draw_multinomial
+from persona_lens.statistics.bootstrap import bootstrap, draw_multinomial, t_interval
 from persona_lens.storage import collect_versions
 
 _DATA = files("persona_lens") / "data"
@@ -252,7 +252,7 @@ def _grade(items: Sequence[MultipleChoiceItem], scores: Float[Tensor, " answer"]
 
 
 def _bootstrap_ratio(totals: Float[Tensor, " unit"], counts: Float[Tensor, " unit"], seed: int) -> Interval:
-    """Divide a sum over units by another, with a percentile bootstrap interval over units."""
+    """Divide a sum over units by another, with a bootstrap interval over units."""
     if not bool(totals.isfinite().all()):
         return Interval.missing(_LEVEL)
 
@@ -260,7 +260,7 @@ def _bootstrap_ratio(totals: Float[Tensor, " unit"], counts: Float[Tensor, " uni
         ratios: ndarray = (drawn @ totals.numpy()) / (drawn @ counts.numpy())
         return ratios
 
-    return bootstrap(divide, (len(totals),), _N_RESAMPLES, _LEVEL, seed, draw_multinomial)
+    return t_interval(bootstrap(divide, (len(totals),), _N_RESAMPLES, _LEVEL, seed, draw_multinomial), len(totals))
 
 
 def _exp(value: float) -> float:

@@ -15,7 +15,7 @@ from persona_lens.errors import InvalidArgumentError
 from persona_lens.records import Record
 from persona_lens.statistics import Interval
 from persona_lens.statistics.bootstrap import bootstrap, draw_multinomial
-from persona_lens.statistics.correlation import standardize, weighted_pearson_r
+from persona_lens.statistics.correlation import fisher_interval, standardize, weighted_pearson_r
 
 # A correlation of two or three questions is near ±1 whatever they say, and so are its resamples.
 _MIN_QUESTIONS = 5
@@ -70,7 +70,7 @@ def measure_monitoring(
 ) -> MonitoringCorrelation:
     """Correlate projections with scores, over all prompts and inside each condition, with 95 % intervals.
 
-    Percentile bootstrap over questions: a resample takes a question with all its conditions, since they share the
+    Bootstrap over questions: a resample takes a question with all its conditions, since they share the
     question's peculiarities. Which conditions count is decided once, on the whole data; one that happens to be
     constant in a resample is left out of that resample's average.
 
@@ -121,7 +121,8 @@ def measure_monitoring(
         return _mean_of_present(np.stack([weighted_pearson_r(a, b, weights[:, rows]) for rows, a, b in kept.values()]))
 
     def measure(statistic: Callable[[ndarray], ndarray]) -> Interval:
-        return bootstrap(statistic, (len(units),), n_resamples, 0.95, seed, draw_multinomial)
+        found = bootstrap(statistic, (len(units),), n_resamples, 0.95, seed, draw_multinomial)
+        return fisher_interval(found, len(units))
 
     return MonitoringCorrelation(
         overall=measure(overall),

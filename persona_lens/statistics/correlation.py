@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from persona_lens.errors import InvalidArgumentError
 from persona_lens.statistics.arrays import to_paired_arrays
-from persona_lens.statistics.bootstrap import bootstrap
+from persona_lens.statistics.bootstrap import Resampled, bootstrap, scale_moments, student_quantile
 from persona_lens.statistics.interval import Interval
 
 
@@ -50,9 +51,10 @@ def pearson_r(x: Float[Tensor, " n"], y: Float[Tensor, " n"]) -> float:
 def bootstrap_pearson_r(
     x: Float[Tensor, " n"], y: Float[Tensor, " n"], *, n_resamples: int = 2000, level: float = 0.95, seed: int = 0
 ) -> Interval:
-    """Return Pearson's r with a percentile bootstrap interval over the pairs.
+    """Return Pearson's r with a bootstrap interval over the pairs.
 
-    A resample in which one side is constant has no correlation and is left out.
+    A resample in which one side is constant has no correlation and is left out. Pairs that lie on a line give an
+    interval without width: they say nothing of how they could leave it.
 
     Args:
         x: E.g. the fine-tuning shift, one a model.
@@ -68,13 +70,13 @@ def bootstrap_pearson_r(
         InvalidArgumentError: A value is not finite, the lengths differ, or there are fewer than three pairs.
 
     Reference:
-        Persona Vectors (arXiv 2507.21509), section 4.2.
+        Persona Vectors (arXiv 2507.21509), section 4.2; :func:`fisher_interval`.
 
     Example:
         >>> import torch
         >>> x = torch.arange(10.0)
-        >>> print(bootstrap_pearson_r(x, 2 * x))
-        1.00 [1.00, 1.00]
+        >>> print(bootstrap_pearson_r(x, x + 5 * torch.sin(x)))
+        0.68 [-0.09, 0.94]
     """
     a, b = to_paired_arrays("x", x, "y", y)
     if len(a) < 3:
@@ -82,19 +84,20 @@ def bootstrap_pearson_r(
     if np.ptp(a) == 0 or np.ptp(b) == 0:
         return Interval.missing(level)
     a, b = standardize(a), standardize(b)
-    interval = bootstrap(lambda counts: weighted_pearson_r(a, b, counts), (len(a),), n_resamples, level, seed)
-    if interval.is_missing:
+    found = bootstrap(lambda counts: weighted_pearson_r(a, b, counts), (len(a),), n_resamples, level, seed)
+    if found.is_missing:
         rule = "leave a resample in which both sides vary"
         raise InvalidArgumentError.of("n_resamples", rule, n_resamples, "Draw more.")
-    return interval
+    return fisher_interval(found, len(a))
 
 
 def bootstrap_spearman_r(
     x: Float[Tensor, " n"], y: Float[Tensor, " n"], *, n_resamples: int = 2000, level: float = 0.95, seed: int = 0
 ) -> Interval:
-    """Return Spearman's rank correlation with a percentile bootstrap interval over the pairs.
+    """Return Spearman's rank correlation with a bootstrap interval over the pairs.
 
-    Ties share their mean rank. A resample in which one side is constant has no correlation and is left out.
+    Ties share their mean rank. A resample in which one side is constant has no correlation and is left out. Ranks that
+    agree throughout give an interval without width.
 
     Args:
         x: E.g. one judge's scores.
@@ -109,19 +112,60 @@ def bootstrap_spearman_r(
     Raises:
         InvalidArgumentError: A value is not finite, the lengths differ, or there are fewer than two pairs.
 
+    Reference:
+        :func:`fisher_interval`.
+
     Example:
         >>> import torch
         >>> x = torch.arange(10.0)
-        >>> print(bootstrap_spearman_r(x, x**3))
-        1.00 [1.00, 1.00]
+        >>> print(bootstrap_spearman_r(x, x + 5 * torch.sin(x)))
+        0.65 [-0.50, 0.97]
     """
-    rank_a, rank_b = (_make_ranker(values) for values in to_paired_arrays("x", x, "y", y))
+    rank_a, rank_b = (make_ranker(values) for values in to_paired_arrays("x", x, "y", y))
 
     def correlate(counts: ndarray) -> ndarray:
         """Rank each resample by itself."""
         return weighted_pearson_r(rank_a(counts), rank_b(counts), counts)
 
-    return bootstrap(correlate, (len(x),), n_resamples, level, seed)
+    return fisher_interval(bootstrap(correlate, (len(x),), n_resamples, level, seed), len(x))
+
+
+def fisher_interval(found: Resampled, n_units: int) -> Interval:
+    r"""Make the interval of a correlation, or of a mean of some, from its resamples.
+
+    On Fisher's scale, ``z = artanh r``, where a correlation spreads about as much wherever it lies: the resamples'
+    standard deviation to each side, times Student's t with two units fewer, for the line that a correlation fits. So
+    the interval stays within [-1, 1].
+
+    Args:
+        found: The correlation of the data and of its resamples, with the level.
+        n_units: Units that were resampled: pairs, or groups of them.
+
+    Reference:
+        Fisher, On the "Probable Error" of a Coefficient of Correlation Deduced from a Small Sample (Metron 1, 1921).
+        Efron, Nonparametric Standard Errors and Confidence Intervals (Canadian Journal of Statistics 9, 1981), for the
+        bootstrap's standard error in place of ``1 / sqrt(n - 3)``, which holds for normal values only.
+
+    Example:
+        >>> print(fisher_interval(Resampled(0.5, np.array([0.4, 0.45, 0.55, 0.6]), 0.95), 12))
+        0.50 [0.29, 0.66]
+    """
+    if found.is_missing:
+        return Interval.missing(found.level)
+    (center,) = _to_fisher(np.array([found.estimate]))
+    # A resample of few distinct pairs lies on a line, at infinity: three are further than others are from the estimate.
+    reach = abs(center) + 3
+    variance, _ = scale_moments(np.clip(_to_fisher(found.values), -reach, reach), n_units)
+    if variance == 0:
+        return Interval(found.estimate, found.estimate, found.estimate, found.level)
+    half_width = student_quantile(found.level, max(n_units - 2, 1)) * math.sqrt(variance)
+    return Interval(found.estimate, math.tanh(center - half_width), math.tanh(center + half_width), found.level)
+
+
+def _to_fisher(r: ndarray) -> ndarray:
+    """Take Fisher's z, finite on a line too."""
+    z: ndarray = np.arctanh(np.clip(r, -1 + 1e-15, 1 - 1e-15))
+    return z
 
 
 def standardize(values: ndarray) -> ndarray:
@@ -147,7 +191,7 @@ def weighted_pearson_r(x: ndarray, y: ndarray, weights: ndarray) -> ndarray:
     return np.where(varies, np.clip((share * x * y).sum(axis=1) / scale, -1.0, 1.0), np.nan)
 
 
-def _make_ranker(values: ndarray) -> Callable[[ndarray], ndarray]:
+def make_ranker(values: ndarray) -> Callable[[ndarray], ndarray]:
     """Make the function that maps counts ``"resample n"`` to each value's mean rank in the resample."""
     order = np.argsort(values)
     first = np.searchsorted(values[order], values, side="left")

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
+from scipy.optimize import brentq
 from torch import Tensor
 
 from persona_lens.errors import InvalidArgumentError
 from persona_lens.statistics.arrays import to_array
-from persona_lens.statistics.bootstrap import bootstrap
+from persona_lens.statistics.bootstrap import Resampled, bootstrap, scale_moments, student_quantile
 from persona_lens.statistics.interval import Interval
 
 
@@ -37,7 +39,7 @@ def auroc(positive: Float[Tensor, " n_pos"], negative: Float[Tensor, " n_neg"]) 
         0.875
     """
     a, b = to_array("positive", positive, 1), to_array("negative", negative, 1)
-    return float(_weighted_auroc(a, b)(np.ones((1, len(a))), np.ones((1, len(b))))[0])
+    return float(weighted_auroc(a, b)(np.ones((1, len(a))), np.ones((1, len(b))))[0])
 
 
 def bootstrap_auroc(
@@ -48,9 +50,10 @@ def bootstrap_auroc(
     level: float = 0.95,
     seed: int = 0,
 ) -> Interval:
-    """Measure how well a score separates two classes, with a percentile bootstrap interval.
+    """Measure how well a score separates two classes, with a bootstrap interval.
 
-    Resamples both classes. Where they separate perfectly every resample does too, and the interval is [1, 1].
+    Resamples both classes. Where they separate perfectly, so does every resample; the interval is then as wide as the
+    number of scores allows.
 
     Args:
         positive: Scores of the positive class, one a unit.
@@ -66,13 +69,20 @@ def bootstrap_auroc(
         InvalidArgumentError: Fewer than two scores in a class, a score that is not finite, or an option out
             of range.
 
+    Reference:
+        :func:`score_interval`.
+
     Example:
         >>> import torch
         >>> print(bootstrap_auroc(torch.arange(20.0) + 8.0, torch.arange(20.0)))
-        0.82 [0.69, 0.93]
+        0.82 [0.64, 0.92]
+        >>> print(bootstrap_auroc(torch.arange(20.0) + 20.0, torch.arange(20.0)))
+        1.00 [0.89, 1.00]
     """
     a, b = to_array("positive", positive, 2), to_array("negative", negative, 2)
-    return bootstrap(_weighted_auroc(a, b), (len(a), len(b)), n_resamples, level, seed)
+    sizes = (len(a), len(b))
+    found = bootstrap(weighted_auroc(a, b), sizes, n_resamples, level, seed)
+    return score_interval(found, sizes, sizes, n_units=min(sizes), df=sum(sizes) - 2)
 
 
 def bootstrap_auroc_by_group(
@@ -85,10 +95,10 @@ def bootstrap_auroc_by_group(
     level: float = 0.95,
     seed: int = 0,
 ) -> Interval:
-    """Measure how well a score separates two classes, with a percentile bootstrap over groups of scores.
+    """Measure how well a score separates two classes, with a bootstrap over groups of scores.
 
     For scores that were not drawn independently, such as several responses to each question: groups are resampled,
-    each with all its positives and negatives.
+    each with all its positives and negatives. Where the classes separate perfectly, each group counts as one score.
 
     Args:
         positive: Scores of the positive class.
@@ -106,11 +116,14 @@ def bootstrap_auroc_by_group(
         InvalidArgumentError: Labels that do not fit the scores, fewer than two groups, a score that is not finite, or
             an option out of range.
 
+    Reference:
+        :func:`score_interval`.
+
     Example:
         >>> import torch
-        >>> scores = torch.tensor([1.0, 2.0, 3.0, 4.0])
-        >>> print(bootstrap_auroc_by_group(scores + 4, scores, "aabb", "aabb"))
-        1.00 [1.00, 1.00]
+        >>> scores = torch.arange(20.0)
+        >>> print(bootstrap_auroc_by_group(scores + 20, scores, [*range(10)] * 2, [*range(10)] * 2))
+        1.00 [0.75, 1.00]
     """
     a, b = to_array("positive", positive, 2), to_array("negative", negative, 2)
     for name, labels, scores in (("positive", positive_groups, a), ("negative", negative_groups, b)):
@@ -122,16 +135,78 @@ def bootstrap_auroc_by_group(
         raise InvalidArgumentError.of("positive_groups", "name at least 2 groups", list(numbers))
     at_a = np.array([numbers[label] for label in positive_groups])
     at_b = np.array([numbers[label] for label in negative_groups])
-    separate = _weighted_auroc(a, b)
+    separate = weighted_auroc(a, b)
 
     def separate_groups(counts: ndarray) -> ndarray:
         """Weigh each score as its group; NaN for a resample without positives or without negatives."""
         return separate(counts[:, at_a], counts[:, at_b])
 
-    return bootstrap(separate_groups, (len(numbers),), n_resamples, level, seed)
+    found = bootstrap(separate_groups, (len(numbers),), n_resamples, level, seed)
+    groups = (len(set(at_a)), len(set(at_b)))
+    return score_interval(found, (len(a), len(b)), groups, n_units=len(numbers), df=len(numbers) - 1)
 
 
-def _weighted_auroc(positive: ndarray, negative: ndarray) -> Callable[[ndarray, ndarray], ndarray]:
+def score_interval(
+    found: Resampled, n_scores: tuple[int, int], n_groups: tuple[int, int], *, n_units: int, df: int
+) -> Interval:
+    """Make the interval of an AUROC from its resamples.
+
+    It holds every AUROC from which the estimate is not further than Student's t times the standard error *there*, as
+    Wilson's interval does for a share: it stays within [0, 1], and is not without width where the classes separate
+    perfectly. The standard error is that of one score a group, by Hanley and McNeil's formula, times the square root of
+    how much more or less the resamples vary than the formula says at the estimate. That they vary less than independent
+    scores would is not believed, and one unit more speaks for the formula, since few units can agree by chance.
+
+    Args:
+        found: The AUROC and its resamples.
+        n_scores: Positive and negative scores.
+        n_groups: Groups with positive and groups with negative scores; those of independent scores are ``n_scores``.
+        n_units: Resampled units: groups, or scores of the smaller class.
+        df: Degrees of freedom of the resamples' variance.
+
+    Returns:
+        The interval, in [0, 1]; missing where the AUROC or every resample is.
+
+    Reference:
+        Newcombe, Confidence Intervals for an Effect Size Measure Based on the Mann-Whitney Statistic, part 2
+        (Statistics in Medicine 25, 2006), method 5. Hanley and McNeil, Radiology 143 (1982).
+
+    Example:
+        >>> found = Resampled(0.9, np.array([0.85, 0.9, 0.95]), 0.95)
+        >>> print(score_interval(found, (20, 20), (20, 20), n_units=20, df=38))
+        0.90 [0.74, 0.96]
+    """
+    if found.is_missing:
+        return Interval.missing(found.level)
+    by_group = _vary_auroc(found.estimate, n_groups)
+    widening = 1.0
+    if by_group > 0:  # it is zero where the classes separate perfectly
+        observed = max(scale_moments(found.values, n_units)[0], _vary_auroc(found.estimate, n_scores))
+        widening = (n_units * observed / by_group + 1) / (n_units + 1)
+    reach = student_quantile(found.level, df) * math.sqrt(widening)
+    low = _find_lower_end(found.estimate, n_groups, reach)
+    return Interval(found.estimate, low, 1 - _find_lower_end(1 - found.estimate, n_groups, reach), found.level)
+
+
+def _vary_auroc(auroc: float, sizes: tuple[int, int]) -> float:
+    """Return the variance of the AUROC of so many independent scores; the same for an AUROC and one less it."""
+    n_others = sum(sizes) / 2 - 1
+    shared = n_others * ((1 - auroc) / (2 - auroc) + auroc / (1 + auroc))
+    return auroc * (1 - auroc) * (1 + shared) / (sizes[0] * sizes[1])
+
+
+def _find_lower_end(estimate: float, sizes: tuple[int, int], reach: float) -> float:
+    """Find the AUROC below the estimate that is ``reach`` of its own standard errors away."""
+    if estimate <= 0:
+        return 0.0
+
+    def exceed(auroc: float) -> float:
+        return estimate - auroc - reach * math.sqrt(_vary_auroc(auroc, sizes))
+
+    return float(brentq(exceed, 0.0, estimate * (1 - 1e-12)))
+
+
+def weighted_auroc(positive: ndarray, negative: ndarray) -> Callable[[ndarray, ndarray], ndarray]:
     """Make the function that maps weights ``"resample n_pos"``, ``"resample n_neg"`` to AUROCs."""
     order = np.argsort(negative)
     n_below = np.searchsorted(negative[order], positive, side="left")
