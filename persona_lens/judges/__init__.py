@@ -12,6 +12,7 @@ from persona_lens.judges.likelihood import (
     calibrate_likelihood_judge,
     measure_separation,
 )
+from persona_lens.judges.openai_compatible import OpenAIJudge
 from persona_lens.judges.panel import (
     Agreement,
     PanelResult,
@@ -23,6 +24,7 @@ from persona_lens.judges.panel import (
 
 __all__ = [
     "Agreement", "CachedJudge", "ClaudeJudge", "ExpectedScoreJudge", "IdentifiedJudge", "Judge", "JudgeSeparation",
-    "Judgement", "LikelihoodCalibration", "LikelihoodJudge", "PanelResult", "ScoreCache", "calibrate_likelihood_judge",
-    "compare_scores", "default_judge", "judge_with_panel", "measure_separation", "read_spot_check", "write_spot_check",
+    "Judgement", "LikelihoodCalibration", "LikelihoodJudge", "OpenAIJudge", "PanelResult", "ScoreCache",
+    "calibrate_likelihood_judge", "compare_scores", "default_judge", "judge_with_panel", "measure_separation",
+    "read_spot_check", "write_spot_check",
 ]  # fmt: skip
