@@ -1,4 +1,7 @@
-"""A local HTTP server that speaks enough of Anthropic's Messages and Message Batches APIs for the real client."""
+"""A local HTTP server that speaks enough of Anthropic's Messages and Message Batches APIs for the real client.
+
+Whatever else is posted is answered as well, with what ``answer`` says: so it serves other APIs' clients, too.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ DROP = object()
 
 @dataclass(frozen=True)
 class Answer:
-    """An HTTP answer: a status, a body (a dict is sent as JSON, bytes as they are) and more headers."""
+    """An HTTP answer: a status, a body (a dict is sent as JSON, bytes as they are) and more or other headers."""
 
     status: int
     body: Any
@@ -40,10 +43,10 @@ def error(status: int, kind: str, **headers: str) -> Answer:
 class AnthropicServer:
     """What a test sets up and looks at.
 
-    ``answer`` maps the body of POST /v1/messages to a text, an Answer or DROP. ``batch_result`` maps each request of
-    a batch (``{"custom_id", "params"}``) to its ``result`` object, e.g. ``{"type": "succeeded", "message": ...}``,
-    ``{"type": "expired"}``, ``{"type": "errored", "error": {...}}``. A batch has ended after ``polls_until_end``
-    looks at it. ``requests`` holds (method, path, headers, body) of all that came.
+    ``answer`` maps the body of POST /v1/messages to a text, an object (sent as JSON), an Answer or DROP.
+    ``batch_result`` maps each request of a batch (``{"custom_id", "params"}``) to its ``result`` object, e.g.
+    ``{"type": "succeeded", "message": ...}``, ``{"type": "expired"}``, ``{"type": "errored", "error": {...}}``. A batch
+    has ended after ``polls_until_end`` looks at it. ``requests`` holds (method, path, headers, body) of all that came.
     """
 
     def __init__(self) -> None:
@@ -100,9 +103,8 @@ def serve():
                 answer = Answer(200, answer)
             body = answer.body if isinstance(answer.body, bytes) else json.dumps(answer.body).encode()
             self.send_response(answer.status)
-            self.send_header("content-type", "application/json")
-            self.send_header("content-length", str(len(body)))
-            for name, value in answer.headers.items():
+            ordinary = {"content-type": "application/json", "content-length": str(len(body))}
+            for name, value in (ordinary | answer.headers).items():
                 self.send_header(name, value)
             self.end_headers()
             self.wfile.write(body)

@@ -14,6 +14,7 @@ from persona_lens.judges.likelihood import (
     calibrate_likelihood_judge,
     measure_separation,
 )
+from persona_lens.judges.openai_compatible import OpenAIJudge
 from persona_lens.judges.panel import (
     Agreement,
     PanelResult,
@@ -34,8 +35,8 @@ from persona_lens.judges.validation import (
 __all__ = [
     "Agreement", "CachedJudge", "ClaudeJudge", "Contrast", "EmbeddingJudge", "ExpectedScoreJudge",
     "IdentifiedJudge", "Judge", "JudgeSeparation", "JudgeValidation", "Judgement", "LikelihoodCalibration",
-    "LikelihoodJudge", "PanelResult", "ResidualEncoder", "ScoreCache", "SentenceEncoder", "TemperatureSamples",
-    "TextEncoder", "ValidatedJudge", "calibrate_likelihood_judge", "compare_scores", "default_judge",
-    "fit_embedding_judge", "judge_with_panel", "load_sentence_encoder", "measure_separation", "read_spot_check",
-    "shuffle_words", "validate", "write_spot_check",
+    "LikelihoodJudge", "OpenAIJudge", "PanelResult", "ResidualEncoder", "ScoreCache", "SentenceEncoder",
+    "TemperatureSamples", "TextEncoder", "ValidatedJudge", "calibrate_likelihood_judge", "compare_scores",
+    "default_judge", "fit_embedding_judge", "judge_with_panel", "load_sentence_encoder", "measure_separation",
+    "read_spot_check", "shuffle_words", "validate", "write_spot_check",
 ]  # fmt: skip

@@ -6,13 +6,21 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from persona_lens.errors import FileFormatError, InvalidArgumentError
-from persona_lens.judges.judgement import EMPTY, Judgement, check_pairs
+from persona_lens.judges.asking import (
+    API_DECLINED,
+    RESPONSE_REFUSES,
+    check_limits,
+    judge_concurrently,
+    list_rows_to_judge,
+    unanswered,
+)
+from persona_lens.judges.judgement import EMPTY, Judgement
 from persona_lens.storage import write_json
 from persona_lens.traits.claude import CUT_OFF, describe_error, describe_object, open_client
 from persona_lens.traits.trait import Trait
@@ -88,9 +96,7 @@ class ClaudeJudge:
     def __post_init__(self) -> None:
         if not self.model.strip():
             raise InvalidArgumentError.of("model", "name a Claude model", self.model)
-        for name, least in (("max_concurrent", 1), ("max_retries", 0)):
-            if getattr(self, name) < least:
-                raise InvalidArgumentError.of(name, f"be at least {least}", getattr(self, name))
+        check_limits(self.max_concurrent, self.max_retries)
 
     @property
     def name(self) -> str:
@@ -113,16 +119,7 @@ class ClaudeJudge:
             InvalidArgumentError: Lists of unequal length, or a key that is missing or refused.
         """
         with open_client(_OTHERWISE, self.max_retries) as client:
-            rows = _list_rows_to_judge(questions, responses)
-            with ThreadPoolExecutor(self.max_concurrent) as pool:
-                futures = {row: pool.submit(self._judge, client, questions[row], responses[row]) for row in rows}
-                try:
-                    wait(futures.values(), return_when=FIRST_EXCEPTION)
-                finally:  # a refused key is refused for all others too: ask no more
-                    for future in futures.values():
-                        future.cancel()
-            judged = {row: future.result() for row, future in futures.items()}
-        return [judged.get(row, EMPTY) for row in range(len(responses))]
+            return judge_concurrently(partial(self._judge, client), questions, responses, self.max_concurrent)
 
     def submit_batch(self, questions: Sequence[str], responses: Sequence[str], record: Path) -> tuple[str, ...]:
         """Send the responses to the Message Batches API, which costs half and takes up to a day.
@@ -142,7 +139,7 @@ class ClaudeJudge:
             anthropic.APIError: Another error of the API; call again to go on.
         """
         with open_client(_OTHERWISE, self.max_retries) as client:
-            rows = _list_rows_to_judge(questions, responses)
+            rows = list_rows_to_judge(questions, responses)
             header = {
                 "format": _RECORD_FORMAT,
                 "judge": self.identity,
@@ -215,7 +212,7 @@ class ClaudeJudge:
                             f"other. Got row {line.custom_id!r:.40}. Was the record edited?"
                         )
                     judged[pending.pop(line.custom_id)] = _read_result(line.result)
-                judged.update(dict.fromkeys(pending.values(), _unanswered("no result in the batch")))
+                judged.update(dict.fromkeys(pending.values(), unanswered("no result in the batch")))
         return [judged.get(row, EMPTY) for row in range(content["rows"])]
 
     def score_batch(
@@ -257,9 +254,9 @@ class ClaudeJudge:
         except (anthropic.AuthenticationError, anthropic.PermissionDeniedError):
             raise
         except anthropic.APIError as error:
-            return _unanswered(describe_error(error, client.api_key or ""))
+            return unanswered(describe_error(error, client.api_key or ""))
         except ValueError as error:  # the client decodes a body that claims to be JSON without a safety net
-            return _unanswered(f"malformed HTTP body: {type(error).__name__}")
+            return unanswered(f"malformed HTTP body: {type(error).__name__}")
         return _read_message(message)
 
 
@@ -281,11 +278,11 @@ def parse_judgement(text: str, stop_reason: str | None) -> Judgement:
     """
     quoted = repr(text[:_MAX_QUOTED])
     if stop_reason == "refusal":
-        return Judgement(None, None, "the API declined to judge")
+        return Judgement(None, None, API_DECLINED)
     if stop_reason in CUT_OFF:
         return Judgement(None, None, f"answer cut off ({stop_reason}): {quoted}")
     if text.strip(" \n\"'.").upper() == "REFUSAL":
-        return Judgement(None, None, "the response refuses")
+        return Judgement(None, None, RESPONSE_REFUSES)
     try:
         answer = json.loads(text)
     except (ValueError, RecursionError):
@@ -300,26 +297,15 @@ def parse_judgement(text: str, stop_reason: str | None) -> Judgement:
         if not 0 <= answer[key] <= 100:
             return Judgement(None, None, f"{key} out of 0 to 100: {quoted}")
     if refusal:
-        return Judgement(None, float(answer["coherence"]), "the response refuses")
+        return Judgement(None, float(answer["coherence"]), RESPONSE_REFUSES)
     return Judgement(float(answer["score"]), float(answer["coherence"]))
-
-
-def _list_rows_to_judge(questions: Sequence[str], responses: Sequence[str]) -> list[int]:
-    """Return the rows whose response is not empty."""
-    check_pairs(questions, responses)
-    return [row for row, response in enumerate(responses) if response.strip()]
-
-
-def _unanswered(reason: str) -> Judgement:
-    """Return what to say where Claude did not answer at all, so that asking again may help."""
-    return Judgement(None, None, reason, retryable=True)
 
 
 def _read_message(message: object) -> Judgement:
     """Parse a message's text; the client checks no types, so a stranger's answer may be anything."""
     content = getattr(message, "content", None)
     if not isinstance(content, list):
-        return _unanswered("malformed message: no content")
+        return unanswered("malformed message: no content")
     texts = [getattr(block, "text", None) for block in content if getattr(block, "type", None) == "text"]
     return parse_judgement("".join(filter(None, texts)), getattr(message, "stop_reason", None))
 
@@ -329,7 +315,7 @@ def _read_result(result: Any) -> Judgement:
     if result.type == "succeeded":
         return _read_message(result.message)
     kind = f" ({result.error.error.type})" if result.type == "errored" else ""
-    return _unanswered(f"{result.type} in the batch{kind}")
+    return unanswered(f"{result.type} in the batch{kind}")
 
 
 def _read_record(path: Path) -> dict[str, Any]:

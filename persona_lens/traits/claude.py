@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from persona_lens.errors import InvalidArgumentError
+from persona_lens.traits.keys import describe_failure, missing_key, read_key, refused_key
 
 if TYPE_CHECKING:  # slow to import, and few sessions ask Claude
     import anthropic
 
 CUT_OFF = ("max_tokens", "model_context_window_exceeded")
 """The API's reasons for an answer that ends too early."""
-_MAX_QUOTED = 80  # characters of what the API said that an error repeats
+_KEY = "ANTHROPIC_API_KEY"
 
 
 @contextmanager
@@ -30,27 +29,20 @@ def open_client(otherwise: str, max_retries: int = 2) -> Iterator[anthropic.Anth
     """
     import anthropic
 
-    hint = f"Set ANTHROPIC_API_KEY in the environment, or {otherwise}"
-    key = os.environ.get("ANTHROPIC_API_KEY", "").strip()
+    hint = f"Set {_KEY} in the environment, or {otherwise}"
+    key = read_key(_KEY, hint)
     if not key:
-        raise InvalidArgumentError(f"`ANTHROPIC_API_KEY` must be set. Got none. {hint}")
-    # Any other character makes the HTTP library raise and log an error that quotes the whole key.
-    if not key.isascii() or not key.isprintable() or " " in key:
-        raise InvalidArgumentError(f"`ANTHROPIC_API_KEY` must be one word of ASCII. Got other characters. {hint}")
+        raise missing_key(_KEY, hint)
     try:
         with anthropic.Anthropic(api_key=key, max_retries=max_retries) as client:
             yield client
     except (anthropic.AuthenticationError, anthropic.PermissionDeniedError) as error:
-        # `from None`, since the API's error holds the request, whose headers hold the key.
-        got = describe_error(error, key)
-        raise InvalidArgumentError(f"`ANTHROPIC_API_KEY` must be a key that works. Got {got}. {hint}") from None
+        raise refused_key(_KEY, describe_error(error, key), hint) from None
 
 
 def describe_error(error: anthropic.APIError, key: str) -> str:
     """Return the error's class, status and the start of what the API said, without the key should it be quoted."""
-    status = f" {error.status_code}" if hasattr(error, "status_code") else ""
-    said = getattr(error, "api_message", None)
-    return f"{type(error).__name__}{status}" + (f": {said.replace(key, '[key]')[:_MAX_QUOTED]}" if said else "")
+    return describe_failure(error, getattr(error, "api_message", None) or "", key)
 
 
 def describe_object(**properties: Any) -> dict[str, Any]:
