@@ -31,6 +31,6 @@ class Stream(IntEnum):
     FINETUNED_SCORES = 150  # experiments on trained models: responses that are scored, plus the trait's index
     ORDINARY_ROWS = 170  # experiments on trained models: the base model's answers among a domain's rows
     SAMPLE_SEPARATION = 190  # experiments/sample_separation.py: responses
-    EVIDENCE = 160  # experiments/steering_evidence.py: responses and random directions
     SHUFFLED_WORDS = 200  # which words of a text are shuffled to measure a judge
     REAL_CONVERSATIONS = 230  # experiments/real_conversations.py: which rows the random subset takes
+    EVIDENCE = 240  # experiments/steering_evidence.py: responses and random directions

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -17,9 +17,6 @@ from persona_lens.models.hooks.points import check_unsteered
 from persona_lens.models.hooks.sites import check_layer
 from persona_lens.models.loading import describe_model
 from persona_lens.models.text.spans import TokenSpans
-
-if TYPE_CHECKING:  # slow to import
-    from sentence_transformers import SentenceTransformer
 
 
 @runtime_checkable
@@ -51,7 +48,7 @@ class SentenceEncoder:
     """
 
     name: str
-    model: SentenceTransformer = field(repr=False)
+    model: Any = field(repr=False)  # sentence_transformers.SentenceTransformer, slow to import
 
     @property
     def identity(self) -> str:

@@ -22,7 +22,7 @@ from persona_lens.streams import Stream
 from persona_lens.traits.written import Kind, WrittenExample
 
 if TYPE_CHECKING:
-    import plotly.graph_objects as go
+    from plotly.graph_objects import Figure
 
 Verdict: TypeAlias = Literal["valid", "partly valid", "not valid"]
 
@@ -116,7 +116,7 @@ class JudgeValidation(Record):
             f"{self.judge}: {self.verdict} for {self.trait}", rows, ("contrast", "AUROC", "must be", "")
         )
 
-    def plot(self) -> go.Figure:
+    def plot(self) -> Figure:
         """Draw each contrast's AUROC with its interval and where it must lie."""
         from persona_lens.plots.validation import plot_validations
 

