@@ -127,7 +127,8 @@ class LikelihoodJudge:
         """Changes whenever a score could."""
         info = describe_model(self.model)
         prompts = _trait_prompts(self.trait, self.n_pairs)
-        return json.dumps(["likelihood", info.fingerprint, info.dtype, prompts, asdict(self.calibration)])
+        kind = "likelihood, coherence by the best of the prompts"
+        return json.dumps([kind, info.fingerprint, info.dtype, prompts, asdict(self.calibration)])
 
     def __repr__(self) -> str:
         n = self.calibration.n_positive + self.calibration.n_negative
@@ -201,7 +202,7 @@ def calibrate_likelihood_judge(
         raise InvalidArgumentError.of("n_pairs", rule, n_pairs, "The trait has no more.")
     check_unsteered(model)
     work = {
-        "work": "calibration",
+        "work": "calibration, coherence by the best of the prompts",
         "model": asdict(describe_model(model)),
         "trait": trait.fingerprint,
         "n_pairs": n_pairs,

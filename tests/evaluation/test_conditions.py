@@ -141,3 +141,24 @@ def test_a_hooked_model_answers_no_condition(tiny_model, other_model):
     for hooked, condition in ((tiny_model, Condition()), (other_model, Condition(model=other_model))):
         with hooked.hooks(fwd_hooks=shift), pytest.raises(HooksPresentError):
             pl.score_conditions(tiny_model, LengthJudge(), [Condition(), condition], QUESTIONS)
+
+
+def test_another_judge_scores_the_same_responses_and_leaves_coherence_where_it_has_none(tiny_model):
+    class Es:
+        name = "letters e"
+
+        def score(self, questions, responses):
+            self.asked = list(zip(questions, responses, strict=True))
+            return [pl.judges.Judgement(float(text.count("e")), None) for text in responses]
+
+    sampling = pl.Sampling(max_new_tokens=5, rollouts=2)
+    first = pl.score_conditions(tiny_model, LengthJudge(), [pl.Condition(name="a"), pl.Condition(system="Be.")], ["p?", "q?"],
+                                sampling=sampling)  # fmt: skip
+    judge = Es()
+    second = pl.evaluation.rescore(first, judge)
+    assert [question for question, _ in judge.asked] == ["p?", "p?", "q?", "q?"] * 2
+    for c, condition in enumerate(first.responses):
+        for q, texts in enumerate(condition):
+            assert second.scores[c, q].tolist() == [float(text.count("e")) for text in texts]
+    assert torch.equal(second.coherences, first.coherences)
+    assert (second.judge, second.conditions, second.responses) == ("letters e", first.conditions, first.responses)

@@ -45,7 +45,8 @@ def test_a_score_is_the_calibrated_likelihood_ratio_of_single_passes(tiny_model,
         logit = calibration.slope * (positive - negative) + calibration.intercept
         assert found.score == pytest.approx(100 / (1 + math.exp(-logit)), abs=0.05)
         neutral = log_likelihood(tiny_model, question, None, response)
-        assert found.coherence == pytest.approx(calibration.coherence(neutral), abs=0.05)
+        # Text may fit any of the prompts: what shows the trait is not odd for that.
+        assert found.coherence == pytest.approx(calibration.coherence(max(positive, negative, neutral)), abs=0.05)
 
 
 def test_the_trait_alone_scores_the_same_without_coherence(judge):
@@ -203,7 +204,10 @@ def test_the_calibration_is_fitted_on_responses_sampled_and_scored_one_by_one(ti
                     log_likelihood(tiny_model, s.request.question, positive, s.response)
                     - log_likelihood(tiny_model, s.request.question, negative, s.response)
                     if system
-                    else log_likelihood(tiny_model, s.request.question, None, s.response)
+                    else max(
+                        log_likelihood(tiny_model, s.request.question, one, s.response)
+                        for one in (positive, negative, None)
+                    )
                     for s in sampled
                 ]
             )
