@@ -83,9 +83,7 @@ def run(model: HookedModel, trait: pl.Trait, profile: EvidenceProfile, arguments
     validations = tuple(validate(judge, trait.name, judging) for judge in judges)
     vectors = {
         "written": pl.read_persona_vector(model, trait.name, training),
-        "sampled": pl.extract_persona_vector(
-            model, trait, judge=chooser, sampling=replace(once, rollouts=profile.extraction_rollouts), run=run
-        ),
+        "sampled": extract(model, trait, chooser, replace(once, rollouts=profile.extraction_rollouts), run),
     }
     lengths = measure_lengths(model, training)
     tuning, held_out = trait.evaluation_questions[0::2], trait.evaluation_questions[1::2]
@@ -148,6 +146,17 @@ def run(model: HookedModel, trait: pl.Trait, profile: EvidenceProfile, arguments
     )
 
 
+def extract(
+    model: HookedModel, trait: pl.Trait, judge: IdentifiedJudge, sampling: pl.Sampling, run: Run
+) -> pl.PersonaVector:
+    """Extract the vector from the model's own responses; from all of them where the judge would keep none."""
+    try:
+        return pl.extract_persona_vector(model, trait, judge=judge, sampling=sampling, run=run)
+    except pl.errors.InvalidArgumentError as error:
+        print(f"{trait.name}: {error} Every pair is kept.")
+        return pl.extract_persona_vector(model, trait, judge="none", sampling=sampling, run=run)
+
+
 def score_again(scores: ConditionScores, judge: IdentifiedJudge, first: IdentifiedJudge) -> torch.Tensor:
     """Return a judge's scores of responses that another judge was the first to score."""
     return scores.scores if judge is first else rescore(scores, judge).scores
@@ -195,9 +204,10 @@ def choose(
     best = max(good, key=lambda i: float(scores[i])) if good else int(coherence.argmax())
     layer, step, coefficient = grid[best]
     cosine = vector.split_half_cosine.get("response_mean")
+    kept_by = vector.provenance.get("judge", "")  # written answers were not judged
     return Setting(
         source, layer, step, coefficient, float(scores[best]), float(coherence[best]),
-        float("nan") if cosine is None else float(cosine[layer]), vector.counts.kept,
+        float("nan") if cosine is None else float(cosine[layer]), vector.counts.kept, kept_by,
     )  # fmt: skip
 
 

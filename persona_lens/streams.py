@@ -34,3 +34,4 @@ class Stream(IntEnum):
     SHUFFLED_WORDS = 200  # which words of a text are shuffled to measure a judge
     REAL_CONVERSATIONS = 230  # experiments/real_conversations.py: which rows the random subset takes
     EVIDENCE = 240  # experiments/steering_evidence.py: responses and random directions
+    BLIND_READING = 250  # experiments/blind_reading.py: which responses are read, and in which order

@@ -34,6 +34,7 @@ class Setting(Record):
     coherence: float
     split_half_cosine: float
     n_pairs: int
+    pairs_kept_by: str = ""
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -152,8 +152,8 @@ def test_another_judge_scores_the_same_responses_and_leaves_coherence_where_it_h
             return [pl.judges.Judgement(float(text.count("e")), None) for text in responses]
 
     sampling = pl.Sampling(max_new_tokens=5, rollouts=2)
-    first = pl.score_conditions(tiny_model, LengthJudge(), [pl.Condition(name="a"), pl.Condition(system="Be.")], ["p?", "q?"],
-                                sampling=sampling)  # fmt: skip
+    ways = [pl.Condition(name="a"), pl.Condition(system="Be.")]
+    first = pl.score_conditions(tiny_model, LengthJudge(), ways, ["p?", "q?"], sampling=sampling)
     judge = Es()
     second = pl.evaluation.rescore(first, judge)
     assert [question for question, _ in judge.asked] == ["p?", "p?", "q?", "q?"] * 2

@@ -1,0 +1,181 @@
+"""What does a person read in steered text? A sheet without conditions is rated, and only then set against its key.
+
+    python experiments/blind_reading.py --write             # figures/blind_sheet.csv and figures/blind_key.json
+    python experiments/blind_reading.py                     # after a person filled figures/blind_ratings.csv
+
+Responses of all conditions of steering_evidence.py, shuffled across conditions and traits. Ratings are a CSV of `id`
+and `rating`, 0 (not at all) to 100 (as strongly as can be).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import tyro
+from results.blind_reading import BlindReading, ReadTrait
+from results.steering_evidence import SteeringEvidence
+
+from persona_lens.reproduction.arguments import BaseArguments
+from persona_lens.statistics import bootstrap_auroc, bootstrap_spearman_r
+from persona_lens.statistics.missing import mean_interval
+from persona_lens.storage import write_bytes_atomically, write_json
+from persona_lens.streams import Stream
+from persona_lens.traits import list_written_traits
+
+# How many texts of each condition a trait gives the sheet.
+SHARES = {
+    "unsteered": 8,
+    "written vector": 8,
+    "sampled vector": 6,
+    "system prompt": 5,
+    "written vector, away": 5,
+    "other traits": 4,
+    "random, equal coherence": 4,
+}
+READER = "read blind by one developer"
+NAME = "blind_reading"
+
+
+@dataclass(frozen=True)
+class ReadingArguments(BaseArguments):
+    """Write the sheet, or read what was rated."""
+
+    write: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Write the sheet and its key, and stop."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """A response with its place in the evidence: condition, question, rollout; scores by judge."""
+
+    trait: str
+    condition: str
+    question: str
+    response: str
+    scores: dict[str, float]
+
+
+def main(arguments: ReadingArguments) -> None:
+    """Write the sheet, or the result."""
+    if arguments.replot:
+        arguments.read(BlindReading, NAME).write(arguments.out, NAME)
+        return
+    names = [name for name in arguments.trait or list_written_traits() if evidence_path(arguments, name).exists()]
+    evidence = {name: SteeringEvidence.load(evidence_path(arguments, name)) for name in names}
+    if not evidence:
+        raise SystemExit(f"{arguments.out} holds no steering_evidence_TRAIT.json. Run steering_evidence.py first.")
+    texts = [text for one in evidence.values() for text in draw_texts(one, arguments.seed)]
+    order = np.random.default_rng([arguments.seed, Stream.BLIND_READING]).permutation(len(texts))
+    sheet = {f"{place + 1:03d}": texts[index] for place, index in enumerate(order)}
+    if arguments.write:
+        write_sheet(arguments, sheet)
+        return
+    key = json.loads((arguments.out / "blind_key.json").read_text(encoding="utf-8"))
+    changed = [number for number, text in sheet.items() if key.get(number) != text.condition]
+    if changed:
+        raise SystemExit(f"{arguments.out}/blind_key.json belongs to other responses, from row {changed[0]} on.")
+    ratings = read_ratings(arguments, sheet)
+    config = next(iter(evidence.values())).config | {"traits": names}
+    rated = [(text, ratings[number]) for number, text in sheet.items()]
+    result = BlindReading(config, READER, tuple(summarize(name, [one for one in rated if one[0].trait == name])
+                                                for name in names))  # fmt: skip
+    result.write(arguments.out, NAME)
+    print(f"{arguments.out / NAME}.html")
+
+
+def evidence_path(arguments: ReadingArguments, trait: str) -> Path:
+    """Return where a trait's evidence is."""
+    return arguments.out / f"steering_evidence_{trait}.json"
+
+
+def draw_texts(evidence: SteeringEvidence, seed: int) -> list[Text]:
+    """Draw each condition's share of responses, without those that say nothing."""
+    rng = np.random.default_rng([seed, Stream.BLIND_READING, list_written_traits().index(evidence.trait)])
+    texts = []
+    for condition, share in SHARES.items():
+        found = list_texts(evidence, condition)
+        texts += [found[index] for index in rng.permutation(len(found))[:share]]
+    return texts
+
+
+def list_texts(evidence: SteeringEvidence, condition: str) -> list[Text]:
+    """List a condition's responses with every judge's score of them."""
+    null = evidence.nulls.get(condition)
+    source = null or evidence.responses
+    scores = evidence.null_scores[condition] if null else evidence.scores
+    rows = [
+        index
+        for index, name in enumerate(source.conditions)
+        if null or name == condition or (condition == "other traits" and name.startswith("vector of "))
+    ]
+    return [
+        Text(
+            evidence.trait, condition, question, text, {judge: float(all_[row, q, r]) for judge, all_ in scores.items()}
+        )
+        for row in rows
+        for q, question in enumerate(source.questions)
+        for r, text in enumerate(source.responses[row][q])
+        if text.strip()
+    ]
+
+
+def write_sheet(arguments: ReadingArguments, sheet: dict[str, Text]) -> None:
+    """Write the sheet, which names no condition, and the key."""
+    lines = io.StringIO()
+    writer = csv.writer(lines, lineterminator="\n")
+    writer.writerow(["id", "trait", "question", "response"])
+    writer.writerows([number, text.trait, text.question, text.response] for number, text in sheet.items())
+    write_bytes_atomically(arguments.out / "blind_sheet.csv", lines.getvalue().encode())
+    write_json(arguments.out / "blind_key.json", {number: text.condition for number, text in sheet.items()})
+    print(f"{arguments.out}/blind_sheet.csv: {len(sheet)} texts. Rate them into blind_ratings.csv (id,rating).")
+
+
+def read_ratings(arguments: ReadingArguments, sheet: dict[str, Text]) -> dict[str, float]:
+    """Read the ratings; refuse to go on without one for every text."""
+    path = arguments.out / "blind_ratings.csv"
+    if not path.exists():
+        raise SystemExit(
+            f"{path} is missing: a CSV of `id` and `rating` (0 to 100), a line for each text of the sheet."
+        )
+    with path.open(encoding="utf-8", newline="") as file:
+        ratings = {row["id"]: float(row["rating"]) for row in csv.DictReader(file)}
+    bad = [number for number in sheet if not 0 <= ratings.get(number, -1) <= 100]
+    if bad:
+        raise SystemExit(f"{path} must rate every text from 0 to 100. Missing or out of range: {', '.join(bad[:5])}.")
+    return ratings
+
+
+def summarize(trait: str, rated: list[tuple[Text, float]]) -> ReadTrait:
+    """Average a trait's ratings by condition, and set them against the judges' scores."""
+    by_condition = {
+        condition: torch.tensor([rating for text, rating in rated if text.condition == condition])
+        for condition in SHARES
+    }
+    judges = list(rated[0][0].scores)
+    correlations = {}
+    for judge in judges:
+        pairs = [(text.scores[judge], rating) for text, rating in rated if not np.isnan(text.scores[judge])]
+        scores, ratings = map(torch.tensor, zip(*pairs, strict=True))
+        correlations[judge] = bootstrap_spearman_r(scores, ratings)
+    return ReadTrait(
+        trait=trait,
+        counts={condition: len(values) for condition, values in by_condition.items()},
+        means={condition: mean_interval(values) for condition, values in by_condition.items()},
+        aurocs={
+            condition: bootstrap_auroc(values, by_condition["unsteered"])
+            for condition, values in by_condition.items()
+            if condition != "unsteered"
+        },
+        correlations=correlations,
+    )
+
+
+if __name__ == "__main__":
+    main(tyro.cli(ReadingArguments, description=__doc__))

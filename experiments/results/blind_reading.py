@@ -1,0 +1,62 @@
+"""What a person read in responses without knowing where they came from, and how far the judges agree."""
+
+from __future__ import annotations
+
+import html
+from dataclasses import dataclass
+
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from persona_lens.plots.style import COLORS, INK, add_intervals, lay_out, say
+from persona_lens.records import Record
+from persona_lens.reproduction.figures import Result
+from persona_lens.statistics import Interval
+
+
+@dataclass(frozen=True)
+class ReadTrait(Record):
+    """One trait: mean ratings by condition, AUROC against the unsteered model, and judges' rank correlations."""
+
+    trait: str
+    counts: dict[str, int]
+    means: dict[str, Interval]
+    aurocs: dict[str, Interval]
+    correlations: dict[str, Interval]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class BlindReading(Result):
+    """What experiments/blind_reading.py finds: ratings 0 to 100, ``read blind by one developer``."""
+
+    reader: str
+    traits: tuple[ReadTrait, ...]
+
+    def plot(self) -> go.Figure:
+        """Draw the mean rating of each condition, a panel a trait, with the judges' rank correlations."""
+        heads = [
+            f"<b>{html.escape(one.trait)}</b><br><sup>"
+            + "<br>".join(f"{html.escape(judge)}: r {say(r)}" for judge, r in one.correlations.items())
+            + "</sup>"
+            for one in self.traits
+        ]
+        figure = make_subplots(
+            rows=1, cols=len(heads), shared_yaxes=True, horizontal_spacing=0.04, subplot_titles=heads
+        )
+        for column, one in enumerate(self.traits, start=1):
+            names = [f"{name} ({one.counts[name]})" for name in one.means]
+            add_intervals(figure, column, names, list(one.means.values()), COLORS[2], "circle", "mean rating")
+            plain = one.means["unsteered"].estimate
+            figure.add_vline(x=plain, line={"color": INK, "dash": "dot", "width": 1}, row=1, col=column)
+        figure.update_yaxes(autorange="reversed")
+        figure.update_xaxes(title_text="rating (0–100)", range=[-3, 103])
+        figure.update_traces(showlegend=False)
+        raised = [one.trait for one in self.traits if one.aurocs["written vector"].low > 0.5]
+        title = f"A blind reader sees more of the trait under the written vector for {', '.join(raised) or 'no trait'}"
+        subtitle = (
+            f"{self.model_name}; {html.escape(self.reader)}; r: Spearman with the ratings; 95 % intervals over texts"
+        )
+        width = max(800, 380 * len(heads) + 160)
+        lay_out(figure, html.escape(title), subtitle, width=width, height=560, top=190)
+        figure.update_layout(margin={"l": 190})
+        return figure
