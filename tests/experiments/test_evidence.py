@@ -48,7 +48,7 @@ def test_the_sheet_names_no_condition_and_ratings_meet_the_key_only_afterwards(s
     out = setting[0] / "out"
     done = run(setting, "blind_reading", "out", "--trait", "formality", "--write")
     assert done.returncode == 0, done.stderr
-    rows = list(csv.DictReader((out / "blind_sheet.csv").open()))
+    rows = list(csv.DictReader((out / "blind_sheet.csv").read_text().splitlines(keepends=True)))
     key = json.loads((out / "blind_key.json").read_text())
     assert list(rows[0]) == ["id", "trait", "question", "response"]
     assert [row["id"] for row in rows] == list(key)
