@@ -18,6 +18,19 @@ from persona_lens.records import Record
 from persona_lens.reproduction.figures import Result
 from persona_lens.statistics import Interval, bootstrap_auroc_by_group
 
+_AGAINST_UNSTEERED = (
+    ("written vector", "unsteered"),
+    ("sampled vector", "unsteered"),
+    ("system prompt", "unsteered"),
+    ("written vector, away", "unsteered"),
+    ("sampled vector, away", "unsteered"),
+)
+_AGAINST_NULLS = tuple(
+    (source, null)
+    for source in ("written vector", "sampled vector")
+    for null in ("random, equal norm", "random, equal coherence", "other traits")
+)
+
 
 @dataclass(frozen=True)
 class Setting(Record):
@@ -79,22 +92,30 @@ class SteeringEvidence(Result):
             return float(self.nulls[condition].coherences.nanmean())
         return float(self.responses.coherences[self.responses.conditions.index(condition)].nanmean())
 
+    def to_markdown(self) -> str:
+        """Write the table of comparisons × judges, with what was chosen."""
+        verdicts = {one.judge: one.verdict for one in self.validations}
+        head = " | ".join(f"{judge} ({verdicts[judge]})" for judge in self.scores)
+        lines = [f"### {self.trait}", "", f"| AUROC of | {head} |", f"|---|{'---|' * len(self.scores)}"]
+        for first, second in (*_AGAINST_UNSTEERED, *_AGAINST_NULLS):
+            found = " | ".join(str(self.auroc(judge, first, second)) for judge in self.scores)
+            lines.append(f"| {first} v {second} | {found} |")
+        chosen = "; ".join(
+            f"{one.source}: layer {one.layer}, step {one.step:g}, split-half cosine {one.split_half_cosine:.2f}, "
+            f"{one.n_pairs} pairs"
+            for one in self.settings
+        )
+        shown = ("unsteered", "written vector", "sampled vector", "random, equal norm", "random, equal coherence")
+        coherence = ", ".join(f"{name} {self.coherence(name):.0f}" for name in shown)
+        return "\n".join([*lines, "", f"Chosen: {chosen}. Mean coherence: {coherence}.", ""])
+
     def plot(self) -> go.Figure:
         """Draw each judge's AUROC of conditions against the unsteered model, and of steering against every null."""
-        against = [
-            ("written vector", "unsteered"), ("sampled vector", "unsteered"), ("system prompt", "unsteered"),
-            ("written vector, away", "unsteered"), ("sampled vector, away", "unsteered"),
-        ]  # fmt: skip
-        nulls = [
-            (source, null)
-            for source in ("written vector", "sampled vector")
-            for null in ("random, equal norm", "random, equal coherence", "other traits")
-        ]
         figure = make_subplots(
             rows=1, cols=2, horizontal_spacing=0.22, subplot_titles=("against the unsteered model", "against nulls")
         )
         verdicts = {one.judge: one.verdict for one in self.validations}
-        for column, pairs in enumerate((against, nulls), start=1):
+        for column, pairs in enumerate((_AGAINST_UNSTEERED, _AGAINST_NULLS), start=1):
             for index, judge in enumerate(self.scores):
                 names = [a if column == 1 else f"{a} v {b}" for a, b in pairs]
                 found = [self.auroc(judge, a, b) for a, b in pairs]
