@@ -23,6 +23,7 @@ from results.blind_reading import BlindReading, ReadTrait
 from results.steering_evidence import SteeringEvidence
 
 from persona_lens.reproduction.arguments import BaseArguments
+from persona_lens.reproduction.pages import fill_page
 from persona_lens.statistics import bootstrap_auroc, bootstrap_spearman_r
 from persona_lens.statistics.missing import mean_interval
 from persona_lens.storage import write_bytes_atomically, write_json
@@ -41,6 +42,7 @@ SHARES = {
 }
 READER = "read blind by one developer"
 NAME = "blind_reading"
+PAGE = Path("docs/results/evidence.md")
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,8 @@ def main(arguments: ReadingArguments) -> None:
     result = BlindReading(config, READER, tuple(summarize(name, [one for one in rated if one[0].trait == name])
                                                 for name in names))  # fmt: skip
     result.write(arguments.out, NAME)
+    if arguments.out == Path("figures") and PAGE.exists():
+        fill_page(PAGE, "reading", result.to_markdown())
     print(f"{arguments.out / NAME}.html")
 
 

@@ -30,8 +30,8 @@ from persona_lens.judges import (
 )
 from persona_lens.models import HookedModel, RolloutRequest, sample_rollouts
 from persona_lens.reproduction.arguments import BaseArguments, read_traits
+from persona_lens.reproduction.pages import fill_page
 from persona_lens.run import Run
-from persona_lens.storage import write_bytes_atomically
 from persona_lens.streams import Stream
 from persona_lens.traits import WrittenExample, list_written_traits, load_written_examples
 
@@ -39,7 +39,6 @@ NAME = "judge_validation"
 PAGE = Path("docs/results/judges.md")
 # Of the layers, where the model's own reading judges.
 READING_DEPTH = 0.6
-START, END = "<!-- table -->\n", "<!-- /table -->\n"
 
 
 @dataclass(frozen=True)
@@ -65,9 +64,7 @@ def main(arguments: BaseArguments) -> None:
     result.write(arguments.out, NAME)
     print(result.to_markdown())
     if arguments.out == Path("figures") and PAGE.exists():
-        text = PAGE.read_text(encoding="utf-8")
-        before, after = text[: text.index(START) + len(START)], text[text.index(END) :]
-        write_bytes_atomically(PAGE, (before + result.to_markdown() + after).encode())
+        fill_page(PAGE, "table", result.to_markdown())
 
 
 def run(profile: ValidationProfile, arguments: BaseArguments) -> JudgeValidations:

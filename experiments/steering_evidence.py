@@ -29,15 +29,14 @@ from persona_lens.judges import (
 from persona_lens.models import HookedModel, encode_conversation
 from persona_lens.models.engine.activations import pool_residual_stream
 from persona_lens.reproduction.arguments import CommonArguments, read_traits, run_each_trait
+from persona_lens.reproduction.pages import fill_page
 from persona_lens.run import Run
-from persona_lens.storage import write_bytes_atomically
 from persona_lens.streams import Stream
 from persona_lens.tensors import sample_random_directions
 from persona_lens.traits import list_written_traits, load_written_examples
 
 NAME = "steering_evidence"
 PAGE = Path("docs/results/evidence.md")
-START, END = "<!-- tables -->\n", "<!-- /tables -->\n"
 # A setting is chosen only if its mean coherence is at least this.
 MIN_COHERENCE = 60.0
 # Of the layers, where the model's own reading judges.
@@ -73,15 +72,8 @@ def main(arguments: CommonArguments) -> None:
     traits = read_traits(arguments.trait or list_written_traits(), profile.n_pairs, profile.n_questions)
     run_each_trait(SteeringEvidence, NAME, traits, profile, arguments, run)
     if arguments.out == Path("figures") and PAGE.exists():
-        write_page(arguments.out)
-
-
-def write_page(folder: Path) -> None:
-    """Write the tables of all traits that were run into the page."""
-    found = [SteeringEvidence.load(path) for path in sorted(folder.glob(f"{NAME}_*.json"))]
-    text = PAGE.read_text(encoding="utf-8")
-    before, after = text[: text.index(START) + len(START)], text[text.index(END) :]
-    write_bytes_atomically(PAGE, (before + "\n".join(one.to_markdown() for one in found) + after).encode())
+        found = [SteeringEvidence.load(path) for path in sorted(arguments.out.glob(f"{NAME}_*.json"))]
+        fill_page(PAGE, "tables", "\n".join(one.to_markdown() for one in found))
 
 
 def run(model: HookedModel, trait: pl.Trait, profile: EvidenceProfile, arguments: CommonArguments) -> SteeringEvidence:

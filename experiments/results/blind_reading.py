@@ -32,6 +32,22 @@ class BlindReading(Result):
     reader: str
     traits: tuple[ReadTrait, ...]
 
+    def to_markdown(self) -> str:
+        """Write each trait's mean ratings, AUROCs against unsteered and rank correlations with the judges."""
+        lines = []
+        for one in self.traits:
+            lines += [
+                f"### {one.trait}",
+                "",
+                "| condition | texts | mean rating | AUROC v unsteered |",
+                "|---|---|---|---|",
+            ]
+            for name, mean in one.means.items():
+                lines.append(f"| {name} | {one.counts[name]} | {mean:.0f} | {one.aurocs.get(name, '–')} |")
+            correlations = "; ".join(f"{judge} {say(r)}" for judge, r in one.correlations.items())
+            lines += ["", f"Rank correlation of the ratings with each judge's scores: {correlations}.", ""]
+        return "\n".join(lines)
+
     def plot(self) -> go.Figure:
         """Draw the mean rating of each condition, a panel a trait, with the judges' rank correlations."""
         heads = [
