@@ -99,7 +99,9 @@ def test_directions_of_every_token_position_are_tried_at_every_layer_and_coeffic
     assert content["n_responses"] == 4 * (1 + len(tried))
     for row in (content["unsteered"], *content["settings"]):
         for key in ("score", "coherence"):
-            assert 0 <= row[key]["low"] <= row[key]["estimate"] <= row[key]["high"] <= 100
+            # The interval of a few questions may reach beyond the scale.
+            assert row[key]["low"] <= row[key]["estimate"] <= row[key]["high"]
+            assert 0 <= row[key]["estimate"] <= 100
 
 
 def test_the_mean_difference_of_token_positions_is_that_of_their_settings(whole):
