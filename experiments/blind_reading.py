@@ -1,7 +1,7 @@
 """What does a person read in steered text? A sheet without conditions is rated, and only then set against its key.
 
-    python experiments/blind_reading.py --write             # figures/blind_sheet.csv and figures/blind_key.json
-    python experiments/blind_reading.py                     # after a person filled figures/blind_ratings.csv
+    python experiments/blind_reading.py --write             # figures/blind/sheet.csv and figures/blind/key.json
+    python experiments/blind_reading.py                     # after a person filled figures/blind/ratings.csv
 
 Responses of all conditions of steering_evidence.py, shuffled across conditions and traits. Ratings are a CSV of `id`
 and `rating`, 0 (not at all) to 100 (as strongly as can be).
@@ -79,10 +79,10 @@ def main(arguments: ReadingArguments) -> None:
     if arguments.write:
         write_sheet(arguments, sheet)
         return
-    key = json.loads((arguments.out / "blind_key.json").read_text(encoding="utf-8"))
+    key = json.loads((arguments.out / "blind/key.json").read_text(encoding="utf-8"))
     changed = [number for number, text in sheet.items() if key.get(number) != text.condition]
     if changed:
-        raise SystemExit(f"{arguments.out}/blind_key.json belongs to other responses, from row {changed[0]} on.")
+        raise SystemExit(f"{arguments.out}/blind/key.json belongs to other responses, from row {changed[0]} on.")
     ratings = read_ratings(arguments, sheet)
     config = next(iter(evidence.values())).config | {"traits": names}
     rated = [(text, ratings[number]) for number, text in sheet.items()]
@@ -136,14 +136,14 @@ def write_sheet(arguments: ReadingArguments, sheet: dict[str, Text]) -> None:
     writer = csv.writer(lines, lineterminator="\n")
     writer.writerow(["id", "trait", "question", "response"])
     writer.writerows([number, text.trait, text.question, text.response] for number, text in sheet.items())
-    write_bytes_atomically(arguments.out / "blind_sheet.csv", lines.getvalue().encode())
-    write_json(arguments.out / "blind_key.json", {number: text.condition for number, text in sheet.items()})
-    print(f"{arguments.out}/blind_sheet.csv: {len(sheet)} texts. Rate them into blind_ratings.csv (id,rating).")
+    write_bytes_atomically(arguments.out / "blind/sheet.csv", lines.getvalue().encode())
+    write_json(arguments.out / "blind/key.json", {number: text.condition for number, text in sheet.items()})
+    print(f"{arguments.out}/blind/sheet.csv: {len(sheet)} texts. Rate them into blind/ratings.csv (id,rating).")
 
 
 def read_ratings(arguments: ReadingArguments, sheet: dict[str, Text]) -> dict[str, float]:
     """Read the ratings; refuse to go on without one for every text."""
-    path = arguments.out / "blind_ratings.csv"
+    path = arguments.out / "blind/ratings.csv"
     if not path.exists():
         raise SystemExit(
             f"{path} is missing: a CSV of `id` and `rating` (0 to 100), a line for each text of the sheet."

@@ -48,19 +48,19 @@ def test_the_sheet_names_no_condition_and_ratings_meet_the_key_only_afterwards(s
     out = setting[0] / "out"
     done = run(setting, "blind_reading", "out", "--trait", "formality", "--write")
     assert done.returncode == 0, done.stderr
-    rows = list(csv.DictReader((out / "blind_sheet.csv").read_text().splitlines(keepends=True)))
-    key = json.loads((out / "blind_key.json").read_text())
+    rows = list(csv.DictReader((out / "blind/sheet.csv").read_text().splitlines(keepends=True)))
+    key = json.loads((out / "blind/key.json").read_text())
     assert list(rows[0]) == ["id", "trait", "question", "response"]
     assert [row["id"] for row in rows] == list(key)
     assert {"unsteered", "written vector"} <= set(key.values())
     missing = run(setting, "blind_reading", "out", "--trait", "formality")
     assert missing.returncode
-    assert "blind_ratings.csv is missing" in missing.stderr
+    assert "blind/ratings.csv is missing" in missing.stderr
     ratings = [f"{row['id']},{len(row['response']) % 100}" for row in rows]
-    (out / "blind_ratings.csv").write_text("\n".join(["id,rating", *ratings[:-1]]))
+    (out / "blind/ratings.csv").write_text("\n".join(["id,rating", *ratings[:-1]]))
     short = run(setting, "blind_reading", "out", "--trait", "formality")
     assert f"out of range: {rows[-1]['id']}" in short.stderr
-    (out / "blind_ratings.csv").write_text("\n".join(["id,rating", *ratings]))
+    (out / "blind/ratings.csv").write_text("\n".join(["id,rating", *ratings]))
     done = run(setting, "blind_reading", "out", "--trait", "formality")
     assert done.returncode == 0, done.stderr
     (found,) = json.loads((out / "blind_reading.json").read_text())["traits"]
