@@ -30,6 +30,7 @@ from persona_lens.judges import (
 )
 from persona_lens.models import HookedModel, RolloutRequest, sample_rollouts
 from persona_lens.reproduction.arguments import BaseArguments, read_traits
+from persona_lens.reproduction.kits import READING_DEPTH
 from persona_lens.reproduction.pages import fill_page
 from persona_lens.run import Run
 from persona_lens.streams import Stream
@@ -37,8 +38,6 @@ from persona_lens.traits import WrittenExample, list_written_traits, load_writte
 
 NAME = "judge_validation"
 PAGE = Path("docs/results/judges.md")
-# Of the layers, where the model's own reading judges.
-READING_DEPTH = 0.6
 
 
 @dataclass(frozen=True)

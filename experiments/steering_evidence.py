@@ -29,6 +29,7 @@ from persona_lens.judges import (
 from persona_lens.models import HookedModel, encode_conversation
 from persona_lens.models.engine.activations import pool_residual_stream
 from persona_lens.reproduction.arguments import CommonArguments, read_traits, run_each_trait
+from persona_lens.reproduction.kits import READING_DEPTH
 from persona_lens.reproduction.pages import fill_page
 from persona_lens.run import Run
 from persona_lens.streams import Stream
@@ -39,8 +40,6 @@ NAME = "steering_evidence"
 PAGE = Path("docs/results/evidence.md")
 # A setting is chosen only if its mean coherence is at least this.
 MIN_COHERENCE = 60.0
-# Of the layers, where the model's own reading judges.
-READING_DEPTH = 0.6
 NULL_SCALES = (1.0, 1.5, 2.0, 3.0)
 
 
