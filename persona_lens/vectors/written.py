@@ -73,16 +73,16 @@ def read_persona_vector(
     sums = torch.zeros(2, 2, model.cfg.n_layers, model.cfg.d_model, dtype=torch.float64)
     for index, means in pool_residual_stream(model, conversations):
         sums[index // 2 % 2, index % 2] += means.response_mean.double().cpu()
+    differences = sums[:, 0] - sums[:, 1]
     n = len(examples)
-    halves = (sums[:, 0] - sums[:, 1]) / torch.tensor([n - n // 2, n // 2])[:, None, None]
-    total = ((sums[:, 0] - sums[:, 1]).sum(dim=0) / n).float()
+    total = (differences.sum(dim=0) / n).float()
     read = json.dumps([asdict(one) for one in examples], sort_keys=True)
     return PersonaVector(
         trait=trait,
         model=describe_model(model),
         by_position={"response_mean": total},
         counts=ExtractionCounts(pairs=n, kept=n),
-        split_half_cosine={"response_mean": cosine(halves[0].float(), halves[1].float())},
+        split_half_cosine={"response_mean": cosine(*differences.float())},
         provenance={
             "source": f"written answers, overt against {against}",
             "examples": hashlib.sha256(read.encode()).hexdigest()[:16],
