@@ -1,9 +1,9 @@
 """What does a person read in steered text? A sheet without conditions is rated, and only then set against its key.
 
-    python experiments/blind_reading.py --write             # figures/blind/sheet.csv and figures/blind/key.json
-    python experiments/blind_reading.py                     # after a person filled figures/blind/ratings.csv
+    python experiments/blind_reading.py --write             # figures/blind/TRAIT_sheet.csv and TRAIT_key.json
+    python experiments/blind_reading.py                     # after a person filled figures/blind/TRAIT_ratings.csv
 
-Responses of all conditions of steering_evidence.py, shuffled across conditions and traits. Ratings are a CSV of `id`
+Responses of all conditions of steering_evidence.py, shuffled, a sheet for each trait. Ratings are a CSV of `id`
 and `rating`, 0 (not at all) to 100 (as strongly as can be).
 """
 
@@ -73,25 +73,46 @@ def main(arguments: ReadingArguments) -> None:
     evidence = {name: SteeringEvidence.load(evidence_path(arguments, name)) for name in names}
     if not evidence:
         raise SystemExit(f"{arguments.out} holds no steering_evidence_TRAIT.json. Run steering_evidence.py first.")
-    texts = [text for one in evidence.values() for text in draw_texts(one, arguments.seed)]
-    order = np.random.default_rng([arguments.seed, Stream.BLIND_READING]).permutation(len(texts))
-    sheet = {f"{place + 1:03d}": texts[index] for place, index in enumerate(order)}
+    sheets = {name: make_sheet(one, arguments.seed) for name, one in evidence.items()}
     if arguments.write:
-        write_sheet(arguments, sheet)
+        for name, sheet in sheets.items():
+            write_sheet(arguments, name, sheet)
         return
-    key = json.loads((arguments.out / "blind/key.json").read_text(encoding="utf-8"))
-    changed = [number for number, text in sheet.items() if key.get(number) != text.condition]
-    if changed:
-        raise SystemExit(f"{arguments.out}/blind/key.json belongs to other responses, from row {changed[0]} on.")
-    ratings = read_ratings(arguments, sheet)
-    config = next(iter(evidence.values())).config | {"traits": names}
-    rated = [(text, ratings[number]) for number, text in sheet.items()]
-    result = BlindReading(config, READER, tuple(summarize(name, [one for one in rated if one[0].trait == name])
-                                                for name in names))  # fmt: skip
+    if not arguments.trait:  # those that were read
+        sheets = {name: sheet for name, sheet in sheets.items() if blind_path(arguments, name, "ratings.csv").exists()}
+    rated = {name: rate_sheet(arguments, name, sheet) for name, sheet in sheets.items()}
+    if not rated:
+        raise SystemExit(f"{arguments.out}/blind holds no TRAIT_ratings.csv. Write the sheets, then rate them.")
+    config = next(iter(evidence.values())).config | {"traits": list(rated)}
+    result = BlindReading(config, READER, tuple(summarize(name, one) for name, one in rated.items()))
     result.write(arguments.out, NAME)
     if arguments.out == Path("figures") and PAGE.exists():
         fill_page(PAGE, "reading", result.to_markdown())
     print(f"{arguments.out / NAME}.html")
+
+
+def blind_path(arguments: ReadingArguments, trait: str, name: str) -> Path:
+    """Return where a trait's sheet, key or ratings are."""
+    return arguments.out / "blind" / f"{trait}_{name}"
+
+
+def make_sheet(evidence: SteeringEvidence, seed: int) -> dict[str, Text]:
+    """Draw a trait's texts and number them in an order that says nothing."""
+    texts = draw_texts(evidence, seed)
+    place = list_written_traits().index(evidence.trait)
+    order = np.random.default_rng([seed, Stream.BLIND_READING, place, 1]).permutation(len(texts))
+    return {f"{number + 1:03d}": texts[index] for number, index in enumerate(order)}
+
+
+def rate_sheet(arguments: ReadingArguments, trait: str, sheet: dict[str, Text]) -> list[tuple[Text, float]]:
+    """Set a trait's ratings against its key."""
+    key = json.loads(blind_path(arguments, trait, "key.json").read_text(encoding="utf-8"))
+    changed = [number for number, text in sheet.items() if key.get(number) != text.condition]
+    if changed:
+        path = blind_path(arguments, trait, "key.json")
+        raise SystemExit(f"{path} belongs to other responses, from row {changed[0]} on.")
+    ratings = read_ratings(arguments, trait, sheet)
+    return [(text, ratings[number]) for number, text in sheet.items()]
 
 
 def evidence_path(arguments: ReadingArguments, trait: str) -> Path:
@@ -130,20 +151,22 @@ def list_texts(evidence: SteeringEvidence, condition: str) -> list[Text]:
     ]
 
 
-def write_sheet(arguments: ReadingArguments, sheet: dict[str, Text]) -> None:
+def write_sheet(arguments: ReadingArguments, trait: str, sheet: dict[str, Text]) -> None:
     """Write the sheet, which names no condition, and the key."""
     lines = io.StringIO()
     writer = csv.writer(lines, lineterminator="\n")
     writer.writerow(["id", "trait", "question", "response"])
     writer.writerows([number, text.trait, text.question, text.response] for number, text in sheet.items())
-    write_bytes_atomically(arguments.out / "blind/sheet.csv", lines.getvalue().encode())
-    write_json(arguments.out / "blind/key.json", {number: text.condition for number, text in sheet.items()})
-    print(f"{arguments.out}/blind/sheet.csv: {len(sheet)} texts. Rate them into blind/ratings.csv (id,rating).")
+    write_bytes_atomically(blind_path(arguments, trait, "sheet.csv"), lines.getvalue().encode())
+    write_json(blind_path(arguments, trait, "key.json"), {number: text.condition for number, text in sheet.items()})
+    print(
+        f"{arguments.out}/blind/{trait}_sheet.csv: {len(sheet)} texts. Rate them into {trait}_ratings.csv (id,rating)."
+    )
 
 
-def read_ratings(arguments: ReadingArguments, sheet: dict[str, Text]) -> dict[str, float]:
+def read_ratings(arguments: ReadingArguments, trait: str, sheet: dict[str, Text]) -> dict[str, float]:
     """Read the ratings; refuse to go on without one for every text."""
-    path = arguments.out / "blind/ratings.csv"
+    path = blind_path(arguments, trait, "ratings.csv")
     if not path.exists():
         raise SystemExit(
             f"{path} is missing: a CSV of `id` and `rating` (0 to 100), a line for each text of the sheet."

@@ -17,6 +17,7 @@ from persona_lens.plots.style import COLORS, INK, add_intervals, lay_out
 from persona_lens.records import Record
 from persona_lens.reproduction.figures import Result
 from persona_lens.statistics import Interval, bootstrap_auroc_by_group
+from persona_lens.statistics.crossed import mean_over_directions_interval
 
 _AGAINST_UNSTEERED = (
     ("written vector", "unsteered"),
@@ -28,7 +29,7 @@ _AGAINST_UNSTEERED = (
 _AGAINST_NULLS = tuple(
     (source, null)
     for source in ("written vector", "sampled vector")
-    for null in ("random, equal norm", "random, equal coherence", "other traits")
+    for null in ("shuffled labels", "random, equal coherence", "other traits")
 )
 
 
@@ -86,6 +87,29 @@ class SteeringEvidence(Result):
             found = self.scores[judge][[names.index(condition)]]
         return torch.cat(list(found), dim=-1)
 
+    def above(self, judge: str, condition: str, null: str) -> Interval:
+        """Return by how many points steering outscores a null's directions; directions and questions are both units."""
+        against = self.null_scores[null][judge].nanmean(dim=-1)
+        steered = self.scores[judge][self.responses.conditions.index(condition)].nanmean(dim=-1)
+        return mean_over_directions_interval(steered[: against.shape[1]] - against)
+
+    def show_pairs(self, n: int = 5) -> list[tuple[str, str, str]]:
+        """Return the questions, with both responses, in which the confirming judge sees steering raise the trait most.
+
+        The confirming judge is the first that is valid for the trait, other than the one that chose the setting.
+        """
+        _, *others = self.scores
+        names = [one for one in others if self._verdicts[one] == "valid"] or others
+        both = [self.responses.conditions.index(one) for one in ("unsteered", "written vector")]
+        plain, steered = (self.scores[names[0]][one, :, 0] for one in both)
+        order = (steered - plain).nan_to_num(-1e9).argsort(descending=True).tolist()[:n]
+        texts = [self.responses.responses[one] for one in both]
+        return [(self.responses.questions[q], texts[0][q][0], texts[1][q][0]) for q in order]
+
+    @property
+    def _verdicts(self) -> dict[str, str]:
+        return {name: one.verdict for name, one in zip(self.scores, self.validations, strict=True)}
+
     def coherence(self, condition: str) -> float:
         """Return a condition's mean coherence."""
         if condition in self.nulls:
@@ -94,37 +118,49 @@ class SteeringEvidence(Result):
 
     def to_markdown(self) -> str:
         """Write the table of comparisons × judges, with what was chosen."""
-        verdicts = {one.judge: one.verdict for one in self.validations}
-        head = " | ".join(f"{judge} ({verdicts[judge]})" for judge in self.scores)
+        head = " | ".join(self.scores)
         lines = [f"### {self.trait}", "", f"| AUROC of | {head} |", f"|---|{'---|' * len(self.scores)}"]
         for first, second in (*_AGAINST_UNSTEERED, *_AGAINST_NULLS):
             found = " | ".join(str(self.auroc(judge, first, second)) for judge in self.scores)
             lines.append(f"| {first} v {second} | {found} |")
+        lines += ["", f"| points above | {head} |", f"|---|{'---|' * len(self.scores)}"]
+        for source in ("written vector", "sampled vector"):
+            for null in self.nulls:
+                found = " | ".join(f"{self.above(judge, source, null):.0f}" for judge in self.scores)
+                lines.append(f"| {source} less {null} | {found} |")
         chosen = "; ".join(
             f"{one.source}: layer {one.layer}, step {one.step:g}, split-half cosine {one.split_half_cosine:.2f}, "
             f"{one.n_pairs} pairs"
             for one in self.settings
         )
-        shown = ("unsteered", "written vector", "sampled vector", "random, equal norm", "random, equal coherence")
+        shown = ("unsteered", "written vector", "sampled vector", *self.nulls)
         coherence = ", ".join(f"{name} {self.coherence(name):.0f}" for name in shown)
-        return "\n".join([*lines, "", f"Chosen: {chosen}. Mean coherence: {coherence}.", ""])
+        pairs = [
+            "",
+            "The five of all questions in which the confirming judge sees the written vector raise it most:",
+            "",
+        ]
+        pairs += ["| question | unsteered | steered |", "|---|---|---|"]
+        pairs += [f"| {' | '.join(map(_in_cell, pair))} |" for pair in self.show_pairs()]
+        return "\n".join([*lines, "", f"Chosen: {chosen}. Mean coherence: {coherence}.", *pairs, ""])
 
     def plot(self) -> go.Figure:
         """Draw each judge's AUROC of conditions against the unsteered model, and of steering against every null."""
         figure = make_subplots(
             rows=1, cols=2, horizontal_spacing=0.22, subplot_titles=("against the unsteered model", "against nulls")
         )
-        verdicts = {one.judge: one.verdict for one in self.validations}
         for column, pairs in enumerate((_AGAINST_UNSTEERED, _AGAINST_NULLS), start=1):
+            names = [a if column == 1 else f"{a} v {b}" for a, b in pairs]
             for index, judge in enumerate(self.scores):
-                names = [a if column == 1 else f"{a} v {b}" for a, b in pairs]
+                # Side by side, as three bars on one line hide each other.
+                places = [place + 0.24 * (index - 1) for place in range(len(names))]
                 found = [self.auroc(judge, a, b) for a, b in pairs]
-                symbol = ("circle", "diamond", "square")[index % 3] + ("" if verdicts[judge] == "valid" else "-open")
-                label = html.escape(f"{judge}: {verdicts[judge]}")
-                add_intervals(figure, column, names, found, COLORS[(2, 3, 1)[index % 3]], symbol, label)
+                is_valid = self._verdicts[judge] == "valid"
+                symbol = ("circle", "diamond", "square")[index % 3] + ("" if is_valid else "-open")
+                add_intervals(figure, column, places, found, COLORS[(2, 3, 1)[index % 3]], symbol, html.escape(judge))
+            figure.update_yaxes(tickvals=list(range(len(names))), ticktext=names, row=1, col=column)
             figure.add_vline(x=0.5, line={"color": INK, "dash": "dot", "width": 1}, row=1, col=column)
         figure.update_traces(showlegend=False, selector=lambda trace: trace.xaxis == "x2")
-        figure.update_layout(scattermode="group")
         figure.update_xaxes(title_text="AUROC", range=[-0.03, 1.03])
         figure.update_yaxes(autorange="reversed")
         title = f"{html.escape(self.trait)}: {self.say_finding()}"
@@ -141,18 +177,27 @@ class SteeringEvidence(Result):
         return figure
 
     def say_finding(self) -> str:
-        """Say what all judges see, and what they do not."""
+        """Say what all valid judges see, and what they do not."""
+        valid = [judge for judge in self.scores if self._verdicts[judge] == "valid"]
+        if not valid:
+            return "no judge is valid here, so nothing is claimed"
+        by = f"{len(valid)} valid judge{'s' if len(valid) > 1 else ''}"
         seen = [
             name
             for name in ("written vector", "sampled vector")
-            if all(self.auroc(judge, name, "unsteered").low > 0.5 for judge in self.scores)
+            if all(self.auroc(judge, name, "unsteered").low > 0.5 for judge in valid)
         ]
         if not seen:
-            return "no vector raises it for all judges"
+            return f"no vector surely raises it for {by}"
         above = [
             name
             for name in seen
-            if all(self.auroc(judge, name, "random, equal coherence").low > 0.5 for judge in self.scores)
+            if all(self.auroc(judge, name, "random, equal coherence").low > 0.5 for judge in valid)
         ]
-        tail = f"above random directions of equal coherence: {', '.join(above) or 'none'}"
-        return f"raised for all judges by {' and '.join(seen)}; {tail}"
+        tail = f"above random directions of equal coherence: {' and '.join(above) or 'neither'}"
+        return f"raised for {by} by the {' and the '.join(seen)}; {tail}"
+
+
+def _in_cell(text: str) -> str:
+    """Return a text as one cell of a Markdown table, in which nothing of it is markup."""
+    return html.escape(" ".join(text.split())).replace("|", "\\|").replace("`", "\\`").replace("*", "\\*")

@@ -23,6 +23,7 @@ from persona_lens.judges.panel import (
     read_spot_check,
     write_spot_check,
 )
+from persona_lens.judges.temperature_samples import sample_temperatures
 from persona_lens.judges.validation import (
     Contrast,
     JudgeValidation,
@@ -38,5 +39,5 @@ __all__ = [
     "LikelihoodJudge", "OpenAIJudge", "PanelResult", "ResidualEncoder", "ScoreCache", "SentenceEncoder",
     "TemperatureSamples", "TextEncoder", "ValidatedJudge", "calibrate_likelihood_judge", "compare_scores",
     "default_judge", "fit_embedding_judge", "judge_with_panel", "load_sentence_encoder", "measure_separation",
-    "read_spot_check", "shuffle_words", "validate", "write_spot_check",
+    "read_spot_check", "sample_temperatures", "shuffle_words", "validate", "write_spot_check",
 ]  # fmt: skip

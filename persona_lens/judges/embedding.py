@@ -16,7 +16,7 @@ from numpy import ndarray
 from persona_lens.errors import InvalidArgumentError
 from persona_lens.judges.encoders import TextEncoder, load_sentence_encoder
 from persona_lens.judges.judgement import EMPTY, Judgement, check_pairs
-from persona_lens.judges.validation import LEAST_AUROC, UNRELATED_WITHIN, shuffle_words
+from persona_lens.judges.validation import LEAST_AUROC, UNRELATED_WITHIN, TemperatureSamples, shuffle_words
 from persona_lens.traits.written import Kind, WrittenExample
 
 # How much each kind of answer weighs on its side of the regression.
@@ -91,25 +91,31 @@ class EmbeddingJudge:
 
 
 def fit_embedding_judge(
-    trait: str, examples: Sequence[WrittenExample], *, encoder: TextEncoder | None = None
+    trait: str,
+    examples: Sequence[WrittenExample],
+    *,
+    encoder: TextEncoder | None = None,
+    samples: TemperatureSamples | None = None,
 ) -> EmbeddingJudge:
     """Fit an EmbeddingJudge on written examples: overt and mild answers against ordinary, opposite and styled ones.
 
     Each text is there with its words shuffled too, under the same label, and the directions in which shuffling moves
-    texts on average are removed, so that noise says nothing. How strong the penalty is, how much the styled answers
-    weigh and how many directions are removed is chosen by cross-validation over the examples, by what
-    :func:`persona_lens.judges.validate` asks of a judge.
+    texts on average are removed, so that noise says nothing; with ``samples`` the one in which hotter sampling moves
+    them too. How strong the penalty is, how much the styled answers weigh and how many directions are removed is chosen
+    by cross-validation over the examples, by what :func:`persona_lens.judges.validate` asks of a judge.
 
     Args:
         trait: The trait's name.
         examples: At least ten: ``load_written_examples(trait, "training")``. Never those that judges are measured on.
         encoder: Makes the vectors; None loads :func:`load_sentence_encoder`.
+        samples: A model's responses to the same questions, hot and cool, such as those of
+            :func:`persona_lens.judges.sample_temperatures`.
 
     Returns:
         The judge.
 
     Raises:
-        InvalidArgumentError: Fewer than ten examples.
+        InvalidArgumentError: Fewer than ten examples, or samples of other questions.
         ImportError: scikit-learn is not installed, or no encoder is given and the bundled one is not.
 
     Example:
@@ -119,32 +125,49 @@ def fit_embedding_judge(
     """
     if len(examples) < 2 * _N_FOLDS:
         raise InvalidArgumentError.of("examples", f"be at least {2 * _N_FOLDS}", len(examples))
+    asked = tuple(one.question for one in examples)
+    if samples is not None and samples.questions != asked:
+        rule = "answer the questions of `examples`, in their order"
+        raise InvalidArgumentError.of("samples", rule, samples.questions)
     encoder = encoder or load_sentence_encoder()
-    vectors = _embed_kinds(encoder, examples)
+    texts = _embed(encoder, examples, samples)
     grid = list(product(_PENALTIES, _STYLE_WEIGHTS, _NOISE_DIRECTIONS))
-    margins = [_cross_validate(vectors, *one) for one in grid]
+    margins = [_cross_validate(texts, *one) for one in grid]
     best = int(np.argmax(margins))
-    weights, intercept = _fit(vectors, np.arange(len(examples)), *grid[best])
+    weights, intercept = _fit(texts, np.arange(len(examples)), *grid[best])
     names = ("penalty", "style_weight", "noise_directions", "margin")
     settings = dict(zip(names, map(float, (*grid[best], margins[best])), strict=True))
     return EmbeddingJudge(trait, encoder, weights, intercept, settings)
 
 
-def _embed_kinds(encoder: TextEncoder, examples: Sequence[WrittenExample]) -> dict[Kind, list[ndarray]]:
-    """Embed every kind of answer, each as it is and with its words shuffled."""
-    texts = {kind: [getattr(one, kind) for one in examples] for kind in (*_WITH_TRAIT, *_WITHOUT_TRAIT)}
-    versions = {
-        kind: [group, *([shuffle_words(text, share) for text in group] for share in _SHUFFLED_SHARES)]
-        for kind, group in texts.items()
-    }
-    encoded = encoder.encode([text for groups in versions.values() for group in groups for text in group])
-    parts = iter(np.split(encoded.astype(np.float64), len(texts) * (1 + len(_SHUFFLED_SHARES))))
-    return {kind: [next(parts) for _ in groups] for kind, groups in versions.items()}
+@dataclass(frozen=True, eq=False)
+class _Texts:
+    """Vectors of texts, a row a question: each kind of answer as it is and shuffled, and what was sampled hot, cool."""
+
+    kinds: dict[Kind, list[ndarray]]
+    temperatures: tuple[ndarray, ndarray] | None
 
 
-def _fit(
-    vectors: dict[Kind, list[ndarray]], rows: ndarray, penalty: float, style_weight: float, n_noise: int
-) -> tuple[ndarray, float]:
+def _embed(encoder: TextEncoder, examples: Sequence[WrittenExample], samples: TemperatureSamples | None) -> _Texts:
+    """Embed every kind of answer, each as it is and with its words shuffled, and what was sampled."""
+    groups: list[Sequence[str]] = []
+    kinds: tuple[Kind, ...] = (*_WITH_TRAIT, *_WITHOUT_TRAIT)
+    for kind in kinds:
+        plain = [getattr(one, kind) for one in examples]
+        groups += [plain, *([shuffle_words(text, share) for text in plain] for share in _SHUFFLED_SHARES)]
+    # An encoder reads no empty text; a response that says nothing is the same hot and cool.
+    groups += [[text if text.strip() else "." for text in side] for side in _sides(samples)]
+    encoded = encoder.encode([text for group in groups for text in group]).astype(np.float64)
+    parts = iter(np.split(encoded, len(groups)))
+    embedded = {kind: [next(parts) for _ in range(1 + len(_SHUFFLED_SHARES))] for kind in kinds}
+    return _Texts(embedded, None if samples is None else (next(parts), next(parts)))
+
+
+def _sides(samples: TemperatureSamples | None) -> tuple[tuple[str, ...], ...]:
+    return () if samples is None else (samples.hot, samples.cool)
+
+
+def _fit(texts: _Texts, rows: ndarray, penalty: float, style_weight: float, n_noise: int) -> tuple[ndarray, float]:
     """Fit a logistic regression in which both sides weigh the same, on vectors of mean 0 and typical length 1."""
     from sklearn.linear_model import LogisticRegression
 
@@ -152,15 +175,14 @@ def _fit(
     x, labels, weights = [], [], []
     for label, side in ((True, _WITH_TRAIT), (False, without)):
         for kind, weight in side.items():
-            for group in vectors[kind]:
+            for group in texts.kinds[kind]:
                 x.append(group[rows])
                 labels += [label] * len(rows)
                 weights += [weight / sum(side.values())] * len(rows)
     everything = np.concatenate(x)
     center = everything.mean(axis=0)
     scale = float(np.linalg.norm(everything - center, axis=1).mean()) or 1.0
-    moved = [(shuffled - plain)[rows].mean(axis=0) for plain, *rest in vectors.values() for shuffled in rest]
-    noise = np.linalg.svd(np.stack(moved), full_matrices=False)[2][:n_noise]
+    noise = _find_noise(texts, rows, n_noise)
     scaled = (everything - center) / scale
     scaled -= scaled @ noise.T @ noise
     regression: Any = LogisticRegression(C=penalty, max_iter=1000)
@@ -169,17 +191,33 @@ def _fit(
     return kept, float(fitted.intercept_[0] - kept @ center)
 
 
-def _cross_validate(vectors: dict[Kind, list[ndarray]], penalty: float, style_weight: float, n_noise: int) -> float:
+def _find_noise(texts: _Texts, rows: ndarray, n_shuffling: int) -> Float[ndarray, "direction d"]:
+    """Return orthonormal directions in which noise moves texts: shuffling's first ones, and that of hotter sampling."""
+    moved = [(shuffled - plain)[rows].mean(axis=0) for plain, *rest in texts.kinds.values() for shuffled in rest]
+    noise = np.linalg.svd(np.stack(moved), full_matrices=False)[2][:n_shuffling]
+    if texts.temperatures is None:
+        return noise
+    hot, cool = texts.temperatures
+    hotter = (hot - cool)[rows].mean(axis=0)
+    hotter -= hotter @ noise.T @ noise
+    length = np.linalg.norm(hotter)
+    return noise if length == 0 else np.vstack([noise, hotter / length])
+
+
+def _cross_validate(texts: _Texts, penalty: float, style_weight: float, n_noise: int) -> float:
     """Return by how much the worst contrast of held-out examples meets what is asked of a valid judge."""
     from sklearn.metrics import roc_auc_score
 
-    n = len(vectors["overt"][0])
-    logits = {kind: np.zeros((len(groups), n)) for kind, groups in vectors.items()}
+    n = len(texts.kinds["overt"][0])
+    logits = {kind: np.zeros((len(groups), n)) for kind, groups in texts.kinds.items()}
+    sampled = np.zeros((0 if texts.temperatures is None else 2, n))
     for fold in range(_N_FOLDS):
         held_out = np.arange(n) % _N_FOLDS == fold
-        weights, intercept = _fit(vectors, np.flatnonzero(~held_out), penalty, style_weight, n_noise)
-        for kind, groups in vectors.items():
+        weights, intercept = _fit(texts, np.flatnonzero(~held_out), penalty, style_weight, n_noise)
+        for kind, groups in texts.kinds.items():
             logits[kind][:, held_out] = np.stack(groups)[:, held_out] @ weights + intercept
+        if texts.temperatures is not None:
+            sampled[:, held_out] = np.stack(texts.temperatures)[:, held_out] @ weights
 
     def separate(first: ndarray, second: ndarray) -> float:
         return float(roc_auc_score([True] * n + [False] * n, np.concatenate([first, second])))
@@ -187,5 +225,7 @@ def _cross_validate(vectors: dict[Kind, list[ndarray]], penalty: float, style_we
     plain: dict[str, ndarray] = {kind: groups[0] for kind, groups in logits.items()}
     told_apart = {name: separate(*(plain[kind] for kind in name.split(" v "))) for name in LEAST_AUROC}
     ignored = [separate(one, plain["ordinary"]) for one in (plain["style"], *logits["ordinary"][1:])]
+    if len(sampled):
+        ignored.append(separate(*sampled))
     margins = [found - LEAST_AUROC[name] for name, found in told_apart.items()]
     return min(*margins, *(UNRELATED_WITHIN - abs(found - 0.5) for found in ignored))

@@ -124,7 +124,7 @@ class JudgeValidation(Record):
 
 
 @dataclass(frozen=True)
-class TemperatureSamples:
+class TemperatureSamples(Record):
     """A model's ordinary responses to the same questions, drawn cool and hot.
 
     Args:

@@ -21,7 +21,7 @@ SYMBOLS = ("circle", "square", "diamond", "x", "triangle-up", "star", "cross", "
 def add_intervals(
     figure: go.Figure,
     column: int,
-    names: Sequence[str],
+    names: Sequence[str] | Sequence[float],
     intervals: Sequence[Interval],
     color: str,
     symbol: str,

@@ -74,6 +74,11 @@ class BaseArguments:
         print(f"unfinished work is kept in {store.folder}")
         return config, Run(store, show_progress)
 
+    def share(self, model: HookedModel) -> Run:
+        """Return the run in which scripts keep what others take too, such as judges; each part says what it is of."""
+        config = {"model": asdict(describe_model(model)), "seed": self.seed, "versions": collect_versions()}
+        return Run(ShardStore(self.runs, config), show_progress)
+
     def read(self, kind: type[R], name: str) -> R:
         """Read the result of an earlier run."""
         path = self.out / f"{name}.json"

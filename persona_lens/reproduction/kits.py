@@ -18,9 +18,6 @@ from persona_lens.traits.trait import Trait
 from persona_lens.vectors.extraction import extract_persona_vector
 from persona_lens.vectors.persona_vector import PersonaVector
 
-READING_DEPTH = 0.6
-"""Of the layers, where a model's own reading of a text judges it."""
-
 
 @dataclass(frozen=True)
 class Profile:

@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from persona_lens.traits import load_written_examples
 from tests.experiments.scripts import run, save_talkative
 
 CONDITIONS = ["unsteered", "system prompt", "written vector", "written vector, away", "sampled vector",
@@ -27,11 +28,15 @@ def evidence(setting):
 def test_three_judges_with_their_verdicts_read_every_condition_and_null(evidence):
     judges = [one["judge"] for one in evidence["validations"]]
     assert len(judges) == 3
-    assert list(evidence["scores"]) == judges
+    names = list(evidence["scores"])
+    assert all(
+        name.startswith(judge) and "valid for formality" in name for name, judge in zip(names, judges, strict=True)
+    )
+    judges = names
     names = evidence["responses"]["conditions"]
     assert names[:6] == CONDITIONS
     assert names[6:] == [f"vector of {one}" for one in ("empathy", "evil", "hallucination", "humorous", "sycophancy")]
-    assert list(evidence["nulls"]) == ["random, equal norm", "random, equal coherence"]
+    assert list(evidence["nulls"]) == ["shuffled labels", "random, equal coherence"]
     for by_judge in evidence["null_scores"].values():
         assert list(by_judge) == judges
     assert evidence["scores"][judges[2]] == evidence["responses"]["scores"]
@@ -40,7 +45,8 @@ def test_three_judges_with_their_verdicts_read_every_condition_and_null(evidence
 
 def test_what_chose_the_setting_was_not_what_it_is_judged_on(evidence):
     trait = evidence["config"]["trait"]
-    assert evidence["responses"]["questions"] == trait["evaluation_questions"][1::2]
+    written = [one.question for one in load_written_examples("formality", "judging")[:10]]
+    assert evidence["responses"]["questions"] == [*trait["evaluation_questions"][1::2], *written]
     assert [one["source"] for one in evidence["settings"]] == ["written", "sampled"]
 
 
@@ -48,19 +54,20 @@ def test_the_sheet_names_no_condition_and_ratings_meet_the_key_only_afterwards(s
     out = setting[0] / "out"
     done = run(setting, "blind_reading", "out", "--trait", "formality", "--write")
     assert done.returncode == 0, done.stderr
-    rows = list(csv.DictReader((out / "blind/sheet.csv").read_text().splitlines(keepends=True)))
-    key = json.loads((out / "blind/key.json").read_text())
+    with (out / "blind/formality_sheet.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    key = json.loads((out / "blind/formality_key.json").read_text())
     assert list(rows[0]) == ["id", "trait", "question", "response"]
     assert [row["id"] for row in rows] == list(key)
     assert {"unsteered", "written vector"} <= set(key.values())
     missing = run(setting, "blind_reading", "out", "--trait", "formality")
     assert missing.returncode
-    assert "blind/ratings.csv is missing" in missing.stderr
+    assert "blind/formality_ratings.csv is missing" in missing.stderr
     ratings = [f"{row['id']},{len(row['response']) % 100}" for row in rows]
-    (out / "blind/ratings.csv").write_text("\n".join(["id,rating", *ratings[:-1]]))
+    (out / "blind/formality_ratings.csv").write_text("\n".join(["id,rating", *ratings[:-1]]))
     short = run(setting, "blind_reading", "out", "--trait", "formality")
     assert f"out of range: {rows[-1]['id']}" in short.stderr
-    (out / "blind/ratings.csv").write_text("\n".join(["id,rating", *ratings]))
+    (out / "blind/formality_ratings.csv").write_text("\n".join(["id,rating", *ratings]))
     done = run(setting, "blind_reading", "out", "--trait", "formality")
     assert done.returncode == 0, done.stderr
     (found,) = json.loads((out / "blind_reading.json").read_text())["traits"]

@@ -1,0 +1,114 @@
+"""The judges that results rest on: each measured before it is believed, and kept, so that every script has the same."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+
+import torch
+
+from persona_lens.judges.embedding import EmbeddingJudge, fit_embedding_judge
+from persona_lens.judges.encoders import ResidualEncoder, TextEncoder, load_sentence_encoder
+from persona_lens.judges.judgement import IdentifiedJudge
+from persona_lens.judges.likelihood import calibrate_likelihood_judge
+from persona_lens.judges.temperature_samples import sample_temperatures
+from persona_lens.judges.validation import JudgeValidation, TemperatureSamples, ValidatedJudge, validate
+from persona_lens.models.engine.sampling import Sampling
+from persona_lens.models.hooked_model import HookedModel
+from persona_lens.run import Run
+from persona_lens.storage import Shard
+from persona_lens.traits.trait import Trait
+from persona_lens.traits.written import WrittenExample, load_written_examples
+
+READING_DEPTH = 0.6
+"""Of the layers, where a model's own reading of a text judges it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Judges:
+    """A trait's judges, each with what validation found of it.
+
+    Args:
+        reader: The model's own reading of a text. It shares its model with what it judges, so it chooses.
+        sentences: Sentence vectors of another model, which share neither model nor prompt with anything: it confirms.
+        likelihood: The likelihood judge, which says how coherent a text is too.
+    """
+
+    reader: ValidatedJudge
+    sentences: ValidatedJudge
+    likelihood: ValidatedJudge
+
+    @property
+    def all(self) -> tuple[ValidatedJudge, ...]:
+        """All three."""
+        return self.reader, self.sentences, self.likelihood
+
+
+@dataclass(frozen=True, eq=False)
+class _Measured:
+    """What a judge is fitted on and measured with."""
+
+    examples: tuple[WrittenExample, ...]
+    samples: TemperatureSamples
+
+    def describe(self) -> str:
+        """Return a digest that changes with any text."""
+        texts = json.dumps([*map(asdict, self.examples), asdict(self.samples)], sort_keys=True)
+        return hashlib.sha256(texts.encode()).hexdigest()[:16]
+
+
+def prepare_judges(
+    model: HookedModel, trait: Trait, sampling: Sampling, run: Run, *, n_examples: int | None = None
+) -> Judges:
+    """Make a trait's judges and measure each, or take them from an earlier script's run.
+
+    Args:
+        model: The model, unsteered.
+        trait: A trait with written examples.
+        sampling: How the responses are drawn that will be judged.
+        run: Keeps what is made: ``arguments.share(model)``.
+        n_examples: Most examples of each half; None takes all.
+    """
+    fitted_on, measured_on = (
+        _load_half(model, trait.name, half, sampling, run, n_examples) for half in ("training", "judging")
+    )
+    encoders: list[TextEncoder] = [
+        ResidualEncoder(model, round(READING_DEPTH * model.cfg.n_layers)), load_sentence_encoder()
+    ]  # fmt: skip
+    judges = [
+        *(_fit(trait.name, fitted_on, encoder, run) for encoder in encoders),
+        calibrate_likelihood_judge(model, trait, n_pairs=1, sampling=sampling, run=run),
+    ]
+    return Judges(*(ValidatedJudge(judge, _validate(judge, trait.name, measured_on, run)) for judge in judges))
+
+
+def _load_half(
+    model: HookedModel, trait: str, half: str, sampling: Sampling, run: Run, n_examples: int | None
+) -> _Measured:
+    examples = load_written_examples(trait, half)[:n_examples]
+    questions = [one.question for one in examples]
+    part = run.part({"work": "temperatures", "questions": questions, "sampling": sampling.to_json()})
+    samples = part.load_or_measure(
+        "samples", TemperatureSamples, lambda: sample_temperatures(model, questions, sampling=sampling)
+    )
+    return _Measured(examples, samples)
+
+
+def _fit(trait: str, fitted_on: _Measured, encoder: TextEncoder, run: Run) -> EmbeddingJudge:
+    def compute() -> Shard:
+        judge = fit_embedding_judge(trait, fitted_on.examples, encoder=encoder, samples=fitted_on.samples)
+        records = {"intercept": judge.intercept, "settings": dict(judge.settings)}
+        return Shard({"weights": torch.from_numpy(judge.weights)}, records)
+
+    part = run.part({"work": "embedding judge", "encoder": encoder.identity, "fitted on": fitted_on.describe()})
+    kept = part.load_or_compute("judge", compute)
+    weights = kept.tensors["weights"].numpy()
+    return EmbeddingJudge(trait, encoder, weights, kept.records["intercept"], kept.records["settings"])
+
+
+def _validate(judge: IdentifiedJudge, trait: str, measured_on: _Measured, run: Run) -> JudgeValidation:
+    part = run.part({"work": "validation", "judge": judge.identity, "measured on": measured_on.describe()})
+    return part.load_or_measure(
+        "validation", JudgeValidation, lambda: validate(judge, trait, measured_on.examples, measured_on.samples)
+    )
