@@ -39,10 +39,10 @@ class Profile:
     max_new_tokens: int = 24
     temperature: float = 0.7
     confirmation_rollouts: int = 2
-    random_directions: int = 3
+    random_directions: int = 16
 
 
-TINY = Profile(1, 4, 4, (0.0, 0.4), (1.0,), 6, 0.7, 1, 1)
+TINY = Profile(1, 4, 4, (0.0, 0.4), (1.0,), 6, 0.7, 1, 2)
 
 
 def main(arguments: BaseArguments) -> None:

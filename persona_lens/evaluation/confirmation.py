@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from persona_lens.errors import InvalidArgumentError
-from persona_lens.evaluation.conditions import Condition, score_conditions
+from persona_lens.evaluation.conditions import Condition, ConditionScores, score_conditions
 from persona_lens.evaluation.sweep import LayerChoice, shift_at
 from persona_lens.judges.judgement import Judge
 from persona_lens.models.engine.sampling import Sampling
@@ -15,7 +15,7 @@ from persona_lens.models.hooks.points import check_unsteered
 from persona_lens.records import Record
 from persona_lens.run import Run
 from persona_lens.statistics import Interval
-from persona_lens.statistics.missing import difference_interval, mean_interval
+from persona_lens.statistics.crossed import mean_over_directions_interval
 from persona_lens.streams import Stream
 from persona_lens.tensors.directions import sample_random_directions
 from persona_lens.vectors.persona_vector import PersonaVector
@@ -30,9 +30,10 @@ class Confirmation(Record):
         coefficient: Multiplies the raw vector.
         steered: Trait score when steered.
         baseline: Trait score unsteered.
-        random: Trait score under random directions of the same norm.
+        random: Trait score under random directions of the same norm; its interval, and that of ``above_random``, hold
+            for other directions as well as for other questions.
         rise: Steered less unsteered, paired by question.
-        above_random: Steered less random, paired by question.
+        above_random: Steered less random, paired by question; over directions too.
         coherence: Coherence when steered.
         baseline_coherence: Coherence unsteered.
         random_coherence: Coherence under random directions.
@@ -70,7 +71,7 @@ def confirm_choice(
     *,
     questions: Sequence[str],
     judge: Judge,
-    random_directions: int = 4,
+    random_directions: int = 16,
     sampling: Sampling = Sampling(max_new_tokens=32, rollouts=4),
     run: Run = Run(),
 ) -> Confirmation:
@@ -82,8 +83,9 @@ def confirm_choice(
         choice: From :meth:`SweepResult.choose_coherent` or :meth:`SweepResult.choose_by_score`.
         questions: Questions that were not in the sweep.
         judge: The sweep's judge.
-        random_directions: Random directions of the vector's norm at that layer.
-        sampling: How responses are drawn: ``rollouts`` of each question steered, unsteered and under each random
+        random_directions: Random directions of the vector's norm at that layer, at least two: what they do differs, so
+            they are units of the intervals as the questions are.
+        sampling: How responses are drawn: ``rollouts`` of each question steered and unsteered, one under each random
             direction. Its seed is that of the random directions too.
         run: Keeps finished shards and shows progress.
 
@@ -97,34 +99,37 @@ def confirm_choice(
     """
     vector.check_model(model)
     check_unsteered(model)
-    if random_directions < 1:
-        raise InvalidArgumentError.of("random_directions", "be at least 1", random_directions)
+    if random_directions < 2:
+        raise InvalidArgumentError.of("random_directions", "be at least 2", random_directions)
     randoms = sample_random_directions(
         vector.norms, model.cfg.d_model, random_directions, sampling.seed + Stream.CONFIRMATION
     )
-    directions = [vector.direction(choice.layer), *(one[choice.layer] for one in randoms)]
-    conditions = [Condition(), *(shift_at(choice.layer, one, choice.coefficient) for one in directions)]
-    found = score_conditions(
-        model, judge, conditions, questions, sampling=sampling, stream=(Stream.CONFIRMATION,), run=run
-    )
-    by_question, coherence = found.by_question, found.coherence_by_question
-    random_score = by_question[2:].nanmean(dim=0)
+
+    def score(conditions: Sequence[Condition], rollouts: int) -> ConditionScores:
+        drawn = replace(sampling, rollouts=rollouts)
+        return score_conditions(
+            model, judge, conditions, questions, sampling=drawn, stream=(Stream.CONFIRMATION,), run=run
+        )
+
+    steered = shift_at(choice.layer, vector.direction(choice.layer), choice.coefficient)
+    found = score([Condition(), steered], sampling.rollouts)
+    random = score([shift_at(choice.layer, one[choice.layer], choice.coefficient) for one in randoms], 1)
     return Confirmation(
         layer=choice.layer,
         coefficient=choice.coefficient,
         steered=found.score(1),
         baseline=found.score(0),
-        random=mean_interval(random_score),
+        random=mean_over_directions_interval(random.by_question),
         rise=found.difference(1, 0),
-        above_random=difference_interval(by_question[1], random_score),
+        above_random=mean_over_directions_interval(found.by_question[1] - random.by_question),
         coherence=found.coherence(1),
         baseline_coherence=found.coherence(0),
-        random_coherence=mean_interval(coherence[2:].nanmean(dim=0)),
+        random_coherence=mean_over_directions_interval(random.coherence_by_question),
         examples=tuple(
             (question, plain[0], steered[0])
             for question, plain, steered in zip(questions, *found.responses[:2], strict=True)
         ),
         n_questions=len(questions),
-        n_responses=found.scores.numel(),
-        n_unscored=found.n_unscored,
+        n_responses=found.scores.numel() + random.scores.numel(),
+        n_unscored=found.n_unscored + random.n_unscored,
     )

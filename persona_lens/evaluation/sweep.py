@@ -24,6 +24,7 @@ from persona_lens.models.loading import ModelInfo, describe_model
 from persona_lens.records import Record, format_table
 from persona_lens.run import Run
 from persona_lens.statistics import Interval
+from persona_lens.statistics.crossed import mean_over_directions_interval
 from persona_lens.statistics.missing import mean_interval
 from persona_lens.storage import collect_versions
 from persona_lens.streams import Stream
@@ -128,9 +129,12 @@ class SweepResult(Record):
         return mean_interval(self.coherences[self._index(layer, coefficient)])
 
     def null_interval(self, coefficient: float) -> Interval:
-        """Return the mean score under random directions, with the interval over directions × layers."""
+        """Return the mean score under random directions, over all their layers.
+
+        The interval holds for other directions and layers as well as for other questions.
+        """
         column = self.null_scores[:, :, self.coefficients.index(coefficient)]
-        return mean_interval(column.nanmean(dim=-1).flatten())
+        return mean_over_directions_interval(column.flatten(end_dim=1))
 
     def choose_by_score(self) -> LayerChoice:
         """Choose as the paper does: the layer and coefficient with the highest trait score.

@@ -19,7 +19,7 @@ from persona_lens.models.hooked_model import HookedModel
 from persona_lens.run import Run
 from persona_lens.storage import Shard
 from persona_lens.traits.trait import Trait
-from persona_lens.traits.written import WrittenExample, load_written_examples
+from persona_lens.traits.written import Half, WrittenExample, load_written_examples
 
 READING_DEPTH = 0.6
 """Of the layers, where a model's own reading of a text judges it."""
@@ -70,13 +70,12 @@ def prepare_judges(
         run: Keeps what is made: ``arguments.share(model)``.
         n_examples: Most examples of each half; None takes all.
     """
-    fitted_on, measured_on = (
-        _load_half(model, trait.name, half, sampling, run, n_examples) for half in ("training", "judging")
-    )
+    fitted_on = _load_half(model, trait.name, "training", sampling, run, n_examples)
+    measured_on = _load_half(model, trait.name, "judging", sampling, run, n_examples)
     encoders: list[TextEncoder] = [
         ResidualEncoder(model, round(READING_DEPTH * model.cfg.n_layers)), load_sentence_encoder()
     ]  # fmt: skip
-    judges = [
+    judges: list[IdentifiedJudge] = [
         *(_fit(trait.name, fitted_on, encoder, run) for encoder in encoders),
         calibrate_likelihood_judge(model, trait, n_pairs=1, sampling=sampling, run=run),
     ]
@@ -84,7 +83,7 @@ def prepare_judges(
 
 
 def _load_half(
-    model: HookedModel, trait: str, half: str, sampling: Sampling, run: Run, n_examples: int | None
+    model: HookedModel, trait: str, half: Half, sampling: Sampling, run: Run, n_examples: int | None
 ) -> _Measured:
     examples = load_written_examples(trait, half)[:n_examples]
     questions = [one.question for one in examples]

@@ -24,22 +24,25 @@ def test_a_confirmation_measures_rise_and_margin(tiny_model, vector):
         tiny_model, vector, choice, questions=("Fresh?", "Newer?"), judge=LengthJudge(), random_directions=2,
         sampling=pl.Sampling(max_new_tokens=4, rollouts=2),
     )  # fmt: skip
-    assert result.n_responses == (1 + 1 + 2) * 2 * 2
+    assert result.n_responses == (1 + 1) * 2 * 2 + 2 * 2
     assert result.rise.estimate == pytest.approx(result.steered.estimate - result.baseline.estimate, abs=1e-3)
     assert result.above_random.estimate == pytest.approx(result.steered.estimate - result.random.estimate, abs=1e-3)
     assert Confirmation.from_json(result.to_json()) == result
 
 
 def test_a_confirmation_sets_each_number_in_its_place(tiny_model, vector, monkeypatch):
-    """Four conditions (nothing, the vector, two random directions) of two questions, as they were measured."""
+    """Nothing and the vector, then two random directions, each of two questions, as they were measured."""
     scores = torch.tensor([[10.0, 14.0], [50.0, 60.0], [20.0, 30.0], [40.0, float("nan")]])[..., None]
     coherences = torch.tensor([[90.0, 92.0], [60.0, 70.0], [80.0, 70.0], [60.0, 60.0]])[..., None]
     texts = tuple(tuple((f"{way} {q}",) for q in "ab") for way in ("plain", "steered", "random", "random"))
-    conditions = []
+    conditions, rollouts = [], []
 
-    def score(model, judge, given, questions, **rest):
+    def score(model, judge, given, questions, *, sampling, **rest):
+        rows = slice(len(conditions), len(conditions) + len(given))
         conditions.extend(given)
-        return ConditionScores(("",) * 4, tuple(questions), judge.name, scores, coherences, texts)
+        rollouts.append(sampling.rollouts)
+        names = ("",) * len(given)
+        return ConditionScores(names, tuple(questions), judge.name, scores[rows], coherences[rows], texts[rows])
 
     monkeypatch.setattr("persona_lens.evaluation.confirmation.score_conditions", score)
     found = pl.confirm_choice(
@@ -51,6 +54,7 @@ def test_a_confirmation_sets_each_number_in_its_place(tiny_model, vector, monkey
         "steered": 55, "baseline": 12, "random": 30, "rise": 43, "above_random": 25,
         "coherence": 65, "baseline_coherence": 91, "random_coherence": 67.5,
     }  # fmt: skip
+    assert rollouts == [4, 1]
     assert found.examples == (("a?", "plain a", "steered a"), ("b?", "plain b", "steered b"))
     assert (found.n_questions, found.n_responses, found.n_unscored) == (2, 8, 1)
     assert not conditions[0].intervention

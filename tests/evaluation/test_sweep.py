@@ -207,7 +207,7 @@ def test_one_store_keeps_several_choices_and_sweeps_apart(tiny_model, vector, tm
     run = pl.Run(pl.ShardStore(tmp_path, {}))
     given = {"judge": LengthJudge(), "sampling": pl.Sampling(max_new_tokens=4)}
     for layer, coefficient in ((0, 1.0), (2, 1.0), (2, 3.0)):
-        options = given | {"questions": ("Who?", "How?"), "random_directions": 1}
+        options = given | {"questions": ("Who?", "How?"), "random_directions": 2}
         choice = LayerChoice("made", layer, coefficient, point, point)
         alone = pl.confirm_choice(tiny_model, vector, choice, **options)
         kept = pl.confirm_choice(tiny_model, vector, choice, run=run, **options)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import persona_lens as pl
-from persona_lens.judges import EmbeddingJudge, fit_embedding_judge, validate
+from persona_lens.judges import EmbeddingJudge, TemperatureSamples, fit_embedding_judge, validate
 from persona_lens.traits import WrittenExample, load_written_examples
 
 CALM = ["the", "door", "was", "open", "and", "the", "lamp", "stood", "near", "a", "wall"]
@@ -93,3 +93,40 @@ def test_on_the_bundled_model_it_tells_formal_from_casual_answers_that_it_was_no
         for kind in ("overt", "opposite")
     )
     assert overt > opposite + 40
+
+
+class ShoutingEncoder(WordEncoder):
+    """Sees how hot a text was sampled, marked by "!", in the direction that the trait's words lie in too."""
+
+    def encode(self, texts):
+        vectors = np.hstack([super().encode(texts), np.zeros((len(texts), 1))])
+        loud = super().encode([" ".join(LOUD)])[0]
+        for row, text in enumerate(texts):
+            hot = text.count("!") / 4
+            vectors[row, :64] += hot * loud
+            vectors[row, 64] = hot
+        return vectors
+
+
+def sample(examples, hot_mark):
+    cool = tuple(one.ordinary for one in examples)
+    return TemperatureSamples(tuple(one.question for one in examples), cool, tuple(t + hot_mark for t in cool))
+
+
+def test_hotter_sampling_says_nothing_to_a_judge_that_was_fitted_with_samples():
+    fitted_on, measured_on = EXAMPLES[:12], EXAMPLES[12:]
+    deaf = fit_embedding_judge("loud", fitted_on, encoder=ShoutingEncoder(), samples=sample(fitted_on, "!!!!"))
+    hearing = fit_embedding_judge("loud", fitted_on, encoder=ShoutingEncoder())
+    heard = [validate(one, "loud", measured_on, sample(measured_on, "!!!!"))["hot v cool"] for one in (deaf, hearing)]
+    assert heard[0].estimate == pytest.approx(0.5, abs=0.05)
+    assert heard[1].estimate > 0.9
+
+
+def test_a_sample_that_says_nothing_can_be_fitted_with():
+    samples = TemperatureSamples(tuple(one.question for one in EXAMPLES[:12]), ("",) * 12, ("loud!",) * 12)
+    assert fit_embedding_judge("loud", EXAMPLES[:12], encoder=WordEncoder(), samples=samples).trait == "loud"
+
+
+def test_samples_of_other_questions_are_refused():
+    with pytest.raises(pl.errors.InvalidArgumentError, match="samples"):
+        fit_embedding_judge("loud", EXAMPLES[:12], encoder=WordEncoder(), samples=sample(EXAMPLES[1:13], "!"))
