@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 import tyro
 from jaxtyping import Float
-from results.steering_evidence import Setting, SteeringEvidence
+from results.steering_evidence import Setting, SteeringEvidence, summarize
 from torch import Tensor
 
 import persona_lens as pl
@@ -112,6 +112,7 @@ def main(arguments: CommonArguments) -> None:
     if arguments.out == Path("figures") and PAGE.exists():
         found = [SteeringEvidence.load(path) for path in sorted(arguments.out.glob(f"{NAME}_*.json"))]
         fill_page(PAGE, "tables", "\n".join(one.to_markdown() for one in found))
+        fill_page(Path("README.md"), "evidence", summarize(found))
 
 
 def run(model: HookedModel, trait: pl.Trait, profile: EvidenceProfile, arguments: CommonArguments) -> SteeringEvidence:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import plotly.graph_objects as go
@@ -196,6 +197,25 @@ class SteeringEvidence(Result):
         ]
         tail = f"above random directions of equal coherence: {' and '.join(above) or 'neither'}"
         return f"raised for {by} by the {' and the '.join(seen)}; {tail}"
+
+
+def summarize(found: Sequence[SteeringEvidence]) -> str:
+    """Write a short table of all traits: what the two judges that may be believed most see of the written vector."""
+    compared = (
+        ("written vector", "unsteered"),
+        ("written vector", "random, equal coherence"),
+        ("written vector", "other traits"),
+        ("written vector, away", "unsteered"),
+        ("system prompt", "unsteered"),
+    )
+    head = " | ".join(f"{a.removeprefix('written vector, ')} v {b}" for a, b in compared)
+    lines = [f"| trait, judge | {head} |", f"|---|{'---|' * len(compared)}"]
+    for one in found:
+        for judge in list(one.scores)[:2]:
+            name = judge.removesuffix(f" for {one.trait}").removeprefix("embedding judge ")
+            cells = " | ".join(str(one.auroc(judge, a, b)) for a, b in compared)
+            lines.append(f"| {one.trait}, {name} | {cells} |")
+    return "\n".join(lines)
 
 
 def _in_cell(text: str) -> str:
