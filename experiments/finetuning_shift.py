@@ -17,7 +17,6 @@ from collections.abc import Sequence
 import tyro
 from results.finetuning_shift import FinetuningShift
 
-from persona_lens.reproduction.figures import write_figure
 from persona_lens.reproduction.shift_models import MIN_COHERENCE, Setting, ShiftArguments, prepare, train_models
 from persona_lens.reproduction.trained_models import (
     Correlation,
@@ -36,7 +35,7 @@ def main(arguments: ShiftArguments) -> None:
     """Run or redraw."""
     result = arguments.read(FinetuningShift, NAME) if arguments.replot else run(prepare(arguments), arguments)
     result.write(arguments.out, NAME)
-    write_figure(result.plot_scores(), arguments.out, f"{NAME}_scores")
+    result.draw(result.plot_scores(), arguments.out, f"{NAME}_scores")
     print(arguments.out / f"{NAME}.html", arguments.out / f"{NAME}_scores.html", sep="\n")
 
 

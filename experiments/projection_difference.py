@@ -20,7 +20,6 @@ import tyro
 from results.projection_difference import Outcome, Predictors, ProjectionDifference, ScreenedDataset
 
 import persona_lens as pl
-from persona_lens.reproduction.figures import write_figure
 from persona_lens.reproduction.shift_models import MIN_COHERENCE, ShiftArguments, prepare, train_models
 from persona_lens.reproduction.trained_models import Correlation, correlate_pairs, describe_kit, is_coherent
 from persona_lens.screening import Screening, ScreenSettings
@@ -38,7 +37,7 @@ def main(arguments: ShiftArguments) -> None:
     """Run or redraw."""
     result = arguments.read(ProjectionDifference, NAME) if arguments.replot else run(arguments)
     result.write(arguments.out, NAME)
-    write_figure(result.plot_predictors(), arguments.out, f"{NAME}_approximations")
+    result.draw(result.plot_predictors(), arguments.out, f"{NAME}_approximations")
     print(arguments.out / f"{NAME}.html", arguments.out / f"{NAME}_approximations.html", sep="\n")
 
 

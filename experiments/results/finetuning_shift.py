@@ -28,6 +28,11 @@ class FinetuningShift(Result):
     paper: dict[str, tuple[float, float]]
     n_questions: int
 
+    @property
+    def judges(self) -> dict[str, str]:
+        """Each trait's judge."""
+        return {name: kit.judge.name for name, kit in self.kits.items()}
+
     def plot(self) -> go.Figure:
         """Draw trait score against shift along the trait's vector, one panel a trait, one point a trained model.
 

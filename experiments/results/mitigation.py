@@ -70,6 +70,11 @@ class Mitigation(Result):
     n_held_out: int
     n_items: int
 
+    @property
+    def judges(self) -> dict[str, str]:
+        """The trait's judge."""
+        return {self.trait: self.kit.judge.name}
+
     def plot(self) -> go.Figure:
         """Draw what each way of keeping a trait out costs against the trait score that is left, one line a method.
 

@@ -37,6 +37,11 @@ class Monitoring(Result):
     correlations: dict[str, MonitoringCorrelation]
     paper: dict[str, tuple[float, float]]
 
+    @property
+    def judges(self) -> dict[str, str]:
+        """The trait's judge."""
+        return {self.trait: self.judge.name}
+
     def plot(self) -> go.Figure:
         """Draw projection against score, a panel a setting."""
         return plot_monitoring(self.settings, self.correlations, labels=self.conditions, paper=self.paper)

@@ -68,6 +68,11 @@ class ProjectionDifference(Result):
     subset_fraction: float
     paper: dict[str, tuple[float, float]]
 
+    @property
+    def judges(self) -> dict[str, str]:
+        """Each trait's judge."""
+        return {name: kit.judge.name for name, kit in self.kits.items()}
+
     def plot(self) -> go.Figure:
         """Draw score and shift after training against the data's projection difference, one column a trait.
 

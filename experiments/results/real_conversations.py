@@ -72,6 +72,11 @@ class RealConversations(Result):
     models: tuple[SubsetModel, ...]
     n_questions: int
 
+    @property
+    def judges(self) -> dict[str, str]:
+        """Each trait's judge."""
+        return {name: kit.judge.name for name, kit in self.kits.items()}
+
     def plot(self) -> go.Figure:
         """Draw what training on the highest, random and lowest samples does, before and after a judge's filter.
 

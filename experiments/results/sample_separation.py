@@ -45,6 +45,11 @@ class SampleSeparation(Result):
     auroc: dict[str, Interval]
     filters: FilterComparison
 
+    @property
+    def judges(self) -> dict[str, str]:
+        """The trait's judge."""
+        return {self.trait: self.judge.name}
+
     def plot(self) -> go.Figure:
         """Draw samples' distributions by each measure with its AUROC, and what filters hold back.
 

@@ -32,6 +32,11 @@ class ShiftTrajectory(Result):
     runs: dict[str, TrainingRun]
     n_questions: int
 
+    @property
+    def judges(self) -> dict[str, str]:
+        """Each trait's judge."""
+        return {name: kit.judge.name for name, kit in self.kits.items()}
+
     def plot(self) -> go.Figure:
         """Draw the shift along persona vectors over optimiser steps, one panel a vector.
 

@@ -65,6 +65,11 @@ class SteeringModes(Result):
     n_items: int
     n_text_tokens: int
 
+    @property
+    def judges(self) -> dict[str, str]:
+        """The trait's judge."""
+        return {self.trait: self.judge.name}
+
     def plot(self) -> go.Figure:
         """Draw what each way of steering costs against how far it moves the trait score, one line a method.
 

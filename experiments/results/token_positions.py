@@ -49,6 +49,11 @@ class TokenPositions(Result):
     n_responses: int
     n_unscored: int
 
+    @property
+    def judges(self) -> dict[str, str]:
+        """The trait's judge."""
+        return {self.trait: self.judge.name}
+
     def plot(self) -> go.Figure:
         """Draw score and coherence under steering with directions from each token position, one column a layer.
 

@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from persona_lens.evaluation.confirmation import Confirmation
+from persona_lens.judges.likelihood import LIKELIHOOD_JUDGE
 from persona_lens.plots.style import COLORS, GREY, INK, add_intervals, lay_out
 from persona_lens.records import Record
 from persona_lens.reproduction.figures import Result
@@ -34,6 +35,11 @@ class TraitSurvey(Result):
 
     min_auroc: float
     traits: tuple[SurveyedTrait, ...]
+
+    @property
+    def judges(self) -> dict[str, str]:
+        """Each trait's judge, which the survey calibrates."""
+        return {row.trait: LIKELIHOOD_JUDGE for row in self.traits}
 
     def plot(self) -> go.Figure:
         """Draw the judge's AUROC, and steering against random directions, with the traits that fail listed below."""

@@ -30,6 +30,9 @@ from persona_lens.statistics import Interval, bootstrap_auroc_by_group
 from persona_lens.streams import Stream
 from persona_lens.traits.trait import Trait
 
+LIKELIHOOD_JUDGE = "likelihood judge (proxy)"
+"""The judge's name."""
+
 _MIN_WIDTH = 1e-3  # nats a token; rounding alone moves a likelihood by about this
 
 
@@ -120,7 +123,7 @@ class LikelihoodJudge:
     @property
     def name(self) -> str:
         """What the judge is."""
-        return "likelihood judge (proxy)"
+        return LIKELIHOOD_JUDGE
 
     @property
     def identity(self) -> str:

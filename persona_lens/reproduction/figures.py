@@ -11,6 +11,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from persona_lens.records import Record
+from persona_lens.reproduction.verdicts import find_verdicts, say_verdicts
 from persona_lens.storage import write_bytes_atomically
 
 
@@ -29,14 +30,24 @@ class Result(Record, ABC):
         """Name of the model that was measured, for a figure: escaped."""
         return html.escape(self.config["model"]["name"])
 
+    @property
+    def judges(self) -> dict[str, str]:
+        """By trait, the judge that scores rest on; empty where nothing is scored."""
+        return {}
+
     @abstractmethod
     def plot(self) -> go.Figure:
         """Draw it."""
 
     def write(self, folder: Path, name: str) -> None:
-        """Write it as NAME.json, and its figure as :func:`write_figure` does."""
+        """Write it as NAME.json, and its figure as :meth:`draw` does."""
         self.save(folder / f"{name}.json")
-        write_figure(self.plot(), folder, name)
+        self.draw(self.plot(), folder, name)
+
+    def draw(self, figure: go.Figure, folder: Path, name: str) -> None:
+        """Write a figure of it as :func:`write_figure` does; its title says which judges are not valid."""
+        say_verdicts(figure, self.judges, find_verdicts(folder, self.config["model"]))
+        write_figure(figure, folder, name)
 
 
 def write_figure(figure: go.Figure, folder: Path, name: str) -> None:

@@ -64,6 +64,11 @@ class LayerSweep(Result):
     sweep: SweepResult
     confirmation: Confirmation
 
+    @property
+    def judges(self) -> dict[str, str]:
+        """The trait's judge."""
+        return {self.sweep.trait: self.judge.name}
+
     def plot(self) -> go.Figure:
         """Draw the sweep with the confirmation in its title."""
         return plot_sweep(self.sweep, self.confirmation)

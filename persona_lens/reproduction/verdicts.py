@@ -1,0 +1,49 @@
+"""What validation found of the judges that a figure's scores rest on, for its title."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+
+from persona_lens.judges.validation import JudgeValidation
+
+NOT_VALIDATED = "not validated"
+
+
+def find_verdicts(folder: Path, model: Mapping[str, Any]) -> dict[tuple[str, str], str]:
+    """Return the verdicts that judge_validation.py left of a model's judges, by judge and trait.
+
+    Args:
+        folder: Where the results are; the folder above it is looked at too.
+        model: The model that was measured, as its results describe it; another one's verdicts are none of its.
+    """
+    found: dict[tuple[str, str], str] = {}
+    for place in (folder.parent, folder):
+        path = place / "judge_validation.json"
+        if path.exists():
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if content["config"]["model"]["fingerprint"] == model["fingerprint"]:
+                validations = map(JudgeValidation.from_json, content["validations"])
+                found |= {(one.judge, one.trait): one.verdict for one in validations}
+    return found
+
+
+def say_verdicts(figure: go.Figure, judges: Mapping[str, str], verdicts: Mapping[tuple[str, str], str]) -> None:
+    """Begin a figure's title with the traits for which its judge is not valid; a valid judge needs no word.
+
+    Args:
+        figure: Its title is changed.
+        judges: By trait, the judge that scored it.
+        verdicts: From :func:`find_verdicts`.
+    """
+    traits: dict[str, list[str]] = {}
+    for trait, judge in judges.items():
+        traits.setdefault(verdicts.get((judge, trait), NOT_VALIDATED), []).append(trait)
+    doubts = [f"{verdict} for {', '.join(own)}" for verdict, own in traits.items() if verdict != "valid"]
+    if doubts:
+        figure.update_layout(title_text=f"Judge {html.escape('; '.join(doubts))} · {figure.layout.title.text}")
