@@ -117,6 +117,7 @@ def survey(model: HookedModel, trait: pl.Trait, profile: Profile, seed: int) -> 
             (f"AUROC below {MIN_AUROC}", auroc.estimate < MIN_AUROC),
             ("no setting that was tried is surely coherent; the highest score was taken", coherent is None),
             ("steering is not surely above random directions", not confirmation.is_clear),
+            ("steering is not surely above the unsteered model", not confirmation.rise.low > 0),
             ("steered text falls below the coherence floor", confirmation.coherence.estimate < 50),
         )
         if is_so

@@ -114,10 +114,12 @@ def test_a_band_runs_along_the_upper_bounds_and_back_along_the_lower(made):
 @pytest.mark.parametrize(
     ("low", "coherence", "words"),
     [
-        (-1.0, 80.0, "no clear effect above random directions"),
-        (-1.0, 20.0, "no clear effect above random directions"),
-        (2.0, 40.0, "breaks coherence"),
-        (2.0, 80.0, "raises the score and stays coherent"),
+        (-1.0, (75.0, 80.0, 85.0), "no clear effect above random directions"),
+        (-1.0, (15.0, 20.0, 25.0), "no clear effect above random directions"),
+        (2.0, (35.0, 40.0, 49.0), "but surely breaks coherence"),
+        (2.0, (45.0, 55.0, 65.0), "whether text stays coherent is not sure [45, 65]"),
+        (2.0, (35.0, 40.0, 50.0), "whether text stays coherent is not sure [35, 50]"),
+        (2.0, (50.0, 60.0, 70.0), "raises the score and surely stays coherent"),
     ],
 )
 def test_a_sweeps_title_claims_no_more_than_the_confirmation_shows(made, low, coherence, words):
@@ -126,14 +128,15 @@ def test_a_sweeps_title_claims_no_more_than_the_confirmation_shows(made, low, co
 
     confirmation = pl.evaluation.Confirmation(
         layer=1, coefficient=2.0, steered=exactly(61.0), baseline=exactly(12.0), random=exactly(23.0),
-        rise=exactly(49.0), above_random=Interval(38.0, low, 50.0), coherence=exactly(coherence),
+        rise=exactly(49.0), above_random=Interval(38.0, low, 50.0),
+        coherence=Interval(coherence[1], coherence[0], coherence[2]),
         baseline_coherence=exactly(91.0), random_coherence=exactly(85.0), examples=(), n_questions=2, n_responses=8,
         n_unscored=0,
     )  # fmt: skip
     title = plot_sweep(made, confirmation).layout.title.text
     assert words in title
     assert "layer 1 × 2" in title
-    assert f"score 12 → 61 on fresh questions (random directions 23), coherence 91 → {coherence:g}" in title
+    assert f"score 12 → 61 on fresh questions (random directions 23), coherence 91 → {coherence[1]:g}" in title
 
 
 def test_a_vectors_figure_draws_norm_and_stability_of_each_token_position(vector):

@@ -6,6 +6,7 @@ import html
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 import plotly.graph_objects as go
@@ -94,18 +95,28 @@ class TraitGeometry(Result):
         figure.update_yaxes(title_text="trait", col=1)
         figure.update_xaxes(title_text="trait", row=1)
         figure.update_xaxes(title_text="layer (zero-based block)", row=2, col=1)
-        band = 1.96 / math.sqrt(self.d_model)
+        n_pairs = n * (n - 1) // 2
+        # Of isotropic directions, for all pairs at once (Bonferroni).
+        band = NormalDist().inv_cdf(1 - 0.025 / n_pairs) / math.sqrt(self.d_model)
         left_out = "".join(f"; {html.escape(name)} left out: no vector" for name in self.left_out)
         subtitle = (
-            f"{self.model_name}; diagonal: cosine between two halves of the trait's own questions; 95 % of "
-            f"random directions lie within ±{band:.2f}{left_out}"
+            f"{self.model_name}; diagonal: cosine between two halves of the trait's own questions; all pairs of "
+            f"isotropic directions, a weak null, lie within ±{band:.2f} in 95 % of cases{left_out}"
         )
-        pairs = [(float(cosines[layer, i, j]), f"{names[i]} · {names[j]}") for i in range(n) for j in range(i)]
-        (least, apart), (most, together) = min(pairs), max(pairs)
-        beyond = sum(abs(value) > band for value, _ in pairs)
+        pairs = [(float(cosines[layer, i, j]), i, j) for i in range(n) for j in range(i)]
+        beyond = sum(abs(value) > band for value, *_ in pairs)
+
+        def say_pair(value: float, i: int, j: int) -> str:
+            own = [halves[k] for k in (i, j)]
+            both = [h[layer] for h in own if h is not None]
+            # What the cosine would be if both vectors agreed with themselves (Spearman's correction).
+            corrected = value / math.sqrt(both[0] * both[1]) if len(both) == 2 and min(both) > 0 else math.nan
+            more = f" ({corrected:.2f} if both were measured without noise)" if -1 <= corrected <= 1 else ""
+            return f"{names[i]} · {names[j]} {value:.2f}{more}"
+
         finding = (
-            f"{beyond} of {len(pairs)} pairs of traits lie closer or further than random directions (layer {layer})"
-            f"<br>highest cosine {together} {most:.2f}, lowest {apart} {least:.2f}"
+            f"{beyond} of {len(pairs)} pairs of traits lie closer or further than isotropic directions (layer {layer})"
+            f"<br>highest cosine {say_pair(*max(pairs))}, lowest {say_pair(*min(pairs))}"
         )
         lay_out(figure, finding, subtitle, width=max(900, 300 + 80 * n), height=520 + 56 * n)
         return figure

@@ -120,31 +120,30 @@ def load_script(monkeypatch):
     return load
 
 
-def confirmed(low, coherence):
+def confirmed(low, coherence, rise):
     point = Interval(1.0, 1.0, 1.0)
-    intervals = dict.fromkeys(
-        ("steered", "baseline", "random", "rise", "baseline_coherence", "random_coherence"), point
-    )
+    intervals = dict.fromkeys(("steered", "baseline", "random", "baseline_coherence", "random_coherence"), point)
     return pl.evaluation.Confirmation(
-        layer=1, coefficient=2.0, above_random=Interval(5.0, low, 9.0), coherence=Interval(coherence, 0.0, 100.0),
+        layer=1, coefficient=2.0, rise=Interval(5.0, rise, 9.0), above_random=Interval(5.0, low, 9.0), coherence=Interval(coherence, 0.0, 100.0),
         examples=(), n_questions=2, n_responses=8, n_unscored=0, **intervals,
     )  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("auroc", "low", "coherence", "failure"),
+    ("auroc", "low", "rise", "coherence", "failure"),
     [
-        (0.95, 1.0, 80.0, ""),
-        (0.9, 1.0, 50.0, ""),
-        (0.8, 1.0, 80.0, "AUROC below 0.9"),
-        (0.95, -1.0, 80.0, "steering is not surely above random directions"),
-        (0.95, 1.0, 40.0, "steered text falls below the coherence floor"),
-        (0.8, -1.0, 80.0, "AUROC below 0.9; steering is not surely above random directions"),
-        (0.95, 1.0, None, "no setting that was tried is surely coherent; the highest score was taken"),
+        (0.95, 1.0, 1.0, 80.0, ""),
+        (0.9, 1.0, 1.0, 50.0, ""),
+        (0.8, 1.0, 1.0, 80.0, "AUROC below 0.9"),
+        (0.95, -1.0, 1.0, 80.0, "steering is not surely above random directions"),
+        (0.95, 1.0, 0.0, 80.0, "steering is not surely above the unsteered model"),
+        (0.95, 1.0, 1.0, 40.0, "steered text falls below the coherence floor"),
+        (0.8, -1.0, 1.0, 80.0, "AUROC below 0.9; steering is not surely above random directions"),
+        (0.95, 1.0, 1.0, None, "no setting that was tried is surely coherent; the highest score was taken"),
     ],
 )
 def test_a_trait_works_if_judge_effect_and_coherence_all_hold(
-    load_script, tiny_model, monkeypatch, auroc, low, coherence, failure
+    load_script, tiny_model, monkeypatch, auroc, low, rise, coherence, failure
 ):
     script = load_script("trait_survey")
     asked = {}
@@ -161,7 +160,7 @@ def test_a_trait_works_if_judge_effect_and_coherence_all_hold(
     step("measure_separation", SimpleNamespace(auroc=Interval(auroc, 0.0, 1.0)), script)
     step("extract_persona_vector", SimpleNamespace(counts=pl.vectors.ExtractionCounts(4, 4)))
     step("sweep_layers", SimpleNamespace(choose_coherent=lambda: choice, choose_by_score=lambda: "highest"))
-    step("confirm_choice", confirmed(low, coherence or 80.0))
+    step("confirm_choice", confirmed(low, coherence or 80.0, rise))
     row = script.survey(tiny_model, tiny_trait(), script.TINY, 0)
     assert (row.works, row.failure) == (not failure, failure)
     assert row.auroc.estimate == auroc
