@@ -107,10 +107,12 @@ def make_sheet(evidence: SteeringEvidence, seed: int) -> dict[str, Text]:
 def rate_sheet(arguments: ReadingArguments, trait: str, sheet: dict[str, Text]) -> list[tuple[Text, float]]:
     """Set a trait's ratings against its key."""
     key = json.loads(blind_path(arguments, trait, "key.json").read_text(encoding="utf-8"))
-    changed = [number for number, text in sheet.items() if key.get(number) != text.condition]
+    with blind_path(arguments, trait, "sheet.csv").open(encoding="utf-8", newline="") as file:
+        read = {row["id"]: row["response"] for row in csv.DictReader(file)}
+    changed = [n for n, text in sheet.items() if (key.get(n), read.get(n)) != (text.condition, text.response)]
     if changed:
-        path = blind_path(arguments, trait, "key.json")
-        raise SystemExit(f"{path} belongs to other responses, from row {changed[0]} on.")
+        path = blind_path(arguments, trait, "sheet.csv")
+        raise SystemExit(f"{path} and its key belong to other responses, from row {changed[0]} on.")
     ratings = read_ratings(arguments, trait, sheet)
     return [(text, ratings[number]) for number, text in sheet.items()]
 

@@ -143,15 +143,17 @@ class SteeringEvidence(Result):
         ]
         pairs += ["| question | unsteered | steered |", "|---|---|---|"]
         pairs += [f"| {' | '.join(map(_in_cell, pair))} |" for pair in self.show_pairs()]
+        image = f"![{self.trait}, by three judges](../../figures/steering_evidence_{self.trait}.png)"
+        pairs += ["", image]
         return "\n".join([*lines, "", f"Chosen: {chosen}. Mean coherence: {coherence}.", *pairs, ""])
 
     def plot(self) -> go.Figure:
         """Draw each judge's AUROC of conditions against the unsteered model, and of steering against every null."""
         figure = make_subplots(
-            rows=1, cols=2, horizontal_spacing=0.22, subplot_titles=("against the unsteered model", "against nulls")
+            rows=1, cols=2, horizontal_spacing=0.25, subplot_titles=("against the unsteered model", "against nulls")
         )
         for column, pairs in enumerate((_AGAINST_UNSTEERED, _AGAINST_NULLS), start=1):
-            names = [a if column == 1 else f"{a} v {b}" for a, b in pairs]
+            names = [a if column == 1 else f"{a.removesuffix(' vector')} v {b}" for a, b in pairs]
             for index, judge in enumerate(self.scores):
                 # Side by side, as three bars on one line hide each other.
                 places = [place + 0.24 * (index - 1) for place in range(len(names))]
@@ -173,7 +175,7 @@ class SteeringEvidence(Result):
             f"{self.coherence('sampled vector'):.0f}<br>bars: 95 % bootstrap over questions; filled: judge valid "
             "for this trait"
         )
-        lay_out(figure, title, subtitle, width=1250, height=640, top=130, bottom=110, legend=-0.14)
+        lay_out(figure, title, subtitle, width=1250, height=680, top=165, bottom=110, legend=-0.14)
         figure.update_layout(margin={"l": 170})
         return figure
 
@@ -195,8 +197,8 @@ class SteeringEvidence(Result):
             for name in seen
             if all(self.auroc(judge, name, "random, equal coherence").low > 0.5 for judge in valid)
         ]
-        tail = f"above random directions of equal coherence: {' and '.join(above) or 'neither'}"
-        return f"raised for {by} by the {' and the '.join(seen)}; {tail}"
+        tail = f"above random directions of about equal coherence: {' and '.join(above) or 'neither'}"
+        return f"raised for {by} by the {' and the '.join(seen)}<br>{tail}"
 
 
 def summarize(found: Sequence[SteeringEvidence]) -> str:
