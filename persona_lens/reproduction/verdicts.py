@@ -5,14 +5,24 @@ from __future__ import annotations
 import html
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
 
 from persona_lens.judges.validation import JudgeValidation
+from persona_lens.records import Record, read_headed
 
 NOT_VALIDATED = "not validated"
+
+
+@dataclass(frozen=True)
+class _Validations(Record):
+    """What experiments/judge_validation.py writes."""
+
+    config: dict[str, Any]
+    validations: tuple[JudgeValidation, ...]
 
 
 def find_verdicts(folder: Path, model: Mapping[str, Any]) -> dict[tuple[str, str], str]:
@@ -26,10 +36,9 @@ def find_verdicts(folder: Path, model: Mapping[str, Any]) -> dict[tuple[str, str
     for place in (folder.parent, folder):
         path = place / "judge_validation.json"
         if path.exists():
-            content = json.loads(path.read_text(encoding="utf-8"))
-            if content["config"]["model"]["fingerprint"] == model["fingerprint"]:
-                validations = map(JudgeValidation.from_json, content["validations"])
-                found |= {(one.judge, one.trait): one.verdict for one in validations}
+            table = read_headed(json.loads(path.read_text(encoding="utf-8")), _Validations, "JudgeValidations", 1)
+            if table.config["model"]["fingerprint"] == model["fingerprint"]:
+                found |= {(one.judge, one.trait): one.verdict for one in table.validations}
     return found
 
 

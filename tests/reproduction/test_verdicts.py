@@ -1,10 +1,9 @@
 """A figure whose judge is not valid says so in its title; a valid judge's figure says nothing more."""
 
-import json
-
 import plotly.graph_objects as go
 import pytest
 
+from experiments.results.judge_validation import JudgeValidations
 from persona_lens.judges import Contrast, JudgeValidation
 from persona_lens.reproduction.verdicts import find_verdicts, say_verdicts
 from persona_lens.statistics import Interval
@@ -14,13 +13,13 @@ MODEL = {"name": "small", "fingerprint": "f00d"}
 
 def write_validations(folder, fingerprint="f00d"):
     aurocs = {"evil": 0.95, "humorous": 0.85, "formality": 0.5}
-    made = [
+    made = tuple(
         JudgeValidation("a judge", "id", trait, (Contrast("overt v ordinary", Interval(a, a, a), 0.9),), 10)
         for trait, a in aurocs.items()
-    ]
+    )
     folder.mkdir(exist_ok=True)
-    content = {"config": {"model": MODEL | {"fingerprint": fingerprint}}, "validations": [m.to_json() for m in made]}
-    (folder / "judge_validation.json").write_text(json.dumps(content))
+    config = {"model": MODEL | {"fingerprint": fingerprint}}
+    JudgeValidations(config, made).save(folder / "judge_validation.json")
 
 
 def title(judges, verdicts):
