@@ -37,6 +37,8 @@ from persona_lens.traits.written import Kind
 
 NAME = "steering_evidence"
 PAGE = Path("docs/results/evidence.md")
+# Its pairs open the README: the trait whose steering two judges and a blind reader see.
+SHOWPIECE = "humorous"
 # A setting is chosen only if its mean coherence is at least this.
 MIN_COHERENCE = 60.0
 NULL_SCALES = (1.0, 1.5, 2.0, 3.0)
@@ -113,6 +115,9 @@ def main(arguments: CommonArguments) -> None:
         found = [SteeringEvidence.load(path) for path in sorted(arguments.out.glob(f"{NAME}_*.json"))]
         fill_page(PAGE, "tables", "\n".join(one.to_markdown() for one in found))
         fill_page(Path("README.md"), "evidence", summarize(found))
+        shown = [one for one in found if one.trait == SHOWPIECE]
+        if shown:
+            fill_page(Path("README.md"), "pairs", shown[0].pairs_to_markdown())
 
 
 def run(model: HookedModel, trait: pl.Trait, profile: EvidenceProfile, arguments: CommonArguments) -> SteeringEvidence:

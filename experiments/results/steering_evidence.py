@@ -136,16 +136,16 @@ class SteeringEvidence(Result):
         )
         shown = ("unsteered", "written vector", "sampled vector", *self.nulls)
         coherence = ", ".join(f"{name} {self.coherence(name):.0f}" for name in shown)
-        pairs = [
-            "",
-            "The five of all questions in which the confirming judge sees the written vector raise it most:",
-            "",
-        ]
-        pairs += ["| question | unsteered | steered |", "|---|---|---|"]
-        pairs += [f"| {' | '.join(map(_in_cell, pair))} |" for pair in self.show_pairs()]
+        said = "The five questions, of all, in which the confirming judge sees the written vector raise it most:"
+        pairs = ["", said, "", self.pairs_to_markdown()]
         image = f"![{self.trait}, by three judges](../../figures/steering_evidence_{self.trait}.png)"
         pairs += ["", image]
         return "\n".join([*lines, "", f"Chosen: {chosen}. Mean coherence: {coherence}.", *pairs, ""])
+
+    def pairs_to_markdown(self) -> str:
+        """Write the pairs of :meth:`show_pairs` as a table."""
+        lines = [f"| {' | '.join(map(_in_cell, pair))} |" for pair in self.show_pairs()]
+        return "\n".join(["| question | unsteered | steered |", "|---|---|---|", *lines])
 
     def plot(self) -> go.Figure:
         """Draw each judge's AUROC of conditions against the unsteered model, and of steering against every null."""
