@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 import tyro
 from jaxtyping import Float
-from results.steering_evidence import Setting, SteeringEvidence, summarize
+from results.steering_evidence import SHOWPIECE, Setting, SteeringEvidence, summarize
 from torch import Tensor
 
 import persona_lens as pl
@@ -37,8 +37,6 @@ from persona_lens.traits.written import Kind
 
 NAME = "steering_evidence"
 PAGE = Path("docs/results/evidence.md")
-# Its pairs open the README: the trait whose steering two judges and a blind reader see.
-SHOWPIECE = "humorous"
 # A setting is chosen only if its mean coherence is at least this.
 MIN_COHERENCE = 60.0
 NULL_SCALES = (1.0, 1.5, 2.0, 3.0)

@@ -20,6 +20,9 @@ from persona_lens.reproduction.figures import Result
 from persona_lens.statistics import Interval, bootstrap_auroc_by_group
 from persona_lens.statistics.crossed import mean_over_directions_interval
 
+SHOWPIECE = "humorous"
+"""Its pairs open the README: a trait whose steering two judges and a blind reader see."""
+
 _AGAINST_UNSTEERED = (
     ("written vector", "unsteered"),
     ("sampled vector", "unsteered"),
