@@ -43,6 +43,7 @@ SHARES = {
 READER = "read blind by one developer"
 NAME = "blind_reading"
 PAGE = Path("docs/results/evidence.md")
+JUDGES_PAGE = Path("docs/results/judges.md")
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ def main(arguments: ReadingArguments) -> None:
     result.write(arguments.out, NAME)
     if arguments.out == Path("figures") and PAGE.exists():
         fill_page(PAGE, "reading", result.to_markdown())
+        fill_page(JUDGES_PAGE, "reading", result.correlations_to_markdown())
     print(f"{arguments.out / NAME}.html")
 
 

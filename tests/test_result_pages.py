@@ -44,6 +44,7 @@ def test_the_readme_has_the_evidence_and_the_pairs(evidence):
 
 def test_the_pages_have_what_was_read_blind(reading):
     assert read_part("docs/results/evidence.md", "reading") == reading.to_markdown().rstrip("\n") + "\n"
+    assert read_part("docs/results/judges.md", "reading") == reading.correlations_to_markdown() + "\n"
     means = next(one.means for one in reading.traits if one.trait == SHOWPIECE)
     steered, plain = (f"{means[name].estimate:.0f}" for name in ("written vector", "unsteered"))
     said = f"a blind reader rated such texts {steered} of 100, unsteered ones {plain})"

@@ -48,6 +48,13 @@ class BlindReading(Result):
             lines += ["", f"Rank correlation of the ratings with each judge's scores: {correlations}.", ""]
         return "\n".join(lines)
 
+    def correlations_to_markdown(self) -> str:
+        """Write each judge's rank correlation with the ratings, trait by trait."""
+        lines = ["| trait | judge | rank correlation with the reading |", "|---|---|---|"]
+        for one in self.traits:
+            lines += [f"| {one.trait} | {judge} | {r} |" for judge, r in one.correlations.items()]
+        return "\n".join(lines)
+
     def plot(self) -> go.Figure:
         """Draw the mean rating of each condition, a panel a trait, with the judges' rank correlations."""
         heads = [
