@@ -59,7 +59,7 @@ class BlindReading(Result):
         """Draw the mean rating of each condition, a panel a trait, with the judges' rank correlations."""
         heads = [
             f"<b>{html.escape(one.trait)}</b><br><sup>"
-            + "<br>".join(f"{html.escape(judge)}: r {say(r)}" for judge, r in one.correlations.items())
+            + "<br>".join(f"{_shorten(judge, one.trait)}: r {say(r)}" for judge, r in one.correlations.items())
             + "</sup>"
             for one in self.traits
         ]
@@ -79,7 +79,12 @@ class BlindReading(Result):
         subtitle = (
             f"{self.model_name}; {html.escape(self.reader)}; r: Spearman with the ratings; 95 % intervals over texts"
         )
-        width = max(800, 380 * len(heads) + 160)
+        width = max(800, 400 * len(heads) + 160)
         lay_out(figure, html.escape(title), subtitle, width=width, height=560, top=190)
         figure.update_layout(margin={"l": 190})
         return figure
+
+
+def _shorten(judge: str, trait: str) -> str:
+    """Write a judge's name so that it fits over its panel."""
+    return html.escape(judge.removeprefix("embedding judge ").removesuffix(f" for {trait}"))

@@ -21,7 +21,7 @@ from persona_lens.statistics import Interval, bootstrap_auroc_by_group
 from persona_lens.statistics.crossed import mean_over_directions_interval
 
 SHOWPIECE = "humorous"
-"""Its pairs open the README: a trait whose steering two judges and a blind reader see."""
+"""Its pairs open the README: a trait whose steering both judges see, and in which a reader sees the difference."""
 
 _AGAINST_UNSTEERED = (
     ("written vector", "unsteered"),
