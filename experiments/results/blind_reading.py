@@ -75,7 +75,11 @@ class BlindReading(Result):
         figure.update_xaxes(title_text="rating (0–100)", range=[-3, 103])
         figure.update_traces(showlegend=False)
         raised = [one.trait for one in self.traits if one.aurocs["written vector"].low > 0.5]
-        title = f"A blind reader sees more of the trait under the written vector for {', '.join(raised) or 'no trait'}"
+        title = (
+            f"A blind reader surely sees more of {' and '.join(raised)} under the written vector"
+            if raised
+            else "A blind reader sees no trait surely raised under the written vector: too few texts, or no rise"
+        )
         subtitle = (
             f"{self.model_name}; {html.escape(self.reader)}; r: Spearman with the ratings; 95 % intervals over texts"
         )
