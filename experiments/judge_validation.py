@@ -36,7 +36,7 @@ class ValidationProfile:
     temperature: float = 0.7
 
 
-TINY = ValidationProfile(n_examples=10, max_new_tokens=4)
+TINY = ValidationProfile(n_examples=10, max_new_tokens=6)
 
 
 def main(arguments: BaseArguments) -> None:

@@ -43,6 +43,14 @@ def test_three_judges_with_their_verdicts_read_every_condition_and_null(evidence
     assert evidence["scores"][judges[0]] != evidence["scores"][judges[1]]
 
 
+def test_the_table_of_judges_holds_those_that_the_evidence_took(setting, evidence):
+    done = run(setting, "judge_validation", "out", "--trait", "formality")
+    assert done.returncode == 0, done.stderr
+    table = json.loads((setting[0] / "out" / "judge_validation.json").read_text())
+    assert table["validations"] == evidence["validations"]
+    assert "formality | embedding judge (all-MiniLM-L6-v2)" in done.stdout
+
+
 def test_what_chose_the_setting_was_not_what_it_is_judged_on(evidence):
     trait = evidence["config"]["trait"]
     written = [one.question for one in load_written_examples("formality", "judging")[:10]]

@@ -124,7 +124,8 @@ def confirmed(low, coherence, rise):
     point = Interval(1.0, 1.0, 1.0)
     intervals = dict.fromkeys(("steered", "baseline", "random", "baseline_coherence", "random_coherence"), point)
     return pl.evaluation.Confirmation(
-        layer=1, coefficient=2.0, rise=Interval(5.0, rise, 9.0), above_random=Interval(5.0, low, 9.0), coherence=Interval(coherence, 0.0, 100.0),
+        layer=1, coefficient=2.0, rise=Interval(5.0, rise, 9.0), above_random=Interval(5.0, low, 9.0),
+        coherence=Interval(coherence, 0.0, 100.0),
         examples=(), n_questions=2, n_responses=8, n_unscored=0, **intervals,
     )  # fmt: skip
 
