@@ -4,9 +4,9 @@
 
 Layer and step are chosen on half of the evaluation questions by one judge, the model's own reading of the text. The
 other half, and the questions of the written examples that nothing was fitted on, are read by the other judges too, of
-which that by sentence vectors shares neither model nor prompt with it. Beside the vectors stand: the unsteered model, the trait's first positive system prompt,
-steering away, other traits' vectors at the same layer and length, vectors of shuffled labels of equal length, and
-random directions of equal coherence.
+which that by sentence vectors shares neither model nor prompt with it. Beside the vectors stand: the unsteered model,
+the trait's first positive system prompt, steering away, other traits' vectors at the same layer and length, vectors of
+shuffled labels of equal length, and random directions of equal coherence.
 """
 
 from __future__ import annotations
