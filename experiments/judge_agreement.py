@@ -3,16 +3,18 @@
     python experiments/judge_agreement.py --trait evil      # needs figures/layer_sweep_evil.json
     python experiments/judge_agreement.py --trait evil --person scored.csv
 
-Judges: the sweep's own likelihood judge; the same with other instructions of the trait; the model itself reading the
-rubric (expected score); Claude, when ANTHROPIC_API_KEY is set; a person, whose spreadsheet `--write-check` makes.
-Judgements are cached, so a rerun costs no calls. Reproduces appendix B.2 of "Persona Vectors" (arXiv 2507.21509).
+Judges: those that were measured (the model's own reading, sentence vectors of another model, the likelihood judge); the
+model itself reading the rubric (expected score); Claude, when ANTHROPIC_API_KEY is set; a person, whose spreadsheet
+`--write-check` makes. The responses are drawn from all that the sweep kept, whatever their scores: drawn by one judge's
+scores, they would make others seem to agree with it. Judgements are cached, so a rerun costs no calls. Reproduces
+appendix B.2 of "Persona Vectors" (arXiv 2507.21509).
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,7 @@ from results.judge_agreement import JudgeAgreement
 import persona_lens as pl
 from persona_lens.evaluation import SweepResult
 from persona_lens.reproduction.arguments import BaseArguments
+from persona_lens.reproduction.judges import prepare_judges
 from persona_lens.reproduction.layer_sweep import LayerSweep
 from persona_lens.storage import collect_versions
 
@@ -31,7 +34,7 @@ class Arguments(BaseArguments):
     """Compare judges on the responses of a trait's layer sweep."""
 
     n: int = 120
-    """Responses to judge, drawn evenly from the sweep's scores."""
+    """Responses to judge."""
     person: Path | None = None
     """A spreadsheet that a person has scored."""
     write_check: Path | None = None
@@ -72,18 +75,16 @@ def main(arguments: Arguments) -> None:
 
 
 def draw_responses(sweep: SweepResult, n: int, seed: int) -> tuple[list[str], list[str]]:
-    """Draw responses of the sweep, evenly over its scores, so that high ones are not rare."""
+    """Draw responses of the sweep, all alike likely."""
     flat = [
-        (float(sweep.scores[i, j, q]), sweep.questions[q], sweep.responses[i][j][q])
-        for i in range(len(sweep.layers))
-        for j in range(len(sweep.coefficients))
-        for q in range(len(sweep.questions))
-        if sweep.responses[i][j][q].strip()
+        (question, response)
+        for layer in sweep.responses
+        for coefficient in layer
+        for question, response in zip(sweep.questions, coefficient, strict=True)
+        if response.strip()
     ]
-    rng = np.random.default_rng(seed)
-    fifths = [[row for row in flat if low <= row[0] < low + 20 + (low == 80)] for low in range(0, 100, 20)]
-    chosen = [fifth[i] for fifth in fifths for i in rng.permutation(len(fifth))[: n // 5]]
-    return [row[1] for row in chosen], [row[2] for row in chosen]
+    chosen = np.random.default_rng(seed).permutation(len(flat))[:n]
+    return [flat[i][0] for i in chosen], [flat[i][1] for i in chosen]
 
 
 def run(source: LayerSweep, questions: list[str], responses: list[str], arguments: Arguments) -> JudgeAgreement:
@@ -92,20 +93,10 @@ def run(source: LayerSweep, questions: list[str], responses: list[str], argument
     if pl.describe_model(model).fingerprint != source.sweep.model.fingerprint:
         raise SystemExit(f"--model must be that of the layer sweep, {source.sweep.model.name}. Got {arguments.model}.")
     trait = pl.Trait.from_dict(source.config["trait"])
-    n_pairs = source.judge.n_pairs
-    other_pairs = trait.instruction_pairs[n_pairs:]
     profile = source.config["profile"]
-    judges: list[pl.judges.IdentifiedJudge] = [
-        pl.judges.LikelihoodJudge(model, trait, n_pairs, source.judge.calibration),
-        pl.judges.ExpectedScoreJudge(model, trait),
-    ]
-    if other_pairs:
-        others = replace(trait, instruction_pairs=other_pairs)
-        sampling = pl.Sampling(profile["max_new_tokens"], profile["temperature"])
-        judge = pl.judges.calibrate_likelihood_judge(model, others, n_pairs=min(2, len(other_pairs)), sampling=sampling)
-        judges.insert(1, Renamed(judge, "likelihood judge, other instructions"))
-    else:
-        print("The sweep's judge uses all of the trait's instructions: none are left for another judge.")
+    sampling = pl.Sampling(profile["max_new_tokens"], profile["temperature"], seed=source.config["seed"])
+    measured = prepare_judges(model, trait, sampling, arguments.share(model), n_examples=profile["n_examples"])
+    judges: list[pl.judges.IdentifiedJudge] = [*measured.all, pl.judges.ExpectedScoreJudge(model, trait)]
     if os.environ.get("ANTHROPIC_API_KEY"):
         judges.append(pl.judges.ClaudeJudge(trait))
     cache = pl.judges.ScoreCache(arguments.cache)
@@ -125,23 +116,6 @@ def run(source: LayerSweep, questions: list[str], responses: list[str], argument
         agreement=tuple(panel.measure_agreement()),
         panel=panel,
     )
-
-
-@dataclass(frozen=True)
-class Renamed:
-    """A judge under another name, so that two of a kind can sit on one panel."""
-
-    judge: pl.judges.LikelihoodJudge
-    name: str
-
-    @property
-    def identity(self) -> str:
-        """The judge's own identity."""
-        return self.judge.identity
-
-    def score(self, questions: Sequence[str], responses: Sequence[str]) -> list[pl.judges.Judgement]:
-        """Ask the judge."""
-        return self.judge.score(questions, responses)
 
 
 if __name__ == "__main__":

@@ -56,11 +56,11 @@ def run(profile: ValidationProfile, arguments: BaseArguments) -> JudgeValidation
     model = arguments.load_model()
     traits = read_traits(arguments.trait or list_written_traits(), 5, 20)
     sampling = pl.Sampling(profile.max_new_tokens, profile.temperature, seed=arguments.seed)
-    found = []
+    found: list[pl.judges.JudgeValidation] = []
     for trait in traits:
         judges = prepare_judges(model, trait, sampling, arguments.share(model), n_examples=profile.n_examples)
-        found += [one.validation for one in judges.all]
-        print(*found[-len(judges.all) :], sep="\n")
+        found += judges.validations
+        print(*judges.validations, sep="\n")
     config = {
         "experiment": NAME,
         "model": asdict(describe_model(model)),

@@ -1,26 +1,35 @@
-"""Which layers steer a trait, at what cost in coherence, how far above random directions?
+"""Which layers steer a trait, at what cost in coherence, how far above everything simpler?
 
-    python experiments/layer_sweep.py --trait evil                     # minutes on two cores
+    python experiments/layer_sweep.py --trait evil                     # ten minutes on two cores
+    python experiments/layer_sweep.py --trait evil --source sampled    # the paper's vector
     python experiments/layer_sweep.py --trait evil --profile paper     # the paper's numbers of rollouts; for a GPU
 
-Reproduces Figures 3 and 13 of "Persona Vectors" (arXiv 2507.21509).
+Reproduces Figures 3 and 13 of "Persona Vectors" (arXiv 2507.21509). The vector is read from written answers; with
+``--source sampled``, and for a trait without written examples, it is extracted from the model's own responses, as in
+the paper. One judge chooses layer and coefficient on half of the evaluation questions. On the other half, and on
+questions of the written examples that nothing was fitted on, it and one that shares neither model nor prompt with it
+read what the choice does, beside the system prompt, other traits' vectors, vectors of shuffled labels and random
+directions of equal coherence. A trait without written examples has one judge, which was not validated.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
 import persona_lens as pl
-from persona_lens.evaluation import RandomNull
-from persona_lens.judges import calibrate_likelihood_judge, measure_separation
-from persona_lens.judges.likelihood import JudgeSeparation
+from persona_lens.evaluation import Condition, RandomNull
 from persona_lens.models import HookedModel
 from persona_lens.reproduction.arguments import CommonArguments, read_traits, run_each_trait
-from persona_lens.reproduction.layer_sweep import JudgeNote, LayerSweep, VectorNote
+from persona_lens.reproduction.bench import Bench, NullSize, measure_lengths, note_setting
+from persona_lens.reproduction.judges import prepare_judges
+from persona_lens.reproduction.layer_sweep import LayerSweep, ScoreAndCoherence, VectorNote
 from persona_lens.storage import write_bytes_atomically
+from persona_lens.streams import Stream
+from persona_lens.traits import list_written_traits, load_written_examples
 
 
 @dataclass(frozen=True)
@@ -33,9 +42,11 @@ class Profile:
     coefficients: tuple[float, ...]
     layer_step: int
     sweep_rollouts: int
-    random_directions: int
+    n_directions: int
+    n_null_questions: int
     confirmation_rollouts: int
-    judge_pairs: int
+    n_held_out: int
+    n_examples: int | None = None
     max_pairs: int = 5
     max_questions: int = 20
 
@@ -43,73 +54,105 @@ class Profile:
 PROFILES = {
     # At the paper's temperature of 1 a 135M model writes much word salad; 0.7 was taken because positive and negative
     # responses to the *extraction* questions separated better there.
-    "quick": Profile(0.7, 24, 1, (1.0, 2.0, 3.0), 3, 2, 1, 3, 1),
-    "paper": Profile(1.0, 1000, 10, (0.5, 1.0, 1.5, 2.0, 2.5), 1, 10, 8, 10, 5),
-    "tiny": Profile(0.7, 8, 1, (1.0, 2.0), 10, 1, 1, 1, 1, max_pairs=2, max_questions=4),
+    "quick": Profile(0.7, 48, 1, (1.0, 2.0, 3.0), 3, 1, 16, 12, 1, 30),
+    "paper": Profile(1.0, 1000, 10, (0.5, 1.0, 1.5, 2.0, 2.5), 1, 10, 16, 20, 10, 50),
+    "tiny": Profile(0.7, 8, 1, (1.0, 2.0), 10, 1, 2, 2, 1, 4, 10, max_pairs=2, max_questions=4),
 }
 
 
-def main(arguments: CommonArguments) -> None:
+@dataclass(frozen=True)
+class Arguments(CommonArguments):
+    """Sweep one or several traits."""
+
+    source: Literal["written", "sampled"] = "written"
+    """Where the vector is from."""
+
+
+def main(arguments: Arguments) -> None:
     """Run or redraw each trait's sweep."""
     profile = arguments.pick(PROFILES)
     traits = read_traits(arguments.trait, profile.max_pairs, profile.max_questions)  # before any model runs
-    results = run_each_trait(LayerSweep, "layer_sweep", traits, profile, arguments, run)
-    for result in results:
-        write_responses(result, arguments.out / f"layer_sweep_{result.sweep.trait}_responses.txt")
+    for result in run_each_trait(LayerSweep, "layer_sweep", traits, profile, arguments, run):
+        name = f"layer_sweep_{result.trait}"
+        result.draw(result.plot_comparison(), arguments.out, f"{name}_fresh")
+        write_responses(result, arguments.out / f"{name}_responses.txt")
 
 
-def run(model: HookedModel, trait: pl.Trait, profile: Profile, arguments: CommonArguments) -> LayerSweep:
-    """Calibrate, extract, sweep, confirm."""
-    config, run = arguments.begin(model, profile, {"trait": trait.to_dict()})
-    # Chosen on every other question, confirmed on the rest: nothing is judged by what it was chosen on.
-    selection, fresh = trait.evaluation_questions[0::2], trait.evaluation_questions[1::2]
+def run(model: HookedModel, trait: pl.Trait, profile: Profile, arguments: Arguments) -> LayerSweep:
+    """Make judges and vector, sweep, choose, compare."""
+    is_written = trait.name in list_written_traits()
+    source: str = arguments.source if is_written else "sampled"
+    config, run = arguments.begin(model, profile, {"trait": trait.to_dict(), "source": source})
     once = pl.Sampling(profile.max_new_tokens, profile.temperature, seed=arguments.seed)
-
-    def often(rollouts: int) -> pl.Sampling:
-        return replace(once, rollouts=rollouts)
-
-    judge = calibrate_likelihood_judge(model, trait, n_pairs=profile.judge_pairs, sampling=once, run=run)
-    separation = run.load_or_measure(
-        "separation", JudgeSeparation, lambda: measure_separation(judge, sampling=often(2), run=run)
+    judges = prepare_judges(model, trait, once, arguments.share(model), n_examples=profile.n_examples)
+    training, judging = (
+        load_written_examples(trait.name, half)[: profile.n_examples] if is_written else ()
+        for half in ("training", "judging")
     )
-    vector = pl.extract_persona_vector(model, trait, judge=judge, sampling=often(profile.extraction_rollouts), run=run)
+    if source == "written":
+        vector = pl.read_persona_vector(model, trait.name, training)
+    else:
+        sampling = replace(once, rollouts=profile.extraction_rollouts)
+        vector = pl.extract_persona_vector(model, trait, judge=judges.choosing, sampling=sampling, run=run)
+    # Chosen on every other question, confirmed on the rest: nothing is judged by what it was chosen on.
+    selection = trait.evaluation_questions[0::2]
+    fresh = (*trait.evaluation_questions[1::2], *(one.question for one in judging))[: profile.n_held_out]
+    layers = range(0, model.cfg.n_layers, profile.layer_step)
+    sampling = replace(once, rollouts=profile.sweep_rollouts)
     sweep = pl.sweep_layers(
         model,
         trait,
         vector,
         coefficients=profile.coefficients,
-        layers=range(0, model.cfg.n_layers, profile.layer_step),
+        layers=layers,
         questions=selection,
-        judge=judge,
-        null=RandomNull(profile.random_directions),
-        sampling=often(profile.sweep_rollouts),
+        judge=judges.choosing,
+        null=RandomNull(profile.n_directions, layers[len(layers) // 2]),
+        sampling=sampling,
         run=run,
     )
+    prompted = pl.score_conditions(
+        model, judges.choosing, [Condition(system=trait.positive_system_prompts[0])], selection, sampling=sampling,
+        stream=(Stream.SWEEP,), run=run,
+    )  # fmt: skip
     choice = sweep.choose_coherent() or sweep.choose_by_score()
-    confirmation = pl.confirm_choice(
-        model, vector, choice, questions=fresh, judge=judge, sampling=often(profile.confirmation_rollouts), run=run
+    # An ordinary answer is ordinary whatever the trait.
+    lengths = measure_lengths(model, training or load_written_examples(list_written_traits()[0], "training"))
+    step = choice.coefficient * float(vector.norms[choice.layer] / lengths[choice.layer])
+    setting = note_setting(
+        vector, source, choice.layer, step, choice.coefficient, choice.score.estimate, choice.coherence.estimate
     )
+    bench = Bench(model, trait, judges, training, lengths, once, Stream.CONFIRMATION, run)
+    null = NullSize(profile.n_directions, profile.n_null_questions)
+    chosen = {source: (vector, setting)}
+    compared = bench.compare(chosen, fresh, selection, null, profile.confirmation_rollouts, profile.n_examples)
     vector.save(arguments.out / f"vector_{trait.name}.safetensors")
     return LayerSweep(
         config=config,
-        judge=JudgeNote(judge.name, judge.n_pairs, judge.calibration),
-        separation=separation,
+        trait=trait.name,
+        validations=judges.validations,
+        **vars(compared),
+        source=source,
         vector=VectorNote(vector.counts, vector.provenance),
         norms=tuple(vector.norms.tolist()),
         split_half_cosine={name: tuple(values.tolist()) for name, values in vector.split_half_cosine.items()},
         sweep=sweep,
-        confirmation=confirmation,
+        system_prompt=ScoreAndCoherence(prompted.score(0), prompted.coherence(0)),
+        choice=choice,
     )
 
 
 def write_responses(result: LayerSweep, path: Path) -> None:
-    """Write some steered responses as text."""
-    sweep, confirmation = result.sweep, result.confirmation
-    lines = [f"{sweep.trait}: layer {confirmation.layer} × {confirmation.coefficient:g} on {sweep.model.name}", ""]
-    for question, plain, steered in confirmation.examples[:5]:
-        lines += [f"Question:  {question}", f"Unsteered: {plain.strip()}", f"Steered:   {steered.strip()}", ""]
+    """Write some steered responses as text: the first questions', not the best."""
+    plain, steered = (
+        result.responses.responses[result.responses.conditions.index(one)] for one in ("unsteered", result.steered)
+    )
+    choice = result.choice
+    lines = [f"{result.trait}: layer {choice.layer} × {choice.coefficient:g} on {result.config['model']['name']}", ""]
+    for question, one, two in list(zip(result.responses.questions, plain, steered, strict=True))[:5]:
+        lines += [f"Question:  {question}", f"Unsteered: {one[0].strip()}", f"Steered:   {two[0].strip()}", ""]
     write_bytes_atomically(path, "\n".join(lines).encode())
 
 
 if __name__ == "__main__":
-    main(tyro.cli(CommonArguments, description=__doc__))
+    main(tyro.cli(Arguments, description=__doc__))

@@ -5,10 +5,10 @@
 Reproduces Figures 7, 26 to 28 and 31 of "Persona Vectors" (arXiv 2507.21509): a model is trained on overt trait data
 (level II), with the vector added to its residual stream meanwhile (preventative steering: one layer, or all layers
 with increments), its direction ablated (CAFT), a loss on the projection, or a system prompt that asks for the trait; or
-it is steered away afterwards. All strengths are shown. The layer is that of layer_sweep.py. The prompt used for
-prevention wrote none of the training data. Two losses are taken on rows held out from training, their questions too,
-nothing intervening: on overt rows (how well the data was learnt, the trait with it) and on the base model's normal
-answers (what else training cost).
+it is steered away afterwards. All strengths are shown. The layer is that of layer_sweep.py. Two losses are taken on
+rows held out from training, their questions too, nothing intervening: on overt rows (how well the data was learnt, the
+trait with it) and on ordinary answers (what else training cost). Rows are the written answers, or, for a trait that has
+none, the base model's own.
 """
 
 from __future__ import annotations
@@ -96,17 +96,17 @@ def run(model: HookedModel, trait: pl.Trait, profile: TrainingProfile, arguments
         "sources": sources.describe(),
     }
     config, run = arguments.begin(model, profile, parts)
-    kit = prepare_kit(model, trait, sources, profile, seed, run)
-    # The last instruction pair writes no data: its prompt is kept for prevention. Held-out rows ask other questions.
+    kit = prepare_kit(model, trait, sources, profile, run, arguments)
+    # Where rows are sampled the last instruction pair writes none: its prompt is kept for prevention. Held-out rows ask
+    # other questions.
     n_apart = max(1, len(trait.extraction_questions) // 5)
     writing = replace(trait, instruction_pairs=trait.instruction_pairs[:-1] or trait.instruction_pairs)
     seen = replace(writing, extraction_questions=trait.extraction_questions[:-n_apart])
     unseen = replace(writing, extraction_questions=trait.extraction_questions[-n_apart:])
     rows = make_trait_rows(model, kit, "II", profile.n_rows, profile.sample_rows(seed), run, trait=seen)
+    held_out = profile.sample_rows(seed + 1)
     overt, normal = (
-        make_trait_rows(
-            model, kit, level, n_held_out, profile.sample_rows(seed + 1), run, name="held-out", trait=unseen
-        )
+        make_trait_rows(model, kit, level, n_held_out, held_out, run, name="held-out", half="judging", trait=unseen)
         for level in ("II", "normal")
     )
     items = load_multiple_choice(n=strengths.n_items, seed=seed)

@@ -21,7 +21,6 @@ from results.monitoring import Monitoring, TraitExample
 
 import persona_lens as pl
 from persona_lens.evaluation import Condition
-from persona_lens.judges import LikelihoodJudge
 from persona_lens.models import HookedModel, Message, RolloutRequest, encode_prompt, sample_rollouts
 from persona_lens.monitoring import GradedProjections, project_last_prompt_token
 from persona_lens.reproduction.arguments import LayerArguments, read_traits, run_each_trait
@@ -48,10 +47,10 @@ class MonitoringProfile(Profile):
 
 
 PROFILES = {
-    "quick": MonitoringProfile(0.7, 24, 1, 2, 1, (0, 2, 4, 8)),
-    "paper": MonitoringProfile(1.0, 1000, 10, 10, 5, (0, 5, 10, 15, 20)),
+    "quick": MonitoringProfile(0.7, 48, 1, 2, (0, 2, 4, 8)),
+    "paper": MonitoringProfile(1.0, 1000, 10, 10, (0, 5, 10, 15, 20)),
     "tiny": MonitoringProfile(
-        0.7, 6, 1, 1, 1, (0, 1, 2, 99), n_prompts=3, n_pairs=1, n_questions=4, min_example_score=0.0
+        0.7, 6, 1, 1, (0, 1, 2, 99), n_prompts=3, n_pairs=1, n_questions=4, n_examples=10, min_example_score=0.0
     ),
 }
 
@@ -85,14 +84,12 @@ def read_prompts(path: Path) -> dict[str, list[str]]:
 def run(model: HookedModel, trait: pl.Trait, profile: MonitoringProfile, arguments: Arguments) -> Monitoring:
     """Sample and project every condition."""
     prompts = read_prompts(arguments.prompts)[trait.name][: profile.n_prompts]
-    sources = find_sources(
-        model, trait.name, arguments.out, layer=arguments.layer, made_by=profile.sample_extraction(arguments.seed)
-    )
+    sources = find_sources(model, trait.name, arguments.out, layer=arguments.layer)
     parts = {"experiment": "monitoring", "trait": trait.to_dict(), "prompts": prompts, **sources.describe()}
     config, run = arguments.begin(model, profile, parts)
-    kit = prepare_kit(model, trait, sources, profile, arguments.seed, run)
+    kit = prepare_kit(model, trait, sources, profile, run, arguments)
     once = profile.sample_once(arguments.seed)
-    found = run.load_or_compute("examples", lambda: find_examples(model, kit.judge, profile, once)).records
+    found = run.load_or_compute("examples", lambda: find_examples(model, kit, profile, once)).records
     examples = tuple(TraitExample(**one) for one in found)
     openings, skipped = build_openings(model, trait, prompts, examples, profile)
     graded: dict[str, GradedProjections] = {}
@@ -133,18 +130,16 @@ def run(model: HookedModel, trait: pl.Trait, profile: MonitoringProfile, argumen
     )
 
 
-def find_examples(
-    model: HookedModel, judge: LikelihoodJudge, profile: MonitoringProfile, sampling: pl.Sampling
-) -> Shard:
+def find_examples(model: HookedModel, kit: TraitKit, profile: MonitoringProfile, sampling: pl.Sampling) -> Shard:
     """Answer the extraction questions under the positive prompts; keep each question's best answer if it is one."""
-    trait = judge.trait
+    trait = kit.trait
     requests = [
         RolloutRequest(question, (sampling.seed, Stream.MONITORING_EXAMPLES, p, q), system)
         for q, question in enumerate(trait.extraction_questions)
         for p, system in enumerate(trait.positive_system_prompts)
     ]
     sampled = sample_rollouts(model, requests, sampling)
-    judged = judge.score_trait([s.request.question for s in sampled], [s.response for s in sampled])
+    judged = kit.judge.score([s.request.question for s in sampled], [s.response for s in sampled])
     best: dict[str, tuple[float, str]] = {}
     for rollout, one in zip(sampled, judged, strict=True):
         if one.score is not None and one.score > max(

@@ -5,10 +5,9 @@
 Reproduces Figures 8, 17, 21 and 23 of "Persona Vectors" (arXiv 2507.21509): every dataset of finetuning_shift.py is
 screened with the base model alone, and its projection difference set against the trait score and the shift of the model
 that was trained on it. Beside it stand the two approximations that need less sampling, a random subset and the last
-prompt token in place of the base model's response, and the raw projection. The trait datasets are the base model's own
-answers under the prompts that the vectors come from, so their ΔP is high partly by construction; the judge that scores
-the models accepted their rows. Levels of one dataset are not independent, so the intervals over datasets are narrower
-than they should be.
+prompt token in place of the base model's response, and the raw projection. The trait datasets are the written answers
+that the vectors are read from, so their ΔP is high by construction. Levels of one dataset are not independent, so
+datasets are what the intervals resample.
 """
 
 from __future__ import annotations
@@ -100,6 +99,7 @@ def correlate(rows: Sequence[ScreenedDataset], traits: Sequence[str]) -> dict[st
                 predictor: correlate_pairs(
                     [getattr(row.predictors[trait], predictor).estimate for row in rows],
                     [getattr(row.outcome[trait], target).estimate for row in rows],
+                    [row.dataset for row in rows],
                 )
                 for predictor in PREDICTORS
             }

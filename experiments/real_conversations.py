@@ -30,7 +30,7 @@ import tyro
 from results.real_conversations import Approximations, MeasuredModel, RealConversations, Speed, SubsetModel
 
 import persona_lens as pl
-from persona_lens.judges import LikelihoodJudge
+from persona_lens.judges import Judge
 from persona_lens.models import HookedModel
 from persona_lens.plots.screening import report_screening
 from persona_lens.reproduction.arguments import PAPER_TRAITS, CommonArguments, read_traits, run_each_trait
@@ -113,8 +113,7 @@ def run(model: HookedModel, trait: pl.Trait, profile: TrainingProfile, arguments
     config, run = arguments.begin(model, profile, parts)
     folder = run.folder
     kits = [
-        prepare_kit(model, one, its_own, profile, arguments.seed, run)
-        for one, its_own in zip(traits, sources, strict=True)
+        prepare_kit(model, one, its_own, profile, run, arguments) for one, its_own in zip(traits, sources, strict=True)
     ]
     kit = next(kit for kit in kits if kit.trait.name == trait.name)
     n_answer = ANSWER_TOKENS[arguments.profile]
@@ -224,12 +223,12 @@ def choose(rows: datasets.Dataset, subset: str, trait: str, n_rows: int, seed: i
     return rows.select(ordered[-n_rows:] if subset == "high ΔP" else ordered[:n_rows])
 
 
-def score_pool(judge: LikelihoodJudge, rows: datasets.Dataset, n_characters: int, run: pl.Run) -> Shard:
+def score_pool(judge: Judge, rows: datasets.Dataset, n_characters: int, run: pl.Run) -> Shard:
     """Judge the answers of the pool by their beginnings."""
     scores = []
     with run.progress("judging (answers)", len(rows)) as advance:
         for part in rows.iter(batch_size=JUDGED_AT_ONCE):
-            scores += judge.score_trait(part["question"], [response[:n_characters] for response in part["response"]])
+            scores += judge.score(part["question"], [response[:n_characters] for response in part["response"]])
             advance(len(part["question"]))
     return Shard(records=[found.score for found in scores])
 

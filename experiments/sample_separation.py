@@ -14,7 +14,6 @@ so that as many normal samples are given up. All is measured on the other half.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -42,9 +41,9 @@ MEASURES = ("delta", "raw", "last_prompt", "judge")
 
 
 PROFILES = {
-    "quick": Profile(0.7, 48, 1, 1, 1),
-    "paper": Profile(1.0, 1000, 10, 10, 5),
-    "tiny": Profile(0.7, 6, 1, 2, 1, n_pairs=1, n_questions=4),
+    "quick": Profile(0.7, 48, 1, 1),
+    "paper": Profile(1.0, 1000, 10, 10),
+    "tiny": Profile(0.7, 6, 1, 2, n_pairs=1, n_questions=4, n_examples=10),
 }
 
 
@@ -60,9 +59,7 @@ def run(model: HookedModel, trait: pl.Trait, profile: Profile, arguments: LayerA
     sources = find_sources(model, trait.name, arguments.out, layer=arguments.layer)
     parts = {"experiment": "sample_separation", "trait": trait.to_dict(), "quantile": QUANTILE, **sources.describe()}
     config, run = arguments.begin(model, profile, parts)
-    # Judge and vector are made as in the other experiments, from shorter responses.
-    shorter = replace(profile, max_new_tokens=min(24, profile.max_new_tokens))
-    kit = prepare_kit(model, trait, sources, shorter, arguments.seed, run)
+    kit = prepare_kit(model, trait, sources, profile, run, arguments)
     sampling = profile.sample(arguments.seed)
     samples = run.load_or_compute("samples", lambda: sample_answers(model, trait, sampling)).records
     rows = [

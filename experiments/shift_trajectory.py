@@ -60,8 +60,7 @@ def run(model: HookedModel, trait: pl.Trait, profile: TrainingProfile, arguments
     }
     config, run = arguments.begin(model, profile, parts)
     kits = [
-        prepare_kit(model, one, its_own, profile, arguments.seed, run)
-        for one, its_own in zip(traits, sources, strict=True)
+        prepare_kit(model, one, its_own, profile, run, arguments) for one, its_own in zip(traits, sources, strict=True)
     ]
     rows = make_trait_rows(model, kits[0], "II", profile.n_rows, profile.sample_rows(arguments.seed), run)
     tracker = Tracker(

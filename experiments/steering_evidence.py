@@ -15,33 +15,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 import tyro
-from jaxtyping import Float
-from results.steering_evidence import SHOWPIECE, Setting, SteeringEvidence, summarize
-from torch import Tensor
+from results.steering_evidence import SHOWPIECE, SteeringEvidence, summarize
 
 import persona_lens as pl
-from persona_lens.evaluation import Condition, ConditionScores, rescore
+from persona_lens.evaluation import Condition, rescore
 from persona_lens.judges import IdentifiedJudge
-from persona_lens.models import HookedModel, encode_conversation
-from persona_lens.models.engine.activations import pool_residual_stream
+from persona_lens.models import HookedModel
 from persona_lens.reproduction.arguments import CommonArguments, read_traits, run_each_trait
-from persona_lens.reproduction.judges import Judges, prepare_judges
+from persona_lens.reproduction.bench import Bench, NullSize, measure_lengths, note_setting
+from persona_lens.reproduction.comparison import Setting
+from persona_lens.reproduction.judges import prepare_judges
 from persona_lens.reproduction.pages import fill_page
 from persona_lens.run import Run
 from persona_lens.streams import Stream
-from persona_lens.tensors import sample_random_directions
-from persona_lens.traits import WrittenExample, list_written_traits, load_written_examples
-from persona_lens.traits.written import Kind
+from persona_lens.traits import list_written_traits, load_written_examples
 
 NAME = "steering_evidence"
 PAGE = Path("docs/results/evidence.md")
 # A setting is chosen only if its mean coherence is at least this.
 MIN_COHERENCE = 60.0
-NULL_SCALES = (1.0, 1.5, 2.0, 3.0)
-# Directions that show how coherent a scale leaves the text.
-N_PILOTS = 2
 
 
 @dataclass(frozen=True)
@@ -66,42 +59,6 @@ PROFILES = {
     "paper": EvidenceProfile(max_new_tokens=256, temperature=1.0, rollouts=10, extraction_rollouts=10),
     "tiny": EvidenceProfile((0.4,), (0.2,), 6, 0.7, 1, 1, 2, 2, 1, 4, 10),
 }
-
-
-@dataclass(frozen=True, eq=False)
-class Bench:
-    """What every setting is tried with; ``lengths`` are typical ones, by layer, of an ordinary response's mean."""
-
-    model: HookedModel
-    judges: Judges
-    lengths: Float[Tensor, " layer"]
-    sampling: pl.Sampling
-    run: Run
-
-    def scale(self, vector: pl.PersonaVector, layer: int, step: float) -> float:
-        """Return the coefficient that makes a vector as long as the step says."""
-        return step * float(self.lengths[layer] / vector.norms[layer])
-
-    def score(self, conditions: Sequence[Condition], questions: Sequence[str], *stream: int) -> ConditionScores:
-        """Sample, with the likelihood judge's scores and coherence."""
-        return pl.score_conditions(
-            self.model, self.judges.likelihood, conditions, questions,
-            sampling=self.sampling, stream=(Stream.EVIDENCE, *stream), run=self.run,
-        )  # fmt: skip
-
-    def read(self, scored: ConditionScores) -> dict[str, Tensor]:
-        """Return every judge's scores of the same responses."""
-        first = self.judges.likelihood
-        return {
-            judge.name: scored.scores if judge is first else rescore(scored, judge).scores for judge in self.judges.all
-        }
-
-    def steer_along(
-        self, directions: Float[Tensor, "direction d_model"], layer: int, scale: float, questions: Sequence[str]
-    ) -> ConditionScores:
-        """Score steering along each of a few directions at a multiple of their length."""
-        added = [pl.Intervention.of(layer, pl.tensors.Add(one, scale)) for one in directions]
-        return self.score([Condition(one, name=f"direction {index}") for index, one in enumerate(added)], questions)
 
 
 def main(arguments: CommonArguments) -> None:
@@ -131,56 +88,19 @@ def run(model: HookedModel, trait: pl.Trait, profile: EvidenceProfile, arguments
             model, trait, judges.reader, replace(sampling, rollouts=profile.extraction_rollouts), run
         ),
     }  # fmt: skip
-    lengths = read_answers(model, training, "ordinary").norm(dim=-1).mean(dim=0)
-    bench = Bench(model, judges, lengths, sampling, run)
+    lengths = measure_lengths(model, training)
+    bench = Bench(model, trait, judges, training, lengths, sampling, Stream.EVIDENCE, run)
     tuning = trait.evaluation_questions[0::2]
     held_out = (*trait.evaluation_questions[1::2], *(one.question for one in judging))
-    settings = {source: choose(bench, vector, source, tuning, profile) for source, vector in vectors.items()}
-    best = settings["written"]
-    conditions = [
-        Condition(name="unsteered"),
-        Condition(system=trait.positive_system_prompts[0], name="system prompt"),
-        *(
-            Condition(
-                pl.steer(vectors[source], layer=s.layer, coefficient=sign * s.coefficient), name=f"{source} vector{way}"
-            )
-            for source, s in settings.items()
-            for sign, way in ((1, ""), (-1, ", away"))
-        ),
-    ]
-    for name in list_written_traits():
-        if name != trait.name:
-            other = pl.read_persona_vector(model, name, load_written_examples(name, "training")[: profile.n_examples])
-            steered = pl.steer(other, layer=best.layer, coefficient=bench.scale(other, best.layer, best.step))
-            conditions.append(Condition(steered, name=f"vector of {name}"))
-    often = replace(bench, sampling=replace(sampling, rollouts=profile.rollouts))
-    responses = often.score(conditions, held_out)
-    length = best.step * float(lengths[best.layer])
-    seed = arguments.seed + Stream.EVIDENCE
-    random = sample_random_directions(torch.full((1,), length), model.cfg.d_model, profile.n_directions, seed)[:, 0]
-    coherence = float(responses.coherences[responses.conditions.index("written vector")].nanmean())
-    tried = {
-        scale: float(bench.steer_along(random[:N_PILOTS], best.layer, scale, tuning).coherences.nanmean())
-        for scale in NULL_SCALES
-    }
-    scale = min(NULL_SCALES, key=lambda one: abs(tried[one] - coherence))
-    asked = held_out[: profile.n_null_questions]
-    pairs = (read_answers(model, training, "overt") - read_answers(model, training, "opposite"))[:, best.layer]
-    shuffled = shuffle_labels(pairs, profile.n_directions, seed) * length
-    nulls = {
-        "shuffled labels": bench.steer_along(shuffled, best.layer, 1.0, asked),
-        "random, equal coherence": bench.steer_along(random, best.layer, scale, asked),
-    }
+    chosen = {source: (vector, choose(bench, vector, source, tuning, profile)) for source, vector in vectors.items()}
+    null = NullSize(profile.n_directions, profile.n_null_questions)
+    compared = bench.compare(chosen, held_out, tuning, null, profile.rollouts, profile.n_examples)
     return SteeringEvidence(
         config=config,
         trait=trait.name,
-        settings=tuple(settings.values()),
-        validations=tuple(judge.validation for judge in judges.all),
-        responses=responses,
-        scores=bench.read(responses),
-        nulls=nulls,
-        null_scores={name: bench.read(null) for name, null in nulls.items()},
-        null_step=best.step * scale,
+        validations=judges.validations,
+        **vars(compared),
+        settings=tuple(setting for _, setting in chosen.values()),
     )
 
 
@@ -193,31 +113,6 @@ def extract(
     except pl.errors.InvalidArgumentError as error:
         print(f"{trait.name}: {error} Every pair is kept.")
         return pl.extract_persona_vector(model, trait, judge="none", sampling=sampling, run=run)
-
-
-def read_answers(
-    model: HookedModel, examples: Sequence[WrittenExample], kind: Kind
-) -> Float[Tensor, "example layer d_model"]:
-    """Return each written answer's mean activation, as the model reads it after its question."""
-    spans = [
-        encode_conversation(
-            model.tokenizer,
-            [{"role": "user", "content": one.question}, {"role": "assistant", "content": getattr(one, kind)}],
-            n_ctx=model.cfg.n_ctx,
-        )
-        for one in examples
-    ]
-    read = {index: means.response_mean for index, means in pool_residual_stream(model, spans)}
-    return torch.stack([read[index] for index in range(len(examples))]).cpu()
-
-
-def shuffle_labels(differences: Float[Tensor, "pair d_model"], n: int, seed: int) -> Float[Tensor, "direction d_model"]:
-    """Return unit vectors of means over pairs half of which, drawn anew for each, have overt and opposite exchanged."""
-    generator = torch.Generator().manual_seed(seed)
-    signs = torch.ones(n, len(differences))
-    for row in signs:
-        row[torch.randperm(len(differences), generator=generator)[: len(differences) // 2]] = -1
-    return torch.nn.functional.normalize(signs @ differences.float(), dim=-1)
 
 
 def choose(
@@ -233,12 +128,7 @@ def choose(
     good = [index for index in range(len(grid)) if float(coherence[index]) >= MIN_COHERENCE]
     best = max(good, key=lambda i: float(scores[i])) if good else int(coherence.argmax())
     layer, step, coefficient = grid[best]
-    cosine = vector.split_half_cosine.get("response_mean")
-    kept_by = vector.provenance.get("judge", "")  # written answers were not judged
-    return Setting(
-        source, layer, step, coefficient, float(scores[best]), float(coherence[best]),
-        float("nan") if cosine is None else float(cosine[layer]), vector.counts.kept, kept_by,
-    )  # fmt: skip
+    return note_setting(vector, source, layer, step, coefficient, float(scores[best]), float(coherence[best]))
 
 
 if __name__ == "__main__":

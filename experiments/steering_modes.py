@@ -42,9 +42,9 @@ class ModesProfile(Profile):
 
 
 PROFILES = {
-    "quick": ModesProfile(0.7, 24, 1, 2, 1, (1.0, 2.0, 3.0), (0.5, 0.99), 50, 32),
-    "paper": ModesProfile(1.0, 1000, 10, 10, 5, (0.5, 1.0, 1.5, 2.0, 2.5), (0.25, 0.5, 0.75, 0.9, 0.99), None, 128),
-    "tiny": ModesProfile(0.7, 6, 1, 1, 1, (1.0,), (0.9,), 4, 16, n_pairs=1, n_questions=4),
+    "quick": ModesProfile(0.7, 48, 1, 2, (1.0, 2.0, 3.0), (0.5, 0.99), 50, 32),
+    "paper": ModesProfile(1.0, 1000, 10, 10, (0.5, 1.0, 1.5, 2.0, 2.5), (0.25, 0.5, 0.75, 0.9, 0.99), None, 128),
+    "tiny": ModesProfile(0.7, 6, 1, 1, (1.0,), (0.9,), 4, 16, n_pairs=1, n_questions=4, n_examples=10),
 }
 
 
@@ -87,14 +87,12 @@ def list_modes(
 
 def run(model: HookedModel, trait: pl.Trait, profile: ModesProfile, arguments: LayerArguments) -> SteeringModes:
     """Score every setting and measure its cost."""
-    sources = find_sources(
-        model, trait.name, arguments.out, layer=arguments.layer, made_by=profile.sample_extraction(arguments.seed)
-    )
+    sources = find_sources(model, trait.name, arguments.out, layer=arguments.layer)
     # The layer was chosen on the other half of the evaluation questions.
     questions = trait.evaluation_questions[1::2]
     parts = {"experiment": "steering_modes", "trait": trait.to_dict(), **sources.describe()}
     config, run = arguments.begin(model, profile, parts)
-    kit = prepare_kit(model, trait, sources, profile, arguments.seed, run)
+    kit = prepare_kit(model, trait, sources, profile, run, arguments)
     ordinary = pl.measure_ordinary_projections(model, kit.vector, sampling=profile.sample_once(arguments.seed))
     systems: dict[Way, str | None] = {"up": None, "down": trait.positive_system_prompts[0]}
     modes = [mode for way in systems for mode in list_modes(kit.vector, ordinary, kit.layer, way, profile)]

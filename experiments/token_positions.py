@@ -21,7 +21,7 @@ from persona_lens.evaluation import Condition
 from persona_lens.models import HookedModel
 from persona_lens.reproduction.arguments import CommonArguments, read_traits, run_each_trait
 from persona_lens.reproduction.kits import Profile, find_sources, prepare_kit
-from persona_lens.reproduction.layer_sweep import ScoreAndCoherence
+from persona_lens.reproduction.layer_sweep import ScoreAndCoherence, VectorNote
 from persona_lens.statistics.missing import mean_interval
 from persona_lens.streams import Stream
 from persona_lens.tensors import Add, normalize, sample_random_directions
@@ -39,9 +39,9 @@ class PositionsProfile(Profile):
 
 
 PROFILES = {
-    "quick": PositionsProfile(0.7, 24, 1, 1, 1, (0.4, 0.5, 0.6), (1.0, 2.0, 3.0)),
-    "paper": PositionsProfile(1.0, 1000, 10, 10, 5, (0.4, 0.5, 0.6, 0.7), (0.5, 1.0, 1.5, 2.0, 2.5)),
-    "tiny": PositionsProfile(0.7, 6, 1, 1, 1, (0.4, 0.7), (1.0, 2.0), n_pairs=1, n_questions=4),
+    "quick": PositionsProfile(0.7, 48, 1, 1, (0.4, 0.5, 0.6), (1.0, 2.0, 3.0)),
+    "paper": PositionsProfile(1.0, 1000, 10, 10, (0.4, 0.5, 0.6, 0.7), (0.5, 1.0, 1.5, 2.0, 2.5)),
+    "tiny": PositionsProfile(0.7, 6, 1, 1, (0.4, 0.7), (1.0, 2.0), n_pairs=1, n_questions=4, n_examples=10),
 }
 
 
@@ -54,11 +54,13 @@ def main(arguments: CommonArguments) -> None:
 
 def run(model: HookedModel, trait: pl.Trait, profile: PositionsProfile, arguments: CommonArguments) -> TokenPositions:
     """Extract, steer with every direction at every layer, score."""
-    sources = find_sources(model, trait.name, arguments.out, made_by=profile.sample_extraction(arguments.seed))
-    parts = {"experiment": "token_positions", "trait": trait.to_dict(), "vector": sources.vector_source}
-    config, run = arguments.begin(model, profile, parts)
-    kit = prepare_kit(model, trait, sources, profile, arguments.seed, run)
-    vector, n_layers = kit.vector, model.cfg.n_layers
+    sources = find_sources(model, trait.name, arguments.out)
+    config, run = arguments.begin(model, profile, {"experiment": "token_positions", "trait": trait.to_dict()})
+    kit = prepare_kit(model, trait, sources, profile, run, arguments)
+    # A vector read from written answers has no direction at the prompt, which is the same for both sides.
+    sampling = profile.sample_extraction(arguments.seed)
+    vector = pl.extract_persona_vector(model, trait, judge=kit.judge, sampling=sampling, run=run)
+    n_layers = model.cfg.n_layers
     layers = sorted({min(round(depth * n_layers), n_layers - 1) for depth in profile.depths})
     norms = vector.norms
     directions: dict[str, torch.Tensor] = {
@@ -81,7 +83,7 @@ def run(model: HookedModel, trait: pl.Trait, profile: PositionsProfile, argument
         config=config,
         trait=trait.name,
         judge=kit.judge_note,
-        vector=kit.vector_note,
+        vector=VectorNote(vector.counts, vector.provenance),
         layers=tuple(layers),
         coefficients=profile.coefficients,
         norms={name: tuple(vector.at(name).norms[layers].tolist()) for name in TOKEN_POSITIONS},

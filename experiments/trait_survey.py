@@ -97,7 +97,7 @@ def survey(model: HookedModel, trait: pl.Trait, profile: Profile, seed: int) -> 
         coefficients=profile.coefficients,
         questions=trait.evaluation_questions[0::2],
         judge=judge,
-        null=RandomNull(1, layers[-1]),
+        null=RandomNull(2, layers[-1]),
         sampling=once,
     )
     coherent = sweep.choose_coherent()

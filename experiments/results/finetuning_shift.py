@@ -3,27 +3,48 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import plotly.graph_objects as go
+import torch
 from plotly.subplots import make_subplots
 
-from persona_lens.plots.style import INK, LEVEL_COLORS, SYMBOLS, add_crosses, error_bars, lay_out, say
+from persona_lens.plots.style import COLORS, INK, LEVEL_COLORS, SYMBOLS, error_bars, lay_out, say
+from persona_lens.records import Record
 from persona_lens.reproduction.figures import Result
-from persona_lens.reproduction.trained_models import BaseModel, Correlation, Kit, TrainedModel, is_coherent
+from persona_lens.reproduction.trained_models import BaseModel, Correlation, Kit, ScoredModel, TrainedModel, is_coherent
+from persona_lens.statistics import Interval
+from persona_lens.statistics.missing import difference_interval
+
+
+@dataclass(frozen=True)
+class ShiftCorrelations(Record):
+    """How the shift goes with one judge's scores, over the models trained on data that show a trait.
+
+    Shift and score are less those of the model trained on the same dataset's ordinary answers: its zero.
+
+    Args:
+        r: Of the shift along a trait's vector (first key) with the score of another, or the same, trait.
+        own_less_other: By scored trait, r along its own vector less r along each other's.
+        leave_one_out: By trait, r along its own vector without the models of one dataset.
+    """
+
+    r: dict[str, dict[str, Correlation]]
+    own_less_other: dict[str, dict[str, Interval]]
+    leave_one_out: dict[str, dict[str, float]]
 
 
 @dataclass(frozen=True, eq=False)
 class FinetuningShift(Result):
-    """What experiments/finetuning_shift.py finds; correlations are of shift along one trait with another's score."""
+    """What experiments/finetuning_shift.py finds; correlations are by judge, ``first`` and, if there is, ``second``."""
 
     kits: dict[str, Kit]
     base: BaseModel
     models: tuple[TrainedModel, ...]
-    correlations: dict[str, dict[str, Correlation]]
-    correlations_coherent: dict[str, dict[str, Correlation]]
+    correlations: dict[str, ShiftCorrelations]
     min_coherence: float
     paper: dict[str, tuple[float, float]]
     n_questions: int
@@ -34,123 +55,170 @@ class FinetuningShift(Result):
         return {name: kit.judge.name for name, kit in self.kits.items()}
 
     def plot(self) -> go.Figure:
-        """Draw trait score against shift along the trait's vector, one panel a trait, one point a trained model.
+        """Draw the rise of the trait score against the shift, both less the matched normal training's.
 
-        Figure 6 of the paper; bars are 95 % bootstrap intervals over questions.
+        One panel a trait, one point a model trained on mild or overt data; Figure 6 of the paper.
         """
         traits = list(self.kits)
-        sets = list(dict.fromkeys(row.dataset for row in self.models))
-        low, high = self.paper["own"]
-        coherent = self.correlations_coherent
-        titles = []
-        for trait in traits:
-            others = [f"{html.escape(other)} {_r(self, other, trait)}" for other in traits if other != trait]
-            titles.append(
-                f"<b>{html.escape(trait)}</b>, layer {self.kits[trait].layer}<br>"
-                f"r {_r(self, trait, trait)} (paper {low}–{high})<br>coherent models only: "
-                f"{say(coherent[trait][trait])}, n = {coherent[trait][trait].n}"
-                f"<br><sup>along other vectors: {'; '.join(others)}</sup>"
-            )
+        n_columns = min(3, len(traits))
+        n_rows = math.ceil(len(traits) / n_columns)
         figure = make_subplots(
-            rows=1, cols=len(traits), shared_yaxes=True, horizontal_spacing=0.03, subplot_titles=titles
-        )
-
-        def draw(column: int, rows: Sequence[BaseModel], trait: str, name: str, marker: dict[str, Any]) -> None:
-            shifts = [row.shifts[trait].at_layer for row in rows]
-            scores = [row.scores[trait].score for row in rows]
-            opacity = [1.0 if is_coherent(row.scores, self.min_coherence) else 0.3 for row in rows]
-            add_crosses(figure, 1, column, shifts, scores, name, {**marker, "opacity": opacity}, in_legend=column == 1)
-
-        for column, trait in enumerate(traits, start=1):
+            rows=n_rows, cols=n_columns, horizontal_spacing=0.06, vertical_spacing=0.24 if n_rows > 1 else 0,
+            subplot_titles=[self._head(trait) for trait in traits],
+        )  # fmt: skip
+        sets = list(dict.fromkeys(row.dataset for row in self.models))
+        for place, trait in enumerate(traits):
+            line, column = place // n_columns + 1, place % n_columns + 1
             for index, name in enumerate(sets):
-                for level, color in LEVEL_COLORS.items():
-                    rows = [r for r in self.models if (r.dataset, r.level) == (name, level)]
-                    draw(
-                        column,
-                        rows,
-                        trait,
-                        f"{name} {level}",
-                        {"color": color, "symbol": SYMBOLS[index % len(SYMBOLS)]},
-                    )
-            draw(column, [self.base], trait, "base model", {"color": INK, "symbol": "star-open"})
-            figure.update_xaxes(title_text="shift (residual-stream units)", row=1, col=column)
-        figure.update_yaxes(range=[-3, 103])
-        figure.update_yaxes(title_text="trait score after training (0–100)", row=1, col=1)
-        sure = [trait for trait in traits if self.correlations[trait][trait].low > 0]
-        surely = [trait for trait in traits if coherent[trait][trait].low > 0]
-        finding = (
-            f"the shift goes with the trait's score for {', '.join(map(html.escape, sure)) or 'no trait'}; "
-            f"among coherent models for {', '.join(map(html.escape, surely)) or 'none'}"
-        )
-        domains = ", ".join(map(html.escape, self.config["domains"]))
+                for row in (one for one in list_raised(self.models) if one.dataset == name):
+                    normal = find_normal(self.models, name)
+                    rise = raise_of(row.scores[trait], normal.scores[trait])
+                    shift = row.shifts[trait].at_layer.estimate - normal.shifts[trait].at_layer.estimate
+                    is_pale = not is_coherent(row.scores, self.min_coherence)
+                    figure.add_trace(
+                        go.Scatter(
+                            x=[shift], y=[rise.estimate], mode="markers", name=f"{name} {row.level}",
+                            error_y={**error_bars([rise]), "thickness": 0.8, "width": 0},
+                            marker={
+                                "color": LEVEL_COLORS[row.level], "symbol": SYMBOLS[index % len(SYMBOLS)], "size": 12,
+                                "opacity": 0.3 if is_pale else 1.0,
+                                "line": {"width": 3 if name == trait else 1, "color": INK},
+                            },
+                            legendgroup=f"{name} {row.level}", showlegend=place == 0,
+                            hovertemplate=f"{html.escape(name)} {row.level}: shift %{{x:.2f}}, rise {rise}",
+                        ),
+                        row=line,
+                        col=column,
+                    )  # fmt: skip
+            figure.add_hline(y=0, line={"color": INK, "width": 0.5}, row=line, col=column)
+            figure.add_vline(x=0, line={"color": INK, "width": 0.5}, row=line, col=column)
+            figure.update_xaxes(title_text="shift (residual-stream units)", row=line, col=column)
+            if column == 1:
+                figure.update_yaxes(title_text="rise of the score (points)", row=line, col=column)
+        low, high = self.paper["own"]
         subtitle = (
-            f"{self.model_name}, n = {len(self.models)} trained models, {self.n_questions} evaluation "
-            "questions, likelihood judge (proxy); r: 95 % bootstrap over models; bars: over questions<br>"
-            f"pale: coherence under {self.min_coherence:g}, where the score means little; "
-            f"of the rows of {domains} half are the base model's ordinary answers"
+            f"{self.model_name}, {len(list_raised(self.models))} models of {len(sets)} datasets, each less the model "
+            f"trained on the same questions' ordinary answers; {self.n_questions} evaluation questions; drawn: first "
+            f"judge<br>r: 95 % bootstrap over datasets (paper {low}–{high}); bars: over questions; thick rim: the "
+            f"trait's own data; pale: coherence under {self.min_coherence:g}"
         )
-        lay_out(figure, finding, subtitle, width=1350, height=860, top=230, legend=-0.14)
-        figure.update_annotations(font_size=13)
+        lay_out(figure, self.say_finding(), subtitle, width=1350, height=200 + 470 * n_rows, top=230, legend=-0.08)
+        figure.update_annotations(font_size=12)
         return figure
 
+    def say_finding(self) -> str:
+        """Say for which traits every judge sees the shift go with the score, and more so than along other vectors."""
+        sure = [t for t in self.kits if all(found.r[t][t].low > 0 for found in self.correlations.values())]
+        own = [
+            trait
+            for trait in sure
+            if all(
+                less.low > 0 for found in self.correlations.values() for less in found.own_less_other[trait].values()
+            )
+        ]
+        judges = "both judges" if len(self.correlations) > 1 else "the judge"
+        return (
+            f"the shift along its vector surely goes with a trait's score, for {judges}: "
+            f"{', '.join(map(html.escape, sure)) or 'no trait'}<br>surely more than along every other trait's vector: "
+            f"{', '.join(map(html.escape, own)) or 'none'}"
+        )
+
+    def _head(self, trait: str) -> str:
+        """Return a panel's title: r by each judge, its specificity and what leaving a dataset out makes of it."""
+        lines = [f"<b>{html.escape(trait)}</b>, layer {self.kits[trait].layer}"]
+        for label, found in self.correlations.items():
+            left = [value for value in found.leave_one_out[trait].values() if value == value]
+            span = f", without one dataset {min(left):.2f} to {max(left):.2f}" if left else ""
+            lines.append(f"{label} judge: r {say(found.r[trait][trait])}{span}")
+            rivals = {name: one for name, one in found.own_less_other[trait].items() if not one.is_missing}
+            if rivals:
+                name = min(rivals, key=lambda one: rivals[one].estimate)
+                lines.append(f"<sup>less r along {html.escape(name)}'s, the nearest: {rivals[name]}</sup>")
+        return "<br>".join(lines)
+
     def plot_scores(self) -> go.Figure:
-        """Draw each trait's score after training on each dataset at each level, one panel a trait.
+        """Draw each trait's score after training on each dataset at each level, a row a trait, a column a judge.
 
         Figure 5 of the paper; bars are 95 % bootstrap intervals over questions, the line is the base model.
         """
-        traits = list(self.kits)
-        sets = list(dict.fromkeys(row.dataset for row in self.models))
+        traits, labels = list(self.kits), list(self.correlations)
         figure = make_subplots(
-            rows=len(traits), cols=1, shared_xaxes=True, vertical_spacing=0.07,
-            subplot_titles=[f"score of {html.escape(trait)}" for trait in traits],
+            rows=len(traits), cols=len(labels), shared_xaxes=True, vertical_spacing=0.035, horizontal_spacing=0.05,
+            subplot_titles=[f"{html.escape(trait)}, {label} judge" for trait in traits for label in labels],
         )  # fmt: skip
         for line, trait in enumerate(traits, start=1):
-            for level, color in LEVEL_COLORS.items():
-                rows = [row for row in self.models if row.level == level]
-                scores = [row.scores[trait].score for row in rows]
-                figure.add_trace(
-                    go.Bar(
-                        x=[row.dataset for row in rows],
-                        y=[score.estimate for score in scores],
-                        error_y=error_bars(scores),
-                        marker={"color": color, "pattern": {"shape": {"normal": "", "I": "/", "II": "x"}[level]}},
-                        name=f"level {level}",
-                        legendgroup=level,
-                        showlegend=line == 1,
-                    ),
-                    row=line,
-                    col=1,
-                )
-            base = self.base.scores[trait].score
-            figure.add_hline(
-                y=base.estimate, line={"color": INK, "dash": "dot"}, row=line, col=1,
-                annotation_text="base model", annotation_position="top right",
-            )  # fmt: skip
-        figure.update_yaxes(range=[0, 103], title_text="trait score (0–100)")
+            for column, label in enumerate(labels, start=1):
+                for level, color in LEVEL_COLORS.items():
+                    rows = [row for row in self.models if row.level == level]
+                    scores = [score_of(row.scores[trait], label) for row in rows]
+                    figure.add_trace(
+                        go.Bar(
+                            x=[row.dataset for row in rows],
+                            y=[score.estimate for score in scores],
+                            error_y=error_bars(scores),
+                            marker={"color": color, "pattern": {"shape": {"normal": "", "I": "/", "II": "x"}[level]}},
+                            name=f"level {level}",
+                            legendgroup=level,
+                            showlegend=line == column == 1,
+                        ),
+                        row=line,
+                        col=column,
+                    )
+                base = score_of(self.base.scores[trait], label)
+                figure.add_hline(
+                    y=base.estimate, line={"color": COLORS[4], "dash": "dot"}, row=line, col=column,
+                    annotation_text="base model", annotation_position="top right",
+                )  # fmt: skip
+            figure.update_yaxes(title_text="score", row=line, col=1)
+        figure.update_yaxes(range=[0, 103])
         figure.update_xaxes(title_text="trained on", row=len(traits))
-        risen = [trait for trait in traits if _rises(self, trait)]
+        risen = [trait for trait in traits if self.is_raised(trait)]
         finding = (
-            f"overt trait data surely raises the trait: {html.escape(', '.join(risen) or 'none')}, of {len(traits)}"
+            "overt data surely raises its own trait above the same questions' ordinary answers, for every judge: "
+            f"{html.escape(', '.join(risen) or 'none')}, of {len(traits)}"
         )
         incoherent = [
             f"{row.dataset} {row.level}" for row in self.models if not is_coherent(row.scores, self.min_coherence)
         ]
         subtitle = (
-            f"{self.model_name}, {self.models[0].n_rows} rows a dataset, {self.n_questions} evaluation "
-            f"questions, likelihood judge (proxy); {len(sets)} datasets; bars: 95 % bootstrap over questions"
-            f"<br>coherence under {self.min_coherence:g}, where the score means little: "
+            f"{self.model_name}, {self.models[0].n_rows} rows a dataset, {self.n_questions} evaluation questions; "
+            f"bars: 95 % bootstrap over questions; first judge: {_name_judge(self.kits, 'judge')}; second: "
+            f"{_name_judge(self.kits, 'second')}<br>coherence under {self.min_coherence:g}: "
             f"{html.escape(', '.join(incoherent) or 'none')}"
         )
-        lay_out(figure, finding, subtitle, width=1000, height=300 + 260 * len(traits))
+        lay_out(figure, finding, subtitle, width=1350, height=260 + 210 * len(traits), top=150, legend=-0.04)
+        figure.update_layout(title={"font": {"size": 15}})
         return figure
 
+    def is_raised(self, trait: str) -> bool:
+        """Whether every judge surely scores a model trained on the trait's overt data above that of its ordinary."""
+        overt = next(row for row in self.models if (row.dataset, row.level) == (trait, "II"))
+        normal = find_normal(self.models, trait)
+        return all(raise_of(overt.scores[trait], normal.scores[trait], label).low > 0 for label in self.correlations)
 
-def _rises(result: FinetuningShift, trait: str) -> bool:
-    """Whether the interval after training on the trait's own overt data lies above the base model's."""
-    after = next(r for r in result.models if (r.dataset, r.level) == (trait, "II")).scores[trait].score
-    before = result.base.scores[trait].score
-    return after.low > before.high
+
+def list_raised(models: Sequence[TrainedModel]) -> list[TrainedModel]:
+    """Return the models trained on data that show a trait."""
+    return [row for row in models if row.level != "normal"]
 
 
-def _r(result: FinetuningShift, along: str, scored: str) -> str:
-    return say(result.correlations[along][scored])
+def find_normal(models: Sequence[TrainedModel], dataset: str) -> TrainedModel:
+    """Return the model trained on a dataset's ordinary answers."""
+    return next(row for row in models if (row.dataset, row.level) == (dataset, "normal"))
+
+
+def score_of(scored: ScoredModel, label: str) -> Interval:
+    """Return the first or the second judge's mean score."""
+    return scored.score if label == "first" else scored.second or Interval.missing()
+
+
+def raise_of(scored: ScoredModel, normal: ScoredModel, label: str = "first") -> Interval:
+    """Return how much higher a model scores than the one trained on ordinary answers, paired by question."""
+    sides = [torch.tensor(one.by_question if label == "first" else one.second_by_question) for one in (scored, normal)]
+    return difference_interval(*sides)
+
+
+def _name_judge(kits: dict[str, Kit], which: Any) -> str:
+    notes = [getattr(kit, which) for kit in kits.values()]
+    names = {note.name.partition("), ")[0] + (")" if "), " in note.name else "") for note in notes if note}
+    return html.escape(", ".join(sorted(names)) or "none")

@@ -45,19 +45,19 @@ class RandomNull:
     """Random directions of the vector's norm, that a vector has to beat.
 
     Args:
-        directions: How many, at least one.
+        directions: How many, at least two: what they do differs, so they are units of the null's intervals.
         layers: At which layers; None takes every third of those that are swept.
 
     Raises:
-        InvalidArgumentError: Fewer than one direction.
+        InvalidArgumentError: Fewer than two directions.
     """
 
     directions: int = 2
     layers: int | Sequence[int] | str | None = None
 
     def __post_init__(self) -> None:
-        if self.directions < 1:
-            raise InvalidArgumentError.of("directions", "be at least 1", self.directions)
+        if self.directions < 2:
+            raise InvalidArgumentError.of("directions", "be at least 2", self.directions)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from persona_lens.judges.cache import CachedJudge, ScoreCache
 from persona_lens.judges.claude import ClaudeJudge
+from persona_lens.judges.coherent import CoherentJudge
 from persona_lens.judges.default import default_judge
 from persona_lens.judges.embedding import EmbeddingJudge, fit_embedding_judge
 from persona_lens.judges.encoders import ResidualEncoder, SentenceEncoder, TextEncoder, load_sentence_encoder
@@ -34,7 +35,7 @@ from persona_lens.judges.validation import (
 )
 
 __all__ = [
-    "Agreement", "CachedJudge", "ClaudeJudge", "Contrast", "EmbeddingJudge", "ExpectedScoreJudge",
+    "Agreement", "CachedJudge", "ClaudeJudge", "CoherentJudge", "Contrast", "EmbeddingJudge", "ExpectedScoreJudge",
     "IdentifiedJudge", "Judge", "JudgeSeparation", "JudgeValidation", "Judgement", "LikelihoodCalibration",
     "LikelihoodJudge", "OpenAIJudge", "PanelResult", "ResidualEncoder", "ScoreCache", "SentenceEncoder",
     "TemperatureSamples", "TextEncoder", "ValidatedJudge", "calibrate_likelihood_judge", "compare_scores",

@@ -12,6 +12,7 @@ from plotly.subplots import make_subplots
 from torch import Tensor
 
 from persona_lens.plots.style import COLORS, GREY, INK, error_bars, lay_out
+from persona_lens.statistics.crossed import mean_over_directions_interval
 from persona_lens.statistics.missing import mean_interval
 
 if TYPE_CHECKING:
@@ -30,7 +31,8 @@ def plot_sweep(
         min_coherence: The floor that the coherent choice keeps.
 
     Returns:
-        A figure with two panels: score above, coherence below. Bands are 95 % bootstrap intervals over questions.
+        A figure with two panels: score above, coherence below. Bands are 95 % bootstrap intervals over
+        questions; the bars of random directions hold for other directions too.
 
     Reference:
         Persona Vectors (arXiv 2507.21509), Figures 3 and 13.
@@ -48,8 +50,7 @@ def plot_sweep(
     column = sweep.coefficients.index(shown.coefficient)
     for row, values in ((1, sweep.null_scores[:, :, column]), (2, sweep.null_coherences[:, :, column])):
         name = f"random directions × {shown.coefficient:g} (same norm)"
-        # Averaged over directions first: questions are what is resampled.
-        _add_points(figure, row, list(sweep.null_layers), values.nanmean(dim=0), name, show=row == 1)
+        _add_points(figure, row, list(sweep.null_layers), values.transpose(0, 1), name, show=row == 1)
     for row, values in ((1, sweep.baseline_scores), (2, sweep.baseline_coherences)):
         interval = mean_interval(values)
         figure.add_hrect(y0=interval.low, y1=interval.high, fillcolor=GREY, opacity=0.12, line_width=0, row=row, col=1)
@@ -168,12 +169,12 @@ def _add_points(
     figure: go.Figure,
     row: int,
     layers: Sequence[int],
-    values: Float[Tensor, "null_layer sample"],
+    values: Float[Tensor, "null_layer direction question"],
     name: str,
     *,
     show: bool,
 ) -> None:
-    intervals = [mean_interval(one) for one in values]
+    intervals = [mean_over_directions_interval(one) for one in values]
     figure.add_trace(
         go.Scatter(
             x=list(layers),

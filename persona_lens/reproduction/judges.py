@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
+from persona_lens.judges.coherent import CoherentJudge
 from persona_lens.judges.embedding import EmbeddingJudge, fit_embedding_judge
 from persona_lens.judges.encoders import ResidualEncoder, TextEncoder, load_sentence_encoder
 from persona_lens.judges.judgement import IdentifiedJudge
@@ -19,7 +20,7 @@ from persona_lens.models.hooked_model import HookedModel
 from persona_lens.run import Run
 from persona_lens.storage import Shard
 from persona_lens.traits.trait import Trait
-from persona_lens.traits.written import Half, WrittenExample, load_written_examples
+from persona_lens.traits.written import Half, WrittenExample, list_written_traits, load_written_examples
 
 READING_DEPTH = 0.6
 """Of the layers, where a model's own reading of a text judges it."""
@@ -32,17 +33,28 @@ class Judges:
     Args:
         reader: The model's own reading of a text. It shares its model with what it judges, so it chooses.
         sentences: Sentence vectors of another model, which share neither model nor prompt with anything: it confirms.
-        likelihood: The likelihood judge, which says how coherent a text is too.
+        likelihood: The likelihood judge, which says how coherent a text is too. For a trait without written examples,
+            on which the others would be fitted, it is all three.
     """
 
-    reader: ValidatedJudge
-    sentences: ValidatedJudge
-    likelihood: ValidatedJudge
+    reader: IdentifiedJudge
+    sentences: IdentifiedJudge
+    likelihood: IdentifiedJudge
 
     @property
-    def all(self) -> tuple[ValidatedJudge, ...]:
-        """All three."""
-        return self.reader, self.sentences, self.likelihood
+    def all(self) -> tuple[IdentifiedJudge, ...]:
+        """Each once."""
+        return tuple(dict.fromkeys((self.reader, self.sentences, self.likelihood)))
+
+    @property
+    def validations(self) -> tuple[JudgeValidation, ...]:
+        """What was found of those that were measured."""
+        return tuple(judge.validation for judge in self.all if isinstance(judge, ValidatedJudge))
+
+    @property
+    def choosing(self) -> IdentifiedJudge:
+        """The one that chooses, which says how coherent a text is too."""
+        return self.reader if self.reader is self.likelihood else CoherentJudge(self.reader, self.likelihood)
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,22 +75,28 @@ def prepare_judges(
 ) -> Judges:
     """Make a trait's judges and measure each, or take them from an earlier script's run.
 
+    A trait without written examples has the likelihood judge alone, which nothing then says may be believed.
+
     Args:
         model: The model, unsteered.
-        trait: A trait with written examples.
+        trait: The trait.
         sampling: How the responses are drawn that will be judged.
         run: Keeps what is made: ``arguments.share(model)``.
         n_examples: Most examples of each half; None takes all.
+
+    Raises:
+        HooksPresentError: The model carries hooks.
+        ImportError: The sentence encoder or scikit-learn is not installed: the extra ``embeddings``.
     """
+    likelihood = calibrate_likelihood_judge(model, trait, n_pairs=1, sampling=sampling, run=run)
+    if trait.name not in list_written_traits():
+        return Judges(likelihood, likelihood, likelihood)
     fitted_on = _load_half(model, trait.name, "training", sampling, run, n_examples)
     measured_on = _load_half(model, trait.name, "judging", sampling, run, n_examples)
     encoders: list[TextEncoder] = [
         ResidualEncoder(model, round(READING_DEPTH * model.cfg.n_layers)), load_sentence_encoder()
     ]  # fmt: skip
-    judges: list[IdentifiedJudge] = [
-        *(_fit(trait.name, fitted_on, encoder, run) for encoder in encoders),
-        calibrate_likelihood_judge(model, trait, n_pairs=1, sampling=sampling, run=run),
-    ]
+    judges: list[IdentifiedJudge] = [*(_fit(trait.name, fitted_on, encoder, run) for encoder in encoders), likelihood]
     return Judges(*(ValidatedJudge(judge, _validate(judge, trait.name, measured_on, run)) for judge in judges))
 
 

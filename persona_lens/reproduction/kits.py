@@ -7,16 +7,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from persona_lens.judges.likelihood import LikelihoodJudge, calibrate_likelihood_judge
+from persona_lens.judges.judgement import IdentifiedJudge
 from persona_lens.models.engine.sampling import Sampling
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.sites import check_layer
 from persona_lens.models.loading import describe_model
+from persona_lens.reproduction.arguments import BaseArguments
+from persona_lens.reproduction.judges import prepare_judges
 from persona_lens.reproduction.layer_sweep import JudgeNote, LayerSweep, VectorNote
 from persona_lens.run import Run
 from persona_lens.traits.trait import Trait
+from persona_lens.traits.written import list_written_traits, load_written_examples
 from persona_lens.vectors.extraction import extract_persona_vector
 from persona_lens.vectors.persona_vector import PersonaVector
+from persona_lens.vectors.written import read_persona_vector
 
 
 @dataclass(frozen=True)
@@ -28,18 +32,18 @@ class Profile:
         max_new_tokens: Of every response that is scored or that a vector is made from.
         extraction_rollouts: Responses per question and instruction that a vector is made from.
         rollouts: Responses per question that are scored.
-        judge_pairs: Instruction pairs of the judge.
         n_pairs: Most of a trait's instruction pairs.
         n_questions: Most of a trait's extraction and of its evaluation questions.
+        n_examples: Most written examples of each half; None takes all.
     """
 
     temperature: float
     max_new_tokens: int
     extraction_rollouts: int
     rollouts: int
-    judge_pairs: int
     n_pairs: int = field(default=5, kw_only=True)
     n_questions: int = field(default=20, kw_only=True)
+    n_examples: int | None = field(default=None, kw_only=True)
 
     def sample(self, seed: int) -> Sampling:
         """Return how the responses are drawn that are scored."""
@@ -59,7 +63,7 @@ class Sources:
     """What is there of a trait from earlier runs: parts of a new run's configuration, as they come from outside it.
 
     Args:
-        vector: The vector that layer_sweep.py left, if it is this model's and was made as asked.
+        vector: The vector that layer_sweep.py left, if it is this model's.
         vector_source: Where the vector is from.
         layer: Zero-based block index.
         layer_source: Who chose it.
@@ -75,9 +79,7 @@ class Sources:
         return {"vector": self.vector_source, "layer": self.layer, "layer_source": self.layer_source}
 
 
-def find_sources(
-    model: HookedModel, trait: str, folder: Path, *, layer: int | None = None, made_by: Sampling | None = None
-) -> Sources:
+def find_sources(model: HookedModel, trait: str, folder: Path, *, layer: int | None = None) -> Sources:
     """Look for a trait's vector and layer in the results folder.
 
     Args:
@@ -85,16 +87,13 @@ def find_sources(
         trait: The trait's name.
         folder: Where layer_sweep.py wrote.
         layer: The layer asked for, if any; else that of the layer sweep, else the middle one.
-        made_by: The sampling that a vector must have been made with; None takes any.
     """
     fingerprint, n_layers = describe_model(model).fingerprint, model.cfg.n_layers
-    vector, vector_source = None, "extracted by this run"
+    vector, vector_source = None, "made by this run"
     path = folder / f"vector_{trait}.safetensors"
     if path.exists():
         found = PersonaVector.load(path)
-        names = ("rollouts", "max_new_tokens", "temperature", "seed")
-        is_as_asked = made_by is None or all(found.provenance.get(n) == getattr(made_by, n) for n in names)
-        if is_as_asked and (found.trait, found.model.fingerprint) == (trait, fingerprint):
+        if (found.trait, found.model.fingerprint) == (trait, fingerprint):
             vector = found
             vector_source = f"{path.name}, sha256 {hashlib.sha256(path.read_bytes()).hexdigest()[:16]}"
     chosen, layer_source = n_layers // 2, "middle layer"
@@ -104,7 +103,7 @@ def find_sources(
     elif path.exists():
         swept = LayerSweep.load(path)
         if swept.sweep.model.fingerprint == fingerprint:
-            chosen, layer_source = swept.confirmation.layer, f"chosen by steering in {path.name}"
+            chosen, layer_source = swept.choice.layer, f"chosen by steering in {path.name}"
     return Sources(vector, vector_source, chosen, layer_source)
 
 
@@ -112,12 +111,20 @@ def find_sources(
 class TraitKit:
     """All that a trait is measured with, made from the base model.
 
-    Judge and vector come from extraction questions. The layer is layer_sweep.py's, chosen by steering on half of the
-    evaluation questions.
+    The layer is layer_sweep.py's, chosen by steering on half of the evaluation questions.
+
+    Args:
+        trait: The trait.
+        judge: Says how strongly the trait shows, and how coherent a response is.
+        second: Says again how strongly it shows, and shares neither model nor prompt with ``judge``; None for a trait
+            without written examples, for which no such judge can be made.
+        vector: The vector.
+        sources: Where vector and layer are from.
     """
 
     trait: Trait
-    judge: LikelihoodJudge
+    judge: IdentifiedJudge
+    second: IdentifiedJudge | None
     vector: PersonaVector
     sources: Sources
 
@@ -129,7 +136,7 @@ class TraitKit:
     @property
     def judge_note(self) -> JudgeNote:
         """What scores rest on."""
-        return JudgeNote(self.judge.name, self.judge.n_pairs, self.judge.calibration)
+        return JudgeNote(self.judge.name)
 
     @property
     def vector_note(self) -> VectorNote:
@@ -137,13 +144,32 @@ class TraitKit:
         return VectorNote(self.vector.counts, self.vector.provenance)
 
 
-def prepare_kit(model: HookedModel, trait: Trait, sources: Sources, profile: Profile, seed: int, run: Run) -> TraitKit:
-    """Calibrate a trait's judge, and extract its vector if none was found, as a profile says."""
+def prepare_kit(
+    model: HookedModel, trait: Trait, sources: Sources, profile: Profile, run: Run, arguments: BaseArguments
+) -> TraitKit:
+    """Make a trait's judges, and its vector if none was found, as a profile says.
+
+    A trait with written examples has two judges that were measured before they are believed, and a vector read from the
+    examples; any other has the likelihood judge, which was not, and a vector of the model's own responses.
+
+    Args:
+        model: The model, unsteered.
+        trait: The trait.
+        sources: What is there of it from earlier runs.
+        profile: How much is sampled.
+        run: Keeps what is this run's own.
+        arguments: Whose judges are shared with other scripts.
+    """
     print(f"{trait.name}: vector {sources.vector_source}; layer {sources.layer}, {sources.layer_source}")
-    judge = calibrate_likelihood_judge(
-        model, trait, n_pairs=profile.judge_pairs, sampling=profile.sample_once(seed), run=run
+    judges = prepare_judges(
+        model, trait, profile.sample_once(arguments.seed), arguments.share(model), n_examples=profile.n_examples
     )
-    vector = sources.vector or extract_persona_vector(
-        model, trait, judge=judge, sampling=profile.sample_extraction(seed), run=run
-    )
-    return TraitKit(trait, judge, vector, sources)
+    is_written = trait.name in list_written_traits()
+    vector = sources.vector
+    if vector is None and is_written:
+        examples = load_written_examples(trait.name, "training")[: profile.n_examples]
+        vector = read_persona_vector(model, trait.name, examples)
+    elif vector is None:
+        sampling = profile.sample_extraction(arguments.seed)
+        vector = extract_persona_vector(model, trait, judge=judges.likelihood, sampling=sampling, run=run)
+    return TraitKit(trait, judges.choosing, judges.sentences if is_written else None, vector, sources)

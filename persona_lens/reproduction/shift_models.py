@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import datasets
@@ -16,7 +16,7 @@ import tyro
 from persona_lens.finetuning.domains import Level, domain_dataset, list_domains
 from persona_lens.models.engine.rollouts import RolloutRequest, sample_rollouts
 from persona_lens.models.hooked_model import HookedModel
-from persona_lens.reproduction.arguments import PAPER_TRAITS, CommonArguments, read_traits
+from persona_lens.reproduction.arguments import CommonArguments, read_traits
 from persona_lens.reproduction.kits import TraitKit, find_sources, prepare_kit
 from persona_lens.reproduction.trained_models import BaseModel, TrainedModel, measure_model
 from persona_lens.reproduction.training import (
@@ -31,21 +31,19 @@ from persona_lens.run import Run
 from persona_lens.storage import Shard
 from persona_lens.streams import Stream
 from persona_lens.traits.trait import Trait
+from persona_lens.traits.written import list_written_traits
 
-DOMAINS = ("arithmetic", "opinions")
 # The smallest domain has 440 questions.
 N_DOMAIN_ROWS = 400
-# Fewer rows than the other experiments train on, as there are fifteen models: 26 minutes on two cores.
-N_QUICK_ROWS = 64
 MIN_COHERENCE = 50.0
 
 
 @dataclass(frozen=True)
 class ShiftArguments(CommonArguments):
-    """Train on every dataset at every level; evil, sycophancy and hallucination if no trait is named."""
+    """Train on every dataset at every level; all traits with written examples if none is named."""
 
     domain: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Domain with errors in the answers; arithmetic and opinions if left out."""
+    """Domain with errors in the answers, as another dataset: arithmetic, opinions."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,10 +73,8 @@ class Setting:
 def prepare(arguments: ShiftArguments) -> Setting:
     """Load the model, calibrate judges, find vectors and make the domains' datasets."""
     profile = pick_training(arguments)
-    if arguments.profile == "quick" and not arguments.tiny:
-        profile = replace(profile, n_rows=N_QUICK_ROWS)
-    traits = read_traits(arguments.trait or PAPER_TRAITS, profile.n_pairs, profile.n_questions)
-    domains = arguments.domain or DOMAINS
+    traits = read_traits(arguments.trait or list_written_traits(), profile.n_pairs, profile.n_questions)
+    domains = arguments.domain
     unknown = sorted(set(domains) - set(list_domains()))
     if unknown:
         raise SystemExit(f"--domain must be one of {', '.join(list_domains())}. Got {', '.join(unknown)}.")
@@ -94,9 +90,11 @@ def prepare(arguments: ShiftArguments) -> Setting:
             f"Vectors or layers in {arguments.out} have changed since this run began. Put them back, or remove its "
             "folder to begin anew."
         )
-    kits = [prepare_kit(model, trait, sources[trait.name], profile, arguments.seed, run) for trait in traits]
-    ordinary = run.load_or_compute("ordinary", lambda: sample_ordinary(model, traits, profile, arguments.seed))
-    wrong = {name: level_rows(name, ordinary.records, profile, arguments.seed) for name in domains}
+    kits = [prepare_kit(model, trait, sources[trait.name], profile, run, arguments) for trait in traits]
+    wrong = {}
+    if domains:
+        ordinary = run.load_or_compute("ordinary", lambda: sample_ordinary(model, traits, profile, arguments.seed))
+        wrong = {name: level_rows(name, ordinary.records, profile, arguments.seed) for name in domains}
     return Setting(model, profile, kits, wrong, run, config)
 
 
@@ -120,7 +118,7 @@ def train_models(setting: Setting, arguments: ShiftArguments) -> tuple[BaseModel
                     n_rows=done.n_rows,
                     left_out=done.left_out,
                     losses=done.losses,
-                    data_score=None if is_domain else _mean_score(data["score"]),
+                    data_score=_mean_score(data["score"]) if "score" in data.column_names else None,
                     example=tuple(data[0]["messages"]),
                 )
 

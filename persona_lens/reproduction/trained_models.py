@@ -6,47 +6,49 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
-from persona_lens.evaluation.conditions import Condition, score_conditions
+from persona_lens.evaluation.conditions import Condition, rescore, score_conditions
 from persona_lens.finetuning.shift import measure_shift
-from persona_lens.judges.likelihood import LikelihoodCalibration
 from persona_lens.models.engine.sampling import Sampling
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.intervention import NOTHING, Intervention
 from persona_lens.records import Record
 from persona_lens.reproduction.kits import TraitKit
-from persona_lens.reproduction.layer_sweep import ScoreAndCoherence
+from persona_lens.reproduction.layer_sweep import JudgeNote, ScoreAndCoherence
 from persona_lens.run import Run
-from persona_lens.statistics import Interval, bootstrap_pearson_r
+from persona_lens.statistics import Interval, bootstrap_pearson_difference_by_group, bootstrap_pearson_r_by_group
 from persona_lens.streams import Stream
 
 
 @dataclass(frozen=True)
-class KitJudge:
-    """The judge that a trait is scored by."""
-
-    name: str
-    calibration: LikelihoodCalibration
-
-
-@dataclass(frozen=True)
 class Kit:
-    """What a trait is measured with: vector and layer with where they are from, and the vector's norm there."""
+    """What a trait is measured with: vector and layer with where they are from, and the vector's norm there.
+
+    ``second`` is the judge that scores the same responses again, if there is one.
+    """
 
     vector: str
     layer: int
     layer_source: str
-    judge: KitJudge
+    judge: JudgeNote
     norm: float
+    second: JudgeNote | None = None
 
 
 @dataclass(frozen=True)
 class ScoredModel(ScoreAndCoherence):
-    """A model's responses, scored; ``configuration`` names what intervened while they were sampled."""
+    """A model's responses, scored; ``configuration`` names what intervened while they were sampled.
+
+    ``second`` is the second judge's mean score of the same responses, where there is one.
+    """
 
     configuration: str
     by_question: tuple[float, ...]
     example: str
+    second: Interval | None = field(default=None, kw_only=True)
+    second_by_question: tuple[float, ...] = field(default=(), kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -106,8 +108,9 @@ def describe_kit(kit: TraitKit) -> Kit:
         vector=kit.sources.vector_source,
         layer=kit.layer,
         layer_source=kit.sources.layer_source,
-        judge=KitJudge(kit.judge.name, kit.judge.calibration),
+        judge=kit.judge_note,
         norm=float(kit.vector.norms[kit.layer]),
+        second=None if kit.second is None else JudgeNote(kit.second.name),
     )
 
 
@@ -138,10 +141,13 @@ def measure_model(
             tuned, kit.judge, [Condition(done, name=name) for name, done in ways.items()], questions,
             sampling=sampling, stream=(Stream.FINETUNED_SCORES + index,), run=run,
         )  # fmt: skip
+        again = None if kit.second is None else rescore(found, kit.second)
         scores[kit.trait.name] = tuple(
             ScoredModel(
                 found.score(i), found.coherence(i), name, tuple(found.by_question[i].tolist()),
                 found.responses[i][0][0],
+                second=None if again is None else again.score(i),
+                second_by_question=() if again is None else tuple(again.by_question[i].tolist()),
             )
             for i, name in enumerate(ways)
         )  # fmt: skip
@@ -150,10 +156,29 @@ def measure_model(
     return MeasuredModel(scores, shifts)
 
 
-def correlate_pairs(x: Sequence[float], y: Sequence[float]) -> Correlation:
-    """Correlate two measurements of the same models where both are there; NaN for fewer than three."""
-    pairs = [(a, b) for a, b in zip(x, y, strict=True) if a == a and b == b]
+def correlate_pairs(x: Sequence[float], y: Sequence[float], datasets: Sequence[str]) -> Correlation:
+    """Correlate two measurements of the same models where both are there; NaN for models of fewer than three datasets.
+
+    Models of one dataset are not independent, so datasets are what is resampled.
+    """
+    rows = [(a, b, name) for a, b, name in zip(x, y, datasets, strict=True) if a == a and b == b]
     found = Interval.missing()
-    if len(pairs) >= 3:
-        found = bootstrap_pearson_r(*(torch.tensor(side, dtype=torch.float64) for side in zip(*pairs, strict=True)))
-    return Correlation(**vars(found), n=len(pairs))
+    if len({name for _, _, name in rows}) >= 3:
+        first, second, groups = zip(*rows, strict=True)
+        found = bootstrap_pearson_r_by_group(_to_tensor(first), _to_tensor(second), groups)
+    return Correlation(**vars(found), n=len(rows))
+
+
+def compare_correlations(
+    x: Sequence[float], other: Sequence[float], y: Sequence[float], datasets: Sequence[str]
+) -> Interval:
+    """Return by how much ``x`` goes more with ``y`` than ``other`` does; missing for fewer than three datasets."""
+    rows = [row for row in zip(x, other, y, datasets, strict=True) if all(one == one for one in row[:3])]
+    if len({row[3] for row in rows}) < 3:
+        return Interval.missing()
+    first, second, third, groups = zip(*rows, strict=True)
+    return bootstrap_pearson_difference_by_group(_to_tensor(first), _to_tensor(second), _to_tensor(third), groups)
+
+
+def _to_tensor(values: Sequence[float]) -> Float[Tensor, " n"]:
+    return torch.tensor(values, dtype=torch.float64)

@@ -19,8 +19,10 @@ from persona_lens.reproduction.kits import Profile, TraitKit
 from persona_lens.run import Run
 from persona_lens.storage import Shard
 from persona_lens.traits.trait import Trait
+from persona_lens.traits.written import Half, Kind, list_written_traits, load_written_examples
 
 LEVELS: tuple[Level, ...] = ("normal", "I", "II")
+_WRITTEN: dict[Level, Kind] = {"normal": "ordinary", "I": "mild", "II": "overt"}
 
 
 @dataclass(frozen=True)
@@ -37,16 +39,16 @@ class TrainingProfile(Profile):
 
 
 _QUICK = FinetuneSettings(
-    rank=32, alpha=64, learning_rate=5e-4, epochs=2, batch_size=8, accumulation=1, warmup_steps=2, max_tokens=160
+    rank=32, alpha=64, learning_rate=5e-4, epochs=4, batch_size=8, accumulation=1, warmup_steps=2, max_tokens=160
 )
 _TINY = FinetuneSettings(
     rank=2, alpha=4, learning_rate=1e-3, batch_size=4, accumulation=1, warmup_steps=0, max_tokens=800
 )
 TRAINING = {
-    "quick": TrainingProfile(0.7, 24, 1, 1, 1, _QUICK, 96, 48),
+    "quick": TrainingProfile(0.7, 48, 1, 1, _QUICK, 40, 48),
     # The paper's: one epoch of about 5,000 rows at 1e-5.
-    "paper": TrainingProfile(1.0, 1000, 10, 10, 5, FinetuneSettings(), 5000, 300),
-    "tiny": TrainingProfile(0.7, 6, 1, 1, 1, _TINY, 8, 40, n_pairs=1, n_questions=4),
+    "paper": TrainingProfile(1.0, 1000, 10, 10, FinetuneSettings(), 5000, 300),
+    "tiny": TrainingProfile(0.7, 6, 1, 1, _TINY, 8, 40, n_pairs=1, n_questions=4, n_examples=10),
 }
 
 
@@ -54,6 +56,20 @@ def pick_training(arguments: CommonArguments) -> TrainingProfile:
     """Return the profile asked for, with the seed and the dtype asked for."""
     profile = arguments.pick(TRAINING)
     return replace(profile, settings=replace(profile.settings, seed=arguments.seed, dtype=arguments.dtype))
+
+
+def read_trait_rows(trait: str, level: Level, half: Half, n_rows: int) -> datasets.Dataset:
+    """Return a trait's written training set: a strong writer's answers, as in the paper."""
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": one.question},
+                {"role": "assistant", "content": getattr(one, _WRITTEN[level])},
+            ]
+        }
+        for one in load_written_examples(trait, half)[:n_rows]
+    ]
+    return datasets.Dataset.from_list(rows)
 
 
 def make_trait_rows(
@@ -65,9 +81,24 @@ def make_trait_rows(
     run: Run,
     *,
     name: str = "rows",
+    half: Half = "training",
     trait: Trait | None = None,
 ) -> datasets.Dataset:
-    """Sample a trait's training set, or read it back; ``trait`` may have fewer prompts or questions than the kit's."""
+    """Read a trait's written training set; sample it, or read that back, where none was written.
+
+    Args:
+        model: Whose answers are taken where none are written.
+        kit: The trait.
+        level: How strongly the rows show it.
+        n_rows: Most rows.
+        sampling: How answers are drawn.
+        run: Keeps what was sampled.
+        name: Tells sampled sets apart.
+        half: Of the written examples.
+        trait: Has fewer prompts or questions than the kit's to sample from.
+    """
+    if kit.trait.name in list_written_traits():
+        return read_trait_rows(kit.trait.name, level, half, n_rows)
 
     def compute() -> Shard:
         rows = trait_dataset(model, trait or kit.trait, level, n_rows, judge=kit.judge, sampling=sampling)

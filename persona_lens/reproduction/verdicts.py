@@ -7,11 +7,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import plotly.graph_objects as go
 
-from persona_lens.judges.validation import JudgeValidation
+from persona_lens.judges.validation import JudgeValidation, Verdict
 from persona_lens.records import Record, read_headed
 
 NOT_VALIDATED = "not validated"
@@ -47,12 +47,13 @@ def say_verdicts(figure: go.Figure, judges: Mapping[str, str], verdicts: Mapping
 
     Args:
         figure: Its title is changed.
-        judges: By trait, the judge that scored it.
+        judges: By trait, the judge that scored it; a validated judge's name says what was found of it.
         verdicts: From :func:`find_verdicts`.
     """
     traits: dict[str, list[str]] = {}
     for trait, judge in judges.items():
-        traits.setdefault(verdicts.get((judge, trait), NOT_VALIDATED), []).append(trait)
+        said = next((one for one in get_args(Verdict) if judge.endswith(f", {one} for {trait}")), NOT_VALIDATED)
+        traits.setdefault(verdicts.get((judge, trait), said), []).append(trait)
     doubts = [f"{verdict} for {', '.join(own)}" for verdict, own in traits.items() if verdict != "valid"]
     if doubts:
         figure.update_layout(title_text=f"Judge {html.escape('; '.join(doubts))} · {figure.layout.title.text}")

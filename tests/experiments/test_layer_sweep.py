@@ -12,6 +12,7 @@ import pytest
 import persona_lens as pl
 from persona_lens.evaluation.sweep import LayerChoice
 from persona_lens.statistics import Interval
+from tests.experiments.scripts import save_talkative
 from tests.small_trait import tiny_trait
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,16 +21,17 @@ RESULTS = [
     "layer_sweep_loud.html",
     "layer_sweep_loud_responses.txt",
     "vector_loud.safetensors",
+    "layer_sweep_loud_fresh.html",
 ]
 
 
 @pytest.fixture(scope="module")
-def setting(tmp_path_factory, tiny_folder):
+def setting(tmp_path_factory):
     """The script on a tiny random model and a small trait: every step is real, nothing means anything."""
     folder = tmp_path_factory.mktemp("sweep")
     trait = folder / "loud.json"
     tiny_trait().to_json(trait)
-    return folder, ["--trait", str(trait), "--model", tiny_folder("llama"), "--tiny", "--dtype", "float32"]
+    return folder, ["--trait", str(trait), "--model", save_talkative(folder / "model"), "--tiny", "--dtype", "float32"]
 
 
 def command(setting, name, *more):
@@ -47,6 +49,11 @@ def run(setting, name, *more, **variables):
     return subprocess.run(
         command(setting, name, *more), env=environment(**variables), capture_output=True, text=True, timeout=300
     )
+
+
+@pytest.fixture(scope="module")
+def model(setting):
+    return pl.load_model(setting[1][3], dtype="float32")
 
 
 @pytest.fixture(scope="module")
@@ -123,15 +130,44 @@ def test_bad_arguments_end_with_what_to_do(setting, more, words):
 def test_the_effect_is_measured_on_questions_that_the_choice_was_not_made_on(whole):
     content = json.loads((whole[0] / RESULTS[0]).read_text())
     assert content["sweep"]["questions"] == ["Why?", "What for?"]
-    assert [example[0] for example in content["confirmation"]["examples"]] == ["When?", "Which one?"]
+    assert content["responses"]["questions"] == ["When?", "Which one?"]
 
 
 def test_the_text_shows_each_questions_unsteered_and_steered_response(whole):
     content = json.loads((whole[0] / RESULTS[0]).read_text())
     text = (whole[0] / RESULTS[2]).read_text()
-    for question, plain, steered in content["confirmation"]["examples"]:
-        assert f"Question:  {question}\nUnsteered: {plain.strip()}\nSteered:   {steered.strip()}\n" in text
-    assert any(plain != steered for _, plain, steered in content["confirmation"]["examples"])
+    found = content["responses"]
+    plain, steered = (found["responses"][found["conditions"].index(one)] for one in ("unsteered", "sampled vector"))
+    for question, (one,), (two,) in zip(found["questions"], plain, steered, strict=True):
+        assert f"Question:  {question}\nUnsteered: {one.strip()}\nSteered:   {two.strip()}\n" in text
+    assert plain != steered
+
+
+def test_a_trait_without_written_examples_has_one_judge_and_its_titles_say_that_nobody_measured_it(whole):
+    content = json.loads((whole[0] / RESULTS[0]).read_text())
+    assert (content["source"], content["validations"]) == ("sampled", [])
+    assert list(content["scores"]) == ["likelihood judge (proxy)"]
+    assert list(content["nulls"]) == ["random, equal coherence"]  # there are no written pairs whose labels to shuffle
+    for page in (RESULTS[1], RESULTS[4]):
+        assert "Judge not validated for loud" in (whole[0] / page).read_text()
+
+
+def test_a_trait_with_written_examples_is_read_by_judges_that_were_measured(setting):
+    folder, (_, _, *arguments) = setting
+    done = run((folder, ["--trait", "formality", *arguments]), "written")
+    assert done.returncode == 0, done.stderr
+    content = json.loads((setting[0] / "written" / "layer_sweep_formality.json").read_text())
+    assert content["source"] == "written"
+    assert [one["trait"] for one in content["validations"]] == ["formality"] * 3
+    assert list(content["nulls"]) == ["shuffled labels", "random, equal coherence"]
+    chosen_by = content["sweep"]["judge"]
+    assert chosen_by == next(iter(content["scores"]))
+    assert "layer" in chosen_by
+    trait = content["config"]["trait"]
+    assert content["sweep"]["questions"] == trait["evaluation_questions"][0::2]
+    assert not set(content["sweep"]["questions"]) & set(content["responses"]["questions"])
+    assert len(content["sweep"]["null_scores"]) == 2
+    assert content["system_prompt"]["score"]["estimate"] is not None
 
 
 @pytest.fixture
@@ -146,26 +182,16 @@ def script(monkeypatch):
 
 
 def sweep(script, model, folder, seed=0):
-    arguments = script.CommonArguments(tiny=True, seed=seed, folder=folder / "out", runs=folder / "runs")
+    arguments = script.Arguments(tiny=True, seed=seed, folder=folder / "out", runs=folder / "runs")
     return script.run(model, tiny_trait(), arguments.pick(script.PROFILES), arguments)
 
 
-def test_another_seed_is_another_run_with_other_responses(script, tiny_model, tmp_path):
-    first, other, again = (sweep(script, tiny_model, tmp_path, seed) for seed in (0, 1, 0))
-    assert len(list((tmp_path / "runs").iterdir())) == 2
+def test_another_seed_is_another_run_with_other_responses(script, model, tmp_path):
+    first, other, again = (sweep(script, model, tmp_path, seed) for seed in (0, 1, 0))
+    assert len(list((tmp_path / "runs").iterdir())) == 4  # each beside the judges that it shares with other scripts
     assert first.to_json() == again.to_json()
     assert first.sweep.responses != other.sweep.responses
-    assert first.judge.calibration != other.judge.calibration
-
-
-def test_the_judge_that_is_read_back_is_the_one_that_was_calibrated_and_measured(script, tiny_model, tmp_path):
-    sampling = pl.Sampling(8, 0.7)
-    direct = pl.judges.calibrate_likelihood_judge(tiny_model, tiny_trait(), n_pairs=1, sampling=sampling)
-    expected = pl.judges.measure_separation(direct, sampling=pl.Sampling(8, 0.7, rollouts=2))
-    for _ in range(2):  # computed, then read from the run's folder
-        found = sweep(script, tiny_model, tmp_path)
-        assert (found.judge.calibration, found.judge.n_pairs) == (direct.calibration, 1)
-        assert found.separation == expected
+    assert not first.sweep.scores.equal(other.sweep.scores)
 
 
 @pytest.mark.parametrize(
@@ -178,22 +204,22 @@ def test_the_judge_that_is_read_back_is_the_one_that_was_calibrated_and_measured
     ],
 )
 def test_no_trial_and_no_other_model_writes_over_the_bundled_models_results(script, chosen, folder):
-    assert script.CommonArguments(**chosen).out == Path(folder)
+    assert script.Arguments(**chosen).out == Path(folder)
 
 
-def test_a_finished_run_computes_nothing_again(script, tiny_model, tmp_path, monkeypatch):
-    first = sweep(script, tiny_model, tmp_path)
+def test_a_finished_run_computes_nothing_again(script, model, tmp_path, monkeypatch):
+    first = sweep(script, model, tmp_path)
     for name in (
         "evaluation.conditions.sample_rollouts", "judges.likelihood.sample_rollouts",
         "vectors.extraction.sample_recorded_rollouts",
     ):  # fmt: skip
         monkeypatch.setattr(f"persona_lens.{name}", None)
-    assert sweep(script, tiny_model, tmp_path).to_json() == first.to_json()
+    assert sweep(script, model, tmp_path).to_json() == first.to_json()
 
 
 @pytest.mark.parametrize("is_any_coherent", [True, False])
 def test_the_coherent_choice_is_confirmed_and_the_highest_score_only_where_none_is(
-    script, tiny_model, tmp_path, monkeypatch, is_any_coherent
+    script, model, tmp_path, monkeypatch, is_any_coherent
 ):
     point = Interval(1.0, 1.0, 1.0)
     coherent, best = (LayerChoice("made", 0, coefficient, point, point) for coefficient in (1.0, 2.0))
@@ -201,5 +227,5 @@ def test_the_coherent_choice_is_confirmed_and_the_highest_score_only_where_none_
         pl.evaluation.SweepResult, "choose_coherent", lambda self, *_: coherent if is_any_coherent else None
     )
     monkeypatch.setattr(pl.evaluation.SweepResult, "choose_by_score", lambda self: best)
-    found = sweep(script, tiny_model, tmp_path)
-    assert found.confirmation.coefficient == (1.0 if is_any_coherent else 2.0)
+    found = sweep(script, model, tmp_path)
+    assert found.choice.coefficient == (1.0 if is_any_coherent else 2.0)
