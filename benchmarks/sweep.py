@@ -50,7 +50,7 @@ def main() -> None:
     def sweep(its_judge: pl.judges.Judge) -> None:
         pl.sweep_layers(
             model, trait, vector, layers=LAYERS, coefficients=COEFFICIENTS, judge=its_judge,
-            null=pl.evaluation.RandomNull(directions=1, layers=LAYERS[1]), sampling=pl.Sampling(max_new_tokens=TOKENS),
+            null=pl.evaluation.RandomNull(directions=2, layers=LAYERS[1]), sampling=pl.Sampling(max_new_tokens=TOKENS),
         )  # fmt: skip
 
     def sample_one_after_the_other() -> list[list[list[int]]]:

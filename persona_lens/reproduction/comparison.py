@@ -57,7 +57,7 @@ class Compared(Record):
     responses: ConditionScores
     scores: dict[str, Float[Tensor, "condition question rollout"]]
     nulls: dict[str, ConditionScores]
-    null_scores: dict[str, dict[str, Float[Tensor, "direction question rollout"]]]
+    null_scores: dict[str, dict[str, Float[Tensor, "direction asked rollout"]]]
     null_step: float
 
 
@@ -73,7 +73,7 @@ class Comparison(Result, ABC):
     responses: ConditionScores
     scores: dict[str, Float[Tensor, "condition question rollout"]]
     nulls: dict[str, ConditionScores]
-    null_scores: dict[str, dict[str, Float[Tensor, "direction question rollout"]]]
+    null_scores: dict[str, dict[str, Float[Tensor, "direction asked rollout"]]]
     null_step: float
 
     @property

@@ -136,9 +136,9 @@ def test_a_judge_that_scores_nothing_leaves_a_result_that_says_so(tiny_model, ve
 
     silent = pl.sweep_layers(
         tiny_model, tiny_trait(), vector, layers=1, coefficients=(1.0,), judge=SilentJudge(), sampling=SHORT,
-        null=RandomNull(directions=1),
+        null=RandomNull(directions=2),
     )  # fmt: skip
-    assert silent.n_unscored == 3 * 4
+    assert silent.n_unscored == 4 * 4
     assert silent.choose_coherent() is None
     again = SweepResult.from_json(json.loads(json.dumps(silent.to_json(), allow_nan=False)))
     assert "not defined" in repr(again)
@@ -213,7 +213,7 @@ def test_one_store_keeps_several_choices_and_sweeps_apart(tiny_model, vector, tm
         kept = pl.confirm_choice(tiny_model, vector, choice, run=run, **options)
         assert kept.to_json() == alone.to_json()
     for steered_with in (vector, -1.0 * vector):
-        options = given | {"coefficients": (1.0,), "layers": (1,), "null": RandomNull(1)}
+        options = given | {"coefficients": (1.0,), "layers": (1,), "null": RandomNull(2)}
         alone = pl.sweep_layers(tiny_model, tiny_trait(), steered_with, **options)
         kept = pl.sweep_layers(tiny_model, tiny_trait(), steered_with, run=run, **options)
         assert kept.responses == alone.responses

@@ -13,7 +13,7 @@ from tests.experiments.scripts import command, environment, run, save_talkative,
 
 SCRIPTS = {
     "finetuning_shift": (
-        ["--trait", "loud.json", "--domain", "opinions"],
+        ["--trait", "loud.json", "--trait", "soft.json", "--domain", "opinions"],
         ["finetuning_shift.json", "finetuning_shift.html", "finetuning_shift_scores.html"],
     ),
     "mitigation": (["--trait", "loud.json"], ["mitigation_loud.json", "mitigation_loud.html"]),
@@ -90,7 +90,7 @@ def test_a_run_that_was_killed_goes_on_and_writes_what_an_uninterrupted_one_writ
 def test_a_model_is_trained_on_every_dataset_at_every_level_and_measured_for_every_trait(whole):
     content = whole["finetuning_shift"]
     trained = [(row["dataset"], row["level"]) for row in content["models"]]
-    assert trained == [(name, level) for name in ("loud", "opinions") for level in ("normal", "I", "II")]
+    assert trained == [(name, level) for name in ("loud", "soft", "opinions") for level in ("normal", "I", "II")]
     for row in content["models"]:
         assert row["shifts"]["loud"]["layer"] == 1
         assert len(row["shifts"]["loud"]["by_layer"]) == 3
@@ -100,13 +100,45 @@ def test_a_model_is_trained_on_every_dataset_at_every_level_and_measured_for_eve
     assert any(row["shifts"]["loud"]["at_layer"]["estimate"] for row in content["models"])
 
 
-def test_the_correlation_is_that_of_the_models_shifts_and_scores(whole):
+def test_the_correlation_is_that_of_shifts_and_scores_less_the_matched_normal_trainings(setting, whole):
     content = whole["finetuning_shift"]
-    shifts = torch.tensor([row["shifts"]["loud"]["at_layer"]["estimate"] for row in content["models"]])
-    scores = torch.tensor([row["scores"]["loud"]["score"]["estimate"] for row in content["models"]])
-    expected = torch.corrcoef(torch.stack([shifts, scores]))[0, 1]
-    assert content["correlations"]["loud"]["loud"]["estimate"] == pytest.approx(float(expected), abs=1e-3)
-    assert content["correlations"]["loud"]["loud"]["n"] == 6
+    assert list(content["correlations"]) == ["first"]
+    zeros = {row["dataset"]: row for row in content["models"] if row["level"] == "normal"}
+    rows = [row for row in content["models"] if row["level"] != "normal"]
+    assert len(rows) == 6
+
+    def less(trait, read):
+        return torch.tensor([read(row, trait) - read(zeros[row["dataset"]], trait) for row in rows])
+
+    rises = less("loud", lambda row, trait: row["scores"][trait]["score"]["estimate"])
+    shifts = {
+        trait: less(trait, lambda row, name: row["shifts"][name]["at_layer"]["estimate"]) for trait in ("loud", "soft")
+    }
+    r = {trait: float(torch.corrcoef(torch.stack([shift, rises]))[0, 1]) for trait, shift in shifts.items()}
+    found = content["correlations"]["first"]
+    for trait, expected in r.items():
+        assert found["r"][trait]["loud"]["estimate"] == pytest.approx(expected, abs=1e-3)
+        assert found["r"][trait]["loud"]["n"] == 6
+    assert found["own_less_other"]["loud"]["soft"]["estimate"] == pytest.approx(r["loud"] - r["soft"], abs=1e-3)
+    # Two datasets are left, too few to say anything of.
+    assert found["leave_one_out"]["loud"] == {"loud": None, "soft": None, "opinions": None}
+
+
+def test_a_trait_with_written_examples_is_trained_on_them_and_scored_by_two_judges(setting):
+    done = run(setting, "finetuning_shift", "written", "--trait", "formality")
+    assert done.returncode == 0, done.stderr
+    content = json.loads((setting[0] / "written" / "finetuning_shift.json").read_text())
+    assert list(content["correlations"]) == ["first", "second"]
+    first = pl.traits.load_written_examples("formality", "training")[0]
+    answers = [row["example"][1]["content"] for row in content["models"]]
+    assert answers == [first.ordinary, first.mild, first.overt]
+    kit = content["kits"]["formality"]
+    assert "all-MiniLM-L6-v2" in kit["second"]["name"]
+    for row in content["models"]:
+        scored = row["scores"]["formality"]
+        assert len(scored["second_by_question"]) == len(scored["by_question"]) == 4
+        assert scored["second"]["estimate"] == pytest.approx(sum(scored["second_by_question"]) / 4, abs=1e-3)
+        assert scored["second"]["estimate"] != scored["score"]["estimate"]
 
 
 def test_every_way_of_keeping_a_trait_out_is_tried_and_its_costs_are_measured(whole):
@@ -141,7 +173,7 @@ def test_a_trajectory_begins_at_zero_and_ends_after_the_last_step(whole):
 
 def test_a_run_is_told_apart_by_the_vectors_and_layers_that_it_took_from_outside(whole):
     sources = whole["shift_trajectory"]["config"]["sources"]
-    assert sources == [{"vector": "extracted by this run", "layer": 1, "layer_source": "middle layer"}] * 2
+    assert sources == [{"vector": "made by this run", "layer": 1, "layer_source": "middle layer"}] * 2
 
 
 def test_an_unknown_domain_ends_with_the_known_ones_before_a_model_is_loaded(setting):
@@ -171,6 +203,6 @@ def test_the_data_are_screened_and_set_against_the_models_already_trained_on_the
         expected = torch.corrcoef(torch.tensor([deltas, outcomes]))[0, 1]
         found = content["correlations"]["loud"][target]["exact"]
         assert found["estimate"] == pytest.approx(float(expected), abs=1e-3)
-        assert found["n"] == 6
+        assert found["n"] == 9
     for page in ("projection_difference.html", "projection_difference_approximations.html"):
         assert "Plotly.newPlot" in (setting[0] / name / page).read_text()

@@ -6,6 +6,7 @@ import persona_lens as pl
 from persona_lens.reproduction import judges as made_here
 from persona_lens.reproduction.judges import prepare_judges
 from persona_lens.storage import ShardStore
+from tests.small_trait import tiny_trait
 
 SAMPLING = pl.Sampling(max_new_tokens=4, temperature=0.7)
 
@@ -42,3 +43,19 @@ def test_a_second_script_takes_the_judges_that_a_first_one_made(judges, tiny_mod
 def test_other_examples_make_other_judges(judges, tiny_model, run):
     other = prepare_judges(tiny_model, pl.load_trait("formality"), SAMPLING, run, n_examples=11)
     assert other.sentences.identity != judges.sentences.identity
+
+
+def test_a_trait_without_written_examples_has_the_likelihood_judge_alone(tiny_model, run):
+    judges = prepare_judges(tiny_model, tiny_trait(), SAMPLING, run)
+    assert judges.all == (judges.likelihood,)
+    assert judges.choosing is judges.likelihood
+    assert judges.validations == ()
+    assert judges.likelihood.name == "likelihood judge (proxy)"
+
+
+def test_the_judge_that_chooses_takes_its_scores_from_the_reader_and_coherence_from_the_likelihood_judge(judges):
+    questions, responses = ["Why?", "Who?"], ["Because I say so, dear sir.", "nobody"]
+    found = judges.choosing.score(questions, responses)
+    assert [one.score for one in found] == [one.score for one in judges.reader.score(questions, responses)]
+    assert [one.coherence for one in found] == [one.coherence for one in judges.likelihood.score(questions, responses)]
+    assert judges.choosing.name == judges.reader.name

@@ -56,3 +56,10 @@ def test_a_title_begins_with_what_keeps_its_judge_from_being_believed(tmp_path):
     assert both.startswith(
         "Judge partly valid for humorous; not validated for &lt;b&gt;; not valid for formality · Finding"
     )
+
+
+@pytest.mark.parametrize("verdict", ["valid", "partly valid", "not valid"])
+def test_a_validated_judges_name_says_its_verdict_where_no_table_does(verdict):
+    found = title({"evil": f"a judge (small), {verdict} for evil"}, {})
+    assert found.startswith("Finding" if verdict == "valid" else f"Judge {verdict} for evil · Finding")
+    assert title({"evil": f"a judge (small), {verdict} for humorous"}, {}).startswith("Judge not validated for evil ·")

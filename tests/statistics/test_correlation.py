@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from persona_lens.statistics import bootstrap_pearson_r, bootstrap_spearman_r
+from persona_lens.errors import InvalidArgumentError
+from persona_lens.statistics import (
+    bootstrap_pearson_difference_by_group,
+    bootstrap_pearson_r,
+    bootstrap_pearson_r_by_group,
+    bootstrap_spearman_r,
+    pearson_r,
+)
 from persona_lens.statistics.bootstrap import Resampled
 from persona_lens.statistics.correlation import fisher_interval
 
@@ -69,3 +76,52 @@ def test_the_scale_and_degrees_of_freedom_are_those_said():
 def test_correlations_of_few_skewed_pairs_are_covered(n):
     intervals = [bootstrap_pearson_r(*draw_pairs(n, seed), n_resamples=300, seed=seed) for seed in range(400)]
     assert sum(one.low <= TRUE_R <= one.high for one in intervals) >= 0.93 * 400
+
+
+def test_pairs_that_come_in_identical_groups_say_as_little_as_one_pair_each():
+    x, y = draw_pairs(12, seed=3)
+    single = bootstrap_pearson_r(x, y)
+    doubled = bootstrap_pearson_r_by_group(torch.cat([x, x]), torch.cat([y, y]), [*range(12)] * 2)
+    assert (doubled.low, doubled.estimate, doubled.high) == pytest.approx((single.low, single.estimate, single.high))
+    assert bootstrap_pearson_r(torch.cat([x, x]), torch.cat([y, y])).low > single.low
+
+
+def test_a_difference_of_correlations_is_that_of_the_two_and_changes_sign_with_them():
+    x, y = draw_pairs(12, seed=3)
+    other, groups = torch.cos(x), [*range(6)] * 2
+    found = bootstrap_pearson_difference_by_group(x, other, y, groups)
+    assert found.estimate == pytest.approx(pearson_r(x, y) - pearson_r(other, y))
+    turned = bootstrap_pearson_difference_by_group(other, x, y, groups)
+    assert (turned.low, turned.high) == pytest.approx((-found.high, -found.low))
+    same = bootstrap_pearson_difference_by_group(x, x, y, groups)
+    assert (same.low, same.estimate, same.high) == (0, 0, 0)
+
+
+def test_differences_of_correlations_are_covered():
+    rng, hits = np.random.default_rng(0), 0
+    for _ in range(200):
+        y, one, two = rng.normal(size=(3, 12))
+        x, other = 0.7 * y + math.sqrt(1 - 0.49) * one, 0.4 * y + math.sqrt(1 - 0.16) * two
+        groups = np.repeat(np.arange(6), 2).tolist()
+        found = bootstrap_pearson_difference_by_group(*map(torch.from_numpy, (x, other, y)), groups, n_resamples=200)
+        hits += found.low <= 0.3 <= found.high
+    assert hits >= 0.93 * 200
+
+
+@pytest.mark.parametrize(
+    ("groups", "words"), [([0, 1, 2], "label each of the 4 values"), ([0, 1, 0, 1], "name at least 3 groups")]
+)
+def test_groups_that_do_not_fit_are_refused(groups, words):
+    x = torch.arange(4.0)
+    for make in (
+        lambda: bootstrap_pearson_r_by_group(x, x**2, groups),
+        lambda: bootstrap_pearson_difference_by_group(x, -x, x**2, groups),
+    ):
+        with pytest.raises(InvalidArgumentError, match=words):
+            make()
+
+
+def test_a_side_that_is_constant_has_no_correlation_by_group():
+    x, constant, groups = torch.arange(6.0), torch.ones(6), [*range(3)] * 2
+    assert bootstrap_pearson_r_by_group(x, constant, groups).is_missing
+    assert bootstrap_pearson_difference_by_group(x, constant, x**2, groups).is_missing
