@@ -2,6 +2,7 @@
 #
 #   make test      the tests               make figures   the figures, into figures/
 #   make check     style and types         make bench     the benchmarks
+#   make docs      the numbers of README and docs, from the results in figures/
 #   make test-tl4  the model-facing tests on TransformerLens 4
 #   make setup     the set-up alone        make clean     remove the environment and the tools' caches
 #
@@ -20,7 +21,7 @@ TL4 := $(VENV)/tl4-4.3.0
 SCRIPTS := $(wildcard experiments/*.py experiments/results/*.py benchmarks/*.py)
 
 .DELETE_ON_ERROR:
-.PHONY: setup test test-tl4 check figures bench browser clean
+.PHONY: setup test test-tl4 check figures docs bench browser clean
 
 setup: $(MODEL)
 
@@ -59,6 +60,9 @@ check: $(PACKAGES)
 figures: setup browser
 	@$(VENV_PYTHON) experiments/layer_sweep.py --trait evil --trait sycophancy --trait hallucination --profile quick
 	@$(VENV_PYTHON) experiments/finetuning_shift.py --profile quick
+
+docs: $(PACKAGES)
+	@$(VENV_PYTHON) experiments/write_pages.py
 
 bench: setup
 	@set -e; for script in $(filter-out benchmarks/_%, $(wildcard benchmarks/*.py)); do \

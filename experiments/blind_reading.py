@@ -23,7 +23,6 @@ from results.blind_reading import BlindReading, ReadTrait
 from results.steering_evidence import SteeringEvidence
 
 from persona_lens.reproduction.arguments import BaseArguments
-from persona_lens.reproduction.pages import fill_page
 from persona_lens.statistics import bootstrap_auroc, bootstrap_spearman_r
 from persona_lens.statistics.missing import mean_interval
 from persona_lens.storage import write_bytes_atomically, write_json
@@ -42,8 +41,6 @@ SHARES = {
 }
 READER = "read blind by one developer"
 NAME = "blind_reading"
-PAGE = Path("docs/results/evidence.md")
-JUDGES_PAGE = Path("docs/results/judges.md")
 
 
 @dataclass(frozen=True)
@@ -87,9 +84,6 @@ def main(arguments: ReadingArguments) -> None:
     config = next(iter(evidence.values())).config | {"traits": list(rated)}
     result = BlindReading(config, READER, tuple(summarize(name, one) for name, one in rated.items()))
     result.write(arguments.out, NAME)
-    if arguments.out == Path("figures") and PAGE.exists():
-        fill_page(PAGE, "reading", result.to_markdown())
-        fill_page(JUDGES_PAGE, "reading", result.correlations_to_markdown())
     print(f"{arguments.out / NAME}.html")
 
 

@@ -10,7 +10,6 @@ of docs/results/judges.md too.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import tyro
 from results.judge_validation import JudgeValidations
@@ -19,12 +18,10 @@ import persona_lens as pl
 from persona_lens.models.loading import describe_model
 from persona_lens.reproduction.arguments import BaseArguments, read_traits
 from persona_lens.reproduction.judges import prepare_judges
-from persona_lens.reproduction.pages import fill_page
 from persona_lens.storage import collect_versions
 from persona_lens.traits import list_written_traits
 
 NAME = "judge_validation"
-PAGE = Path("docs/results/judges.md")
 
 
 @dataclass(frozen=True)
@@ -47,8 +44,6 @@ def main(arguments: BaseArguments) -> None:
         result = run(TINY if arguments.tiny else ValidationProfile(), arguments)
     result.write(arguments.out, NAME)
     print(result.to_markdown())
-    if arguments.out == Path("figures") and PAGE.exists():
-        fill_page(PAGE, "table", result.to_markdown())
 
 
 def run(profile: ValidationProfile, arguments: BaseArguments) -> JudgeValidations:

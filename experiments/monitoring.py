@@ -20,11 +20,12 @@ import tyro
 from results.monitoring import Monitoring, TraitExample
 
 import persona_lens as pl
-from persona_lens.evaluation import Condition
+from persona_lens.evaluation import Condition, rescore
 from persona_lens.models import HookedModel, Message, RolloutRequest, encode_prompt, sample_rollouts
 from persona_lens.monitoring import GradedProjections, project_last_prompt_token
 from persona_lens.reproduction.arguments import LayerArguments, read_traits, run_each_trait
 from persona_lens.reproduction.kits import Profile, TraitKit, find_sources, prepare_kit
+from persona_lens.reproduction.layer_sweep import JudgeNote
 from persona_lens.run import Run
 from persona_lens.storage import Shard
 from persona_lens.streams import Stream
@@ -93,24 +94,30 @@ def run(model: HookedModel, trait: pl.Trait, profile: MonitoringProfile, argumen
     examples = tuple(TraitExample(**one) for one in found)
     openings, skipped = build_openings(model, trait, prompts, examples, profile)
     graded: dict[str, GradedProjections] = {}
+    again: dict[str, GradedProjections] = {}
     n_unscored = 0
     for index, (setting, conditions) in enumerate(openings.items()):
-        rows: list[tuple[float, float, str, str]] = []
+        rows: list[tuple[float, float, float, str, str]] = []
         with run.progress(f"{setting} (conditions)", len(conditions)) as advance:
             for at, condition in enumerate(conditions):
                 stream = (Stream.MONITORING, index, at)
-                projections, scores = measure_condition(
+                projections, scores, second = measure_condition(
                     model, kit, condition, profile.sample(arguments.seed), stream, run
                 )
                 n_unscored += int(scores.isnan().sum())
                 measured = zip(
-                    projections.tolist(), scores.nanmean(dim=-1).tolist(), trait.evaluation_questions, strict=True
-                )
-                rows += [(x, y, condition.name, question) for x, y, question in measured if y == y]  # without NaN
+                    projections.tolist(), *(one.nanmean(dim=-1).tolist() for one in (scores, second)),
+                    trait.evaluation_questions, strict=True,
+                )  # fmt: skip
+                # Without NaN.
+                rows += [(x, y, z, condition.name, question) for x, y, z, question in measured if y == y and z == z]
                 advance(1)
-        x, y, names, questions = zip(*rows, strict=True)
-        graded[setting] = GradedProjections(
-            trait.name, kit.vector.model, kit.layer, torch.tensor(x), torch.tensor(y), names, questions
+        x, y, z, names, questions = zip(*rows, strict=True)
+        graded[setting], again[setting] = (
+            GradedProjections(
+                trait.name, kit.vector.model, kit.layer, torch.tensor(x), torch.tensor(side), names, questions
+            )
+            for side in (y, z)
         )
     return Monitoring(
         config=config,
@@ -126,6 +133,10 @@ def run(model: HookedModel, trait: pl.Trait, profile: MonitoringProfile, argumen
         n_unscored_responses=n_unscored,
         settings=graded,
         correlations={name: one.measure(seed=arguments.seed) for name, one in graded.items()},
+        second=None if kit.second is None else JudgeNote(kit.second.name),
+        second_correlations={
+            name: one.measure(seed=arguments.seed) for name, one in again.items() if kit.second is not None
+        },
         paper=PAPER.get(trait.name, {}),
     )
 
@@ -181,15 +192,16 @@ def build_openings(
 
 def measure_condition(
     model: HookedModel, kit: TraitKit, condition: Condition, sampling: pl.Sampling, stream: tuple[int, ...], run: Run
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Project the prompts of a condition, and score their responses ``[question, rollout]``."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Project the prompts of a condition, and let both judges score their responses ``[question, rollout]``."""
     questions = kit.trait.evaluation_questions
     chats = [RolloutRequest(question, (), condition.system, condition.examples).messages for question in questions]
     projections = project_last_prompt_token(model, chats, {"trait": kit.vector}, {"trait": kit.layer})["trait"]
     found = pl.score_conditions(
         model, kit.judge, [condition], questions, sampling=sampling, stream=stream, run=Run(run.store)
     )
-    return projections, found.scores[0]
+    second = found if kit.second is None else rescore(found, kit.second)
+    return projections, found.scores[0], second.scores[0]
 
 
 if __name__ == "__main__":

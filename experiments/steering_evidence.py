@@ -13,10 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import tyro
-from results.steering_evidence import SHOWPIECE, SteeringEvidence, summarize
+from results.steering_evidence import SteeringEvidence
 
 import persona_lens as pl
 from persona_lens.evaluation import Condition, rescore
@@ -26,13 +25,11 @@ from persona_lens.reproduction.arguments import CommonArguments, read_traits, ru
 from persona_lens.reproduction.bench import Bench, NullSize, measure_lengths, note_setting
 from persona_lens.reproduction.comparison import Setting
 from persona_lens.reproduction.judges import prepare_judges
-from persona_lens.reproduction.pages import fill_page
 from persona_lens.run import Run
 from persona_lens.streams import Stream
 from persona_lens.traits import list_written_traits, load_written_examples
 
 NAME = "steering_evidence"
-PAGE = Path("docs/results/evidence.md")
 # A setting is chosen only if its mean coherence is at least this.
 MIN_COHERENCE = 60.0
 
@@ -66,13 +63,6 @@ def main(arguments: CommonArguments) -> None:
     profile = arguments.pick(PROFILES)
     traits = read_traits(arguments.trait or list_written_traits(), profile.n_pairs, profile.n_questions)
     run_each_trait(SteeringEvidence, NAME, traits, profile, arguments, run)
-    if arguments.out == Path("figures") and PAGE.exists():
-        found = [SteeringEvidence.load(path) for path in sorted(arguments.out.glob(f"{NAME}_*.json"))]
-        fill_page(PAGE, "tables", "\n".join(one.to_markdown() for one in found))
-        fill_page(Path("README.md"), "evidence", summarize(found))
-        shown = [one for one in found if one.trait == SHOWPIECE]
-        if shown:
-            fill_page(Path("README.md"), "pairs", shown[0].pairs_to_markdown())
 
 
 def run(model: HookedModel, trait: pl.Trait, profile: EvidenceProfile, arguments: CommonArguments) -> SteeringEvidence:

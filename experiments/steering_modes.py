@@ -6,7 +6,8 @@ Reproduces the inference half of Figure 26 of "Persona Vectors" (arXiv 2507.2150
 Down: asked under the trait's first positive system prompt, since without one there is little to lower. Steering at all
 layers adds the vector's increments from layer to layer; ablation and capping act at all layers, capping with floors and
 ceilings from quantiles of ordinary responses. Responses are changed from the last prompt token on; perplexity,
-divergence and accuracy are measured with every token changed.
+divergence and accuracy are measured with every token changed. Of each method the setting that moves furthest is chosen
+on half of the evaluation questions and reported on the other half.
 """
 
 from __future__ import annotations
@@ -19,15 +20,20 @@ import tyro
 from results.steering_modes import OrdinaryNote, SteeringModes, SteeringSetting
 
 import persona_lens as pl
-from persona_lens.evaluation import Capability, Condition, load_multiple_choice
+from persona_lens.evaluation import Capability, Condition, ConditionScores, load_multiple_choice, rescore
 from persona_lens.interventions import NOTHING
 from persona_lens.models import HookedModel
 from persona_lens.reproduction.arguments import LayerArguments, read_traits, run_each_trait
 from persona_lens.reproduction.kits import Profile, find_sources, prepare_kit
+from persona_lens.reproduction.layer_sweep import ScoreAndCoherence
+from persona_lens.statistics import Interval
+from persona_lens.statistics.missing import mean_interval
 from persona_lens.streams import Stream
 from persona_lens.vectors import OrdinaryProjections
 
 MIN_COHERENCE = 50.0
+# Of the evaluation questions: the first half chose the layer too.
+CHOOSING, REPORTING = slice(0, None, 2), slice(1, None, 2)
 Way = Literal["up", "down"]
 
 
@@ -42,7 +48,7 @@ class ModesProfile(Profile):
 
 
 PROFILES = {
-    "quick": ModesProfile(0.7, 48, 1, 2, (1.0, 2.0, 3.0), (0.5, 0.99), 50, 32),
+    "quick": ModesProfile(0.7, 48, 1, 1, (1.0, 2.0, 3.0), (0.5, 0.99), 50, 32),
     "paper": ModesProfile(1.0, 1000, 10, 10, (0.5, 1.0, 1.5, 2.0, 2.5), (0.25, 0.5, 0.75, 0.9, 0.99), None, 128),
     "tiny": ModesProfile(0.7, 6, 1, 1, (1.0,), (0.9,), 4, 16, n_pairs=1, n_questions=4, n_examples=10),
 }
@@ -88,8 +94,7 @@ def list_modes(
 def run(model: HookedModel, trait: pl.Trait, profile: ModesProfile, arguments: LayerArguments) -> SteeringModes:
     """Score every setting and measure its cost."""
     sources = find_sources(model, trait.name, arguments.out, layer=arguments.layer)
-    # The layer was chosen on the other half of the evaluation questions.
-    questions = trait.evaluation_questions[1::2]
+    questions = trait.evaluation_questions
     parts = {"experiment": "steering_modes", "trait": trait.to_dict(), **sources.describe()}
     config, run = arguments.begin(model, profile, parts)
     kit = prepare_kit(model, trait, sources, profile, run, arguments)
@@ -114,13 +119,22 @@ def run(model: HookedModel, trait: pl.Trait, profile: ModesProfile, arguments: L
             name = "unsteered" if mode.method == "unsteered" else f"{index:03d}"
             costs.append(run.load_or_measure(f"capability-{name}", Capability, measure))
             advance(1)
+    again = None if kit.second is None else rescore(scores, kit.second)
+
+    def on(half: slice, found: ConditionScores, i: int) -> Interval:
+        return mean_interval(found.by_question[i, half])
+
     rows = tuple(
         SteeringSetting(
             method=mode.method,
             way=mode.way,
             strength=mode.strength,
-            score=scores.score(i),
-            coherence=scores.coherence(i),
+            score=on(REPORTING, scores, i),
+            coherence=mean_interval(scores.coherence_by_question[i, REPORTING]),
+            chosen_by=ScoreAndCoherence(
+                on(CHOOSING, scores, i), mean_interval(scores.coherence_by_question[i, CHOOSING])
+            ),
+            second=None if again is None else on(REPORTING, again, i),
             perplexity=costs[i].perplexity,
             kl=costs[i].kl,
             accuracy=costs[i].accuracy,
@@ -139,7 +153,7 @@ def run(model: HookedModel, trait: pl.Trait, profile: ModesProfile, arguments: L
         min_coherence=MIN_COHERENCE,
         furthest={way: find_furthest(rows, way) for way in systems},
         chance_accuracy=costs[0].chance_accuracy,
-        n_questions=len(questions),
+        n_questions=len(questions[REPORTING]),
         n_responses=scores.scores.numel(),
         n_unscored=scores.n_unscored,
         n_items=len(items),
@@ -148,9 +162,10 @@ def run(model: HookedModel, trait: pl.Trait, profile: ModesProfile, arguments: L
 
 
 def find_furthest(rows: Sequence[SteeringSetting], way: Way) -> dict[str, SteeringSetting | None]:
-    """Return each method's most extreme mean score among its settings that are surely coherent.
+    """Return each method's most extreme setting among those that are surely coherent, by the questions that choose.
 
-    That is, whose whole interval of coherence lies above the floor, the rule by which layer_sweep.py chooses.
+    Surely coherent: the whole interval of coherence lies above the floor, the rule by which layer_sweep.py chooses.
+    What is reported of the setting was measured on the other questions.
     """
     found: dict[str, SteeringSetting | None] = {}
     for method in dict.fromkeys(row.method for row in rows if row.way == way and row.method != "unsteered"):
@@ -158,11 +173,11 @@ def find_furthest(rows: Sequence[SteeringSetting], way: Way) -> dict[str, Steeri
             row
             for row in rows
             if (row.method, row.way) == (method, way)
-            and not row.score.is_missing
-            and row.coherence.low >= MIN_COHERENCE
+            and not row.chosen_by.score.is_missing
+            and row.chosen_by.coherence.low >= MIN_COHERENCE
         ]
         best = max if way == "up" else min
-        found[method] = best(kept, key=lambda row: row.score.estimate) if kept else None
+        found[method] = best(kept, key=lambda row: row.chosen_by.score.estimate) if kept else None
     return found
 
 

@@ -15,6 +15,7 @@ from tests.interventions.test_steering import make_vector
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
+EARLIER = (ROOT / "docs" / "results" / "earlier.md").read_text()
 
 
 def benchmark_line(row):
@@ -24,16 +25,6 @@ def benchmark_line(row):
 
 def show(interval, digits=0):
     return f"{interval['estimate']:.{digits}f} [{interval['low']:.{digits}f}, {interval['high']:.{digits}f}]"
-
-
-def sweep_line(content):
-    separation, found = content["separation"]["auroc"], content["confirmation"]
-    counts = content["vector"]["counts"]
-    return (
-        f"| {content['sweep']['trait']} | {show(separation, 2)} | {counts['kept']} of {counts['pairs']} | "
-        f"{found['layer']} × {found['coefficient']:g} | {show(found['baseline'])} | {show(found['random'])} | "
-        f"{show(found['steered'])} | {show(found['baseline_coherence'])} → {show(found['coherence'])} |"
-    )
 
 
 def survey_line(row):
@@ -61,83 +52,10 @@ def show_or_dash(interval, digits=2):
     return "–" if interval["estimate"] is None else show(interval, digits)
 
 
-def monitoring_lines(content):
-    lines = []
-    for setting, found in content["correlations"].items():
-        theirs = content["paper"].get(setting, ("–", "–"))
-        left_out = ", ".join(found["left_out"]) or "none"
-        lines.append(
-            f"| {content['trait']} | {setting} | {show_or_dash(found['overall'])} | {theirs[0]} | "
-            f"{show_or_dash(found['within'])} | {theirs[1]} | {found['n']} | {left_out} |"
-        )
-    return lines
-
-
 def token_position_line(content):
     less = content["response_mean_less"]
     cells = [show(less[name][key], 0) for name in ("prompt_mean", "last_prompt") for key in ("score", "coherence")]
     return f"| {content['trait']} | {' | '.join(cells)} |"
-
-
-def mode_lines(content):
-    lines = []
-    for way, methods in content["furthest"].items():
-        start = next(r for r in content["settings"] if (r["way"], r["method"]) == (way, "unsteered"))["score"]
-        cells = []
-        for method in ("one layer", "all layers", "capping", "ablation"):
-            row = methods.get(method)
-            if row is None:
-                cells.append("no setting" if method in methods else "–")
-            else:
-                cells.append(f"{row['strength']}: {show(row['score'])}".removeprefix(": "))
-        lines.append(f"| {content['trait']} | {way} | {show(start)} | {' | '.join(cells)} |")
-    return lines
-
-
-def shift_lines(content):
-    traits = list(content["kits"])
-    base = " | ".join(show(content["base"]["scores"][trait]["score"]) for trait in traits)
-    lines = [f"| nothing (base model) | – | {base} | – | {' | '.join('–' for _ in traits)} |"]
-    for row in content["models"]:
-        scores = " | ".join(show(row["scores"][trait]["score"]) for trait in traits)
-        shifts = " | ".join(show(row["shifts"][trait]["at_layer"], 1) for trait in traits)
-        least = min(row["scores"][trait]["coherence"]["estimate"] for trait in traits)
-        lines.append(f"| {row['dataset']} | {row['level']} | {scores} | {least:.0f} | {shifts} |")
-    return lines
-
-
-def correlation_lines(content):
-    low, high = content["paper"]["own"]
-    traits = list(content["kits"])
-    return [
-        f"| {scored} | "
-        + " | ".join(show_or_dash(content["correlations"][along][scored]) for along in traits)
-        + f" | {show_or_dash(content['correlations_coherent'][scored][scored])} | {low}–{high} |"
-        for scored in traits
-    ]
-
-
-def mitigation_lines(content):
-    lines = []
-    for row in [{"method": "base model", "strength": "", **content["base"]}, *content["settings"]]:
-        losses = ["–" if row[key] is None else show(row[key], 2) for key in ("overt_loss", "normal_loss")]
-        shift = "–" if row["shift"] is None else show(row["shift"]["at_layer"], 1)
-        lines.append(
-            f"| {row['method']} | {row['strength'] or '–'} | {show(row['score'])} | {show(row['coherence'])} | "
-            f"{show(row['accuracy'], 2)} | {show(row['perplexity'])} | {' | '.join(losses)} | {shift} |"
-        )
-    return lines
-
-
-def predictor_lines(content):
-    lines = []
-    for trait in content["kits"]:
-        for target in ("score", "shift"):
-            found = content["correlations"][trait][target]
-            cells = [show_or_dash(found[name]) for name in ("exact", "subset", "last_prompt", "raw")]
-            own = content["correlations_coherent"][trait][target]["exact"]
-            lines.append(f"| {trait} | {target} | {' | '.join(cells)} | {show_or_dash(own)}, n = {own['n']} |")
-    return lines
 
 
 def separation_line(content):
@@ -216,7 +134,6 @@ def ratio_of(bench, what):
 
 BENCHMARKS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
 SWEEPS = sorted((ROOT / "figures").glob("layer_sweep_*.json"))
-REPLICATIONS = sorted((ROOT / "figures" / "replication").glob("layer_sweep_*.json"))
 SEPARATIONS = sorted((ROOT / "figures").glob("sample_separation_*.json"))
 REAL = sorted((ROOT / "figures").glob("real_conversations_*.json"))
 AGREEMENTS = sorted((ROOT / "figures").glob("judge_agreement_*.json"))
@@ -228,77 +145,37 @@ def test_the_readme_shows_the_benchmarks_that_were_measured(path):
         assert benchmark_line(row) in README
 
 
-@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
-def test_the_readme_shows_the_sweeps_that_were_run(path):
-    assert sweep_line(json.loads(path.read_text())) in README
-
-
-def test_the_readme_shows_the_survey_of_all_traits():
+def test_the_page_of_earlier_results_shows_the_survey_of_all_traits():
     rows = json.loads((ROOT / "figures" / "trait_survey.json").read_text())["traits"]
     assert sorted(row["trait"] for row in rows) == sorted(pl.list_traits())
     for row in rows:
-        assert survey_line(row) in README
+        assert survey_line(row) in EARLIER
 
 
 @pytest.mark.parametrize("path", AGREEMENTS, ids=lambda path: path.stem)
-def test_the_readme_shows_how_far_the_judges_agree(path):
-    assert agreement_line(json.loads(path.read_text())) in README
-
-
-@pytest.mark.parametrize("path", REPLICATIONS, ids=lambda path: path.stem)
-def test_the_readme_shows_the_replication(path):
-    assert sweep_line(json.loads(path.read_text())) in README
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "figures").glob("monitoring_*.json")), ids=lambda path: path.stem)
-def test_the_readme_shows_what_the_projection_predicts(path):
-    for line in monitoring_lines(json.loads(path.read_text())):
-        assert line in README
+def test_the_page_of_earlier_results_shows_how_far_the_judges_agree(path):
+    assert agreement_line(json.loads(path.read_text())) in EARLIER
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "figures").glob("token_positions_*.json")), ids=lambda path: path.stem)
-def test_the_readme_shows_which_tokens_to_read_from(path):
-    assert token_position_line(json.loads(path.read_text())) in README
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "figures").glob("steering_modes_*.json")), ids=lambda path: path.stem)
-def test_the_readme_shows_the_ways_of_steering(path):
-    for line in mode_lines(json.loads(path.read_text())):
-        assert line in README
-
-
-def test_the_readme_shows_what_fine_tuning_did():
-    content = json.loads((ROOT / "figures" / "finetuning_shift.json").read_text())
-    for line in [*shift_lines(content), *correlation_lines(content)]:
-        assert line in README
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "figures").glob("mitigation_*.json")), ids=lambda path: path.stem)
-def test_the_readme_shows_every_way_of_keeping_a_trait_out(path):
-    for line in mitigation_lines(json.loads(path.read_text())):
-        assert line in README
-
-
-def test_the_readme_shows_what_the_data_say_before_training():
-    content = json.loads((ROOT / "figures" / "projection_difference.json").read_text())
-    for line in predictor_lines(content):
-        assert line in README
+def test_the_page_of_earlier_results_shows_which_tokens_to_read_from(path):
+    assert token_position_line(json.loads(path.read_text())) in EARLIER
 
 
 @pytest.mark.parametrize(
     "path", sorted((ROOT / "figures").glob("sample_separation_*.json")), ids=lambda path: path.stem
 )
-def test_the_readme_shows_how_samples_separate(path):
-    assert separation_line(json.loads(path.read_text())) in README
+def test_the_page_of_earlier_results_shows_how_samples_separate(path):
+    assert separation_line(json.loads(path.read_text())) in EARLIER
 
 
 @pytest.mark.parametrize(
     "path", sorted((ROOT / "figures").glob("real_conversations_*.json")), ids=lambda path: path.stem
 )
-def test_the_readme_shows_what_real_conversations_do(path):
+def test_the_page_of_earlier_results_shows_what_real_conversations_do(path):
     content = json.loads(path.read_text())
     for line in [*real_lines(content), *approximation_lines(content), speed_sentence(content), file_words(content)]:
-        assert line in README
+        assert line in EARLIER
 
 
 def test_the_page_on_large_screenings_shows_what_was_measured():

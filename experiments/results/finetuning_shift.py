@@ -190,6 +190,49 @@ class FinetuningShift(Result):
         figure.update_layout(title={"font": {"size": 15}})
         return figure
 
+    def to_markdown(self) -> str:
+        """Write what each trait's own data do to its score, how shift and score go together, and the figures."""
+        traits, labels = list(self.kits), list(self.correlations)
+        judges = " | ".join(f"{label} judge: {level}" for label in labels for level in ("mild", "overt"))
+        lines = [
+            f"| own data of | {judges} | shift: mild | shift: overt | least coherence |",
+            f"|---|{'---|' * (2 * len(labels) + 3)}",
+        ]
+        for trait in traits:
+            own = {row.level: row for row in self.models if row.dataset == trait}
+            normal = own["normal"]
+            rises = [
+                f"{raise_of(own[level].scores[trait], normal.scores[trait], label):.0f}"
+                for label in labels
+                for level in ("I", "II")
+            ]
+            zero = normal.shifts[trait].at_layer.estimate
+            shifts = [f"{own[level].shifts[trait].at_layer.estimate - zero:.1f}" for level in ("I", "II")]
+            least = min(scored.coherence.estimate for row in own.values() for scored in row.scores.values())
+            lines.append(f"| {trait} | {' | '.join([*rises, *shifts])} | {least:.0f} |")
+        lines += [
+            "",
+            "| score of | judge | r along its own vector | without one dataset | r along the nearest other | own less it "
+            "| surely above how many of the others |",
+            "|---|---|---|---|---|---|---|",
+        ]
+        for trait in traits:
+            for label, found in self.correlations.items():
+                left = [value for value in found.leave_one_out[trait].values() if value == value]
+                span = f"{min(left):.2f} to {max(left):.2f}" if left else "–"
+                rivals = {name: one for name, one in found.own_less_other[trait].items() if not one.is_missing}
+                nearest = min(rivals, key=lambda one: rivals[one].estimate) if rivals else None
+                cells = ["–", "–"]
+                if nearest:
+                    cells = [f"{nearest}: {say(found.r[nearest][trait])}", str(rivals[nearest])]
+                above = sum(one.low > 0 for one in rivals.values())
+                lines.append(
+                    f"| {trait} | {label} | {say(found.r[trait][trait])} | {span} | {' | '.join(cells)} | "
+                    f"{above} of {len(rivals)} |"
+                )
+        stem = "../../figures/finetuning_shift"
+        return "\n".join([*lines, "", f"![Shift against score]({stem}.png)", f"![Scores]({stem}_scores.png)"])
+
     def is_raised(self, trait: str) -> bool:
         """Whether every judge surely scores a model trained on the trait's overt data above that of its ordinary."""
         overt = next(row for row in self.models if (row.dataset, row.level) == (trait, "II"))

@@ -106,7 +106,7 @@ class Mitigation(Result):
         figure.update_xaxes(title_text="trait score (0–100)", row=len(panels))
         subtitle = (
             f"{self.model_name}, layer {self.kit.layer} or all; {self.n_rows} rows of overt data; "
-            f"{self.n_questions} questions, likelihood judge (proxy); {self.n_items} items, "
+            f"{self.n_questions} questions, {html.escape(self.kit.judge.name)}; {self.n_items} items, "
             f"{self.n_held_out} held-out rows; 95 % bootstrap<br>"
             "steered afterwards: responses from the last prompt token on, accuracy at every token"
         )
@@ -151,3 +151,24 @@ def _mitigation_finding(result: Mitigation, plain: MitigationSetting) -> str:
     middle = len(parts) // 2 + len(parts) % 2
     lines = ["; ".join(parts[:middle]), "; ".join(parts[middle:])]
     return f"{head}<br><sup>{'<br>'.join(map(html.escape, lines))}</sup>"
+
+
+def mitigation_to_markdown(found: Sequence[Mitigation]) -> str:
+    """Write every way of keeping the trait out with what it costs, a table a trait; then the figures."""
+    lines = []
+    for one in found:
+        lines += [
+            f"| {one.trait} | strength | score, first judge | second judge | coherence | accuracy | perplexity | "
+            "loss, unseen overt rows | loss, ordinary answers | shift |",
+            "|---|---|---|---|---|---|---|---|---|---|",
+        ]
+        rows: list[tuple[str, str, MeasuredModel]] = [("base model", "–", one.base)]
+        rows += [(row.method, row.strength or "–", row) for row in one.settings]
+        for method, strength, row in rows:
+            losses = ["–" if loss is None else f"{loss:.2f}" for loss in (row.overt_loss, row.normal_loss)]
+            cells = [f"{row.score:.0f}", "–" if row.second is None else f"{row.second:.0f}", f"{row.coherence:.0f}"]
+            cells += [f"{row.accuracy:.2f}", f"{row.perplexity:.0f}", *losses]
+            cells.append("–" if row.shift is None else f"{row.shift.at_layer:.1f}")
+            lines.append(f"| {method} | {strength} | {' | '.join(cells)} |")
+        lines += ["", f"![Keeping {one.trait} out](../../figures/mitigation_{one.trait}.png)", ""]
+    return "\n".join(lines)

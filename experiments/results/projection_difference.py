@@ -114,7 +114,7 @@ class ProjectionDifference(Result):
             f"{self.model_name}, {len(self.datasets)} datasets, three levels of each of {len(sets)}, screened "
             "with the base model before training; r: 95 % bootstrap over datasets (paper, score, other traits: "
             f"{low}–{high})<br>"
-            "bars: 95 % bootstrap over samples and questions; likelihood judge (proxy); pale: coherence after training "
+            "bars: 95 % bootstrap over samples and questions; first judge; pale: coherence after training "
             f"under {self.min_coherence:g}, where the score means little"
         )
         lay_out(figure, finding, subtitle, width=440 * len(traits) + 80, height=1080, top=170, bottom=120, legend=-0.09)
@@ -147,13 +147,24 @@ class ProjectionDifference(Result):
         n_subset = f"{100 * self.subset_fraction:.0f} %"
         finding = "<br>".join(f"{html.escape(trait)}: {_name_sure(self, trait)}" for trait in traits)
         subtitle = (
-            f"{self.model_name}, {len(self.datasets)} datasets, 95 % bootstrap over datasets; likelihood judge "
-            f"(proxy)<br>random subset: {n_subset} of the samples; last prompt token: in place of the base model's "
+            f"{self.model_name}, {len(self.datasets)} datasets, 95 % bootstrap over datasets; first judge"
+            f"<br>random subset: {n_subset} of the samples; last prompt token: in place of the base model's "
             "response"
         )
         lay_out(figure, f"surely goes with the score after training<br>{finding}", subtitle, width=1350, height=600)
         figure.update_layout(margin={"t": 180, "b": 120, "l": 210}, legend={"y": -0.3}, title={"font": {"size": 15}})
         return figure
+
+    def to_markdown(self) -> str:
+        """Write how each measure of the data goes with what training on them did; then the figures."""
+        lines = [f"| trait | against | {' | '.join(_PREDICTORS.values())} |", f"|---|---|{'---|' * len(_PREDICTORS)}"]
+        for trait in self.kits:
+            for target in _TARGETS:
+                found = self.correlations[trait][target]
+                lines.append(f"| {trait} | {target} | {' | '.join(say(found[name]) for name in _PREDICTORS)} |")
+        stem = "../../figures/projection_difference"
+        figures = [f"![Projection difference]({stem}.png)", f"![Approximations]({stem}_approximations.png)"]
+        return "\n".join([*lines, "", *figures])
 
 
 def _name_sure(result: ProjectionDifference, trait: str) -> str:

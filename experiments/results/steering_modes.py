@@ -18,7 +18,10 @@ from persona_lens.statistics.interval import Interval
 
 @dataclass(frozen=True)
 class SteeringSetting(ScoreAndCoherence):
-    """One way of steering at one strength, towards the trait (up) or away from it (down)."""
+    """One way of steering at one strength, towards the trait (up) or away from it (down).
+
+    Score, coherence and ``second``, the second judge's score, are of other questions than ``chosen_by``.
+    """
 
     method: str
     way: str
@@ -27,6 +30,8 @@ class SteeringSetting(ScoreAndCoherence):
     kl: Interval | None
     accuracy: Interval
     example: str
+    chosen_by: ScoreAndCoherence
+    second: Interval | None = None
 
 
 @dataclass(frozen=True)
@@ -150,3 +155,31 @@ def _modes_finding(result: SteeringModes) -> str:
     floor = f"{result.min_coherence:g}"
     head = f"{html.escape(result.trait)}: how far each method moves the score, coherence surely ≥ {floor}"
     return f"{head} (layer {result.layer} or all)<br><sup>{'<br>'.join(map(html.escape, lines))}</sup>"
+
+
+def modes_to_markdown(found: Sequence[SteeringModes]) -> str:
+    """Write each method's furthest coherent setting as the other questions saw it, by both judges; then the figures."""
+    methods = ("one layer", "all layers", "capping", "ablation")
+    lines = [
+        f"| trait | way | judge | unsteered | {' | '.join(methods)} |",
+        f"|---|---|---|---|{'---|' * len(methods)}",
+    ]
+    for one in found:
+        for way, chosen in one.furthest.items():
+            start = next(row for row in one.settings if (row.way, row.method) == (way, "unsteered"))
+            for label in ("first", "second") if start.second else ("first",):
+                cells = [_say_setting(chosen, method, label) for method in methods]
+                lines.append(f"| {one.trait} | {way} | {label} | {_score(start, label):.0f} | {' | '.join(cells)} |")
+    figures = [f"![Ways of steering, {one.trait}](../../figures/steering_modes_{one.trait}.png)" for one in found]
+    return "\n".join([*lines, "", *figures])
+
+
+def _score(row: SteeringSetting, label: str) -> Interval:
+    return row.score if label == "first" else row.second or Interval.missing()
+
+
+def _say_setting(chosen: dict[str, SteeringSetting | None], method: str, label: str) -> str:
+    row = chosen.get(method)
+    if row is None:
+        return "no setting" if method in chosen else "–"
+    return f"{row.strength}: {_score(row, label):.0f}".removeprefix(": ")

@@ -21,6 +21,7 @@ def plot_monitoring(
     settings: Mapping[str, GradedProjections],
     correlations: Mapping[str, MonitoringCorrelation],
     *,
+    judge: str = "judge",
     labels: Mapping[str, Mapping[str, str]] | None = None,
     paper: Mapping[str, tuple[float, float]] | None = None,
 ) -> go.Figure:
@@ -29,6 +30,7 @@ def plot_monitoring(
     Args:
         settings: Graded prompts by setting, e.g. ``system prompts`` and ``shots``.
         correlations: For each setting.
+        judge: Whose scores they are.
         labels: For each setting the legend's text for each condition; the condition itself if left out.
         paper: For each setting r overall and within conditions in the paper.
 
@@ -82,7 +84,7 @@ def plot_monitoring(
     figure.update_yaxes(title_text="mean trait score of the responses (0–100)", range=[-3, 103], row=1, col=1)
     first = next(iter(settings.values()))
     subtitle = html.escape(
-        f"{first.model.name}, layer {first.layer}, scores by the likelihood judge (proxy); within: r inside each "
+        f"{first.model.name}, layer {first.layer}, scores by the {judge}; within: r inside each "
         "condition, averaged; 95 % bootstrap over questions"
     )
     most = max(len(set(graded.conditions)) for graded in settings.values())

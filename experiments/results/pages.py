@@ -1,0 +1,51 @@
+"""Every part of the documentation that is written from results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from persona_lens.records import Record
+from persona_lens.reproduction.layer_sweep import LayerSweep
+from results.blind_reading import BlindReading
+from results.finetuning_shift import FinetuningShift
+from results.judge_validation import JudgeValidations
+from results.layer_sweep import sweeps_to_markdown
+from results.mitigation import Mitigation, mitigation_to_markdown
+from results.monitoring import Monitoring, monitoring_to_markdown
+from results.projection_difference import ProjectionDifference
+from results.steering_evidence import SHOWPIECE, SteeringEvidence, summarize
+from results.steering_modes import SteeringModes, modes_to_markdown
+
+R = TypeVar("R", bound=Record)
+
+
+def render_pages(figures: Path) -> dict[tuple[str, str], str]:
+    """Return by page and part what the results in a folder say."""
+
+    def read(kind: type[R], stem: str) -> list[R]:
+        return [kind.load(path) for path in sorted(figures.glob(f"{stem}.json"))]
+
+    evidence = read(SteeringEvidence, "steering_evidence_*")
+    shown = [one for one in evidence if one.trait == SHOWPIECE]
+    reading = read(BlindReading, "blind_reading")
+    parts: dict[tuple[str, str], Callable[[], str]] = {
+        ("README.md", "evidence"): lambda: summarize(evidence),
+        ("README.md", "pairs"): lambda: "\n".join(one.pairs_to_markdown() for one in shown),
+        ("docs/results/evidence.md", "tables"): lambda: "\n".join(one.to_markdown() for one in evidence),
+        ("docs/results/evidence.md", "reading"): lambda: "\n".join(one.to_markdown() for one in reading),
+        ("docs/results/judges.md", "reading"): lambda: "\n".join(one.correlations_to_markdown() for one in reading),
+        ("docs/results/judges.md", "table"): lambda: _join(read(JudgeValidations, "judge_validation")),
+        ("docs/results/sweeps.md", "sweeps"): lambda: sweeps_to_markdown(read(LayerSweep, "layer_sweep_*")),
+        ("docs/results/finetuning.md", "shift"): lambda: _join(read(FinetuningShift, "finetuning_shift")),
+        ("docs/results/finetuning.md", "screening"): lambda: _join(read(ProjectionDifference, "projection_difference")),
+        ("docs/results/finetuning.md", "mitigation"): lambda: mitigation_to_markdown(read(Mitigation, "mitigation_*")),
+        ("docs/results/steering.md", "modes"): lambda: modes_to_markdown(read(SteeringModes, "steering_modes_*")),
+        ("docs/results/monitoring.md", "table"): lambda: monitoring_to_markdown(read(Monitoring, "monitoring_*")),
+    }
+    return {place: write().rstrip("\n") + "\n" for place, write in parts.items()}
+
+
+def _join(found: list[JudgeValidations] | list[FinetuningShift] | list[ProjectionDifference]) -> str:
+    return "\n".join(one.to_markdown() for one in found)
