@@ -212,8 +212,8 @@ class FinetuningShift(Result):
             lines.append(f"| {trait} | {' | '.join([*rises, *shifts])} | {least:.0f} |")
         lines += [
             "",
-            "| score of | judge | r along its own vector | without one dataset | r along the nearest other | own less it "
-            "| surely above how many of the others |",
+            "| score of | judge | r along its own vector | without one dataset | r along the nearest other | "
+            "own less it | surely above how many of the others |",
             "|---|---|---|---|---|---|---|",
         ]
         for trait in traits:
