@@ -36,4 +36,4 @@ def sweeps_to_markdown(found: Sequence[LayerSweep]) -> str:
     for one in found:
         stem = f"../../figures/layer_sweep_{one.trait}"
         figures += [f"![Layer sweep for {one.trait}]({stem}.png)", f"![{one.trait}, fresh questions]({stem}_fresh.png)"]
-    return "\n".join([*lines, "", *(f"{one.say_finding()}.\n" for one in found), *figures])
+    return "\n".join([*lines, "", *(f"{one.say_finding().replace('<br>', ' ')}.\n" for one in found), *figures])

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from persona_lens.plots.style import COLORS, INK, add_points, lay_out, say
+from persona_lens.plots.style import COLORS, INK, add_points, lay_out
 from persona_lens.records import Record
 from persona_lens.reproduction.figures import Result
 from persona_lens.reproduction.trained_models import Kit, ScoredModel
@@ -77,6 +77,22 @@ class RealConversations(Result):
         """Each trait's judge."""
         return {name: kit.judge.name for name, kit in self.kits.items()}
 
+    def say_finding(self) -> str:
+        """Say whether a high ΔP surely leaves more of the trait than a low one, of each pool."""
+        findings = []
+        for pool in self.n_pool:
+            high, low = (
+                next(row for row in self.models if (row.pool, row.subset) == (pool, subset))
+                for subset in ("high ΔP", "low ΔP")
+            )
+            seen = [
+                name
+                for name, one, other in (("score", high.score, low.score), ("shift", high.shift, low.shift))
+                if one.low > other.high
+            ]
+            findings.append(f"{html.escape(pool)}: {' and '.join(seen) or 'neither score nor shift'}")
+        return f"a high ΔP surely leaves more than a low one of<br>{'; '.join(findings)}"
+
     def plot(self) -> go.Figure:
         """Draw what training on the highest, random and lowest samples does, before and after a judge's filter.
 
@@ -105,12 +121,6 @@ class RealConversations(Result):
             figure.update_yaxes(title_text=label, row=1, col=column)
             if measure in ("score", "coherence"):
                 figure.update_yaxes(range=[0, 103], row=1, col=column)
-        trait = html.escape(self.trait)
-        findings = []
-        for pool in pools:
-            rows = [row for row in self.models if row.pool == pool]
-            shown = ", ".join(f"{row.subset} {say(row.score)}" for row in rows)
-            findings.append(f"{html.escape(pool)}: {html.escape(shown)}")
         speed = self.speed
         share = self.counts["scored"] / sum(self.counts.values())
         rate = f" at {share * speed.rows / speed.seconds:.1f} a second" if speed.seconds else ""
@@ -123,7 +133,7 @@ class RealConversations(Result):
             "likelihood judge (proxy); its filter removes the half it scores highest; dotted: base model; 95 % "
             "bootstrap over questions (ΔP: over samples), which leaves the chance of training out"
         )
-        title = f"{trait} after training on real conversations — {'<br>'.join(findings)}"
+        title = f"{html.escape(self.trait)}, real conversations: {self.say_finding()}"
         lay_out(figure, title, subtitle, width=1450, height=640, top=190, bottom=110, legend=-0.16)
         figure.update_layout(title={"font": {"size": 15}})
         return figure

@@ -90,10 +90,13 @@ class SampleSeparation(Result):
             )  # fmt: skip
         figure.update_yaxes(title_text="held back (%)", range=[0, 103], row=2, col=1)
         figure.update_layout(barmode="overlay")  # of the histograms; the bars stand side by side by their offsets
-        trait = html.escape(self.trait)
-        finding = f"{trait}, held back of eliciting and of normal samples: " + "; ".join(
-            f"by {_FILTERS[name]} {_share(held[name]['eliciting'])} and {_share(held[name]['normal'])}"
-            for name in ("delta", "judge", "delta or judge")
+        best = max(("delta", "raw", "last_prompt"), key=lambda name: self.auroc[name].estimate)
+        sure = "surely tells" if self.auroc[best].low > 0.5 else "does not surely tell"
+        either, judge = (held[name]["eliciting"].estimate for name in ("delta or judge", "judge"))
+        finding = (
+            f"{html.escape(self.trait)}: the best projection ({_MEASURES[best]}) {sure} single samples apart;"
+            f"<br>with ΔP beside the judge {100 * either:.0f} % of eliciting samples are held back, by the judge alone "
+            f"{100 * judge:.0f} %"
         )
         counts = self.n_samples
         subtitle = (
@@ -108,7 +111,3 @@ class SampleSeparation(Result):
 
 def _to_percent(interval: Interval) -> Interval:
     return Interval(100 * interval.estimate, 100 * interval.low, 100 * interval.high, interval.level)
-
-
-def _share(interval: Interval) -> str:
-    return "none" if interval.is_missing else f"{100 * interval.estimate:.0f} %"

@@ -83,10 +83,10 @@ class LayerSweep(Comparison):
         where, judges = f"layer {self.choice.layer} × {self.choice.coefficient:g}", self.readers
         both = "both judges" if len(judges) > 1 else "its one judge"
         if not all(self.rise(one, self.steered).low > 0 for one in judges):
-            return f"{self.trait}: {where} does not surely raise the score of {both} on fresh questions"
+            return f"{self.trait}: {where} does not surely raise the score of {both}"
         nulls = [null for null in self.nulls if all(self.above(one, self.steered, null).low > 0 for one in judges)]
         above = " and ".join(nulls) or "no kind of random direction"
-        return f"{self.trait}: {where} raises the score of {both}, surely above {above}"
+        return f"{self.trait}: {where} raises the score of {both},<br>surely above {above}"
 
     def plot(self) -> go.Figure:
         """Draw the sweep, with what the choice does to fresh questions in its title."""
@@ -103,16 +103,17 @@ class LayerSweep(Comparison):
                 col=1,
             )  # fmt: skip
         numbers = "; ".join(
-            f"{self.shorten(one)}: {self.mean(one, 'unsteered'):.0f} → {self.mean(one, self.steered):.0f}"
-            for one in self.readers
+            f"{name} judge {self.mean(one, 'unsteered'):.0f} → {self.mean(one, self.steered):.0f}"
+            for name, one in zip(("first", "second"), self.readers, strict=False)
         )
         coherence = f"coherence {self.coherence('unsteered'):.0f} → {self.coherence(self.steered):.0f}"
-        finding = f"{self.say_finding()}<br><sup>fresh questions, {numbers}; {coherence}</sup>"
+        second = f", second: {self.shorten(self.readers[1])}" if len(self.readers) > 1 else ""
         subtitle = (
-            f"{self.model_name}, {self.source} vector, {len(self.sweep.questions)} questions chose; drawn: scores of "
-            f"the {self.shorten(self.readers[0])}; bands and bars: 95 % bootstrap over questions"
+            f"on fresh questions: {numbers}; {coherence}<br>{self.model_name}, {self.source} vector; drawn: the "
+            f"{len(self.sweep.questions)} questions that chose, by the first judge: {self.shorten(self.readers[0])}"
+            f"{second}<br>bands and bars: 95 % bootstrap over questions, of random directions over these too"
         )
-        lay_out(figure, finding, subtitle, width=1050, height=860, top=150, bottom=60, legend=-0.1)
+        lay_out(figure, self.say_finding(), subtitle, width=1050, height=900, top=190, bottom=60, legend=-0.1)
         return figure
 
     def plot_comparison(self) -> go.Figure:
@@ -133,16 +134,14 @@ class LayerSweep(Comparison):
         figure.update_xaxes(range=[-0.03, 1.03], row=1, col=2)
         figure.add_vline(x=0.5, line={"color": INK, "dash": "dot", "width": 1}, row=1, col=2)
         figure.update_yaxes(tickvals=list(range(len(names))), ticktext=names, autorange="reversed")
-        nulls = "; ".join(
-            f"{name}: {len(null.conditions)} directions × {len(null.questions)} questions, coherence "
-            f"{self.coherence(name):.0f}"
-            for name, null in self.nulls.items()
-        )
+        null = next(iter(self.nulls.values()))
+        coherence = ", ".join(f"{name} {self.coherence(name):.0f}" for name in ("unsteered", self.steered, *self.nulls))
         subtitle = (
             f"{self.model_name}; {len(self.responses.questions)} questions that chose nothing × "
-            f"{self.responses.scores.shape[-1]}, coherence steered {self.coherence(self.steered):.0f}; {nulls}<br>"
-            "bars: 95 % bootstrap over questions, of nulls over directions too; filled: judge valid for this trait"
+            f"{self.responses.scores.shape[-1]}; nulls: {len(null.conditions)} directions × {len(null.questions)} of "
+            f"the questions<br>coherence: {coherence}<br>bars: 95 % bootstrap over questions, of nulls over directions "
+            "too; filled: judge valid for this trait"
         )
-        lay_out(figure, self.say_finding(), subtitle, width=1150, height=640, top=150, bottom=110, legend=-0.14)
+        lay_out(figure, self.say_finding(), subtitle, width=1150, height=680, top=190, bottom=110, legend=-0.14)
         figure.update_layout(margin={"l": 190})
         return figure
