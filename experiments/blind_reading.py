@@ -3,8 +3,8 @@
     python experiments/blind_reading.py --write             # figures/blind/TRAIT_sheet.csv and TRAIT_key.json
     python experiments/blind_reading.py                     # after a person filled figures/blind/TRAIT_ratings.csv
 
-Responses of all conditions of steering_evidence.py, shuffled, a sheet for each trait. Ratings are a CSV of `id`
-and `rating`, 0 (not at all) to 100 (as strongly as can be).
+Responses of all conditions of steering_evidence.py, shuffled, a sheet for each trait; with `--of steering_away` those
+of that script. Ratings are a CSV of `id` and `rating`, 0 (not at all) to 100 (as strongly as can be).
 """
 
 from __future__ import annotations
@@ -14,15 +14,17 @@ import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 import tyro
 from results.blind_reading import BlindReading, ReadTrait
+from results.steering_away import AWAY, SteeringAway
 from results.steering_evidence import SteeringEvidence
 
 from persona_lens.reproduction.arguments import BaseArguments
+from persona_lens.reproduction.comparison import Comparison
 from persona_lens.statistics import bootstrap_auroc, bootstrap_spearman_r
 from persona_lens.statistics.missing import mean_interval
 from persona_lens.storage import write_bytes_atomically, write_json
@@ -39,6 +41,7 @@ SHARES = {
     "other traits": 4,
     "random, equal coherence": 4,
 }
+SHARES_AWAY = {"unsteered": 14, AWAY: 14, "random, equal coherence": 12}
 READER = "read blind by one developer"
 NAME = "blind_reading"
 
@@ -49,6 +52,23 @@ class ReadingArguments(BaseArguments):
 
     write: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Write the sheet and its key, and stop."""
+    of: Literal["steering_evidence", "steering_away"] = "steering_evidence"
+    """Whose responses."""
+
+    @property
+    def shares(self) -> dict[str, int]:
+        """How many texts of each condition a trait gives the sheet."""
+        return SHARES if self.of == "steering_evidence" else SHARES_AWAY
+
+    @property
+    def suffix(self) -> str:
+        """What tells this reading's files from the other's."""
+        return "" if self.of == "steering_evidence" else "_away"
+
+    def load(self, trait: str) -> Comparison:
+        """Load the responses."""
+        kind = SteeringEvidence if self.of == "steering_evidence" else SteeringAway
+        return kind.load(evidence_path(self, trait))
 
 
 @dataclass(frozen=True)
@@ -65,13 +85,13 @@ class Text:
 def main(arguments: ReadingArguments) -> None:
     """Write the sheet, or the result."""
     if arguments.replot:
-        arguments.read(BlindReading, NAME).write(arguments.out, NAME)
+        arguments.read(BlindReading, NAME + arguments.suffix).write(arguments.out, NAME + arguments.suffix)
         return
     names = [name for name in arguments.trait or list_written_traits() if evidence_path(arguments, name).exists()]
-    evidence = {name: SteeringEvidence.load(evidence_path(arguments, name)) for name in names}
+    evidence = {name: arguments.load(name) for name in names}
     if not evidence:
-        raise SystemExit(f"{arguments.out} holds no steering_evidence_TRAIT.json. Run steering_evidence.py first.")
-    sheets = {name: make_sheet(one, arguments.seed) for name, one in evidence.items()}
+        raise SystemExit(f"{arguments.out} holds no {arguments.of}_TRAIT.json. Run {arguments.of}.py first.")
+    sheets = {name: make_sheet(one, arguments.shares, arguments.seed) for name, one in evidence.items()}
     if arguments.write:
         for name, sheet in sheets.items():
             write_sheet(arguments, name, sheet)
@@ -82,19 +102,19 @@ def main(arguments: ReadingArguments) -> None:
     if not rated:
         raise SystemExit(f"{arguments.out}/blind holds no TRAIT_ratings.csv. Write the sheets, then rate them.")
     config = next(iter(evidence.values())).config | {"traits": list(rated)}
-    result = BlindReading(config, READER, tuple(summarize(name, one) for name, one in rated.items()))
-    result.write(arguments.out, NAME)
-    print(f"{arguments.out / NAME}.html")
+    result = BlindReading(config, READER, tuple(summarize(name, one, arguments.shares) for name, one in rated.items()))
+    result.write(arguments.out, NAME + arguments.suffix)
+    print(f"{arguments.out / NAME}{arguments.suffix}.html")
 
 
 def blind_path(arguments: ReadingArguments, trait: str, name: str) -> Path:
     """Return where a trait's sheet, key or ratings are."""
-    return arguments.out / "blind" / f"{trait}_{name}"
+    return arguments.out / "blind" / f"{trait}{arguments.suffix}_{name}"
 
 
-def make_sheet(evidence: SteeringEvidence, seed: int) -> dict[str, Text]:
+def make_sheet(evidence: Comparison, shares: dict[str, int], seed: int) -> dict[str, Text]:
     """Draw a trait's texts and number them in an order that says nothing."""
-    texts = draw_texts(evidence, seed)
+    texts = draw_texts(evidence, shares, seed)
     place = list_written_traits().index(evidence.trait)
     order = np.random.default_rng([seed, Stream.BLIND_READING, place, 1]).permutation(len(texts))
     return {f"{number + 1:03d}": texts[index] for number, index in enumerate(order)}
@@ -115,20 +135,20 @@ def rate_sheet(arguments: ReadingArguments, trait: str, sheet: dict[str, Text]) 
 
 def evidence_path(arguments: ReadingArguments, trait: str) -> Path:
     """Return where a trait's evidence is."""
-    return arguments.out / f"steering_evidence_{trait}.json"
+    return arguments.out / f"{arguments.of}_{trait}.json"
 
 
-def draw_texts(evidence: SteeringEvidence, seed: int) -> list[Text]:
+def draw_texts(evidence: Comparison, shares: dict[str, int], seed: int) -> list[Text]:
     """Draw each condition's share of responses, without those that say nothing."""
     rng = np.random.default_rng([seed, Stream.BLIND_READING, list_written_traits().index(evidence.trait)])
     texts = []
-    for condition, share in SHARES.items():
+    for condition, share in shares.items():
         found = list_texts(evidence, condition)
         texts += [found[index] for index in rng.permutation(len(found))[:share]]
     return texts
 
 
-def list_texts(evidence: SteeringEvidence, condition: str) -> list[Text]:
+def list_texts(evidence: Comparison, condition: str) -> list[Text]:
     """List a condition's responses with every judge's score of them."""
     null = evidence.nulls.get(condition)
     source = null or evidence.responses
@@ -177,11 +197,11 @@ def read_ratings(arguments: ReadingArguments, trait: str, sheet: dict[str, Text]
     return ratings
 
 
-def summarize(trait: str, rated: list[tuple[Text, float]]) -> ReadTrait:
+def summarize(trait: str, rated: list[tuple[Text, float]], shares: dict[str, int]) -> ReadTrait:
     """Average a trait's ratings by condition, and set them against the judges' scores."""
     by_condition = {
         condition: torch.tensor([rating for text, rating in rated if text.condition == condition])
-        for condition in SHARES
+        for condition in shares
     }
     judges = list(rated[0][0].scores)
     correlations = {}

@@ -124,7 +124,7 @@ def run(model: HookedModel, trait: pl.Trait, profile: Profile, arguments: Argume
     )
     bench = Bench(model, trait, judges, training, lengths, once, Stream.CONFIRMATION, run)
     null = NullSize(profile.n_directions, profile.n_null_questions)
-    chosen = {source: (vector, setting)}
+    chosen = {f"{source} vector": (vector, setting)}
     compared = bench.compare(chosen, fresh, selection, null, profile.confirmation_rollouts, profile.n_examples)
     vector.save(arguments.out / f"vector_{trait.name}.safetensors")
     return LayerSweep(

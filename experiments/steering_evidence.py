@@ -82,7 +82,10 @@ def run(model: HookedModel, trait: pl.Trait, profile: EvidenceProfile, arguments
     bench = Bench(model, trait, judges, training, lengths, sampling, Stream.EVIDENCE, run)
     tuning = trait.evaluation_questions[0::2]
     held_out = (*trait.evaluation_questions[1::2], *(one.question for one in judging))
-    chosen = {source: (vector, choose(bench, vector, source, tuning, profile)) for source, vector in vectors.items()}
+    chosen = {
+        f"{source} vector": (vector, choose(bench, vector, source, tuning, profile))
+        for source, vector in vectors.items()
+    }
     null = NullSize(profile.n_directions, profile.n_null_questions)
     compared = bench.compare(chosen, held_out, tuning, null, profile.rollouts, profile.n_examples)
     return SteeringEvidence(

@@ -35,4 +35,5 @@ class Stream(IntEnum):
     REAL_CONVERSATIONS = 230  # experiments/real_conversations.py: which rows the random subset takes
     EVIDENCE = 240  # experiments/steering_evidence.py: responses and random directions
     BLIND_READING = 250  # experiments/blind_reading.py: which responses are read, and in which order
+    STEERING_AWAY = 245  # experiments/steering_away.py: responses and random directions
     TEMPERATURES = 260  # experiments/judge_validation.py: the model's own responses, cool and hot

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from dataclasses import dataclass
 
 import plotly.graph_objects as go
@@ -63,28 +64,33 @@ class BlindReading(Result):
             + "</sup>"
             for one in self.traits
         ]
+        n_columns = min(3, len(heads))
+        n_rows = math.ceil(len(heads) / n_columns)
         figure = make_subplots(
-            rows=1, cols=len(heads), shared_yaxes=True, horizontal_spacing=0.04, subplot_titles=heads
-        )
-        for column, one in enumerate(self.traits, start=1):
+            rows=n_rows, cols=n_columns, shared_yaxes=True, horizontal_spacing=0.04,
+            vertical_spacing=0.26 if n_rows > 1 else 0, subplot_titles=heads,
+        )  # fmt: skip
+        for place, one in enumerate(self.traits):
+            line, column = place // n_columns + 1, place % n_columns + 1
             names = [f"{name} ({one.counts[name]})" for name in one.means]
-            add_intervals(figure, column, names, list(one.means.values()), COLORS[2], "circle", "mean rating")
+            means = list(one.means.values())
+            add_intervals(figure, column, names, means, COLORS[2], "circle", "mean rating", line=line)
             plain = one.means["unsteered"].estimate
-            figure.add_vline(x=plain, line={"color": INK, "dash": "dot", "width": 1}, row=1, col=column)
+            figure.add_vline(x=plain, line={"color": INK, "dash": "dot", "width": 1}, row=line, col=column)
         figure.update_yaxes(autorange="reversed")
         figure.update_xaxes(title_text="rating (0–100)", range=[-3, 103])
         figure.update_traces(showlegend=False)
-        raised = [one.trait for one in self.traits if one.aurocs["written vector"].low > 0.5]
-        title = (
-            f"A blind reader surely sees more of {' and '.join(raised)} under the written vector"
-            if raised
-            else "A blind reader sees no trait surely raised under the written vector: too few texts, or no rise"
-        )
+        steered = next(iter(self.traits[0].aurocs))
+        more = [one.trait for one in self.traits if one.aurocs[steered].low > 0.5]
+        less = [one.trait for one in self.traits if one.aurocs[steered].high < 0.5]
+        seen = [f"{word} {', '.join(names)}" for word, names in (("more", more), ("less", less)) if names]
+        which = steered if steered.startswith("steered") else f"under the {steered}"
+        title = f"A blind reader of texts {which} surely sees {' and '.join(seen) or 'no difference'}"
         subtitle = (
             f"{self.model_name}; {html.escape(self.reader)}; r: Spearman with the ratings; 95 % intervals over texts"
         )
-        width = max(800, 400 * len(heads) + 160)
-        lay_out(figure, html.escape(title), subtitle, width=width, height=560, top=190)
+        width = max(800, 400 * n_columns + 160)
+        lay_out(figure, html.escape(title), subtitle, width=width, height=190 + 400 * n_rows, top=190)
         figure.update_layout(margin={"l": 190})
         return figure
 

@@ -15,6 +15,7 @@ from results.layer_sweep import sweeps_to_markdown
 from results.mitigation import Mitigation, mitigation_to_markdown
 from results.monitoring import Monitoring, monitoring_to_markdown
 from results.projection_difference import ProjectionDifference
+from results.steering_away import SteeringAway
 from results.steering_evidence import SHOWPIECE, SteeringEvidence, summarize
 from results.steering_modes import SteeringModes, modes_to_markdown
 
@@ -35,6 +36,7 @@ def render_pages(figures: Path) -> dict[tuple[str, str], str]:
         ("README.md", "pairs"): lambda: "\n".join(one.pairs_to_markdown() for one in shown),
         ("docs/results/evidence.md", "tables"): lambda: "\n".join(one.to_markdown() for one in evidence),
         ("docs/results/evidence.md", "reading"): lambda: "\n".join(one.to_markdown() for one in reading),
+        ("docs/results/evidence.md", "away"): lambda: _join(read(SteeringAway, "steering_away_*")),
         ("docs/results/judges.md", "reading"): lambda: "\n".join(one.correlations_to_markdown() for one in reading),
         ("docs/results/judges.md", "table"): lambda: _join(read(JudgeValidations, "judge_validation")),
         ("docs/results/sweeps.md", "sweeps"): lambda: sweeps_to_markdown(read(LayerSweep, "layer_sweep_*")),
@@ -47,5 +49,7 @@ def render_pages(figures: Path) -> dict[tuple[str, str], str]:
     return {place: write().rstrip("\n") + "\n" for place, write in parts.items()}
 
 
-def _join(found: list[JudgeValidations] | list[FinetuningShift] | list[ProjectionDifference]) -> str:
+def _join(
+    found: list[JudgeValidations] | list[FinetuningShift] | list[ProjectionDifference] | list[SteeringAway],
+) -> str:
     return "\n".join(one.to_markdown() for one in found)

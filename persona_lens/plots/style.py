@@ -26,6 +26,8 @@ def add_intervals(
     color: str,
     symbol: str,
     label: str,
+    *,
+    line: int = 1,
 ) -> None:
     """Draw one row's estimate with its interval, along the x axis."""
     figure.add_trace(
@@ -37,7 +39,7 @@ def add_intervals(
             marker={"color": color, "symbol": symbol, "size": 11, "line": {"width": 2, "color": color}},
             name=label,
         ),
-        row=1,
+        row=line,
         col=column,
     )
 

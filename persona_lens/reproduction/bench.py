@@ -98,38 +98,40 @@ class Bench:
         null: NullSize,
         rollouts: int,
         n_examples: int | None = None,
+        ways: Sequence[tuple[int, str]] = ((1, ""), (-1, ", away")),
     ) -> Compared:
-        """Steer with each source's vector at its setting, beside everything simpler, all read by every judge.
+        """Steer with each vector at its setting, beside everything simpler, all read by every judge.
 
         Beside it stand the unsteered model, the trait's first positive system prompt, steering away, other traits'
         vectors at the same layer and length, vectors of shuffled labels of equal length, and random directions of
         equal coherence.
 
         Args:
-            chosen: Vector and setting by source; nulls and other traits follow the first.
+            chosen: Vector and setting by the condition's name; nulls and other traits follow the first.
             questions: Questions that chose nothing.
             tuning: Questions on which the length of random directions is found that leaves text as coherent.
             null: How many random directions, on how many questions.
             rollouts: Responses to each question.
             n_examples: Most written examples that another trait's vector is read from; None takes all.
+            ways: By which signs a setting's coefficient is multiplied, and what that adds to the condition's name.
         """
-        source, (_, best) = next(iter(chosen.items()))
+        first, (_, best) = next(iter(chosen.items()))
         conditions = [
             Condition(name="unsteered"),
             Condition(system=self.trait.positive_system_prompts[0], name="system prompt"),
             *(
-                Condition(steer(vector, layer=s.layer, coefficient=sign * s.coefficient), name=f"{name} vector{way}")
+                Condition(steer(vector, layer=s.layer, coefficient=sign * s.coefficient), name=f"{name}{way}")
                 for name, (vector, s) in chosen.items()
-                for sign, way in ((1, ""), (-1, ", away"))
+                for sign, way in ways
             ),
             *self._steer_others(best, n_examples),
         ]
         responses = replace(self, sampling=replace(self.sampling, rollouts=rollouts)).score(conditions, questions)
-        length = best.step * float(self.lengths[best.layer])
+        length = abs(best.step) * float(self.lengths[best.layer])
         seed = self.sampling.seed + self.stream
         random = sample_random_directions(torch.full((1,), length), self.model.cfg.d_model, null.n_directions, seed)
         random = random[:, 0]
-        coherence = float(responses.coherences[responses.conditions.index(f"{source} vector")].nanmean())
+        coherence = float(responses.coherences[responses.conditions.index(first)].nanmean())
         tried = {
             scale: float(self.steer_along(random[:N_PILOTS], best.layer, scale, tuning).coherences.nanmean())
             for scale in NULL_SCALES
@@ -147,7 +149,7 @@ class Bench:
             scores=self.read(responses),
             nulls=nulls,
             null_scores={name: self.read(one) for name, one in nulls.items()},
-            null_step=best.step * scale,
+            null_step=abs(best.step) * scale,
         )
 
     def _steer_others(self, best: Setting, n_examples: int | None) -> list[Condition]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 from abc import ABC
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -137,7 +138,12 @@ class Comparison(Result, ABC):
 
     def pairs_to_markdown(self) -> str:
         """Write the pairs of :meth:`show_pairs` as a table."""
-        lines = [f"| {' | '.join(map(_in_cell, pair))} |" for pair in self.show_pairs()]
+        return self.write_pairs(self.show_pairs())
+
+    @staticmethod
+    def write_pairs(pairs: Sequence[Sequence[str]]) -> str:
+        """Write questions with both responses as a table, in which nothing of them is markup."""
+        lines = [f"| {' | '.join(map(_in_cell, pair))} |" for pair in pairs]
         return "\n".join(["| question | unsteered | steered |", "|---|---|---|", *lines])
 
     def _pool(self, judge: str, condition: str) -> Float[Tensor, "question response"]:

@@ -116,7 +116,7 @@ def test_everything_that_is_compared_is_as_long_as_the_choice(bench, monkeypatch
     coefficient = bench.scale(vector, 1, 0.5)
     assert coefficient * float(vector.norms[1]) == pytest.approx(0.5 * float(bench.lengths[1]))
     setting = note_setting(vector, "written", 1, 0.5, coefficient, 50.0, 70.0)
-    found = bench.compare({"written": (vector, setting)}, ("Why?", "Who?"), ("When?",), NullSize(2, 1), 1, 10)
+    found = bench.compare({"written vector": (vector, setting)}, ("Why?", "Who?"), ("When?",), NullSize(2, 1), 1, 10)
     assert found.responses.conditions[:4] == ("unsteered", "system prompt", "written vector", "written vector, away")
     length = 0.5 * float(bench.lengths[1])
     steps = {
@@ -136,5 +136,5 @@ def test_without_written_pairs_there_are_no_labels_to_shuffle(bench):
     vector = pl.read_persona_vector(bench.model, "formality", bench.training)
     setting = note_setting(vector, "written", 1, 0.5, bench.scale(vector, 1, 0.5), 50.0, 70.0)
     bare = replace(bench, training=())
-    found = bare.compare({"written": (vector, setting)}, ("Why?",), ("When?",), NullSize(2, 1), 1, 10)
+    found = bare.compare({"written vector": (vector, setting)}, ("Why?",), ("When?",), NullSize(2, 1), 1, 10)
     assert list(found.nulls) == ["random, equal coherence"]
