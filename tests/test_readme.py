@@ -15,6 +15,8 @@ from tests.interventions.test_steering import make_vector
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
+GUIDE = (ROOT / "docs" / "guide.md").read_text()
+SPEED = (ROOT / "docs" / "developing" / "speed.md").read_text()
 EARLIER = (ROOT / "docs" / "results" / "earlier.md").read_text()
 
 
@@ -140,9 +142,9 @@ AGREEMENTS = sorted((ROOT / "figures").glob("judge_agreement_*.json"))
 
 
 @pytest.mark.parametrize("path", BENCHMARKS, ids=lambda path: path.stem)
-def test_the_readme_shows_the_benchmarks_that_were_measured(path):
+def test_the_page_on_speed_shows_the_benchmarks_that_were_measured(path):
     for row in json.loads(path.read_text())["rows"]:
-        assert benchmark_line(row) in README
+        assert benchmark_line(row) in SPEED
 
 
 def test_the_page_of_earlier_results_shows_the_survey_of_all_traits():
@@ -203,7 +205,7 @@ def test_every_figure_has_its_page_and_its_picture(path):
     assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
-PAGES = [ROOT / "README.md", ROOT / "docs" / "screening.md"]
+PAGES = [ROOT / "README.md", ROOT / "docs" / "guide.md", ROOT / "docs" / "screening.md"]
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
@@ -225,9 +227,9 @@ def test_code_on_a_page_calls_with_arguments_that_there_are(path):
         inspect.signature(called).bind(*node.args, **{one.arg: one.value for one in node.keywords})
 
 
-def test_the_analysis_of_the_readme_runs(tiny_model, capsys):
+def test_the_analysis_of_the_guide_runs(tiny_model, capsys):
     """It mixes this package's hooks with ordinary TransformerLens ones."""
-    code = re.search(r"<!-- analysis -->\n```python\n(.*?)```\n<!-- /analysis -->", README, re.DOTALL).group(1)
+    code = re.search(r"<!-- analysis -->\n```python\n(.*?)```\n<!-- /analysis -->", GUIDE, re.DOTALL).group(1)
     assert len([line for line in code.splitlines() if line.strip()]) <= 20
     names = {"model": tiny_model, "vector": make_vector(tiny_model)}
     exec(code, names)
@@ -237,7 +239,7 @@ def test_the_analysis_of_the_readme_runs(tiny_model, capsys):
     assert not any(point.fwd_hooks for point in tiny_model.hook_dict.values())
 
 
-def test_the_hooks_of_the_readme_exist_as_it_calls_them(tiny_model):
+def test_the_hooks_of_the_guide_exist_as_it_calls_them(tiny_model):
     vector, tokens = make_vector(tiny_model), torch.tensor([[40, 41, 42]])
     ordinary = pl.measure_ordinary_projections(
         tiny_model, vector, questions=["Why?", "When?"], sampling=pl.Sampling(max_new_tokens=4)

@@ -32,7 +32,7 @@ def render_pages(figures: Path) -> dict[tuple[str, str], str]:
     shown = [one for one in evidence if one.trait == SHOWPIECE]
     reading = read(BlindReading, "blind_reading")
     parts: dict[tuple[str, str], Callable[[], str]] = {
-        ("README.md", "evidence"): lambda: summarize(evidence),
+        ("docs/results/evidence.md", "summary"): lambda: summarize(evidence),
         ("README.md", "pairs"): lambda: "\n".join(one.pairs_to_markdown() for one in shown),
         ("docs/results/evidence.md", "tables"): lambda: "\n".join(one.to_markdown() for one in evidence),
         ("docs/results/evidence.md", "reading"): lambda: "\n".join(one.to_markdown() for one in reading),
