@@ -37,7 +37,9 @@ from persona_lens.statistics import (
     bootstrap_auroc_by_group,
     bootstrap_mean,
     bootstrap_paired_difference,
+    bootstrap_pearson_difference_by_group,
     bootstrap_pearson_r,
+    bootstrap_pearson_r_by_group,
     bootstrap_spearman_r,
     mean_over_directions_interval,
 )
@@ -252,6 +254,20 @@ def monitored(rng: Generator, n: int, n_conditions: int, slope: float, saturated
     return x, 100 / (1 + np.exp(-1.5 * y)) if saturated else 50 + 10 * y
 
 
+def trained(rng: Generator, n: int, each: int, share: float) -> Arrays:
+    """Draw a shift, another's shift and the score of models of a few datasets, ``"dataset model"`` each.
+
+    Shifts correlate with the score by 0.7 and 0.4; a share of every variance lies between datasets.
+    """
+
+    def draw() -> ndarray:
+        return np.sqrt(share) * rng.normal(size=(n, 1)) + np.sqrt(1 - share) * rng.normal(size=(n, each))
+
+    score = draw()
+    shift, other = (r * score + np.sqrt(1 - r**2) * draw() for r in (0.7, 0.4))
+    return shift, other, score
+
+
 # Cases ------------------------------------------------------------------------------------------------------------
 
 
@@ -328,6 +344,13 @@ def list_cases(seed: int) -> Iterator[Case]:
                 ("r by question, overall", "r by question, within conditions"), f"{n} questions × 4 conditions", name,
                 truths, partial(monitored, n=n, n_conditions=4, slope=slope, saturated=saturated),
                 monitored_now, monitored_before,
+            )  # fmt: skip
+    for share in (0.2, 0.8):
+        for n, each in ((6, 2), (12, 2)):
+            yield Case(
+                ("r by dataset", "difference of two r by dataset"), f"{n} datasets × {each} models",
+                f"datasets explain {share:.0%}", (0.7, 0.3),
+                partial(trained, n=n, each=each, share=share), trained_now, trained_before,
             )  # fmt: skip
 
 
@@ -466,6 +489,31 @@ def monitored_before(data: Arrays, n_resamples: int, seed: int) -> Sequence[Resa
         return means
 
     return [bootstrap(statistic, (n,), n_resamples, LEVEL, seed, draw_multinomial) for statistic in (overall, within)]
+
+
+def trained_now(data: Arrays, n_resamples: int, seed: int) -> Sequence[Interval]:
+    """Make the intervals of a correlation, and of the difference of two, whose datasets are resampled."""
+    labels = np.repeat(np.arange(len(data[0])), data[0].shape[1]).tolist()
+    shift, other, score = (side.flatten() for side in tensors(data))
+    return [
+        bootstrap_pearson_r_by_group(shift, score, labels, n_resamples=n_resamples, seed=seed),
+        bootstrap_pearson_difference_by_group(shift, other, score, labels, n_resamples=n_resamples, seed=seed),
+    ]
+
+
+def trained_before(data: Arrays, n_resamples: int, seed: int) -> Sequence[Resampled]:
+    """Resample a correlation's datasets, and those of the difference of two."""
+    n, each = data[0].shape
+    shift, other, score = (standardize(side.ravel()) for side in data)
+
+    def correlate(side: ndarray, counts: ndarray) -> ndarray:
+        return weighted_pearson_r(side, score, np.repeat(counts, each, axis=1))
+
+    def differ(counts: ndarray) -> ndarray:
+        difference: ndarray = correlate(shift, counts) - correlate(other, counts)
+        return difference
+
+    return [bootstrap(statistic, (n,), n_resamples, LEVEL, seed) for statistic in (partial(correlate, shift), differ)]
 
 
 # Simulation and page ----------------------------------------------------------------------------------------------

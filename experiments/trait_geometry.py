@@ -22,7 +22,6 @@ import persona_lens as pl
 from persona_lens.judges import calibrate_likelihood_judge
 from persona_lens.models import HookedModel
 from persona_lens.reproduction.arguments import LayerArguments, read_traits
-from persona_lens.reproduction.kits import find_sources
 from persona_lens.run import Run
 from persona_lens.storage import write_bytes_atomically
 from persona_lens.tensors import normalize
@@ -67,9 +66,9 @@ def run(arguments: LayerArguments) -> TraitGeometry:
     config, run = arguments.begin(model, profile, {"experiment": NAME})
     with run.progress("traits", len(traits)) as advance:
         for trait in traits:
-            sources = find_sources(model, trait.name, arguments.out)
             try:
-                vector = sources.vector or extract(model, trait, sampling, Run(run.store))
+                # Never layer_sweep.py's, which may be read from written answers: those of one figure are of one kind.
+                vector = extract(model, trait, sampling, Run(run.store))
             except pl.errors.InvalidArgumentError as error:  # no pair was kept: said in the figure
                 left_out[trait.name] = str(error)
                 continue
@@ -80,7 +79,7 @@ def run(arguments: LayerArguments) -> TraitGeometry:
             rows.append(
                 TraitVector(
                     trait=trait.name,
-                    source=sources.vector_source,
+                    source="extracted by this run",
                     counts=vector.counts,
                     provenance=vector.provenance,
                     split_half_cosine=None if split_half is None else tuple(split_half.tolist()),

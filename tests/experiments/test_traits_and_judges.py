@@ -11,7 +11,6 @@ import pytest
 import torch
 
 import persona_lens as pl
-from persona_lens.judges.likelihood import LikelihoodCalibration
 from persona_lens.statistics import Interval
 from tests.anthropic_server import serve
 from tests.small_trait import tiny_trait
@@ -69,7 +68,8 @@ def agree(setting, *more, **variables):
 
 def test_the_embedded_judges_take_part_without_a_key(setting, sweep):
     content = agree(setting, ANTHROPIC_API_KEY="")
-    assert len(content["panel"]["judges"]) == 3
+    assert content["panel"]["judges"][0] == "likelihood judge (proxy)"
+    assert len(content["panel"]["judges"]) == 2  # a trait without written examples has no others that were measured
     assert not any("Claude" in name for name in content["panel"]["judges"])
     for counts in content["counts"].values():
         assert sum(counts.values()) == content["config"]["n"] == len(content["panel"]["responses"])
@@ -210,27 +210,25 @@ def source(tiny_model):
     return sweep
 
 
-def test_responses_are_drawn_evenly_over_the_scores_each_with_its_question(load_script, source):
+def test_responses_are_drawn_whatever_their_scores_each_with_its_question(load_script, source):
     draw = load_script("judge_agreement").draw_responses
     questions, responses = draw(source, 20, 0)
     assert [f"q{response[-1]}" for response in responses] == questions
-    assert len(set(responses)) == len(responses)
-    assert {"r210", "r211", "r212", "r213"} <= set(responses)  # those that score exactly 100
-    assert 8 <= len(responses) <= 12  # four from each fifth that has any: not all of the many low ones
-    assert draw(source, 20, 0) == (questions, responses)
+    assert len(set(responses)) == len(responses) == 20
+    flipped = replace(source, scores=100 - source.scores)
+    assert draw(flipped, 20, 0) == (questions, responses)
     assert draw(source, 20, 1) != (questions, responses)
     assert all(response.strip() for response in draw(source, 1000, 0)[1])
     assert len(draw(source, 1000, 0)[1]) == 54
 
 
-def test_the_second_likelihood_judge_reads_other_instructions(
+def test_the_judges_are_those_that_other_scripts_made_and_the_model_that_of_the_sweep(
     load_script, tiny_folder, tiny_model, tmp_path, monkeypatch
 ):
     script = load_script("judge_agreement")
-    calibration = LikelihoodCalibration(1.0, 0.0, -2.0, -3.0, -1.0, n_positive=1, n_negative=1, n_neutral=1, seed=0)
+    profile = {"max_new_tokens": 4, "temperature": 0.7, "n_examples": 10}
     source = SimpleNamespace(
-        config={"trait": tiny_trait().to_dict(), "profile": {"max_new_tokens": 4, "temperature": 0.7}},
-        judge=SimpleNamespace(calibration=calibration, n_pairs=1),
+        config={"trait": tiny_trait().to_dict(), "profile": profile, "seed": 3},
         sweep=SimpleNamespace(model=pl.describe_model(tiny_model)),
     )
     used = []
@@ -241,12 +239,15 @@ def test_the_second_likelihood_judge_reads_other_instructions(
 
     monkeypatch.delenv("ANTHROPIC_API_KEY", raising=False)
     monkeypatch.setattr(pl.judges, "judge_with_panel", stop)
-    arguments = script.Arguments(model=tiny_folder("llama"), dtype="float32", cache=tmp_path / "scores.sqlite")
+    arguments = script.Arguments(
+        model=tiny_folder("llama"), dtype="float32", cache=tmp_path / "scores.sqlite", runs=tmp_path / "runs"
+    )
     with pytest.raises(ZeroDivisionError):
         script.run(source, ["q"], ["r"], arguments)
-    own, other = (cached.judge for cached in used[:2])
-    prompts = [judge.trait.positive_system_prompts[: judge.n_pairs] for judge in (own, other.judge)]
-    assert prompts == [("SHOUT!",), ("BE LOUD.",)]
+    expected = pl.judges.calibrate_likelihood_judge(
+        tiny_model, tiny_trait(), n_pairs=1, sampling=pl.Sampling(4, 0.7, seed=3)
+    )
+    assert used[0].judge.calibration == expected.calibration
     source.sweep.model = replace(source.sweep.model, fingerprint="another")
     with pytest.raises(SystemExit, match="--model must be that of the layer sweep"):
         script.run(source, ["q"], ["r"], arguments)
