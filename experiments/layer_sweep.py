@@ -6,10 +6,11 @@
 
 Reproduces Figures 3 and 13 of "Persona Vectors" (arXiv 2507.21509). The vector is read from written answers; with
 ``--source sampled``, and for a trait without written examples, it is extracted from the model's own responses, as in
-the paper. One judge chooses layer and coefficient on half of the evaluation questions. On the other half, and on
-questions of the written examples that nothing was fitted on, it and one that shares neither model nor prompt with it
-read what the choice does, beside the system prompt, other traits' vectors, vectors of shuffled labels and random
-directions of equal coherence. A trait without written examples has one judge, which was not validated.
+the paper. One judge chooses layer and coefficient on half of the evaluation questions and on some of the written
+examples'. On the other half, and on questions of the written examples that nothing was fitted on, it and one that
+shares neither model nor prompt with it read what the choice does, beside the system prompt, other traits' vectors,
+vectors of shuffled labels and random directions of equal coherence. A trait without written examples has one judge,
+which was not validated.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ class Profile:
     n_directions: int
     n_null_questions: int
     confirmation_rollouts: int
+    n_chosen_on: int
     n_held_out: int
     n_examples: int | None = None
     max_pairs: int = 5
@@ -54,9 +56,9 @@ class Profile:
 PROFILES = {
     # At the paper's temperature of 1 a 135M model writes much word salad; 0.7 was taken because positive and negative
     # responses to the *extraction* questions separated better there.
-    "quick": Profile(0.7, 48, 1, (1.0, 2.0, 3.0), 3, 1, 16, 12, 1, 30),
-    "paper": Profile(1.0, 1000, 10, (0.5, 1.0, 1.5, 2.0, 2.5), 1, 10, 16, 20, 10, 50),
-    "tiny": Profile(0.7, 8, 1, (1.0, 2.0), 10, 1, 2, 2, 1, 4, 10, max_pairs=2, max_questions=4),
+    "quick": Profile(0.7, 48, 1, (1.0, 2.0, 3.0), 3, 1, 16, 10, 1, 30, 30),
+    "paper": Profile(1.0, 1000, 10, (0.5, 1.0, 1.5, 2.0, 2.5), 1, 10, 16, 20, 10, 50, 50),
+    "tiny": Profile(0.7, 8, 1, (1.0, 2.0), 10, 1, 2, 2, 1, 3, 4, 10, max_pairs=2, max_questions=4),
 }
 
 
@@ -94,9 +96,14 @@ def run(model: HookedModel, trait: pl.Trait, profile: Profile, arguments: Argume
     else:
         sampling = replace(once, rollouts=profile.extraction_rollouts)
         vector = pl.extract_persona_vector(model, trait, judge=judges.choosing, sampling=sampling, run=run)
-    # Chosen on every other question, confirmed on the rest: nothing is judged by what it was chosen on.
-    selection = trait.evaluation_questions[0::2]
-    fresh = (*trait.evaluation_questions[1::2], *(one.question for one in judging))[: profile.n_held_out]
+    # Nothing is judged by what it was chosen on. With ten questions alone not even the unsteered text would be surely
+    # coherent, and the rule would leave next to nothing to choose from.
+    selection, fresh = (
+        (*trait.evaluation_questions[half], *(one.question for one in examples))[:most]
+        for half, examples, most in (
+            (slice(0, None, 2), training, profile.n_chosen_on), (slice(1, None, 2), judging, profile.n_held_out)
+        )
+    )  # fmt: skip
     layers = range(0, model.cfg.n_layers, profile.layer_step)
     sampling = replace(once, rollouts=profile.sweep_rollouts)
     sweep = pl.sweep_layers(
@@ -107,7 +114,7 @@ def run(model: HookedModel, trait: pl.Trait, profile: Profile, arguments: Argume
         layers=layers,
         questions=selection,
         judge=judges.choosing,
-        null=RandomNull(profile.n_directions, layers[len(layers) // 2]),
+        null=RandomNull(profile.n_directions, layers[len(layers) // 2], profile.n_null_questions),
         sampling=sampling,
         run=run,
     )
@@ -125,7 +132,7 @@ def run(model: HookedModel, trait: pl.Trait, profile: Profile, arguments: Argume
     bench = Bench(model, trait, judges, training, lengths, once, Stream.CONFIRMATION, run)
     null = NullSize(profile.n_directions, profile.n_null_questions)
     chosen = {f"{source} vector": (vector, setting)}
-    compared = bench.compare(chosen, fresh, selection, null, profile.confirmation_rollouts, profile.n_examples)
+    compared = bench.compare(chosen, fresh, selection[:10], null, profile.confirmation_rollouts, profile.n_examples)
     vector.save(arguments.out / f"vector_{trait.name}.safetensors")
     return LayerSweep(
         config=config,

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from persona_lens.errors import InvalidArgumentError
-from persona_lens.evaluation.conditions import Condition, score_conditions
+from persona_lens.evaluation.conditions import Condition, ConditionScores, score_conditions
 from persona_lens.judges.default import default_judge
 from persona_lens.judges.judgement import Judge
 from persona_lens.models.engine.sampling import Sampling
@@ -47,17 +47,21 @@ class RandomNull:
     Args:
         directions: How many, at least two: what they do differs, so they are units of the null's intervals.
         layers: At which layers; None takes every third of those that are swept.
+        questions: On the first how many of the questions; None takes all.
 
     Raises:
-        InvalidArgumentError: Fewer than two directions.
+        InvalidArgumentError: Fewer than two directions, or no question.
     """
 
     directions: int = 2
     layers: int | Sequence[int] | str | None = None
+    questions: int | None = None
 
     def __post_init__(self) -> None:
         if self.directions < 2:
             raise InvalidArgumentError.of("directions", "be at least 2", self.directions)
+        if self.questions is not None and self.questions < 1:
+            raise InvalidArgumentError.of("questions", "be at least 1, or None for all", self.questions)
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,7 @@ class SweepResult(Record):
         baseline_scores: Scores without steering.
         baseline_coherences: Coherence without steering.
         null_layers: Layers at which random directions of the vector's norm were tried.
-        null_scores: Scores under random directions.
+        null_scores: Scores under random directions, of all questions or of the first few.
         null_coherences: Coherence under random directions.
         n_unscored: Responses without a score.
         provenance: Seed, settings and library versions.
@@ -115,8 +119,8 @@ class SweepResult(Record):
     baseline_scores: Float[Tensor, " question"]
     baseline_coherences: Float[Tensor, " question"]
     null_layers: tuple[int, ...]
-    null_scores: Float[Tensor, "direction null_layer coefficient question"]
-    null_coherences: Float[Tensor, "direction null_layer coefficient question"]
+    null_scores: Float[Tensor, "direction null_layer coefficient asked"]
+    null_coherences: Float[Tensor, "direction null_layer coefficient asked"]
     n_unscored: int
     provenance: dict[str, Any]
 
@@ -268,17 +272,18 @@ def sweep_layers(
     _check_sweep(questions, coefficients)
     judge = judge or default_judge(model, trait, run)
     randoms = sample_random_directions(vector.norms, model.cfg.d_model, null.directions, sampling.seed)
-    conditions = [
-        Condition(),
-        *(shift_at(layer, vector.direction(layer), c) for layer in swept for c in coefficients),
-        *(shift_at(layer, one[layer], c) for one in randoms for layer in nulled for c in coefficients),
-    ]
-    found = score_conditions(model, judge, conditions, questions, sampling=sampling, stream=(Stream.SWEEP,), run=run)
+
+    def score(conditions: Sequence[Condition], asked: Sequence[str]) -> ConditionScores:
+        return score_conditions(model, judge, conditions, asked, sampling=sampling, stream=(Stream.SWEEP,), run=run)
+
+    steered = [shift_at(layer, vector.direction(layer), c) for layer in swept for c in coefficients]
+    found = score([Condition(), *steered], questions)
+    asked = questions[: null.questions]
+    random = score([shift_at(at, one[at], c) for one in randoms for at in nulled for c in coefficients], asked)
     scores, coherences = found.by_question, found.coherence_by_question
     shape = (len(swept), len(coefficients), len(questions))
-    null_shape = (null.directions, len(nulled), len(coefficients), len(questions))
-    end = 1 + shape[0] * shape[1]
-    texts = iter(found.responses[1:end])
+    null_shape = (null.directions, len(nulled), len(coefficients), len(asked))
+    texts = iter(found.responses[1:])
     return SweepResult(
         trait=trait.name,
         model=describe_model(model),
@@ -286,15 +291,15 @@ def sweep_layers(
         layers=swept,
         coefficients=coefficients,
         questions=questions,
-        scores=scores[1:end].reshape(shape),
-        coherences=coherences[1:end].reshape(shape),
+        scores=scores[1:].reshape(shape),
+        coherences=coherences[1:].reshape(shape),
         responses=tuple(tuple(tuple(one for one, *_ in next(texts)) for _ in coefficients) for _ in swept),
         baseline_scores=scores[0],
         baseline_coherences=coherences[0],
         null_layers=nulled,
-        null_scores=scores[end:].reshape(null_shape),
-        null_coherences=coherences[end:].reshape(null_shape),
-        n_unscored=found.n_unscored,
+        null_scores=random.by_question.reshape(null_shape),
+        null_coherences=random.coherence_by_question.reshape(null_shape),
+        n_unscored=found.n_unscored + random.n_unscored,
         provenance={
             "seed": sampling.seed,
             "rollouts": sampling.rollouts,

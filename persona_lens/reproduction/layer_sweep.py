@@ -110,8 +110,8 @@ class LayerSweep(Comparison):
         second = f", second: {self.shorten(self.readers[1])}" if len(self.readers) > 1 else ""
         subtitle = (
             f"on fresh questions: {numbers}; {coherence}<br>{self.model_name}, {self.source} vector; drawn: the "
-            f"{len(self.sweep.questions)} questions that chose, by the first judge: {self.shorten(self.readers[0])}"
-            f"{second}<br>bands and bars: 95 % bootstrap over questions, of random directions over these too"
+            f"{len(self.sweep.questions)} questions that chose, by the first judge; bands and bars: 95 % bootstrap "
+            f"over questions (crosses: directions too)<br>first judge: {self.shorten(self.readers[0])}{second}"
         )
         lay_out(figure, self.say_finding(), subtitle, width=1050, height=900, top=190, bottom=60, legend=-0.1)
         return figure

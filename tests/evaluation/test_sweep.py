@@ -231,3 +231,20 @@ def test_a_steered_model_is_not_swept(tiny_model, vector):
     steer = pl.steering_hooks(vector, layer=1, coefficient=1.0)
     with tiny_model.hooks(fwd_hooks=steer), pytest.raises(HooksPresentError):
         pl.sweep_layers(tiny_model, tiny_trait(), vector, judge=LengthJudge())
+
+
+def test_random_directions_can_be_tried_on_the_first_questions_alone(tiny_model):
+    vector = pl.extract_persona_vector(tiny_model, tiny_trait(), judge="none", sampling=pl.Sampling(4))
+    given = {"layers": (1,), "coefficients": (1.0,), "judge": LengthJudge(), "sampling": pl.Sampling(4)}
+    whole, few = (
+        pl.sweep_layers(tiny_model, tiny_trait(), vector, null=RandomNull(2, questions=n), **given) for n in (None, 1)
+    )
+    assert (whole.null_scores.shape[-1], few.null_scores.shape[-1]) == (4, 1)
+    assert torch.equal(few.null_scores, whole.null_scores[..., :1])
+    assert torch.equal(few.scores, whole.scores)
+
+
+@pytest.mark.parametrize(("given", "name"), [({"directions": 1}, "directions"), ({"questions": 0}, "questions")])
+def test_a_null_of_one_direction_or_no_question_is_refused(given, name):
+    with pytest.raises(InvalidArgumentError, match=name):
+        RandomNull(**given)

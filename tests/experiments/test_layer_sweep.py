@@ -164,7 +164,8 @@ def test_a_trait_with_written_examples_is_read_by_judges_that_were_measured(sett
     assert chosen_by == next(iter(content["scores"]))
     assert "layer" in chosen_by
     trait = content["config"]["trait"]
-    assert content["sweep"]["questions"] == trait["evaluation_questions"][0::2]
+    first = pl.traits.load_written_examples("formality", "training")[0].question
+    assert content["sweep"]["questions"] == [*trait["evaluation_questions"][0::2], first]
     assert not set(content["sweep"]["questions"]) & set(content["responses"]["questions"])
     assert len(content["sweep"]["null_scores"]) == 2
     assert content["system_prompt"]["score"]["estimate"] is not None
