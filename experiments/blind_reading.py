@@ -177,9 +177,8 @@ def write_sheet(arguments: ReadingArguments, trait: str, sheet: dict[str, Text])
     writer.writerows([number, text.trait, text.question, text.response] for number, text in sheet.items())
     write_bytes_atomically(blind_path(arguments, trait, "sheet.csv"), lines.getvalue().encode())
     write_json(blind_path(arguments, trait, "key.json"), {number: text.condition for number, text in sheet.items()})
-    print(
-        f"{arguments.out}/blind/{trait}_sheet.csv: {len(sheet)} texts. Rate them into {trait}_ratings.csv (id,rating)."
-    )
+    path = blind_path(arguments, trait, "sheet.csv")
+    print(f"{path}: {len(sheet)} texts. Rate them into {blind_path(arguments, trait, 'ratings.csv').name} (id,rating).")
 
 
 def read_ratings(arguments: ReadingArguments, trait: str, sheet: dict[str, Text]) -> dict[str, float]:
