@@ -16,7 +16,7 @@ from results.mitigation import Mitigation, mitigation_to_markdown
 from results.monitoring import Monitoring, monitoring_to_markdown
 from results.projection_difference import ProjectionDifference
 from results.steering_away import SteeringAway
-from results.steering_evidence import SHOWPIECE, SteeringEvidence, summarize
+from results.steering_evidence import SteeringEvidence, summarize
 from results.steering_modes import SteeringModes, modes_to_markdown
 
 R = TypeVar("R", bound=Record)
@@ -29,14 +29,15 @@ def render_pages(figures: Path) -> dict[tuple[str, str], str]:
         return [kind.load(path) for path in sorted(figures.glob(f"{stem}.json"))]
 
     evidence = read(SteeringEvidence, "steering_evidence_*")
-    shown = [one for one in evidence if one.trait == SHOWPIECE]
-    reading = read(BlindReading, "blind_reading")
+    away = read(SteeringAway, "steering_away_*")
+    reading, reading_away = (read(BlindReading, stem) for stem in ("blind_reading", "blind_reading_away"))
     parts: dict[tuple[str, str], Callable[[], str]] = {
         ("docs/results/evidence.md", "summary"): lambda: summarize(evidence),
-        ("README.md", "pairs"): lambda: "\n".join(one.pairs_to_markdown() for one in shown),
+        ("README.md", "pairs"): lambda: "\n".join(one.pairs_to_markdown() for one in away),
         ("docs/results/evidence.md", "tables"): lambda: "\n".join(one.to_markdown() for one in evidence),
         ("docs/results/evidence.md", "reading"): lambda: "\n".join(one.to_markdown() for one in reading),
-        ("docs/results/evidence.md", "away"): lambda: _join(read(SteeringAway, "steering_away_*")),
+        ("docs/results/evidence.md", "away"): lambda: _join(away),
+        ("docs/results/evidence.md", "away reading"): lambda: "\n".join(one.to_markdown() for one in reading_away),
         ("docs/results/judges.md", "reading"): lambda: "\n".join(one.correlations_to_markdown() for one in reading),
         ("docs/results/judges.md", "table"): lambda: _join(read(JudgeValidations, "judge_validation")),
         ("docs/results/sweeps.md", "sweeps"): lambda: sweeps_to_markdown(read(LayerSweep, "layer_sweep_*")),

@@ -117,18 +117,16 @@ class SteeringAway(Comparison):
             f"{len(overt)} that invent."
         )
         image = "![Steering away from hallucination](../../figures/steering_away_hallucination.png)"
-        shown = "The questions in which the model, steered away, first says that it does not know, and did not before:"
-        return "\n".join([*lines, "", said, "", shown, "", self.admissions_to_markdown(), "", image])
+        shown = "The five questions, of all, in which the first judge sees the greatest fall:"
+        return "\n".join([*lines, "", said, "", shown, "", self.pairs_to_markdown(), "", image])
 
-    def admissions_to_markdown(self, n: int = 5) -> str:
-        """Write the first questions, in their order, whose unsteered response admits nothing and whose steered does."""
-        plain, steered = (self.responses.conditions.index(one) for one in ("unsteered", AWAY))
-        rows = []
-        for q, question in enumerate(self.responses.questions):
-            texts = [self.responses.responses[at][q][0] for at in (plain, steered)]
-            if [says_that_it_does_not_know(text) for text in texts] == [False, True]:
-                rows.append((question, *texts))
-        return self.write_pairs(rows[:n])
+    def show_pairs(self, condition: str = AWAY, n: int = 5) -> list[tuple[str, str, str]]:
+        """Return the questions, with both responses, in which the first judge sees steering lower the score most."""
+        both = [self.responses.conditions.index(one) for one in ("unsteered", condition)]
+        plain, steered = (self.scores[self.readers[0]][one, :, 0] for one in both)
+        order = (steered - plain).nan_to_num(1e9).argsort(stable=True).tolist()[:n]
+        texts = [self.responses.responses[one] for one in both]
+        return [(self.responses.questions[q], texts[0][q][0], texts[1][q][0]) for q in order]
 
     def plot(self) -> go.Figure:
         """Draw both judges' scores and the count of not knowing, a row a condition."""

@@ -12,9 +12,6 @@ from plotly.subplots import make_subplots
 from persona_lens.plots.style import COLORS, INK, add_intervals, lay_out
 from persona_lens.reproduction.comparison import EQUAL_COHERENCE, OTHER_TRAITS, SHUFFLED_LABELS, Comparison, Setting
 
-SHOWPIECE = "humorous"
-"""Its pairs open the README: a trait whose steering both judges see, and in which a reader sees the difference."""
-
 _AGAINST_UNSTEERED = (
     ("written vector", "unsteered"),
     ("sampled vector", "unsteered"),
