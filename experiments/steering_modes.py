@@ -173,11 +173,14 @@ def find_furthest(rows: Sequence[SteeringSetting], way: Way) -> dict[str, Steeri
             row
             for row in rows
             if (row.method, row.way) == (method, way)
+            and row.chosen_by is not None
             and not row.chosen_by.score.is_missing
             and row.chosen_by.coherence.low >= MIN_COHERENCE
         ]
         best = max if way == "up" else min
-        found[method] = best(kept, key=lambda row: row.chosen_by.score.estimate) if kept else None
+        found[method] = (
+            best(kept, key=lambda row: row.chosen_by.score.estimate if row.chosen_by else 0.0) if kept else None
+        )
     return found
 
 

@@ -20,7 +20,8 @@ from persona_lens.statistics.interval import Interval
 class SteeringSetting(ScoreAndCoherence):
     """One way of steering at one strength, towards the trait (up) or away from it (down).
 
-    Score, coherence and ``second``, the second judge's score, are of other questions than ``chosen_by``.
+    Score, coherence and ``second``, the second judge's score, are of other questions than ``chosen_by``, which is
+    missing where one half of the questions did both.
     """
 
     method: str
@@ -30,7 +31,7 @@ class SteeringSetting(ScoreAndCoherence):
     kl: Interval | None
     accuracy: Interval
     example: str
-    chosen_by: ScoreAndCoherence
+    chosen_by: ScoreAndCoherence | None = None
     second: Interval | None = None
 
 

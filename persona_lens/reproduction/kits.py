@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from persona_lens.judges.judgement import IdentifiedJudge
+from persona_lens.judges.likelihood import LikelihoodJudge
 from persona_lens.models.engine.sampling import Sampling
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.sites import check_layer
@@ -136,6 +137,8 @@ class TraitKit:
     @property
     def judge_note(self) -> JudgeNote:
         """What scores rest on."""
+        if isinstance(self.judge, LikelihoodJudge):
+            return JudgeNote(self.judge.name, self.judge.n_pairs, self.judge.calibration)
         return JudgeNote(self.judge.name)
 
     @property

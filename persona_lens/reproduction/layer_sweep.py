@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from persona_lens.evaluation.sweep import LayerChoice, SweepResult
+from persona_lens.judges.likelihood import LikelihoodCalibration
 from persona_lens.plots.style import COLORS, INK, add_intervals, lay_out
 from persona_lens.plots.sweep import plot_sweep
 from persona_lens.records import Record
@@ -20,9 +21,11 @@ from persona_lens.vectors.persona_vector import ExtractionCounts
 
 @dataclass(frozen=True)
 class JudgeNote(Record):
-    """The judge that scores rest on."""
+    """The judge that scores rest on; instruction pairs and calibration of a likelihood judge."""
 
     name: str
+    n_pairs: int | None = None
+    calibration: LikelihoodCalibration | None = None
 
 
 @dataclass(frozen=True)

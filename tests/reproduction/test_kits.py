@@ -95,6 +95,7 @@ def test_a_kit_has_the_vector_that_was_found_and_a_judge_of_the_profiles_samplin
     )
     assert kit.judge.calibration == expected.calibration
     assert (kit.judge_note.name, kit.second) == (expected.name, None)
+    assert (kit.judge_note.n_pairs, kit.judge_note.calibration) == (1, expected.calibration)
     assert kit.vector_note.provenance == vector.provenance
 
 
