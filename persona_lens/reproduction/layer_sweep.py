@@ -87,9 +87,15 @@ class LayerSweep(Comparison):
         both = "both judges" if len(judges) > 1 else "its one judge"
         if not all(self.rise(one, self.steered).low > 0 for one in judges):
             return f"{self.trait}: {where} does not surely raise the score of {both}"
-        nulls = [null for null in self.nulls if all(self.above(one, self.steered, null).low > 0 for one in judges)]
-        above = " and ".join(nulls) or "no kind of random direction"
-        return f"{self.trait}: {where} raises the score of {both},<br>surely above {above}"
+        seen = {null: [self.above(one, self.steered, null).low > 0 for one in judges] for null in self.nulls}
+        sure = [null for null, by_judge in seen.items() if all(by_judge)]
+        if sure:
+            above = f"surely above {' and '.join(sure)}"
+        elif any(map(any, seen.values())):
+            above = "surely above random directions for one of them alone"
+        else:
+            above = "not surely above random directions"
+        return f"{self.trait}: {where} raises the score of {both},<br>{above}"
 
     def plot(self) -> go.Figure:
         """Draw the sweep, with what the choice does to fresh questions in its title."""
@@ -113,10 +119,11 @@ class LayerSweep(Comparison):
         second = f", second: {self.shorten(self.readers[1])}" if len(self.readers) > 1 else ""
         subtitle = (
             f"on fresh questions: {numbers}; {coherence}<br>{self.model_name}, {self.source} vector; drawn: the "
-            f"{len(self.sweep.questions)} questions that chose, by the first judge; bands and bars: 95 % bootstrap "
-            f"over questions (crosses: directions too)<br>first judge: {self.shorten(self.readers[0])}{second}"
+            f"{len(self.sweep.questions)} questions that chose, by the first judge<br>first judge: "
+            f"{self.shorten(self.readers[0])}{second}<br>bands and bars: 95 % bootstrap over questions (crosses: over "
+            "directions too)"
         )
-        lay_out(figure, self.say_finding(), subtitle, width=1050, height=900, top=190, bottom=60, legend=-0.1)
+        lay_out(figure, self.say_finding(), subtitle, width=1050, height=920, top=210, bottom=60, legend=-0.1)
         return figure
 
     def plot_comparison(self) -> go.Figure:
