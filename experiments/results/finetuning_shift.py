@@ -15,7 +15,15 @@ from plotly.subplots import make_subplots
 from persona_lens.plots.style import COLORS, INK, LEVEL_COLORS, SYMBOLS, error_bars, lay_out, say
 from persona_lens.records import Record
 from persona_lens.reproduction.figures import Result
-from persona_lens.reproduction.trained_models import BaseModel, Correlation, Kit, ScoredModel, TrainedModel, is_coherent
+from persona_lens.reproduction.trained_models import (
+    BaseModel,
+    Correlation,
+    Kit,
+    ScoredModel,
+    TrainedModel,
+    find_coherence,
+    is_coherent,
+)
 from persona_lens.statistics import Interval
 from persona_lens.statistics.missing import difference_interval
 
@@ -208,7 +216,7 @@ class FinetuningShift(Result):
             ]
             zero = normal.shifts[trait].at_layer.estimate
             shifts = [f"{own[level].shifts[trait].at_layer.estimate - zero:.1f}" for level in ("I", "II")]
-            least = min(scored.coherence.estimate for row in own.values() for scored in row.scores.values())
+            least = min(find_coherence(row.scores) for row in own.values())
             lines.append(f"| {trait} | {' | '.join([*rises, *shifts])} | {least:.0f} |")
         lines += [
             "",

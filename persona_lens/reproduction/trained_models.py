@@ -11,6 +11,7 @@ from torch import Tensor
 
 from persona_lens.evaluation.conditions import Condition, rescore, score_conditions
 from persona_lens.finetuning.shift import measure_shift
+from persona_lens.judges.coherent import CoherentJudge
 from persona_lens.models.engine.sampling import Sampling
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.intervention import NOTHING, Intervention
@@ -98,8 +99,14 @@ class Correlation(Interval):
 
 
 def is_coherent(measured: Mapping[str, ScoreAndCoherence], min_coherence: float) -> bool:
-    """Whether a model's text is coherent enough under every trait for its scores to mean something."""
-    return all(one.coherence.estimate >= min_coherence for one in measured.values())
+    """Whether a model's text is coherent enough for its scores to mean something, wherever that was measured."""
+    return find_coherence(measured) >= min_coherence
+
+
+def find_coherence(measured: Mapping[str, ScoreAndCoherence]) -> float:
+    """Return a model's least coherence on any trait's questions where it was measured; NaN where it was nowhere."""
+    found = [one.coherence.estimate for one in measured.values() if not one.coherence.is_missing]
+    return min(found, default=float("nan"))
 
 
 def describe_kit(kit: TraitKit) -> Kit:
@@ -124,6 +131,9 @@ def measure_model(
 ) -> MeasuredModel:
     """Score a model on every trait's evaluation questions and measure its shift along every vector.
 
+    Coherence is the model's and no trait's, and takes three readings of each response: it is measured on the first
+    trait's questions alone.
+
     Args:
         base: The model before training.
         tuned: The model.
@@ -137,8 +147,9 @@ def measure_model(
     shifts: dict[str, Shift] = {}
     for index, kit in enumerate(kits):
         questions = kit.trait.evaluation_questions
+        judge = kit.judge.judge if index > 0 and isinstance(kit.judge, CoherentJudge) else kit.judge
         found = score_conditions(
-            tuned, kit.judge, [Condition(done, name=name) for name, done in ways.items()], questions,
+            tuned, judge, [Condition(done, name=name) for name, done in ways.items()], questions,
             sampling=sampling, stream=(Stream.FINETUNED_SCORES + index,), run=run,
         )  # fmt: skip
         again = None if kit.second is None else rescore(found, kit.second)

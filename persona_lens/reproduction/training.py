@@ -39,7 +39,7 @@ class TrainingProfile(Profile):
 
 
 _QUICK = FinetuneSettings(
-    rank=32, alpha=64, learning_rate=5e-4, epochs=4, batch_size=8, accumulation=1, warmup_steps=2, max_tokens=160
+    rank=32, alpha=64, learning_rate=5e-4, epochs=3, batch_size=8, accumulation=1, warmup_steps=2, max_tokens=160
 )
 _TINY = FinetuneSettings(
     rank=2, alpha=4, learning_rate=1e-3, batch_size=4, accumulation=1, warmup_steps=0, max_tokens=800
