@@ -26,7 +26,7 @@ def test_the_numbers_are_those_that_the_published_figures_rest_on():
         "CONDITIONS": 107,
         "TOKEN_POSITIONS": 120, "STEERING_MODES": 121, "MONITORING": 130, "MONITORING_EXAMPLES": 131,
         "TRAIT_DATA": 140, "FINETUNED_SCORES": 150, "ORDINARY_ROWS": 170, "SAMPLE_SEPARATION": 190,
-        "EVIDENCE": 240,
+        "EVIDENCE": 240, "STEERING_AWAY": 245,
         "BLIND_READING": 250,
         "TEMPERATURES": 260,
         "SHUFFLED_WORDS": 200,
