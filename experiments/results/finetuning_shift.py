@@ -182,19 +182,17 @@ class FinetuningShift(Result):
         figure.update_xaxes(title_text="trained on", row=len(traits))
         risen = [trait for trait in traits if self.is_raised(trait)]
         finding = (
-            "overt data surely raises its own trait above the same questions' ordinary answers, for every judge: "
+            "overt data surely raises its own trait above the same questions' ordinary answers, for every judge:<br>"
             f"{html.escape(', '.join(risen) or 'none')}, of {len(traits)}"
         )
-        incoherent = [
-            f"{row.dataset} {row.level}" for row in self.models if not is_coherent(row.scores, self.min_coherence)
-        ]
+        incoherent = sum(not is_coherent(row.scores, self.min_coherence) for row in self.models)
         subtitle = (
             f"{self.model_name}, {self.models[0].n_rows} rows a dataset, {self.n_questions} evaluation questions; "
             f"bars: 95 % bootstrap over questions; first judge: {_name_judge(self.kits, 'judge')}; second: "
-            f"{_name_judge(self.kits, 'second')}<br>coherence under {self.min_coherence:g}: "
-            f"{html.escape(', '.join(incoherent) or 'none')}"
+            f"{_name_judge(self.kits, 'second')}<br>coherence (how likely the base model finds a text) under "
+            f"{self.min_coherence:g}: {incoherent} of {len(self.models)} models"
         )
-        lay_out(figure, finding, subtitle, width=1350, height=260 + 210 * len(traits), top=150, legend=-0.04)
+        lay_out(figure, finding, subtitle, width=1350, height=290 + 210 * len(traits), top=180, legend=-0.04)
         figure.update_layout(title={"font": {"size": 15}})
         return figure
 
