@@ -4,7 +4,7 @@ import torch
 
 import persona_lens as pl
 from persona_lens.plots import plot_agreement, plot_sweep, plot_vector
-from persona_lens.statistics import Interval
+from persona_lens.statistics import Interval, mean_over_directions_interval
 from tests.small_trait import LengthJudge, tiny_trait
 
 
@@ -92,7 +92,9 @@ def test_the_null_baseline_and_choices_are_drawn_at_their_own_numbers(made):
     for trace, values in zip(null, (made.null_scores, made.null_coherences), strict=True):
         assert tuple(trace.x) == (0, 2)
         assert tuple(trace.y) == pytest.approx(values[:, :, 1].mean(dim=(0, 2)).tolist())
-        assert all(0 < size < 5 for size in (*trace.error_y.array, *trace.error_y.arrayminus))
+        found = [mean_over_directions_interval(values[:, at, 1]) for at in range(2)]  # directions are units too
+        assert tuple(trace.error_y.array) == pytest.approx([one.high - one.estimate for one in found])
+        assert tuple(trace.error_y.arrayminus) == pytest.approx([one.estimate - one.low for one in found])
     for trace, expected in zip(on_panels(figure, "unsteered"), (12.0, 82.0), strict=True):
         assert tuple(trace.y) == pytest.approx((expected, expected))
     for name in ("choice by score", "choice with coherence surely"):

@@ -82,7 +82,7 @@ def test_no_conversation_is_written_into_the_results_but_the_report_shows_them(s
     assert "Number" in report.read_text()
     assert {"loud", "soft"} <= real["dataset_delta"].keys()
     # A run is told apart by the vectors and layers that it took from outside.
-    assert [one["vector"] for one in real["config"]["sources"]] == ["extracted by this run"] * 2
+    assert [one["vector"] for one in real["config"]["sources"]] == ["made by this run"] * 2
 
 
 def test_highest_lowest_and_random_rows_are_chosen(monkeypatch):

@@ -132,11 +132,15 @@ def test_every_mode_is_scored_and_costs_are_measured_against_the_unsteered_model
     for way, sign in (("up", 1), ("down", -1)):
         for method, furthest in content["furthest"][way].items():
             scores = [
-                sign * row["score"]["estimate"]
+                sign * row["chosen_by"]["score"]["estimate"]
                 for row in content["settings"]
-                if (row["way"], row["method"]) == (way, method) and row["coherence"]["low"] >= 50
+                if (row["way"], row["method"]) == (way, method) and row["chosen_by"]["coherence"]["low"] >= 50
             ]
-            assert (sign * furthest["score"]["estimate"] if furthest else None) == max(scores, default=None)
+            chosen = sign * furthest["chosen_by"]["score"]["estimate"] if furthest else None
+            assert chosen == max(scores, default=None)
+    # What is reported was measured on the questions that did not choose.
+    assert content["n_questions"] == len(content["config"]["trait"]["evaluation_questions"]) // 2
+    assert any(row["score"] != row["chosen_by"]["score"] for row in content["settings"])
 
 
 def test_a_mode_acts_on_rollouts_as_its_hooks_act_on_a_forward_pass(tiny_model, monkeypatch):
