@@ -261,7 +261,8 @@ def trained(rng: Generator, n: int, each: int, share: float) -> Arrays:
     """
 
     def draw() -> ndarray:
-        return np.sqrt(share) * rng.normal(size=(n, 1)) + np.sqrt(1 - share) * rng.normal(size=(n, each))
+        drawn: ndarray = np.sqrt(share) * rng.normal(size=(n, 1)) + np.sqrt(1 - share) * rng.normal(size=(n, each))
+        return drawn
 
     score = draw()
     shift, other = (r * score + np.sqrt(1 - r**2) * draw() for r in (0.7, 0.4))
