@@ -86,11 +86,6 @@ class SteeringAway(Comparison):
         see = "see" if len(lower) > 1 else "sees"
         return f"steered away from {self.trait}, {seen} surely {see} less of it;<br>the model {says}"
 
-    @property
-    def readers(self) -> tuple[str, ...]:
-        """The judge that chose and the one that confirms."""
-        return next(iter(self.scores)), self.confirming
-
     def to_markdown(self) -> str:
         """Write what each condition does to both judges' scores and to how often the model says it does not know."""
         overt, opposite = (

@@ -89,6 +89,11 @@ class Comparison(Result, ABC):
         first, *others = self.scores
         return next((one for one in others if self.verdicts[one] == "valid"), (others or [first])[0])
 
+    @property
+    def readers(self) -> tuple[str, ...]:
+        """The judge that chose and the one that confirms; one where the trait has no other."""
+        return tuple(dict.fromkeys((next(iter(self.scores)), self.confirming)))
+
     def shorten(self, judge: str) -> str:
         """Return a judge's name without its verdict, escaped."""
         return html.escape(judge.removesuffix(f", {self.verdicts[judge]} for {self.trait}"))

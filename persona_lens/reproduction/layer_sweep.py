@@ -76,11 +76,6 @@ class LayerSweep(Comparison):
         """The name of the condition that is the choice."""
         return f"{self.source} vector"
 
-    @property
-    def readers(self) -> tuple[str, ...]:
-        """The judge that chose and the one that confirms; one where the trait has no other."""
-        return tuple(dict.fromkeys((next(iter(self.scores)), self.confirming)))
-
     def say_finding(self) -> str:
         """Say what every reader sees of the choice on fresh questions, plainly where it is little."""
         where, judges = f"layer {self.choice.layer} × {self.choice.coefficient:g}", self.readers

@@ -52,6 +52,12 @@ def found():
 def test_the_judge_that_confirms_is_the_first_valid_one_that_did_not_choose(found):
     assert found.verdicts == {"a, partly valid for evil": "partly valid", "b, valid for evil": "valid"}
     assert found.confirming == "b, valid for evil"
+    assert found.readers == ("a, partly valid for evil", "b, valid for evil")
+    first, second = found.scores.values()
+    between = {"a, partly valid for evil": first, "c, not valid for evil": first, "b, valid for evil": second}
+    assert replace(found, scores=between).confirming == "b, valid for evil"
+    alone = replace(found, scores={"a, partly valid for evil": first})
+    assert alone.readers == ("a, partly valid for evil",)
     assert found.shorten(found.confirming) == "b"
 
 
