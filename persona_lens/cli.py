@@ -19,7 +19,6 @@ from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.sites import check_layer
 from persona_lens.models.loading import EMBEDDED_MODEL, describe_model, load_model
 from persona_lens.plots.screening import report_screening
-from persona_lens.progress import show_progress
 from persona_lens.run import Run
 from persona_lens.screening.scores import ScreenSettings
 from persona_lens.screening.screen import screen
@@ -136,7 +135,6 @@ def run(arguments: Screen) -> int:
     def screen_into(data: Any, name: str) -> Any:
         return screen(
             model, data, vectors, arguments.out / name, layers=layers, settings=settings, max_rows=arguments.max_rows,
-            run=Run(progress=show_progress),
         )  # fmt: skip
 
     thresholds: dict[str, float] = {}
@@ -194,7 +192,7 @@ def find_vector(model: HookedModel, trait: Trait, folder: Path) -> PersonaVector
     print(f"extracting the vector of {trait.name}; {path} will keep it")
     config = {"trait": trait.fingerprint, "model": asdict(describe_model(model)), "versions": collect_versions()}
     store = ShardStore(folder / "unfinished", config)
-    vector = extract_persona_vector(model, trait, sampling=choose_sampling(model), run=Run(store, show_progress))
+    vector = extract_persona_vector(model, trait, sampling=choose_sampling(model), run=Run(store))
     vector.save(path)
     shutil.rmtree(store.folder)
     with suppress(OSError):  # not empty: another command is at work on another trait

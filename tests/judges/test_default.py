@@ -70,7 +70,7 @@ def test_its_progress_is_shown(model, calibrated):
 
     def bar(label, total):
         labels.append(label)
-        return pl.progress.no_progress(label, total)
+        return pl.progress_bars.no_progress(label, total)
 
     default.default_judge(model, tiny_trait(), pl.Run(progress=bar))
     assert labels == ["calibrating the judge (responses)"]
