@@ -48,7 +48,7 @@ ROOMS = {
     "finetuning": ("training with vectors, its data and its shift", MODELS | {"interventions", "conversations"}),
     "screening": ("training data screened", MODELS | {"conversations"}),
     "reproduction": ("what the scripts in experiments/ share", MODELS | {"interventions", "evaluation", "finetuning"}),
-    "cli": ("the command", MODELS | {"conversations", "screening"}),
+    "cli": ("the command", MODELS | {"conversations", "evaluation", "interventions", "screening"}),
 }
 PICKLERS = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}
 
