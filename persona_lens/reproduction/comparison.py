@@ -165,4 +165,4 @@ class Comparison(Result, ABC):
 
 def _in_cell(text: str) -> str:
     """Return a text as one cell of a Markdown table, in which nothing of it is markup."""
-    return html.escape(" ".join(text.split())).replace("|", "\\|").replace("`", "\\`").replace("*", "\\*")
+    return html.escape(" ".join(text.split()), quote=False).replace("|", "\\|").replace("`", "\\`").replace("*", "\\*")
