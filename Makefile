@@ -5,6 +5,7 @@
 #   make docs      the numbers of README and docs, from the results in figures/
 #   make test-tl4  the model-facing tests on TransformerLens 4
 #   make setup     the set-up alone        make clean     remove the environment and the tools' caches
+#   make release-check   the packages built, and the wheel tried in an empty environment
 #
 # PYTHON=python3.12 make setup  chooses the Python (3.11 or later).
 
@@ -18,10 +19,10 @@ PIP_INSTALL := $(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check
 PACKAGES := $(VENV)/.stamp-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 MODEL := $(VENV)/.stamp-model
 TL4 := $(VENV)/tl4-4.3.0
-SCRIPTS := $(wildcard experiments/*.py experiments/results/*.py benchmarks/*.py)
+SCRIPTS := $(wildcard experiments/*.py experiments/results/*.py benchmarks/*.py .ci/*.py)
 
 .DELETE_ON_ERROR:
-.PHONY: setup test test-tl4 check figures docs bench browser clean
+.PHONY: setup test test-tl4 check figures docs bench browser release-check clean
 
 setup: $(MODEL)
 
@@ -72,6 +73,9 @@ browser: $(PACKAGES)
 	@$(VENV_PYTHON) -c "import sys; from choreographer.browsers.chromium import Chromium; \
 	sys.exit(not Chromium.find_browser(skip_local=False))" \
 	  || echo "No Chrome or Chromium found: figures are written as HTML only, without PNG"
+
+release-check:
+	@$(PYTHON) .ci/release_check.py
 
 clean:
 	rm -rf $(VENV) .hypothesis .mypy_cache .pytest_cache .ruff_cache
