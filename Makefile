@@ -3,6 +3,7 @@
 #   make test      the tests               make figures   the figures, into figures/
 #   make check     style and types         make bench     the benchmarks
 #   make docs      the numbers of README and docs, from the results in figures/
+#   make html      the figures as pages, from the results in figures/
 #   make test-tl4  the model-facing tests on TransformerLens 4
 #   make setup     the set-up alone        make clean     remove the environment and the tools' caches
 #   make release-check   the packages built, and the wheel tried in an empty environment
@@ -22,7 +23,7 @@ TL4 := $(VENV)/tl4-4.3.0
 SCRIPTS := $(wildcard experiments/*.py experiments/results/*.py benchmarks/*.py .ci/*.py)
 
 .DELETE_ON_ERROR:
-.PHONY: setup test test-tl4 check figures docs bench browser release-check clean
+.PHONY: setup test test-tl4 check figures docs html bench browser release-check clean
 
 setup: $(MODEL)
 
@@ -64,6 +65,9 @@ figures: setup browser
 
 docs: $(PACKAGES)
 	@$(VENV_PYTHON) experiments/write_pages.py
+
+html: $(PACKAGES)
+	@$(VENV_PYTHON) experiments/write_html.py
 
 bench: setup
 	@set -e; for script in $(filter-out benchmarks/_%, $(wildcard benchmarks/*.py)); do \
