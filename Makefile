@@ -3,8 +3,10 @@
 #   make test      the tests               make figures   the figures, into figures/
 #   make check     style and types         make bench     the benchmarks
 #   make docs      the numbers of README and docs, from the results in figures/
+#   make html      the figures as pages, from the results in figures/
 #   make test-tl4  the model-facing tests on TransformerLens 4
 #   make setup     the set-up alone        make clean     remove the environment and the tools' caches
+#   make release-check   the packages built, and the wheel tried in an empty environment
 #
 # PYTHON=python3.12 make setup  chooses the Python (3.11 or later).
 
@@ -18,10 +20,10 @@ PIP_INSTALL := $(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check
 PACKAGES := $(VENV)/.stamp-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 MODEL := $(VENV)/.stamp-model
 TL4 := $(VENV)/tl4-4.3.0
-SCRIPTS := $(wildcard experiments/*.py experiments/results/*.py benchmarks/*.py)
+SCRIPTS := $(wildcard experiments/*.py experiments/results/*.py benchmarks/*.py .ci/*.py)
 
 .DELETE_ON_ERROR:
-.PHONY: setup test test-tl4 check figures docs bench browser clean
+.PHONY: setup test test-tl4 check figures docs html bench browser release-check clean
 
 setup: $(MODEL)
 
@@ -64,6 +66,9 @@ figures: setup browser
 docs: $(PACKAGES)
 	@$(VENV_PYTHON) experiments/write_pages.py
 
+html: $(PACKAGES)
+	@$(VENV_PYTHON) experiments/write_html.py
+
 bench: setup
 	@set -e; for script in $(filter-out benchmarks/_%, $(wildcard benchmarks/*.py)); do \
 	  echo "$$script"; $(VENV_PYTHON) $$script; done
@@ -72,6 +77,9 @@ browser: $(PACKAGES)
 	@$(VENV_PYTHON) -c "import sys; from choreographer.browsers.chromium import Chromium; \
 	sys.exit(not Chromium.find_browser(skip_local=False))" \
 	  || echo "No Chrome or Chromium found: figures are written as HTML only, without PNG"
+
+release-check:
+	@$(PYTHON) .ci/release_check.py
 
 clean:
 	rm -rf $(VENV) .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -30,7 +30,6 @@ def main(arguments: ShiftArguments) -> None:
     """Run or redraw."""
     result = arguments.read(FinetuningShift, NAME) if arguments.replot else run(prepare(arguments), arguments)
     result.write(arguments.out, NAME)
-    result.draw(result.plot_scores(), arguments.out, f"{NAME}_scores")
     print(arguments.out / f"{NAME}.html", arguments.out / f"{NAME}_scores.html", sep="\n")
 
 

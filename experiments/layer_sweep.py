@@ -75,9 +75,7 @@ def main(arguments: Arguments) -> None:
     profile = arguments.pick(PROFILES)
     traits = read_traits(arguments.trait, profile.max_pairs, profile.max_questions)  # before any model runs
     for result in run_each_trait(LayerSweep, "layer_sweep", traits, profile, arguments, run):
-        name = f"layer_sweep_{result.trait}"
-        result.draw(result.plot_comparison(), arguments.out, f"{name}_fresh")
-        write_responses(result, arguments.out / f"{name}_responses.txt")
+        write_responses(result, arguments.out / f"layer_sweep_{result.trait}_responses.txt")
 
 
 def run(model: HookedModel, trait: pl.Trait, profile: Profile, arguments: Arguments) -> LayerSweep:

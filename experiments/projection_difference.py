@@ -36,7 +36,6 @@ def main(arguments: ShiftArguments) -> None:
     """Run or redraw."""
     result = arguments.read(ProjectionDifference, NAME) if arguments.replot else run(arguments)
     result.write(arguments.out, NAME)
-    result.draw(result.plot_predictors(), arguments.out, f"{NAME}_approximations")
     print(arguments.out / f"{NAME}.html", arguments.out / f"{NAME}_approximations.html", sep="\n")
 
 

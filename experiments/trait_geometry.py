@@ -23,7 +23,6 @@ from persona_lens.judges import calibrate_likelihood_judge
 from persona_lens.models import HookedModel
 from persona_lens.reproduction.arguments import LayerArguments, read_traits
 from persona_lens.run import Run
-from persona_lens.storage import write_bytes_atomically
 from persona_lens.tensors import normalize
 
 NAME = "trait_geometry"
@@ -47,7 +46,6 @@ def main(arguments: LayerArguments) -> None:
     """Run or redraw the comparison."""
     result = arguments.read(TraitGeometry, NAME) if arguments.replot else run(arguments)
     result.write(arguments.out, NAME)
-    write_bytes_atomically(arguments.out / f"{NAME}_tokens.html", result.list_written_tokens().encode())
     print(f"{arguments.out / NAME}.html: {len(result.traits)} traits")
 
 

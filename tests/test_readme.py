@@ -200,8 +200,7 @@ def test_there_is_something_to_show():
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "figures").glob("*.json")), ids=lambda path: path.stem)
-def test_every_figure_has_its_page_and_its_picture(path):
-    assert path.with_suffix(".html").stat().st_size > 5_000
+def test_every_result_has_its_picture(path):
     assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -144,6 +144,10 @@ class FinetuningShift(Result):
                 lines.append(f"<sup>less r along {html.escape(name)}'s, the nearest: {rivals[name]}</sup>")
         return "<br>".join(lines)
 
+    def list_figures(self) -> dict[str, go.Figure]:
+        """Draw shift against score, and the scores."""
+        return {"": self.plot(), "_scores": self.plot_scores()}
+
     def plot_scores(self) -> go.Figure:
         """Draw each trait's score after training on each dataset at each level, a row a trait, a column a judge.
 

@@ -121,6 +121,10 @@ class ProjectionDifference(Result):
         figure.update_annotations(font_size=13)
         return figure
 
+    def list_figures(self) -> dict[str, go.Figure]:
+        """Draw projection difference against shift, and its approximations."""
+        return {"": self.plot(), "_approximations": self.plot_predictors()}
+
     def plot_predictors(self) -> go.Figure:
         """Draw how well each way of measuring the data goes with score and shift, one panel a trait.
 

@@ -6,6 +6,7 @@ import html
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
@@ -15,6 +16,7 @@ from plotly.subplots import make_subplots
 
 from persona_lens.plots.style import INK, lay_out
 from persona_lens.reproduction.figures import Result
+from persona_lens.storage import write_bytes_atomically
 from persona_lens.vectors.persona_vector import ExtractionCounts
 
 
@@ -120,6 +122,11 @@ class TraitGeometry(Result):
         )
         lay_out(figure, finding, subtitle, width=max(900, 300 + 80 * n), height=520 + 56 * n)
         return figure
+
+    def write_pages(self, folder: Path, name: str) -> dict[str, go.Figure]:
+        """Write the figure's page, and the tokens that each direction writes as NAME_tokens.html."""
+        write_bytes_atomically(folder / f"{name}_tokens.html", self.list_written_tokens().encode())
+        return super().write_pages(folder, name)
 
     def list_written_tokens(self) -> str:
         """Write the tokens that each trait's direction promotes and suppresses as an HTML page, quoted and escaped."""

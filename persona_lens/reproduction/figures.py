@@ -1,8 +1,9 @@
-"""Results as files: NAME.json, NAME.html and NAME.png."""
+"""Results as files: NAME.json, and each figure as NAME.html and NAME.png. Git holds JSON and PNG."""
 
 from __future__ import annotations
 
 import html
+import io
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,31 +40,54 @@ class Result(Record, ABC):
     def plot(self) -> go.Figure:
         """Draw it."""
 
+    def list_figures(self) -> dict[str, go.Figure]:
+        """Draw all there is to see, by what follows the result's name in the file's."""
+        return {"": self.plot()}
+
     def write(self, folder: Path, name: str) -> None:
-        """Write it as NAME.json, and its figure as :meth:`draw` does."""
+        """Write it as NAME.json, and each figure as a page and, where there is a browser, as a PNG."""
         self.save(folder / f"{name}.json")
-        self.draw(self.plot(), folder, name)
+        for ending, figure in self.write_pages(folder, name).items():
+            write_picture(figure, folder, f"{name}{ending}")
 
-    def draw(self, figure: go.Figure, folder: Path, name: str) -> None:
-        """Write a figure of it as :func:`write_figure` does; its title says which judges are not valid."""
-        say_verdicts(figure, self.judges, find_verdicts(folder, self.config["model"]))
-        write_figure(figure, folder, name)
+    def write_pages(self, folder: Path, name: str) -> dict[str, go.Figure]:
+        """Write each figure as a page; return them. Their titles say which judges are not valid."""
+        figures = self.list_figures()
+        verdicts = find_verdicts(folder, self.config["model"])
+        for ending, figure in figures.items():
+            say_verdicts(figure, self.judges, verdicts)
+            # A fixed id and plotly.js from its CDN: the page is small, and the same data gives the same file.
+            page = figure.to_html(include_plotlyjs="cdn", div_id=f"{name}{ending}", full_html=True)
+            write_bytes_atomically(folder / f"{name}{ending}.html", page.encode())
+        return figures
 
 
-def write_figure(figure: go.Figure, folder: Path, name: str) -> None:
-    """Write NAME.html and NAME.png.
-
-    Without a Chrome or Chromium the PNG is left out and a line says so.
-    """
+def write_picture(figure: go.Figure, folder: Path, name: str) -> None:
+    """Write NAME.png. Without a Chrome or Chromium it is left out and a line says so."""
     from kaleido.errors import ChromeNotFoundError  # only a script that writes figures needs it
 
-    # A fixed id and plotly.js from its CDN: the page is small, and the same data gives the same file.
-    page = figure.to_html(include_plotlyjs="cdn", div_id=name, full_html=True)
-    write_bytes_atomically(folder / f"{name}.html", page.encode())
     try:
-        write_bytes_atomically(folder / f"{name}.png", figure.to_image("png", scale=1.5))
+        picture = figure.to_image("png", scale=1.5)
     except RuntimeError as error:
         # Plotly raises its own RuntimeError while it handles Kaleido's ChromeNotFoundError.
         if not isinstance(error.__context__, ChromeNotFoundError):
             raise
         print(f"{name}.png was not written: no Chrome or Chromium found (set BROWSER_PATH). {name}.html is there.")
+    else:
+        write_bytes_atomically(folder / f"{name}.png", shrink_picture(picture))
+
+
+def shrink_picture(png: bytes) -> bytes:
+    """Give a PNG a palette of 256 colours: a figure's file is a quarter as large and looks the same.
+
+    Pillow's way of covering all colours keeps rare ones, such as those of thin lines; k-means then brings those of
+    large areas back to where they were. Transparency goes.
+    """
+    from PIL import Image  # as kaleido
+
+    shrunk = io.BytesIO()
+    with Image.open(io.BytesIO(png)) as picture:
+        plain = picture.convert("RGB")
+    colours = plain.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=2)
+    colours.save(shrunk, "PNG", optimize=True)
+    return shrunk.getvalue()

@@ -121,6 +121,10 @@ class LayerSweep(Comparison):
         lay_out(figure, self.say_finding(), subtitle, width=1050, height=920, top=210, bottom=60, legend=-0.1)
         return figure
 
+    def list_figures(self) -> dict[str, go.Figure]:
+        """Draw the sweep, and what its choice does to fresh questions."""
+        return {"": self.plot(), "_fresh": self.plot_comparison()}
+
     def plot_comparison(self) -> go.Figure:
         """Draw each reader's mean score of the choice and of everything simpler, on fresh questions."""
         others = [name for name in self.responses.conditions if name.startswith("vector of ")]

@@ -1,0 +1,123 @@
+"""The house in order: versions agree, git can carry the figures, a release check sees what is missing."""
+
+import importlib.util
+import re
+import subprocess
+import tomllib
+import zlib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from persona_lens.errors import ModelNotFoundError
+from persona_lens.models.loading import embedded
+
+ROOT = Path(__file__).resolve().parents[1]
+FIGURES = ROOT / "figures"
+FORMS = [path for path in sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml")) if path.stem != "config"]
+VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+
+
+@pytest.fixture(scope="module")
+def release_check():
+    spec = importlib.util.spec_from_file_location("release_check", ROOT / ".ci" / "release_check.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def list_tracked(*patterns):
+    done = subprocess.run(["git", "ls-files", *patterns], cwd=ROOT, capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()
+
+
+def test_the_citation_is_of_this_version_and_names_the_paper():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["cff-version"] == "1.2.0"
+    assert citation["version"] == VERSION
+    assert {"message", "title", "authors"} <= set(citation)
+    (paper,) = citation["references"]
+    assert paper["identifiers"][0]["value"] == "arXiv:2507.21509"
+    assert [author["family-names"] for author in paper["authors"]] == ["Chen", "Arditi", "Sleight", "Evans", "Lindsey"]
+
+
+def test_the_changelog_begins_with_this_version():
+    assert re.findall(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[0] == VERSION
+
+
+@pytest.mark.parametrize("path", FORMS, ids=lambda path: path.stem)
+def test_each_form_for_issues_can_be_read_and_asks_for_something(path):
+    form = yaml.safe_load(path.read_text())
+    assert {"name", "description", "body"} <= set(form)
+    assert any(field.get("validations", {}).get("required") for field in form["body"])
+    ids = [field["id"] for field in form["body"]]
+    assert len(ids) == len(set(ids))
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a clone")
+def test_git_holds_no_page_of_a_figure():
+    assert list_tracked("figures/*.json")
+    assert list_tracked("figures/*.html") == []
+
+
+def test_figures_are_small_enough_for_git():
+    """Git stores files compressed: a result's texts take a third of their length, a PNG its own."""
+    sizes = [
+        len(zlib.compress(path.read_bytes()))
+        for path in FIGURES.rglob("*")
+        if path.suffix != ".html" and path.is_file()
+    ]
+    assert 1e6 < sum(sizes) < 5e6
+    assert max(sizes) < 4e5
+
+
+def test_every_picture_has_a_palette():
+    pictures = sorted(FIGURES.glob("*.png"))
+    assert pictures
+    palette = 3  # the colour type in a PNG's header
+    assert [path.name for path in pictures if path.read_bytes()[25] != palette] == []
+
+
+def test_a_release_holds_nothing_that_git_does_not(release_check):
+    tracked = ["persona_lens/cli.py", "README.md", "LICENSE"]
+    names = ["persona_lens/cli.py", "README.md", "PKG-INFO", "persona_lens-0.1.0.dist-info/licenses/LICENSE"]
+    assert release_check.list_foreign(names, tracked) == []
+    assert release_check.list_foreign([*names, ".env", "tests/notes.txt"], tracked) == [".env", "tests/notes.txt"]
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a clone")
+@pytest.mark.parametrize(
+    ("left_out", "missing"),
+    [
+        ("", []),
+        ("persona_lens/data/facts.jsonl", ["persona_lens/data/facts.jsonl"]),
+        ("persona_lens/py.typed", ["persona_lens/py.typed", "persona_lens/py.typed"]),
+    ],
+)
+def test_a_wheel_without_a_file_of_the_package_is_no_release(release_check, left_out, missing):
+    tracked = list_tracked()
+    assert release_check.list_missing([name for name in tracked if name != left_out], tracked) == missing
+
+
+def test_a_kind_of_data_that_is_nowhere_is_missed(release_check):
+    """Git does not know of it either, as after a rename."""
+    assert release_check.list_missing([], []) == [f"persona_lens/{kind}" for kind in release_check.DATA]
+
+
+def test_what_to_type_is_found_in_the_message_that_users_see(release_check, monkeypatch):
+    monkeypatch.setattr(embedded, "_PACKAGE", "no_such_package")
+    with pytest.raises(ModelNotFoundError) as error:
+        embedded._embedded_gguf()
+    assert release_check.find_command(str(error.value)) == embedded._INSTALL
+
+
+def test_a_message_that_names_no_command_ends_the_check(release_check):
+    with pytest.raises(SystemExit, match="does not say what to type"):
+        release_check.find_command("There is no model. ")
+
+
+def test_the_code_of_the_readme_is_found(release_check):
+    code = release_check.find_readme_code((ROOT / "README.md").read_text())
+    assert code.startswith("import persona_lens as pl")
+    assert code.count("print(") == 1
