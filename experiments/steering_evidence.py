@@ -19,13 +19,11 @@ from results.steering_evidence import SteeringEvidence
 
 import persona_lens as pl
 from persona_lens.evaluation import Condition, rescore
-from persona_lens.judges import IdentifiedJudge
 from persona_lens.models import HookedModel
 from persona_lens.reproduction.arguments import CommonArguments, read_traits, run_each_trait
-from persona_lens.reproduction.bench import Bench, NullSize, measure_lengths, note_setting
+from persona_lens.reproduction.bench import Bench, NullSize, extract_or_keep_all, measure_lengths, note_setting
 from persona_lens.reproduction.comparison import Setting
 from persona_lens.reproduction.judges import prepare_judges
-from persona_lens.run import Run
 from persona_lens.streams import Stream
 from persona_lens.traits import list_written_traits, load_written_examples
 
@@ -74,7 +72,7 @@ def run(model: HookedModel, trait: pl.Trait, profile: EvidenceProfile, arguments
                          for half in ("training", "judging"))  # fmt: skip
     vectors = {
         "written": pl.read_persona_vector(model, trait.name, training),
-        "sampled": extract(
+        "sampled": extract_or_keep_all(
             model, trait, judges.reader, replace(sampling, rollouts=profile.extraction_rollouts), run
         ),
     }  # fmt: skip
@@ -95,17 +93,6 @@ def run(model: HookedModel, trait: pl.Trait, profile: EvidenceProfile, arguments
         **vars(compared),
         settings=tuple(setting for _, setting in chosen.values()),
     )
-
-
-def extract(
-    model: HookedModel, trait: pl.Trait, judge: IdentifiedJudge, sampling: pl.Sampling, run: Run
-) -> pl.PersonaVector:
-    """Extract the vector from the model's own responses; from all of them where the judge would keep none."""
-    try:
-        return pl.extract_persona_vector(model, trait, judge=judge, sampling=sampling, run=run)
-    except pl.errors.InvalidArgumentError as error:
-        print(f"{trait.name}: {error} Every pair is kept.")
-        return pl.extract_persona_vector(model, trait, judge="none", sampling=sampling, run=run)
 
 
 def choose(

@@ -44,11 +44,12 @@ from persona_lens.finetuning.trait_data import trait_dataset
 from persona_lens.interventions.from_vectors import ablate, cap, steer
 from persona_lens.interventions.hooks import ablation_hooks, capping_hooks, hooked, steering, steering_hooks
 from persona_lens.models.engine.activations import cache_residual_stream
+from persona_lens.models.engine.answers import ask
 from persona_lens.models.engine.sampling import Sampling
 from persona_lens.models.hooks.intervention import Intervention
 from persona_lens.models.loading import describe_model, load_model
 from persona_lens.monitoring.monitor import PersonaMonitor
-from persona_lens.progress import show_progress
+from persona_lens.progress_bars import progress
 from persona_lens.run import Run
 from persona_lens.screening.screen import screen
 from persona_lens.storage import ShardStore
@@ -57,6 +58,7 @@ from persona_lens.traits.library import list_traits, load_trait
 from persona_lens.traits.trait import Trait
 from persona_lens.vectors.extraction import extract_persona_vector
 from persona_lens.vectors.persona_vector import PersonaVector
+from persona_lens.vectors.ready import load_vector
 from persona_lens.vectors.written import read_persona_vector
 
 __version__ = _version("persona-lens")
@@ -74,6 +76,7 @@ __all__ = [
     "__version__",
     "ablate",
     "ablation_hooks",
+    "ask",
     "cache_residual_stream",
     "calibrate",
     "cap",
@@ -93,6 +96,7 @@ __all__ = [
     "list_traits",
     "load_model",
     "load_trait",
+    "load_vector",
     "measure_capability",
     "measure_ordinary_projections",
     "measure_shift",
@@ -100,6 +104,7 @@ __all__ = [
     "monitoring",
     "plan_prevention",
     "plots",
+    "progress",
     "project",
     "read_conversations",
     "read_persona_vector",
@@ -107,7 +112,6 @@ __all__ = [
     "score_conditions",
     "screen",
     "screening",
-    "show_progress",
     "statistics",
     "steer",
     "steering",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from persona_lens.errors import InvalidArgumentError
-from persona_lens.progress import ProgressFactory, no_progress
+from persona_lens.progress_bars import ProgressFactory, show_progress
 from persona_lens.records import Record
 from persona_lens.storage import Shard, ShardStore
 
@@ -21,7 +21,8 @@ class Run:
 
     Args:
         store: Keeps finished shards, so that a killed run goes on where it was; None keeps nothing.
-        progress: Makes a progress bar, such as :func:`persona_lens.show_progress`.
+        progress: Makes a progress bar; if left out, one that appears after five seconds, unless
+            :func:`persona_lens.progress` has turned bars off.
 
     Example:
         >>> Run().load_or_compute("part-0", lambda: Shard(records=[1, 2])).records
@@ -29,7 +30,7 @@ class Run:
     """
 
     store: ShardStore | None = None
-    progress: ProgressFactory = no_progress
+    progress: ProgressFactory = show_progress
 
     @property
     def folder(self) -> Path:

@@ -21,22 +21,22 @@ PAGE = ROOT / "docs" / "developing" / "architecture.md"
 
 # A room is a top-level module or folder of persona_lens: what it is for, and what it may import of ours, itself aside.
 # docs/developing/architecture.md shows this table; `python tests/test_architecture.py` writes it there.
-FOUNDATION = {"errors", "progress", "storage", "records", "run", "streams", "statistics", "plots"}
+FOUNDATION = {"errors", "progress_bars", "storage", "records", "run", "streams", "statistics", "plots"}
 MODELS = FOUNDATION | {"tensors", "traits", "models", "judges", "vectors"}
 ROOMS = {
     "errors": ("every exception and warning", set()),
-    "progress": ("progress bars", set()),
+    "progress_bars": ("progress bars", set()),
     "streams": ("the name of every random stream", set()),
     "storage": ("shards and files, written whole", {"errors"}),
     "records": ("the one codec of measured results", {"errors", "storage"}),
-    "run": ("where long work is kept and shown", {"errors", "progress", "records", "storage"}),
+    "run": ("where long work is kept and shown", {"errors", "progress_bars", "records", "storage"}),
     "statistics": ("intervals, bootstraps, correlations, AUROC: numbers in, numbers out", {"errors"}),
     "plots": ("one file a result: values in, figures out", {"errors", "statistics"}),
     "tensors": ("directions, and what can be done to activations: pure typed torch", {"errors"}),
     "traits": ("traits in words", {"errors"}),
     "models": (
         "loading, text, engine and hooks: everything that touches TransformerLens",
-        {"errors", "progress", "tensors"},
+        {"errors", "progress_bars", "tensors"},
     ),
     "conversations": ("conversations from files and datasets", {"errors", "models"}),
     "judges": ("who scores responses", FOUNDATION | {"traits", "models"}),
@@ -48,7 +48,7 @@ ROOMS = {
     "finetuning": ("training with vectors, its data and its shift", MODELS | {"interventions", "conversations"}),
     "screening": ("training data screened", MODELS | {"conversations"}),
     "reproduction": ("what the scripts in experiments/ share", MODELS | {"interventions", "evaluation", "finetuning"}),
-    "cli": ("the command", MODELS | {"conversations", "screening"}),
+    "cli": ("the command", MODELS | {"conversations", "evaluation", "interventions", "screening"}),
 }
 PICKLERS = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}
 

@@ -14,7 +14,7 @@ from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.points import HookPair, attached
 from persona_lens.models.text.padding import pad_right
 from persona_lens.models.text.spans import TokenSpans
-from persona_lens.progress import Advance, count_nothing
+from persona_lens.progress_bars import Advance, count_nothing
 
 
 @dataclass(frozen=True, eq=False)

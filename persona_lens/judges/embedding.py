@@ -116,7 +116,7 @@ def fit_embedding_judge(
 
     Raises:
         InvalidArgumentError: Fewer than ten examples, or samples of other questions.
-        ImportError: scikit-learn is not installed, or no encoder is given and the bundled one is not.
+        ImportError: No encoder is given and the bundled one is not installed.
 
     Example:
         >>> import persona_lens as pl

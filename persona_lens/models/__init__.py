@@ -1,6 +1,7 @@
 """Everything that touches TransformerLens: models, their text, their hooks, and running them."""
 
 from persona_lens.models.engine.activations import cache_residual_stream, pool_residual_stream, project_residual_stream
+from persona_lens.models.engine.answers import TextStream, ask
 from persona_lens.models.engine.rollouts import Rollout, RolloutRequest, sample_recorded_rollouts, sample_rollouts
 from persona_lens.models.engine.sampling import (
     ResidualMeans,
@@ -23,7 +24,8 @@ from persona_lens.models.text.spans import TokenSpans
 
 __all__ = [
     "EncodedConversation", "EncodedPrompt", "HookedModel", "Message", "ModelInfo", "ResidualMeans", "Rollout",
-    "RolloutRequest", "SampleRequest", "SampledResponse", "Sampling", "TokenSpans", "cache_residual_stream",
-    "describe_model", "encode_conversation", "encode_prompt", "load_model", "pool_residual_stream",
-    "project_residual_stream", "sample_recorded_rollouts", "sample_recorded_stream", "sample_rollouts", "sample_stream",
+    "RolloutRequest", "SampleRequest", "SampledResponse", "Sampling", "TextStream", "TokenSpans", "ask",
+    "cache_residual_stream", "describe_model", "encode_conversation", "encode_prompt", "load_model",
+    "pool_residual_stream", "project_residual_stream", "sample_recorded_rollouts", "sample_recorded_stream",
+    "sample_rollouts", "sample_stream",
 ]  # fmt: skip

@@ -47,6 +47,9 @@ if TYPE_CHECKING:
         def generate(self, input: Any = ..., /, **options: Any) -> Any:
             """Sample a continuation."""
 
+        def generate_stream(self, input: Any = ..., /, **options: Any) -> Any:
+            """Sample a continuation, yielded token by token."""
+
         def to_tokens(self, input: Any, /, **options: Any) -> Any:
             """Tokenise a text."""
 

@@ -11,7 +11,6 @@ import tyro
 
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.loading import EMBEDDED_MODEL, describe_model, load_model
-from persona_lens.progress import show_progress
 from persona_lens.reproduction.figures import Result
 from persona_lens.run import Run
 from persona_lens.storage import ShardStore, collect_versions
@@ -72,12 +71,12 @@ class BaseArguments:
         config |= {"seed": self.seed, "versions": collect_versions()}
         store = ShardStore(self.runs, config)
         print(f"unfinished work is kept in {store.folder}")
-        return config, Run(store, show_progress)
+        return config, Run(store)
 
     def share(self, model: HookedModel) -> Run:
         """Return the run in which scripts keep what others take too, such as judges; each part says what it is of."""
         config = {"model": asdict(describe_model(model)), "seed": self.seed, "versions": collect_versions()}
-        return Run(ShardStore(self.runs, config), show_progress)
+        return Run(ShardStore(self.runs, config))
 
     def read(self, kind: type[R], name: str) -> R:
         """Read the result of an earlier run."""

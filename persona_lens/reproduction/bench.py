@@ -9,8 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from persona_lens.errors import InvalidArgumentError
 from persona_lens.evaluation.conditions import Condition, ConditionScores, rescore, score_conditions
 from persona_lens.interventions import steer
+from persona_lens.judges.judgement import IdentifiedJudge
 from persona_lens.models.engine.activations import pool_residual_stream
 from persona_lens.models.engine.sampling import Sampling
 from persona_lens.models.hooked_model import HookedModel
@@ -24,6 +26,7 @@ from persona_lens.tensors.directions import sample_random_directions
 from persona_lens.tensors.operations import Add
 from persona_lens.traits.trait import Trait
 from persona_lens.traits.written import Kind, WrittenExample, list_written_traits, load_written_examples
+from persona_lens.vectors.extraction import extract_persona_vector
 from persona_lens.vectors.persona_vector import PersonaVector
 from persona_lens.vectors.written import read_persona_vector
 
@@ -179,6 +182,17 @@ def read_answers(
     ]
     read = {index: means.response_mean for index, means in pool_residual_stream(model, spans)}
     return torch.stack([read[index] for index in range(len(examples))]).cpu()
+
+
+def extract_or_keep_all(
+    model: HookedModel, trait: Trait, judge: IdentifiedJudge, sampling: Sampling, run: Run
+) -> PersonaVector:
+    """Extract the vector from the model's own responses; from all of them where the judge would keep none."""
+    try:
+        return extract_persona_vector(model, trait, judge=judge, sampling=sampling, run=run)
+    except InvalidArgumentError as error:
+        print(f"{trait.name}: {error} Every pair is kept.")
+        return extract_persona_vector(model, trait, judge="none", sampling=sampling, run=run)
 
 
 def measure_lengths(model: HookedModel, examples: Sequence[WrittenExample]) -> Float[Tensor, " layer"]:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 import torch
 
 from persona_lens.judges.coherent import CoherentJudge
+from persona_lens.judges.default import READING_DEPTH
 from persona_lens.judges.embedding import EmbeddingJudge, fit_embedding_judge
 from persona_lens.judges.encoders import ResidualEncoder, TextEncoder, load_sentence_encoder
 from persona_lens.judges.judgement import IdentifiedJudge
@@ -21,9 +22,6 @@ from persona_lens.run import Run
 from persona_lens.storage import Shard
 from persona_lens.traits.trait import Trait
 from persona_lens.traits.written import Half, WrittenExample, list_written_traits, load_written_examples
-
-READING_DEPTH = 0.6
-"""Of the layers, where a model's own reading of a text judges it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +84,7 @@ def prepare_judges(
 
     Raises:
         HooksPresentError: The model carries hooks.
-        ImportError: The sentence encoder or scikit-learn is not installed: the extra ``embeddings``.
+        ImportError: The sentence encoder is not installed: the extra ``embeddings``.
     """
     likelihood = calibrate_likelihood_judge(model, trait, n_pairs=1, sampling=sampling, run=run)
     if trait.name not in list_written_traits():

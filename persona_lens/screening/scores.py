@@ -23,7 +23,7 @@ from persona_lens.models.engine.sampling import (
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.text.chat import EncodedConversation, Message, encode_conversation, stop_token_ids
 from persona_lens.models.text.spans import TokenSpans
-from persona_lens.progress import Advance, count_nothing
+from persona_lens.progress_bars import Advance, count_nothing
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,25 @@ def test_its_progress_is_shown(model, calibrated):
 
     def bar(label, total):
         labels.append(label)
-        return pl.progress.no_progress(label, total)
+        return pl.progress_bars.no_progress(label, total)
 
     default.default_judge(model, tiny_trait(), pl.Run(progress=bar))
     assert labels == ["calibrating the judge (responses)"]
+
+
+def test_a_bundled_trait_with_written_examples_is_read_by_the_model_itself_and_fitted_once(model, calibrated):
+    evil = pl.load_trait("evil")
+    few = replace(evil, extraction_questions=evil.extraction_questions[:2])
+    judge, again = (default.default_judge(model, few) for _ in range(2))
+    assert isinstance(judge, pl.judges.CoherentJudge)
+    assert judge.judge.encoder.layer == round(0.6 * model.cfg.n_layers)
+    assert judge.identity == again.identity
+    assert calibrated == [("evil", 2)]
+    (judged,) = judge.score(["Who?"], ["Nobody at all."])
+    assert 0 <= judged.score <= 100
+    assert 0 <= judged.coherence <= 100
+
+
+def test_a_trait_of_ones_own_by_a_bundled_name_is_not_judged_as_that_one(model, calibrated):
+    own = replace(tiny_trait(), name="evil")
+    assert isinstance(default.default_judge(model, own), pl.judges.LikelihoodJudge)

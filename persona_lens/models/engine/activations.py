@@ -17,6 +17,7 @@ from persona_lens.models.hooks.points import attached
 from persona_lens.models.hooks.recording import ResidualRecorder
 from persona_lens.models.text.padding import pad_right
 from persona_lens.models.text.spans import TokenSpans, check_spans
+from persona_lens.progress_bars import show_progress
 
 _TOKENS_AT_ONCE = 2048
 _LENGTH_MULTIPLE = 16
@@ -141,7 +142,11 @@ def pool_residual_stream(
     check_spans(conversations, model.cfg.n_ctx)
     order = sorted(range(len(conversations)), key=lambda i: (conversations[i].response_end, i))
     recorder = ResidualRecorder(model.cfg.n_layers)
-    with open_decoder(model) as decoder, attached(model, recorder.hook_pairs()):
+    with (
+        open_decoder(model) as decoder,
+        attached(model, recorder.hook_pairs()),
+        show_progress("reading (texts)", len(order)) as advance,
+    ):
         at = 0
         while at < len(order):
             # Lengths rise along the order, so the batch's padded size is set by its last member.
@@ -160,6 +165,7 @@ def pool_residual_stream(
             recorder.expect(partial(_pool_spans, spans=spans))
             decoder.extend(tokens.to(device), torch.zeros(size, dtype=torch.long, device=device), cache)
             pooled = recorder.read()
+            advance(size)
             for row, index in enumerate(batch):
                 response, prompt, last = pooled[:, row].unbind(dim=1)
                 yield index, ResidualMeans(response.clone(), prompt.clone(), last.clone())

@@ -12,6 +12,7 @@ from persona_lens.models.engine.prefixes import Prefix, compute_prefixes
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.text.padding import pad_right
 from persona_lens.models.text.spans import TokenSpans, check_spans
+from persona_lens.progress_bars import show_progress
 
 # Rows of one forward pass hold about this many tokens: enough to fill the machine, and bounded memory.
 _TOKENS_AT_ONCE = 2048
@@ -53,7 +54,7 @@ def mean_log_likelihoods(model: HookedModel, conversations: Sequence[TokenSpans]
     # Prompts of like length side by side waste the least padding.
     prompts = sorted(by_prompt, key=lambda prompt: (len(prompt), prompt))
     scores = [0.0] * len(conversations)
-    with open_decoder(model) as decoder:
+    with open_decoder(model) as decoder, show_progress("scoring (responses × prompts)", len(scores)) as advance:
         for group in _group_prompts(prompts):
             prefixes = dict(zip(group, compute_prefixes(decoder, group), strict=True))
             indices = sorted(
@@ -64,6 +65,7 @@ def mean_log_likelihoods(model: HookedModel, conversations: Sequence[TokenSpans]
                 items = [conversations[i] for i in batch]
                 for i, score in zip(batch, _score_batch(decoder, items, prefixes), strict=True):
                     scores[i] = score
+                advance(len(batch))
     return scores
 
 

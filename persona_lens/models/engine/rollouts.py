@@ -16,7 +16,7 @@ from persona_lens.models.engine.sampling import (
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.intervention import NOTHING, Intervention
 from persona_lens.models.text.chat import Message, build_messages, encode_prompt, stop_token_ids
-from persona_lens.progress import Advance, count_nothing
+from persona_lens.progress_bars import Advance, show_progress
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +64,7 @@ class Rollout:
 
 
 def sample_rollouts(
-    model: HookedModel, requests: Sequence[RolloutRequest], sampling: Sampling, advance: Advance = count_nothing
+    model: HookedModel, requests: Sequence[RolloutRequest], sampling: Sampling, advance: Advance | None = None
 ) -> list[Rollout]:
     """Sample a response to each question, in the order given.
 
@@ -72,7 +72,7 @@ def sample_rollouts(
         model: HookedTransformer or TransformerBridge with a tokenizer that has a chat template.
         requests: What to ask.
         sampling: How to sample; empty ``stop_tokens`` stand for the tokenizer's own.
-        advance: Called with 1 for every response that is finished.
+        advance: Called with 1 for every response that is finished; a progress bar of its own if left out.
 
     Returns:
         One rollout a request.
@@ -88,7 +88,7 @@ def sample_rollouts(
 
 
 def sample_recorded_rollouts(
-    model: HookedModel, requests: Sequence[RolloutRequest], sampling: Sampling, advance: Advance = count_nothing
+    model: HookedModel, requests: Sequence[RolloutRequest], sampling: Sampling, advance: Advance | None = None
 ) -> list[Rollout]:
     """Do as :func:`sample_rollouts`, and give each rollout its pooled residual stream (``layer × d_model`` × 3)."""
     return _collect(model, requests, sampling, sample_recorded_stream, advance)
@@ -99,8 +99,11 @@ def _collect(
     requests: Sequence[RolloutRequest],
     sampling: Sampling,
     stream: Callable[..., Iterator[tuple[int, SampledResponse]]],
-    advance: Advance,
+    advance: Advance | None,
 ) -> list[Rollout]:
+    if advance is None:
+        with show_progress("sampling (responses)", len(requests)) as own:
+            return _collect(model, requests, sampling, stream, own)
     tokenizer = model.tokenizer
     if not sampling.stop_tokens:
         sampling = replace(sampling, stop_tokens=stop_token_ids(tokenizer))

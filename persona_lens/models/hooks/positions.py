@@ -151,25 +151,31 @@ class PositionedHook:
 
 @contextmanager
 def following_generate(model: HookedModel, positions: Sequence[TokenSelector]) -> Iterator[None]:
-    """Let positions know, for the length of the block, when the model's ``generate`` runs."""
+    """Let positions know, for the length of the block, when ``generate`` or ``generate_stream`` of the model runs."""
     if not positions:
         yield
         return
-    inner = model.generate
+    whole, stepwise = model.generate, model.generate_stream
 
+    # Arguments are passed on unread: the signatures stay TransformerLens' own.
     def generate(*args: Any, **kwargs: Any) -> Any:
-        # Passed on unread: the signature stays TransformerLens' own.
         with ExitStack() as stack:
             for one in positions:
                 stack.enter_context(one.generation())
-            return inner(*args, **kwargs)
+            return whole(*args, **kwargs)
 
-    shadowed = model.__dict__.get("generate")
-    model.__dict__["generate"] = generate
+    def generate_stream(*args: Any, **kwargs: Any) -> Iterator[Any]:
+        with ExitStack() as stack:
+            for one in positions:
+                stack.enter_context(one.generation())
+            yield from stepwise(*args, **kwargs)
+
+    shadows = {"generate": generate, "generate_stream": generate_stream}
+    before = {name: model.__dict__[name] for name in shadows if name in model.__dict__}
+    model.__dict__.update(shadows)
     try:
         yield
     finally:
-        if shadowed is None:
-            del model.__dict__["generate"]
-        else:
-            model.__dict__["generate"] = shadowed
+        for name in shadows:
+            del model.__dict__[name]
+        model.__dict__.update(before)

@@ -85,6 +85,9 @@ class Generator(torch.nn.Module):
     def generate(self, positions):
         return select(positions, 1, 4, 4).tolist()
 
+    def generate_stream(self, positions):
+        yield self.generate(positions)
+
 
 def test_after_an_inner_block_the_outer_one_still_follows_generate():
     model, outer, inner = Generator(), TokenSelector("response"), TokenSelector("response")
@@ -92,4 +95,5 @@ def test_after_an_inner_block_the_outer_one_still_follows_generate():
         with following_generate(model, [inner]):
             assert model.generate(inner) == [[False, False, False, True]]
         assert model.generate(outer) == [[False, False, False, True]]
-    assert "generate" not in vars(model)
+        assert list(model.generate_stream(outer)) == [[[False, False, False, True]]]
+    assert not {"generate", "generate_stream"} & vars(model).keys()

@@ -1,39 +1,32 @@
-"""The command ``persona-lens``: screening for people who will not write Python."""
+"""``persona-lens screen``: training data screened, for people who will not write Python."""
 
 from __future__ import annotations
 
-import shutil
 import sys
-from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
+from persona_lens.cli.choosing import find_vector, read_trait
+from persona_lens.cli.terminal import print_json, print_nothing
 from persona_lens.conversations import read_conversations, resolve_source
-from persona_lens.errors import InvalidArgumentError, PersonaLensError
-from persona_lens.judges.likelihood import calibrate_likelihood_judge
-from persona_lens.models.engine.sampling import Sampling
-from persona_lens.models.hooked_model import HookedModel
+from persona_lens.errors import InvalidArgumentError
+from persona_lens.judges.default import default_judge
 from persona_lens.models.hooks.sites import check_layer
-from persona_lens.models.loading import EMBEDDED_MODEL, describe_model, load_model
+from persona_lens.models.loading import EMBEDDED_MODEL, load_model
 from persona_lens.plots.screening import report_screening
-from persona_lens.progress import show_progress
-from persona_lens.run import Run
 from persona_lens.screening.scores import ScreenSettings
 from persona_lens.screening.screen import screen
+from persona_lens.screening.screening import Screening
 from persona_lens.screening.shards import SCORED
 from persona_lens.screening.splitting import split_rows
-from persona_lens.storage import ShardStore, collect_versions, write_bytes_atomically
-from persona_lens.traits.library import list_traits, load_trait
-from persona_lens.traits.trait import Trait
-from persona_lens.vectors.extraction import extract_persona_vector
-from persona_lens.vectors.persona_vector import PersonaVector
+from persona_lens.storage import write_bytes_atomically
+from persona_lens.traits.library import list_traits
 
 ABOVE_LIMIT, TOO_MANY_BAD = 3, 4
-# As in the experiments' quick profile: short and cool enough for a model of 135 million parameters.
-_EMBEDDED_SAMPLING = Sampling(max_new_tokens=24, temperature=0.7)
 
 
 @dataclass(frozen=True)
@@ -73,7 +66,7 @@ class Screen:
     quantile: float = 0.95
     """The percentile, as a fraction."""
     judge: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Hold back what the likelihood judge scores above 50 on any trait; with --clean either reason is enough."""
+    """Hold back what the trait's default judge scores above 50; with --clean either reason is enough."""
     split: str = "train"
     """Split, if DATA is a Hub dataset; of CLEAN it is `train`."""
     subset: str | None = None
@@ -93,26 +86,73 @@ class Screen:
     """Exit with 3 if a trait's whole interval lies above this many lengths of its vector."""
     max_bad: float = 1.0
     """Exit with 4 if more than this fraction of the rows could not be scored."""
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print one JSON object last."""
+
+    def run(self) -> int:
+        """Screen, split, report."""
+        return screen_data(self)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run the command."""
-    chosen = tyro.extras.subcommand_cli_from_dict({"screen": Screen}, prog="persona-lens", args=arguments)
-    try:
-        status = run(chosen)
-    except (PersonaLensError, FileNotFoundError) as error:
-        print(error, file=sys.stderr)
-        status = 2
-    sys.exit(status)
-
-
-def run(arguments: Screen) -> int:
+def screen_data(arguments: Screen) -> int:
     """Screen, split, report; return the exit status."""
     if not arguments.trait:
         print(f"--trait is missing: one of {', '.join(list_traits())}, or a file.", file=sys.stderr)
         return 2
-    traits = [Trait.from_json(name) if name.endswith(".json") else load_trait(name) for name in arguments.trait]
-    # Before minutes of work: the files open, and the numbers are possible.
+    traits = [read_trait(name) for name in arguments.trait]
+    data, settings = check_before_work(arguments)
+    model = load_model(arguments.model)
+    layer = check_layer(model.cfg.n_layers // 2 if arguments.layer is None else arguments.layer, model.cfg.n_layers)
+    folder = arguments.vectors or arguments.out / "vectors"
+    say = print_nothing if arguments.json else print
+    vectors = {trait.name: find_vector(model, trait, folder, say) for trait in traits}
+
+    def screen_into(data: Any, name: str) -> Screening:
+        return screen(
+            model, data, vectors, arguments.out / name, layers=dict.fromkeys(vectors, layer), settings=settings,
+            max_rows=arguments.max_rows,
+        )  # fmt: skip
+
+    thresholds: dict[str, float] = {}
+    held: dict[str, int] = {}
+    if arguments.clean is not None:
+        clean = screen_into(arguments.clean, "clean")
+        thresholds = {trait: clean.threshold(trait, arguments.quantile) for trait in vectors}
+    found = screen_into(data, "scores")
+    judges = {trait.name: default_judge(model, trait) for trait in (traits if arguments.judge else ())}
+    if thresholds or judges:
+        kept, left = arguments.out / "kept.jsonl", arguments.out / "held.jsonl"
+        split = split_rows(found, data, thresholds, kept, left, judges=judges)
+        held = split.held
+        say(f"kept {split.kept} rows ({split.kept_cut} of them longer than was screened), held back: {held}")
+    report = arguments.out / "report.html"
+    write_bytes_atomically(report, report_screening(found, thresholds, held).encode())
+    say(f"rows: {found.counts}")
+    measured, above = {}, []
+    for trait in vectors:
+        interval, length = found.measure(trait), found.config["norms"][trait]
+        say(f"{trait}: ΔP {interval} at layer {layer}, {interval.estimate / length:.3f} lengths of the vector")
+        measured[trait] = [value / length for value in (interval.estimate, interval.low, interval.high)]
+        if arguments.fail_above is not None and not interval.low / length <= arguments.fail_above:  # NaN fails too
+            above.append(trait)
+    say(f"read {report}")
+    status = decide(arguments, found, above)
+    if arguments.json:
+        print_json(
+            {
+                "rows": dict(found.counts), "layer": layer, "held": held, "report": str(report), "exit_status": status,
+                "projection_difference_in_lengths": measured,
+            }
+        )  # fmt: skip
+    return status
+
+
+def check_before_work(arguments: Screen) -> tuple[Any, ScreenSettings]:
+    """Open the files and check the numbers, before minutes of work.
+
+    Raises:
+        InvalidArgumentError: A number out of range.
+    """
     data = resolve_source(arguments.data, split=arguments.split, subset=arguments.subset)
     read_conversations(data)
     if arguments.clean is not None:
@@ -123,80 +163,20 @@ def run(arguments: Screen) -> int:
         raise InvalidArgumentError.of("--max-rows", "be at least 1", arguments.max_rows)
     if not 0 <= arguments.max_bad <= 1:
         raise InvalidArgumentError.of("--max-bad", "be in [0, 1]", arguments.max_bad)
-    settings = ScreenSettings(
+    return data, ScreenSettings(
         turn=arguments.turn, base=arguments.base, max_prompt_tokens=arguments.max_prompt_tokens,
         max_response_tokens=arguments.max_response_tokens,
     )  # fmt: skip
-    model = load_model(arguments.model)
-    layer = check_layer(model.cfg.n_layers // 2 if arguments.layer is None else arguments.layer, model.cfg.n_layers)
-    folder = arguments.vectors or arguments.out / "vectors"
-    vectors = {trait.name: find_vector(model, trait, folder) for trait in traits}
-    layers = dict.fromkeys(vectors, layer)
 
-    def screen_into(data: Any, name: str) -> Any:
-        return screen(
-            model, data, vectors, arguments.out / name, layers=layers, settings=settings, max_rows=arguments.max_rows,
-            run=Run(progress=show_progress),
-        )  # fmt: skip
 
-    thresholds: dict[str, float] = {}
-    held: dict[str, int] = {}
-    if arguments.clean is not None:
-        clean = screen_into(arguments.clean, "clean")
-        thresholds = {trait: clean.threshold(trait, arguments.quantile) for trait in vectors}
-    found = screen_into(data, "scores")
-    judges = {
-        trait.name: calibrate_likelihood_judge(
-            model, trait, sampling=replace(choose_sampling(model), max_new_tokens=arguments.max_response_tokens)
-        )
-        for trait in (traits if arguments.judge else ())
-    }
-    if thresholds or judges:
-        kept, left = arguments.out / "kept.jsonl", arguments.out / "held.jsonl"
-        split = split_rows(found, data, thresholds, kept, left, judges=judges)
-        held = split.held
-        print(f"kept {split.kept} rows ({split.kept_cut} of them longer than was screened), held back: {held}")
-    report = arguments.out / "report.html"
-    write_bytes_atomically(report, report_screening(found, thresholds, held).encode())
-    print(f"rows: {found.counts}")
-    above = []
-    for trait in vectors:
-        interval, length = found.measure(trait), found.config["norms"][trait]
-        print(f"{trait}: ΔP {interval} at layer {layer}, {interval.estimate / length:.3f} lengths of the vector")
-        if arguments.fail_above is not None and not interval.low / length <= arguments.fail_above:  # NaN fails too
-            above.append(trait)
-    print(f"read {report}")
+def decide(arguments: Screen, found: Screening, above: Sequence[str]) -> int:
+    """Return the exit status, and say on standard error why it is not 0."""
     bad = 1 - found.counts[SCORED] / sum(found.counts.values())
     if bad > arguments.max_bad:
+        report = arguments.out / "report.html"
         print(f"{100 * bad:.1f} % of the rows could not be scored; see {report}", file=sys.stderr)
         return TOO_MANY_BAD
     if above:
         limit = f"{arguments.fail_above:g} lengths of the vector"
         print(f"surely above {limit}, or not measurable: {', '.join(above)}", file=sys.stderr)
     return ABOVE_LIMIT if above else 0
-
-
-def choose_sampling(model: HookedModel) -> Sampling:
-    """Return how a model's own responses are drawn: the library's defaults, except for the embedded model."""
-    return _EMBEDDED_SAMPLING if describe_model(model).name == EMBEDDED_MODEL else Sampling()
-
-
-def find_vector(model: HookedModel, trait: Trait, folder: Path) -> PersonaVector:
-    """Read a trait's vector from the folder, or extract it and keep it there."""
-    path = folder / f"vector_{trait.name}.safetensors"
-    if path.exists():
-        vector = PersonaVector.load(path)
-        vector.check_model(model)
-        if vector.provenance.get("trait", trait.fingerprint) != trait.fingerprint:
-            rule, hint = f"hold a vector of {trait.name} as it is now", f"Remove {path.name}, or choose another folder."
-            raise InvalidArgumentError.of("--vectors", rule, "one of another version of it", hint)
-        return vector
-    print(f"extracting the vector of {trait.name}; {path} will keep it")
-    config = {"trait": trait.fingerprint, "model": asdict(describe_model(model)), "versions": collect_versions()}
-    store = ShardStore(folder / "unfinished", config)
-    vector = extract_persona_vector(model, trait, sampling=choose_sampling(model), run=Run(store, show_progress))
-    vector.save(path)
-    shutil.rmtree(store.folder)
-    with suppress(OSError):  # not empty: another command is at work on another trait
-        store.folder.parent.rmdir()
-    return vector

@@ -13,8 +13,7 @@ import pytest
 import torch
 
 import persona_lens as pl
-from persona_lens import cli
-from persona_lens.cli import main
+from persona_lens.cli import choosing, main
 from persona_lens.models.loading import EMBEDDED_MODEL
 from tests.screening.test_screen import make_rows
 from tests.small_trait import tiny_trait
@@ -121,16 +120,16 @@ def test_a_vector_of_the_trait_as_it_was_before_is_refused(setting):
     assert not (folder / "never").exists()
 
 
-def test_only_the_embedded_model_is_sampled_short_and_cool(setting, monkeypatch, tmp_path):
+def test_only_the_embedded_model_is_sampled_cool(setting, monkeypatch, tmp_path):
     folder, name = setting
     vector = pl.PersonaVector.load(folder / "vectors" / "vector_loud.safetensors")
     used = []
-    monkeypatch.setattr(cli, "extract_persona_vector", lambda *_, sampling, run: used.append(sampling) or vector)
+    monkeypatch.setattr(choosing, "extract_persona_vector", lambda *_, sampling, run: used.append(sampling) or vector)
     model = pl.load_model(name, device="cpu")
     for known_as in (EMBEDDED_MODEL, "any/other-model"):
         model.cfg.model_name = known_as
-        cli.find_vector(model, tiny_trait(), tmp_path / known_as)
-    assert used == [pl.Sampling(max_new_tokens=24, temperature=0.7), pl.Sampling()]
+        choosing.find_vector(model, tiny_trait(), tmp_path / known_as)
+    assert used == [pl.Sampling(max_new_tokens=48, temperature=0.7), pl.Sampling()]
 
 
 @pytest.mark.parametrize(

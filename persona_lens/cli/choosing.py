@@ -1,0 +1,110 @@
+"""What several commands choose alike: the trait, its vector, where to steer, how responses are drawn."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from persona_lens.errors import InvalidArgumentError
+from persona_lens.models.engine.sampling import Sampling
+from persona_lens.models.hooked_model import HookedModel
+from persona_lens.models.hooks.sites import check_layer
+from persona_lens.models.loading import EMBEDDED_MODEL, describe_model
+from persona_lens.run import Run
+from persona_lens.storage import ShardStore, collect_versions
+from persona_lens.traits.library import load_trait
+from persona_lens.traits.trait import Trait
+from persona_lens.traits.written import list_written_traits, load_written_examples
+from persona_lens.vectors.extraction import extract_persona_vector
+from persona_lens.vectors.persona_vector import PersonaVector
+from persona_lens.vectors.ready import list_ready_vectors, load_vector
+from persona_lens.vectors.written import read_persona_vector
+
+Source = Literal["written", "sampled"]
+# As in the experiments' quick profile: cool enough for a model of 135 million parameters.
+EMBEDDED_SAMPLING = Sampling(max_new_tokens=48, temperature=0.7)
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a question is steered."""
+
+    vector: PersonaVector
+    layer: int
+    coefficient: float
+
+
+def read_trait(name: str) -> Trait:
+    """Load a bundled trait, or one's own from a JSON file."""
+    return Trait.from_json(name) if name.endswith(".json") else load_trait(name)
+
+
+def choose_sampling(model: HookedModel) -> Sampling:
+    """Return how a model's own responses are drawn: the library's defaults, except for the embedded model."""
+    return EMBEDDED_SAMPLING if describe_model(model).name == EMBEDDED_MODEL else Sampling()
+
+
+def make_vector(model: HookedModel, trait: Trait, source: Source | None, run: Run) -> PersonaVector:
+    """Read written answers where there are some, or extract from the model's own responses.
+
+    Raises:
+        InvalidArgumentError: Written answers are asked for and there are none.
+    """
+    is_written = trait.name in list_written_traits()
+    if source == "written" and not is_written:
+        rule = (
+            f"be 'sampled' for a trait without written answers; there are some for {', '.join(list_written_traits())}"
+        )
+        raise InvalidArgumentError.of("--source", rule, source)
+    if source == "written" or (source is None and is_written):
+        return read_persona_vector(model, trait.name, load_written_examples(trait.name, "training"))
+    return extract_persona_vector(model, trait, sampling=choose_sampling(model), run=run)
+
+
+def find_vector(model: HookedModel, trait: Trait, folder: Path, say: Callable[[str], object] = print) -> PersonaVector:
+    """Read a trait's vector from the folder, or make it and keep it there; say so, as it takes minutes."""
+    path = folder / f"vector_{trait.name}.safetensors"
+    if path.exists():
+        vector = PersonaVector.load(path)
+        vector.check_model(model)
+        if vector.provenance.get("trait", trait.fingerprint) != trait.fingerprint:
+            rule, hint = f"hold a vector of {trait.name} as it is now", f"Remove {path.name}, or choose another folder."
+            raise InvalidArgumentError.of("--vectors", rule, "one of another version of it", hint)
+        return vector
+    say(f"making the vector of {trait.name}; {path} will keep it")
+    config = {"trait": trait.fingerprint, "model": asdict(describe_model(model)), "versions": collect_versions()}
+    store = ShardStore(folder / "unfinished", config)
+    vector = make_vector(model, trait, None, Run(store))
+    vector.save(path)
+    shutil.rmtree(store.folder, ignore_errors=True)  # nothing is kept of a vector that is read
+    with suppress(OSError):  # not empty: another command is at work on another trait
+        store.folder.parent.rmdir()
+    return vector
+
+
+def find_way(
+    model: HookedModel, trait: str | None, path: Path | None, layer: int | None, coefficient: float | None
+) -> Way:
+    """Return the vector of a file or the ready one of a trait, with the setting it was tried at where none is given.
+
+    Raises:
+        InvalidArgumentError: Neither or both of trait and file; or a vector that says nothing of where to steer.
+    """
+    if (trait is None) == (path is None):
+        rule = f"be given, or --vector FILE, not both; ready ones: {', '.join(list_ready_vectors())}"
+        raise InvalidArgumentError.of("--trait", rule, trait)
+    vector = load_vector(trait) if trait is not None else PersonaVector.load(path or "")
+    vector.check_model(model)
+    tried = vector.provenance.get("setting", {})
+    chosen = tried.get("layer") if layer is None else layer
+    strength = tried.get("coefficient") if coefficient is None else coefficient
+    if chosen is None or strength is None:
+        rule = "be given for a vector that was tried nowhere"
+        hint = "`persona-lens sweep` finds where to steer; the middle layer and 2 are a beginning."
+        missing = "--layer" if chosen is None else "--coefficient"
+        raise InvalidArgumentError.of(missing, rule, None, hint)
+    return Way(vector, check_layer(chosen, model.cfg.n_layers), float(strength))

@@ -1,0 +1,97 @@
+"""One question, one answer, whatever hooks the model carries."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import closing
+from typing import Protocol, runtime_checkable
+
+import torch
+
+from persona_lens.models.engine.sampling import Sampling
+from persona_lens.models.hooked_model import HookedModel
+from persona_lens.models.text.chat import Message, build_messages, encode_prompt, stop_token_ids
+
+
+@runtime_checkable
+class TextStream(Protocol):
+    """What text is written to as it comes, such as ``sys.stdout``."""
+
+    def write(self, text: str, /) -> object:
+        """Take a piece of text."""
+        ...
+
+    def flush(self) -> object:
+        """Show what was written."""
+        ...
+
+
+def ask(
+    model: HookedModel,
+    question: str | Sequence[Message],
+    *,
+    system: str | None = None,
+    sampling: Sampling = Sampling(max_new_tokens=128, temperature=0.7),
+    stream: TextStream | None = None,
+) -> str:
+    """Ask a chat model something, through its chat template, and return what it answers.
+
+    Runs TransformerLens' own generation, so that every hook on the model takes effect: inside
+    ``with pl.steering(...)``, ``pl.hooked(...)`` or ``model.hooks(...)`` the answer is a steered one. To ask many
+    questions at once take :func:`persona_lens.score_conditions` or ``pl.models.sample_rollouts``, which fill batches.
+
+    Args:
+        model: HookedTransformer or TransformerBridge with a tokenizer that has a chat template.
+        question: The user's turn; or a whole conversation, ending with one.
+        system: System prompt of a question; None leaves it to the chat template.
+        sampling: Length, temperature, ``top_p``, seed and stop tokens; its other values are for batches.
+        stream: Where each piece of the answer is written as it comes, such as ``sys.stdout``.
+
+    Returns:
+        The answer, without the stop token; the same seed gives the same one.
+
+    Raises:
+        ChatTemplateError: The tokenizer has no usable chat template.
+        ContextLengthError: A conversation that leaves no room for the answer.
+
+    Example:
+        >>> import persona_lens as pl
+        >>> model = pl.load_model()  # doctest: +SKIP
+        >>> with pl.steering(model, pl.load_vector("empathy"), layer=24, coefficient=1.5):  # doctest: +SKIP
+        ...     print(pl.ask(model, "I failed my exam."))
+    """
+    messages = build_messages(question, system) if isinstance(question, str) else question
+    tokenizer = model.tokenizer
+    prompt = encode_prompt(tokenizer, messages, n_ctx=model.cfg.n_ctx, reserve=sampling.max_new_tokens)
+    stops = sampling.stop_tokens or stop_token_ids(tokenizer)
+    tokens: list[int] = []
+    shown = ""
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(sampling.seed)
+        steps = model.generate_stream(
+            torch.tensor([prompt.tokens], device=model.cfg.device),
+            max_new_tokens=sampling.max_new_tokens,
+            max_tokens_per_yield=1,
+            stop_at_eos=False,  # it knows one stop token; a template may have several
+            do_sample=sampling.temperature > 0,
+            temperature=sampling.temperature,
+            top_p=None if sampling.top_p == 1 else sampling.top_p,
+            verbose=False,
+        )
+        with closing(steps):
+            for step in steps:
+                token = int(step[0, -1])  # the first step repeats the prompt before it
+                if token in stops:
+                    break
+                tokens.append(token)
+                if stream is not None:
+                    text = tokenizer.decode(tokens, skip_special_tokens=True)
+                    # A character may take several tokens; an unfinished one decodes to the replacement character.
+                    if not text.endswith("\N{REPLACEMENT CHARACTER}"):
+                        stream.write(text[len(shown) :])
+                        stream.flush()
+                        shown = text
+    answer: str = tokenizer.decode(tokens, skip_special_tokens=True)
+    if stream is not None:
+        stream.write(answer[len(shown) :] + "\n")
+    return answer

@@ -1,0 +1,167 @@
+"""The commands beside ``screen``, run as a user runs them."""
+
+import contextlib
+import io
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import persona_lens as pl
+from persona_lens.cli import main, validating
+from tests.small_trait import tiny_trait
+
+
+def run(*arguments):
+    """Run the command in this process, which saves starting Python each time."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as ended:
+        main([str(one) for one in arguments])
+    return SimpleNamespace(status=ended.value.code, out=out.getvalue(), err=err.getvalue())
+
+
+@pytest.fixture(scope="module")
+def loud(tmp_path_factory, tiny_folder):
+    """A trait's file and a vector's, of a tiny model, tried nowhere."""
+    folder = tmp_path_factory.mktemp("loud")
+    tiny_trait().to_json(folder / "loud.json")
+    model = pl.load_model(tiny_folder("llama"), device="cpu")
+    directions = torch.randn(3, 48, generator=torch.Generator().manual_seed(0))
+    pl.PersonaVector("loud", pl.describe_model(model), {"response_mean": directions}).save(folder / "loud.safetensors")
+    return SimpleNamespace(trait=folder / "loud.json", vector=folder / "loud.safetensors", model=tiny_folder("llama"))
+
+
+def test_alone_it_teaches_what_there_is_to_do():
+    done = run()
+    assert done.status == 0
+    for word in ("demo", "traits", "steer", "extract", "sweep", "validate", "screen", "completion"):
+        assert word in done.out
+
+
+def test_it_says_its_version():
+    assert run("--version").out == f"persona-lens {pl.__version__}\n"
+
+
+def test_the_traits_are_listed_for_people_and_for_programs():
+    listed = json.loads(run("traits", "--json").out)["traits"]
+    assert [one["trait"] for one in listed] == list(pl.list_traits())
+    ready = {one["trait"] for one in listed if one["ready_vector"]}
+    assert ready == set(pl.vectors.list_ready_vectors())
+    shown = run("traits")
+    assert shown.status == 0
+    assert "sycophancy" in shown.out
+
+
+def test_a_question_is_answered_as_the_model_is_and_steered(loud):
+    where = ["--vector", loud.vector, "--model", loud.model, "--layer", 1, "--max-new-tokens", 6]
+    found = json.loads(run("steer", "Who?", *where, "--coefficient", 30, "--json").out)
+    none = json.loads(run("steer", "Who?", *where, "--coefficient", 0, "--json").out)
+    assert none["unsteered"] == none["steered"] == found["unsteered"]
+    assert found["steered"] != found["unsteered"]
+    shown = run("steer", "Who?", *where, "--coefficient", 30)
+    assert found["steered"] in shown.out
+    assert "steered (loud, layer 1 × 30):" in shown.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["Who?"], "--trait"),
+        (["Who?", "--vector", "{vector}", "--trait", "evil"], "--trait"),
+        (["Who?", "--vector", "{vector}"], "--layer"),
+        (["Who?", "--vector", "{vector}", "--layer", "1"], "--coefficient"),
+        (["Who?", "--vector", "{vector}", "--layer", "9", "--coefficient", "1"], "layer"),
+        ([" ", "--vector", "{vector}"], "QUESTION"),
+        (["Who?", "--vector", "no such file"], "no such file"),
+        (["Who?", "--trait", "evil"], "come from the model"),
+    ],
+)
+def test_what_cannot_be_steered_ends_with_2_and_what_to_do(loud, arguments, words):
+    done = run("steer", *(one.format(vector=loud.vector) for one in arguments), "--model", loud.model)
+    assert done.status == 2
+    assert words in done.err
+    assert "Traceback" not in done.err
+
+
+def test_a_vector_is_extracted_from_the_models_own_responses_into_a_file(loud, tmp_path, monkeypatch):
+    monkeypatch.setattr("persona_lens.cli.choosing.choose_sampling", lambda model: pl.Sampling(8))
+    monkeypatch.setattr(
+        "persona_lens.cli.choosing.extract_persona_vector",
+        lambda model, trait, *, sampling, run: pl.extract_persona_vector(
+            model, trait, judge="none", sampling=sampling, run=run
+        ),
+    )
+    out = tmp_path / "deep" / "found.safetensors"
+    done = run("extract", "--trait", loud.trait, "--model", loud.model, "--out", out)
+    assert done.status == 0, done.err
+    assert pl.PersonaVector.load(out).trait == "loud"
+    assert "persona-lens sweep" in done.out
+
+
+def test_written_answers_are_read_where_there_are_some_and_asked_for_in_vain_where_not(loud, tmp_path):
+    out = tmp_path / "found.safetensors"
+    refused = run("extract", "--trait", loud.trait, "--source", "written", "--model", loud.model, "--out", out)
+    assert refused.status == 2
+    assert "--source" in refused.err
+    assert not out.exists()
+
+
+def test_a_sweep_chooses_and_its_vector_can_be_steered_by_at_once(loud, tmp_path, monkeypatch):
+    monkeypatch.setattr("persona_lens.cli.sweeping.choose_sampling", lambda model: pl.Sampling(4))
+    arguments = ["--trait", loud.trait, "--vector", loud.vector, "--model", loud.model, "--layers", 0, 1]
+    done = run("sweep", *arguments, "--questions", 2, "--out", tmp_path / "sweep", "--json")
+    assert done.status == 0, done.err
+    chosen = json.loads(done.out)
+    assert chosen["layer"] in (0, 1)
+    assert {path.name for path in (tmp_path / "sweep").iterdir()} == {"sweep.html", "sweep.json", "vector.safetensors"}
+    where = ["--vector", tmp_path / "sweep" / "vector.safetensors", "--model", loud.model, "--max-new-tokens", 4]
+    steered = json.loads(run("steer", "Who?", *where, "--json").out)
+    assert (steered["layer"], steered["coefficient"]) == (chosen["layer"], chosen["coefficient"])
+
+
+class LengthJudge:
+    """Scores a text by its length, which says nothing of a trait."""
+
+    name = identity = "length"
+
+    def score(self, questions, responses):
+        return [pl.judges.Judgement(min(100.0, len(text) / 5), None) for text in responses]
+
+
+def test_a_judge_that_is_not_valid_ends_with_1_and_says_what_it_missed(loud, monkeypatch):
+    monkeypatch.setattr(validating.Validate, "make_judge", lambda self, model, trait: LengthJudge())
+    monkeypatch.setattr("persona_lens.cli.validating.choose_sampling", lambda model: pl.Sampling(4))
+    done = run("validate", "--trait", "evil", "--model", loud.model, "--json")
+    assert done.status == 1, done.err
+    found = json.loads(done.out)
+    assert found["verdict"] == "not valid"
+    assert found["trait"] == "evil"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--trait", "curiosity"], "--trait"),
+        (["--trait", "evil", "--judge", "endpoint"], "--judge-model"),
+        (["--trait", "evil", "--judge-model", "qwen3:8b"], "--judge-model"),
+    ],
+)
+def test_a_judge_that_cannot_be_measured_is_refused_before_any_model_runs(arguments, words, monkeypatch):
+    monkeypatch.setattr(validating, "load_model", lambda name: pytest.fail("loaded"))
+    done = run("validate", *arguments)
+    assert done.status == 2
+    assert words in done.err
+
+
+def test_the_demo_shows_both_answers_and_writes_a_page_in_which_their_text_is_escaped(tmp_path, monkeypatch):
+    monkeypatch.setattr("persona_lens.cli.demo.EMBEDDED_SAMPLING", pl.Sampling(8, temperature=0.7))
+    page = tmp_path / "demo.html"
+    done = run("demo", "--trait", "humorous", "--out", page)
+    assert done.status == 0, done.err
+    written = page.read_text(encoding="utf-8")
+    assert "unsteered" in done.out
+    assert written.count("<h3>") == 2
+    answers = json.loads(run("demo", "--trait", "humorous", "--json").out)["answers"]
+    assert answers[0]["unsteered"] != answers[0]["steered"]
+    assert len(answers[0]["auroc"]) >= 2
