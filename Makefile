@@ -1,10 +1,11 @@
 # Every target does its own set-up (environment, locked packages, model) and does nothing twice.
 #
-#   make test      the tests               make figures   the figures, into figures/
+#   make test      the quick tests         make figures   the figures, into figures/
 #   make check     style and types         make bench     the benchmarks
 #   make docs      the numbers of README and docs, from the results in figures/
 #   make html      the figures as pages, from the results in figures/
 #   make test-tl4  the model-facing tests on TransformerLens 4
+#   make test-all  the slow ones too
 #   make setup     the set-up alone        make clean     remove the environment and the tools' caches
 #   make release-check   the packages built, and the wheel tried in an empty environment
 #
@@ -23,7 +24,7 @@ TL4 := $(VENV)/tl4-4.3.0
 SCRIPTS := $(wildcard experiments/*.py experiments/results/*.py benchmarks/*.py .ci/*.py)
 
 .DELETE_ON_ERROR:
-.PHONY: setup test test-tl4 check figures docs html bench browser release-check clean
+.PHONY: setup test test-all test-tl4 check figures docs html bench browser release-check clean
 
 setup: $(MODEL)
 
@@ -48,11 +49,17 @@ $(TL4): $(PACKAGES)
 	@mv $@.part $@
 	@touch $@
 
+# Two processes of one thread each do more than one of two.
+PYTEST := OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n 2 --dist loadfile
+
 test: setup browser
-	@$(VENV_PYTHON) -m pytest
+	@$(PYTEST) -m "not slow"
+
+test-all: setup browser
+	@$(PYTEST)
 
 test-tl4: setup $(TL4)
-	@PYTHONPATH=$(TL4) $(VENV_PYTHON) -m pytest tests/models
+	@PYTHONPATH=$(TL4) $(PYTEST) tests/models
 
 check: $(PACKAGES)
 	@$(VENV_PYTHON) -m ruff check
