@@ -2,7 +2,7 @@
 #
 #   make test      the tests               make figures   the figures, into figures/
 #   make check     style and types         make bench     the benchmarks
-#   make docs      the numbers of README and docs, from the results in figures/
+#   make docs      the numbers of README and docs, from the results in figures/; then the site, into site/
 #   make test-tl4  the model-facing tests on TransformerLens 4
 #   make setup     the set-up alone        make clean     remove the environment and the tools' caches
 #
@@ -63,6 +63,8 @@ figures: setup browser
 
 docs: $(PACKAGES)
 	@$(VENV_PYTHON) experiments/write_pages.py
+	@$(VENV_PYTHON) -m mkdocs build --strict --quiet
+	@echo "The site is in site/: open site/index.html"
 
 bench: setup
 	@set -e; for script in $(filter-out benchmarks/_%, $(wildcard benchmarks/*.py)); do \
