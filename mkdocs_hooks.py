@@ -6,6 +6,7 @@ nothing beside it, so these files join the site in folders of the same names and
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path, PurePosixPath
 
@@ -35,6 +36,10 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     """Make links resolve on the site, and list the public names where a page asks for them."""
     if NAMES_MARK in markdown:
         markdown = markdown.replace(NAMES_MARK, render_names())
+    if page.file.src_uri.endswith(".ipynb"):
+        cells = json.loads(markdown)["cells"]
+        page.meta["description"] = summarize("".join(cells[0]["source"]))
+        return markdown
     page.meta.setdefault("description", summarize(markdown))
     return rewrite_links(markdown, page.file.src_uri)
 
@@ -57,15 +62,18 @@ def rewrite_links(markdown: str, src_uri: str) -> str:
 
 
 def summarize(markdown: str) -> str:
-    """Return a page's first sentence as plain text, cut to a line."""
-    text = re.sub(r"^---\n.*?\n---\n", "", markdown, flags=re.DOTALL)
-    text = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)
-    for block in re.split(r"\n\s*\n", text):
-        block = block.strip()
-        if block and not re.match(r"[#|!<`:>=-]", block):
+    r"""Return what a page begins with, as plain text: its first sentence, with the second if the first is short.
+
+    Example:
+        >>> summarize("# Steer\n\nAdd a multiple of a *persona vector* to the residual stream, by `pl.steer`. More.")
+        'Add a multiple of a persona vector to the residual stream, by pl.steer.'
+    """
+    text = re.sub(r"<!--.*?-->", "", markdown, flags=re.DOTALL)
+    for block in map(str.strip, re.split(r"\n\s*\n", text)):
+        if block and not re.match(r"[#|!<:]|```|---|- ", block):
             plain = re.sub(r"!?\[([^\]]*)\](\([^)]*\)|\[[^\]]*\])", r"\1", " ".join(block.split()))
-            plain = plain.replace("`", "").replace("**", "")
-            return re.split(r"(?<=[.?:])\s", plain)[0].rstrip(":")[:200]
+            sentences = re.split(r"(?<=[.?])\s", re.sub(r"[*`]", "", plain).rstrip(":"))
+            return " ".join(sentences[: 2 if len(sentences[0]) < 50 else 1])
     return ""
 
 
@@ -114,6 +122,11 @@ def link(obj: griffe.Object, name: str) -> str:
 _nav: list[Navigation] = []
 
 
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Let pictures load when they come into view: the gallery has forty."""
+    return html.replace("<img ", '<img loading="lazy" ')
+
+
 def on_nav(nav: Navigation, config: MkDocsConfig, files: Files) -> None:
     """Remember the pages for llms.txt."""
     _nav[:] = [nav]
@@ -123,7 +136,7 @@ def on_post_build(config: MkDocsConfig) -> None:
     """Write llms.txt, in the form of llmstxt.org: every page with its first sentence."""
     lines = [f"# {config.site_name}", "", f"> {' '.join(str(config.site_description).split())}", ""]
     alone = [item for item in _nav[0].items if isinstance(item, Page)]
-    lines += ["## Start here", "", *map(render_link, alone), ""]
+    lines += [*map(render_link, alone), ""] if alone else []
     for item in _nav[0].items:
         if isinstance(item, Section):
             lines += [f"## {item.title}", "", *map(render_link, list_pages(item)), ""]
