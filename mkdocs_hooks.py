@@ -11,6 +11,7 @@ import re
 from pathlib import Path, PurePosixPath
 
 import griffe
+from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, Files
@@ -94,16 +95,21 @@ def render_names() -> str:
 
 
 class PlainDocstrings(griffe.Extension):
-    """Docstrings in this project's form, as the site's Markdown: roles become links, ``Example`` a block of code."""
+    """Docstrings in this project's form, as the site's Markdown: roles become links, formulas MathML."""
 
     def on_object(self, *, obj: griffe.Object, **kwargs: object) -> None:
         """Rewrite one docstring."""
         if obj.docstring is None:
             return
         text = re.sub(r"^(\s*)Example:", r"\1Examples:", obj.docstring.value, flags=re.MULTILINE)
-        text = re.sub(r"^\.\. math:: (.*)$", r"$$\1$$", text, flags=re.MULTILINE)
-        text = re.sub(r"\.\. code-block:: \w+\n", "", text)
+        text = re.sub(r"^\.\. math::((?:.*\n)(?:[ \t]+\S.*\n)*)", render_formula, text, flags=re.MULTILINE)
+        text = re.sub(r":math:`([^`]*)`", lambda match: convert(match[1]), text)
         obj.docstring.value = re.sub(r":\w+:`~?([^`]*)`", lambda match: link(obj, match[1]), text)
+
+
+def render_formula(found: re.Match[str]) -> str:
+    """Return a formula as MathML, which browsers show without a script."""
+    return f"<div>{convert(' '.join(found[1].split()), display='block')}</div>\n"
 
 
 def link(obj: griffe.Object, name: str) -> str:
