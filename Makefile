@@ -63,7 +63,7 @@ figures: setup browser
 
 docs: $(PACKAGES)
 	@$(VENV_PYTHON) experiments/write_pages.py
-	@NO_MKDOCS_2_WARNING=1 $(VENV_PYTHON) -m mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(VENV_PYTHON) -m mkdocs build --strict
 	@echo "The site is in site/: open site/index.html"
 
 bench: setup
