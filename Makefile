@@ -2,7 +2,7 @@
 #
 #   make test      the quick tests         make figures   the figures, into figures/
 #   make check     style and types         make bench     the benchmarks
-#   make docs      the numbers of README and docs, from the results in figures/
+#   make docs      the numbers of README and docs, from the results in figures/; then the site, into site/
 #   make html      the figures as pages, from the results in figures/
 #   make test-tl4  the model-facing tests on TransformerLens 4
 #   make test-all  the slow ones too
@@ -72,6 +72,8 @@ figures: setup browser
 
 docs: $(PACKAGES)
 	@$(VENV_PYTHON) experiments/write_pages.py
+	@NO_MKDOCS_2_WARNING=1 $(VENV_PYTHON) -m mkdocs build --strict
+	@echo "The site is in site/: open site/index.html"
 
 html: $(PACKAGES)
 	@$(VENV_PYTHON) experiments/write_html.py

@@ -10,6 +10,7 @@ from persona_lens.records import Record
 from persona_lens.reproduction.layer_sweep import LayerSweep
 from results.blind_reading import BlindReading
 from results.finetuning_shift import FinetuningShift
+from results.gallery import gallery_to_markdown
 from results.judge_validation import JudgeValidations
 from results.layer_sweep import sweeps_to_markdown
 from results.mitigation import Mitigation, mitigation_to_markdown
@@ -45,6 +46,7 @@ def render_pages(figures: Path) -> dict[tuple[str, str], str]:
         ("docs/results/finetuning.md", "screening"): lambda: _join(read(ProjectionDifference, "projection_difference")),
         ("docs/results/finetuning.md", "mitigation"): lambda: mitigation_to_markdown(read(Mitigation, "mitigation_*")),
         ("docs/results/steering.md", "modes"): lambda: modes_to_markdown(read(SteeringModes, "steering_modes_*")),
+        ("docs/gallery.md", "gallery"): lambda: gallery_to_markdown(figures),
         ("docs/results/monitoring.md", "table"): lambda: monitoring_to_markdown(read(Monitoring, "monitoring_*")),
     }
     return {place: write().rstrip("\n") + "\n" for place, write in parts.items()}

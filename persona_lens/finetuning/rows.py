@@ -16,6 +16,7 @@ from persona_lens.errors import ChatTemplateError, ContextLengthError, InvalidAr
 from persona_lens.models.text.chat import Message, encode_responses, stop_token_ids
 
 Source: TypeAlias = str | Path | datasets.Dataset | datasets.IterableDataset | Iterable[Any]
+"""Conversations: a file, a name on the Hub, a dataset, or rows; what :func:`persona_lens.read_conversations` reads."""
 
 # What the loss leaves out, by convention of Hugging Face and PyTorch.
 IGNORED = -100

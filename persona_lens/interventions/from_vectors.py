@@ -18,6 +18,7 @@ from persona_lens.vectors.ordinary import OrdinaryProjections
 from persona_lens.vectors.persona_vector import PersonaVector
 
 Layers = int | Sequence[int] | str
+"""One zero-based block index, several, or ``"all"``."""
 
 
 def steer(

@@ -21,7 +21,7 @@ SYMBOLS = ("circle", "square", "diamond", "x", "triangle-up", "star", "cross", "
 def add_intervals(
     figure: go.Figure,
     column: int,
-    names: Sequence[str] | Sequence[float],
+    names: Sequence[str] | Sequence[float | int],
     intervals: Sequence[Interval],
     color: str,
     symbol: str,
@@ -60,7 +60,7 @@ def add_points(
     figure: go.Figure,
     line: int,
     column: int,
-    x: Sequence[Interval | float | str],
+    x: Sequence[Interval | float | int | str],
     y: Sequence[Interval],
     name: str,
     look: Mapping[str, Any],

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 TokenPosition = Literal["response_mean", "prompt_mean", "last_prompt"]
+"""Which tokens a direction is read from: means over the response's or the prompt's, or the prompt's last."""
 TOKEN_POSITIONS: tuple[TokenPosition, ...] = ("response_mean", "prompt_mean", "last_prompt")
+"""All of them."""
 
 _FORMAT = "persona-vector"
 _FORMAT_VERSION = 1

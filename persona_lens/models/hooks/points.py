@@ -13,7 +13,9 @@ from persona_lens.models.hooked_model import HookedModel
 
 T = TypeVar("T")
 HookFn = Callable[..., Tensor | None]
+"""A TransformerLens hook function: activation and ``hook`` in, the changed activation out, or None to leave it."""
 HookPair = tuple[str, HookFn]
+"""The name of a hook point and what to call there."""
 
 
 @contextmanager

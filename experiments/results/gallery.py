@@ -1,0 +1,83 @@
+"""Every figure with its finding, for the page that shows them all."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import pkgutil
+import re
+from pathlib import Path
+
+import plotly.graph_objects as go
+
+import results
+from persona_lens.reproduction import layer_sweep
+from persona_lens.reproduction.figures import Result
+from persona_lens.reproduction.verdicts import find_verdicts, say_verdicts
+
+PAGES = Path(__file__).resolve().parents[2] / "docs" / "results"
+# What is shown together, with its page; figures whose name begins so belong there. The first that fits counts.
+SECTIONS = {
+    "Judges": ("judges.md", ("judge_validation",)),
+    "Steering": ("evidence.md", ("steering_evidence", "steering_away", "blind_reading")),
+    "Layer sweeps": ("sweeps.md", ("layer_sweep",)),
+    "Fine-tuning": ("finetuning.md", ("finetuning_shift", "projection_difference", "mitigation")),
+    "Ways of steering": ("steering.md", ("steering_modes",)),
+    "Monitoring": ("monitoring.md", ("monitoring",)),
+    "Earlier, by a judge that is not valid": ("earlier.md", ("",)),
+}
+# Figures beyond `plot()`: what their names end with, and what draws them.
+MORE = {
+    "FinetuningShift": {"_scores": "plot_scores"},
+    "LayerSweep": {"_fresh": "plot_comparison"},
+    "ProjectionDifference": {"_approximations": "plot_predictors"},
+}
+
+
+def gallery_to_markdown(figures: Path) -> str:
+    """Show every figure of a folder's results, a section a kind, with the finding that is its title."""
+    kinds = _list_kinds()
+    found: dict[str, list[str]] = {title: [] for title in SECTIONS}
+    for path in sorted(figures.glob("*.json")):
+        result = kinds[json.loads(path.read_text(encoding="utf-8"))["format"]].load(path)
+        drawn = {path.stem: "plot"} | {path.stem + end: by for end, by in MORE.get(type(result).__name__, {}).items()}
+        section = next(title for title, (_, starts) in SECTIONS.items() if path.stem.startswith(starts))
+        for name, by in drawn.items():
+            if (figures / f"{name}.png").exists():
+                finding = read_finding(getattr(result, by)(), result, figures)
+                found[section].append(_show(name, finding))
+    lines = []
+    for title, shown in found.items():
+        page, _ = SECTIONS[title]
+        if shown:
+            lines += [f"## {title}", "", f"What was done: [{_read_title(page)}](results/{page}).", ""]
+            lines += shown
+    return "\n".join(lines)
+
+
+def read_finding(figure: go.Figure, result: Result, figures: Path) -> str:
+    """Return a figure's title without what stands below it, with what its judges' verdicts add."""
+    say_verdicts(figure, result.judges, find_verdicts(figures, result.config["model"]))
+    title = figure.layout.title.text.partition("<br><sup>")[0]
+    title = re.sub(r"(?<=[,;:])<br>", " ", title).replace("<br>", "; ")
+    return re.sub(r"<[^>]+>", "", title)
+
+
+def _read_title(page: str) -> str:
+    """Return the title of a page of results."""
+    with (PAGES / page).open(encoding="utf-8") as lines:
+        return next(lines).removeprefix("# ").strip()
+
+
+def _show(name: str, finding: str) -> str:
+    """Write one figure: its picture, its finding and the figure that can be zoomed."""
+    picture = f"[![{name}](../figures/{name}.png)](../figures/{name}.png)"
+    return f"{finding[0].upper()}{finding[1:]} ([`{name}`](../figures/{name}.html))\n\n{picture}\n"
+
+
+def _list_kinds() -> dict[str, type[Result]]:
+    """Return every kind of result by the name that its files bear."""
+    modules = [importlib.import_module(f"results.{one.name}") for one in pkgutil.iter_modules(results.__path__)]
+    named = [value for module in (*modules, layer_sweep) for value in vars(module).values()]
+    kinds = [value for value in named if isinstance(value, type) and issubclass(value, Result)]
+    return {kind.__name__: kind for kind in kinds}
