@@ -19,7 +19,7 @@ from mkdocs.structure.nav import Navigation, Section
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parent
-BESIDE_DOCS = ("figures/*.png", "figures/*.html", "notebooks/*.ipynb", "CHANGELOG.md")
+BESIDE_DOCS = ("figures/*.png", "notebooks/*.ipynb", "CHANGELOG.md")
 NAMES_MARK = "<!-- names -->"
 
 

@@ -6,15 +6,12 @@ python experiments/write_html.py --png      # the PNGs too; needs a Chrome or Ch
 
 from __future__ import annotations
 
-import importlib
-import json
-import pkgutil
 from pathlib import Path
 
-import results
 import tyro
+from results.kinds import load_result
 
-from persona_lens.reproduction.figures import Result, write_picture
+from persona_lens.reproduction.figures import write_picture
 
 
 def main(folder: Path = Path("figures"), png: bool = False) -> None:
@@ -24,20 +21,11 @@ def main(folder: Path = Path("figures"), png: bool = False) -> None:
         folder: Where the results are.
         png: Draw the PNGs anew too.
     """
-    kinds = find_kinds()
     for path in sorted(folder.glob("*.json")):
-        kind = kinds[json.loads(path.read_text(encoding="utf-8"))["format"]]
-        for ending, figure in kind.load(path).write_pages(folder, path.stem).items():
+        for ending, figure in load_result(path).write_pages(folder, path.stem).items():
             print(folder / f"{path.stem}{ending}.html")
             if png:
                 write_picture(figure, folder, f"{path.stem}{ending}")
-
-
-def find_kinds() -> dict[str, type[Result]]:
-    """Return every kind of result that an experiment writes, by the name that its files begin with."""
-    modules = [importlib.import_module(found.name) for found in pkgutil.iter_modules(results.__path__, "results.")]
-    named = {name: value for module in modules for name, value in vars(module).items()}
-    return {name: value for name, value in named.items() if isinstance(value, type) and issubclass(value, Result)}
 
 
 if __name__ == "__main__":

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
-import json
-import pkgutil
 import re
 from pathlib import Path
 
 import plotly.graph_objects as go
 
-import results
-from persona_lens.reproduction import layer_sweep
 from persona_lens.reproduction.figures import Result
 from persona_lens.reproduction.verdicts import find_verdicts, say_verdicts
+from results.kinds import load_result
 
 PAGES = Path(__file__).resolve().parents[2] / "docs" / "results"
 # What is shown together, with its page; figures whose name begins so belong there. The first that fits counts.
@@ -26,26 +22,17 @@ SECTIONS = {
     "Monitoring": ("monitoring.md", ("monitoring",)),
     "Earlier, by a judge that is not valid": ("earlier.md", ("",)),
 }
-# Figures beyond `plot()`: what their names end with, and what draws them.
-MORE = {
-    "FinetuningShift": {"_scores": "plot_scores"},
-    "LayerSweep": {"_fresh": "plot_comparison"},
-    "ProjectionDifference": {"_approximations": "plot_predictors"},
-}
 
 
 def gallery_to_markdown(figures: Path) -> str:
     """Show every figure of a folder's results, a section a kind, with the finding that is its title."""
-    kinds = _list_kinds()
     found: dict[str, list[str]] = {title: [] for title in SECTIONS}
     for path in sorted(figures.glob("*.json")):
-        result = kinds[json.loads(path.read_text(encoding="utf-8"))["format"]].load(path)
-        drawn = {path.stem: "plot"} | {path.stem + end: by for end, by in MORE.get(type(result).__name__, {}).items()}
+        result = load_result(path)
         section = next(title for title, (_, starts) in SECTIONS.items() if path.stem.startswith(starts))
-        for name, by in drawn.items():
-            if (figures / f"{name}.png").exists():
-                finding = read_finding(getattr(result, by)(), result, figures)
-                found[section].append(_show(name, finding))
+        for ending, figure in result.list_figures().items():
+            if (figures / f"{path.stem}{ending}.png").exists():
+                found[section].append(_show(f"{path.stem}{ending}", read_finding(figure, result, figures)))
     lines = []
     for title, shown in found.items():
         page, _ = SECTIONS[title]
@@ -70,14 +57,6 @@ def _read_title(page: str) -> str:
 
 
 def _show(name: str, finding: str) -> str:
-    """Write one figure: its picture, its finding and the figure that can be zoomed."""
+    """Write one figure: its finding and its picture."""
     picture = f"[![{name}](../figures/{name}.png)](../figures/{name}.png)"
-    return f"{finding[0].upper()}{finding[1:]} ([`{name}`](../figures/{name}.html))\n\n{picture}\n"
-
-
-def _list_kinds() -> dict[str, type[Result]]:
-    """Return every kind of result by the name that its files bear."""
-    modules = [importlib.import_module(f"results.{one.name}") for one in pkgutil.iter_modules(results.__path__)]
-    named = [value for module in (*modules, layer_sweep) for value in vars(module).values()]
-    kinds = [value for value in named if isinstance(value, type) and issubclass(value, Result)]
-    return {kind.__name__: kind for kind in kinds}
+    return f"{finding[0].upper()}{finding[1:]} (`{name}`)\n\n{picture}\n"
