@@ -1,13 +1,15 @@
-"""The judge that is taken where none is given: made once a model and trait."""
+"""The judge that is taken where none is given: made once a model and trait, or ready for the embedded model."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
 from dataclasses import dataclass
+from importlib.resources import files
 from weakref import WeakKeyDictionary
 
-from jaxtyping import Float
-from numpy import ndarray
+import torch
+from jaxtyping import Float64
+from torch import Tensor
 
 from persona_lens.judges.coherent import CoherentJudge
 from persona_lens.judges.embedding import EmbeddingJudge, fit_embedding_judge
@@ -17,6 +19,7 @@ from persona_lens.judges.likelihood import LikelihoodCalibration, LikelihoodJudg
 from persona_lens.judges.temperature_samples import sample_temperatures
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.loading import describe_model
+from persona_lens.records import Record
 from persona_lens.run import Run
 from persona_lens.traits.library import load_trait
 from persona_lens.traits.trait import Trait
@@ -26,36 +29,46 @@ READING_DEPTH = 0.6
 """Of the layers, where a model's own reading of a text judges it."""
 
 _N_PAIRS = 2
+_READY = files("persona_lens") / "data" / "judges"
 
 
-@dataclass(frozen=True, eq=False)
-class _Reading:
-    """An EmbeddingJudge without its encoder."""
+@dataclass(frozen=True, eq=False, repr=False)
+class Reading(Record):
+    """An EmbeddingJudge over a model's own reading of a text, without the model."""
 
     layer: int
-    weights: Float[ndarray, " d"]
+    weights: Float64[Tensor, " d"]
     intercept: float
-    settings: Mapping[str, float]
+    settings: dict[str, float]
 
 
-@dataclass(frozen=True, eq=False)
-class _Known:
-    """What a model's default judge of a trait rests on, without the model, which would then never be freed."""
+@dataclass(frozen=True, eq=False, repr=False)
+class JudgeParts(Record):
+    """What a default judge rests on, without the model, which would then never be freed.
 
+    Args:
+        model: Fingerprint of the weights that it was made with, and their element type.
+        n_pairs: Instruction pairs that the likelihood judge uses.
+        calibration: The likelihood judge's.
+        reading: None for a trait without written examples.
+    """
+
+    model: tuple[str, str]
     n_pairs: int
     calibration: LikelihoodCalibration
-    reading: _Reading | None
+    reading: Reading | None
 
 
-_known: WeakKeyDictionary[HookedModel, dict[tuple[str, str, str], _Known]] = WeakKeyDictionary()
+_known: WeakKeyDictionary[HookedModel, dict[tuple[str, str, str], JudgeParts]] = WeakKeyDictionary()
 
 
 def default_judge(model: HookedModel, trait: Trait, run: Run = Run()) -> IdentifiedJudge:
     """Return the judge of a model and trait that is made with default settings when it is first asked for.
 
     For a bundled trait with written examples: an EmbeddingJudge over the model's own reading of a text, whose coherence
-    is that of a LikelihoodJudge. For any other trait a LikelihoodJudge alone, which on the embedded model was valid for
-    none of the traits that it was measured on: :func:`validate` it on examples of your own, or give another judge.
+    is that of a LikelihoodJudge; for the embedded model in bfloat16 it comes with the package. For any other trait a
+    LikelihoodJudge alone, which on the embedded model was valid for none of the traits that it was measured on:
+    :func:`validate` it on examples of your own, or give another judge.
 
     Whoever needs it again gets the same one, whatever is to be judged. Coherence of responses that are much shorter or
     cooler than 48 tokens at temperature 1 is judged better by a judge calibrated on their like; see
@@ -77,18 +90,39 @@ def default_judge(model: HookedModel, trait: Trait, run: Run = Run()) -> Identif
     known = _known.setdefault(model, {})
     key = (info.fingerprint, info.dtype, trait.fingerprint)
     if key not in known:
-        n_pairs = min(_N_PAIRS, len(trait.instruction_pairs))
-        calibration = calibrate_likelihood_judge(model, trait, n_pairs=n_pairs, run=run).calibration
-        known[key] = _Known(n_pairs, calibration, _fit_reading(model, trait.name) if _is_written(trait) else None)
+        known[key] = _load_ready((info.fingerprint, info.dtype), trait) or make_judge_parts(model, trait, run)
     found = known[key]
     likelihood = LikelihoodJudge(model, trait, found.n_pairs, found.calibration)
     if found.reading is None:
         return likelihood
-    encoder = ResidualEncoder(model, found.reading.layer)
-    reading = found.reading
+    one = found.reading
+    encoder = ResidualEncoder(model, one.layer)
     return CoherentJudge(
-        EmbeddingJudge(trait.name, encoder, reading.weights, reading.intercept, reading.settings), likelihood
+        EmbeddingJudge(trait.name, encoder, one.weights.numpy(), one.intercept, one.settings), likelihood
     )
+
+
+def make_judge_parts(model: HookedModel, trait: Trait, run: Run = Run()) -> JudgeParts:
+    """Calibrate and fit what :func:`default_judge` rests on.
+
+    Raises:
+        HooksPresentError: The model carries hooks.
+    """
+    info = describe_model(model)
+    n_pairs = min(_N_PAIRS, len(trait.instruction_pairs))
+    calibration = calibrate_likelihood_judge(model, trait, n_pairs=n_pairs, run=run).calibration
+    reading = _fit_reading(model, trait.name) if _is_written(trait) else None
+    return JudgeParts((info.fingerprint, info.dtype), n_pairs, calibration, reading)
+
+
+def _load_ready(model: tuple[str, str], trait: Trait) -> JudgeParts | None:
+    """Return what comes with the package, if it is of this model and trait; fewer questions make no other trait."""
+    path = _READY / f"{trait.name}.json"
+    if not path.is_file() or not _is_written(trait):
+        return None
+    ready = JudgeParts.from_json(json.loads(path.read_text(encoding="utf-8")))
+    bundled = load_trait(trait.name).instruction_pairs[: ready.n_pairs]
+    return ready if ready.model == model and trait.instruction_pairs[: ready.n_pairs] == bundled else None
 
 
 def _is_written(trait: Trait) -> bool:
@@ -96,9 +130,9 @@ def _is_written(trait: Trait) -> bool:
     return trait.name in list_written_traits() and trait.description == load_trait(trait.name).description
 
 
-def _fit_reading(model: HookedModel, trait: str) -> _Reading:
+def _fit_reading(model: HookedModel, trait: str) -> Reading:
     examples = load_written_examples(trait, "training")
     samples = sample_temperatures(model, [one.question for one in examples])
     layer = round(READING_DEPTH * model.cfg.n_layers)
     judge = fit_embedding_judge(trait, examples, encoder=ResidualEncoder(model, layer), samples=samples)
-    return _Reading(layer, judge.weights, judge.intercept, judge.settings)
+    return Reading(layer, torch.from_numpy(judge.weights).double(), judge.intercept, dict(judge.settings))
