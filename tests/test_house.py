@@ -120,4 +120,4 @@ def test_a_message_that_names_no_command_ends_the_check(release_check):
 def test_the_code_of_the_readme_is_found(release_check):
     code = release_check.find_readme_code((ROOT / "README.md").read_text())
     assert code.startswith("import persona_lens as pl")
-    assert code.count("print(") == 1
+    assert code.count("pl.ask(") == 2

@@ -14,6 +14,7 @@ from persona_lens.errors import InvalidArgumentError
 from persona_lens.evaluation.sweep import SweepResult, sweep_layers
 from persona_lens.models.loading import EMBEDDED_MODEL, load_model
 from persona_lens.run import Run
+from persona_lens.storage import write_bytes_atomically
 from persona_lens.vectors.persona_vector import PersonaVector
 
 
@@ -68,7 +69,8 @@ class Sweep:
         setting = {"layer": choice.layer, "coefficient": choice.coefficient, "coherence": choice.coherence.estimate}
         replace(vector, provenance=vector.provenance | {"setting": setting}).save(self.out / "vector.safetensors")
         swept.save(self.out / "sweep.json")
-        swept.plot().write_html(self.out / "sweep.html", include_plotlyjs="cdn")
+        page = swept.plot().to_html(include_plotlyjs="cdn")
+        write_bytes_atomically(self.out / "sweep.html", page.encode())
         if self.json:
             print_json({"trait": trait.name, "out": str(self.out), "rule": choice.rule, **setting,
                         "score": choice.score.estimate})  # fmt: skip

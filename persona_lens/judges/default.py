@@ -8,7 +8,7 @@ from importlib.resources import files
 from weakref import WeakKeyDictionary
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float
 from torch import Tensor
 
 from persona_lens.judges.coherent import CoherentJudge
@@ -37,7 +37,7 @@ class Reading(Record):
     """An EmbeddingJudge over a model's own reading of a text, without the model."""
 
     layer: int
-    weights: Float64[Tensor, " d"]
+    weights: Float[Tensor, " d"]
     intercept: float
     settings: dict[str, float]
 

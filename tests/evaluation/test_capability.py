@@ -520,6 +520,7 @@ def test_the_bundled_data_are_the_default(tiny_model):
     assert (found.n_texts, found.n_items) == (40, len(load_multiple_choice()))
 
 
+@pytest.mark.slow
 def test_the_embedded_model_answers_the_bundled_items_above_chance(embedded_model):
     found = measure_capability(embedded_model, items=load_multiple_choice(n=48), max_tokens=16)
     assert found.accuracy.low > 0.25

@@ -8,6 +8,8 @@ import pytest
 from persona_lens.traits import load_written_examples
 from tests.experiments.scripts import run, save_talkative
 
+pytestmark = pytest.mark.slow  # whole scripts, each run as a user runs it
+
 CONDITIONS = ["unsteered", "system prompt", "written vector", "written vector, away", "sampled vector",
               "sampled vector, away"]  # fmt: skip
 

@@ -11,6 +11,8 @@ import torch
 import persona_lens as pl
 from tests.experiments.scripts import command, environment, run, save_talkative, write_traits
 
+pytestmark = pytest.mark.slow  # whole scripts, each run as a user runs it
+
 SCRIPTS = {
     "finetuning_shift": (
         ["--trait", "loud.json", "--trait", "soft.json", "--domain", "opinions"],

@@ -15,6 +15,8 @@ from persona_lens.statistics import Interval
 from tests.experiments.scripts import save_talkative
 from tests.small_trait import tiny_trait
 
+pytestmark = pytest.mark.slow  # whole scripts, each run as a user runs it
+
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = [
     "layer_sweep_loud.json",

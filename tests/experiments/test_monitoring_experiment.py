@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow  # whole scripts, each run as a user runs it
+
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ["monitoring_loud.json", "monitoring_loud.html"]
 

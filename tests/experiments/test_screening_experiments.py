@@ -10,6 +10,8 @@ import pytest
 
 from tests.experiments.scripts import ROOT, run, save_talkative, write_traits
 
+pytestmark = pytest.mark.slow  # whole scripts, each run as a user runs it
+
 DATA_WORDS = ("Yes.", "No. ", "It is. ", "Why? ", "So be it. ", "Go. ")
 
 

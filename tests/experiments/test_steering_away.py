@@ -11,6 +11,8 @@ import torch
 from persona_lens.traits import load_written_examples
 from tests.experiments.scripts import run, save_talkative
 
+pytestmark = pytest.mark.slow  # whole scripts, each run as a user runs it
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

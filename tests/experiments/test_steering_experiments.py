@@ -14,6 +14,8 @@ import persona_lens as pl
 from tests.experiments.scripts import ROOT, command, environment, run, write_traits
 from tests.small_trait import tiny_trait
 
+pytestmark = pytest.mark.slow  # whole scripts, each run as a user runs it
+
 # Each script with what it needs to run, and the files that must come out the same.
 SCRIPTS = {
     "token_positions": (["loud.json"], ["token_positions_loud.json", "token_positions_loud.html"]),

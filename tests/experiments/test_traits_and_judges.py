@@ -15,6 +15,8 @@ from persona_lens.statistics import Interval
 from tests.anthropic_server import serve
 from tests.small_trait import tiny_trait
 
+pytestmark = pytest.mark.slow  # whole scripts, each run as a user runs it
+
 ROOT = Path(__file__).resolve().parents[2]
 SECRET = "sk-ant-secret-for-tests"
 

@@ -510,6 +510,7 @@ def test_a_tokenizer_without_a_padding_token_pads_all_the_same(base, tmp_path):
 # Several processes
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_with_twice_the_batch(base, tmp_path):
     if not torch.distributed.is_gloo_available():
         pytest.skip("needs gloo")

@@ -73,6 +73,7 @@ def test_a_refusal_is_kept_and_a_lost_connection_is_asked_again(cache):
         assert [j.reason for j in found] == ["connection lost", "refusal"]
 
 
+@pytest.mark.slow
 def test_what_was_judged_before_a_kill_is_there_and_two_processes_write_at_once(tmp_path):
     """Two processes write 100 rows each, row by row; one more is killed by the kernel in the middle."""
     path = tmp_path / "scores.sqlite"

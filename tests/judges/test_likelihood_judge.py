@@ -168,6 +168,7 @@ def test_the_identity_changes_with_the_instructions_and_the_calibration(judge):
     assert dataclasses.replace(judge).identity == judge.identity
 
 
+@pytest.mark.slow
 def test_held_out_positive_and_negative_responses_of_the_embedded_model_separate(embedded_model):
     """A small run of what the experiment reports in full: 12 questions that the judge was not calibrated on."""
     trait = pl.load_trait("evil")

@@ -8,6 +8,8 @@ from persona_lens.reproduction.judges import prepare_judges
 from persona_lens.storage import ShardStore
 from tests.small_trait import tiny_trait
 
+pytestmark = pytest.mark.slow
+
 SAMPLING = pl.Sampling(max_new_tokens=4, temperature=0.7)
 
 

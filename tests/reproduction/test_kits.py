@@ -120,6 +120,7 @@ def test_a_kit_without_a_vector_extracts_one_with_its_judge_and_reads_both_back(
     assert again.judge.calibration == first.judge.calibration
 
 
+@pytest.mark.slow
 def test_a_trait_with_written_examples_has_two_measured_judges_and_the_vector_read_from_them(tmp_path):
     tiny_model = pl.load_model(save_talkative(tmp_path / "model"), dtype="float32")  # its context holds the answers
     sources = find_sources(tiny_model, "formality", tmp_path)

@@ -17,7 +17,10 @@ from tests.screening.test_screen import LAYERS, SETTINGS, converse, make_rows, m
 
 ray = pytest.importorskip("ray")
 # Ray's own, about its own settings.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray", "ignore::FutureWarning:ray")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray", "ignore::FutureWarning:ray"),
+    pytest.mark.slow,  # starts a Ray cluster
+]
 
 
 @pytest.fixture(scope="module")

@@ -157,6 +157,7 @@ run(pl.load_model({model!r}, dtype="float32", device="cpu"), {data!r}, {out!r}, 
 """
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_the_next_run_writes_the_bytes_of_an_uninterrupted_one(tiny_folder, tmp_path):
     data = write_lines(tmp_path / "rows.jsonl", [json.dumps(row).encode() for row in make_rows(40)])
     model = pl.load_model(tiny_folder("llama"), dtype="float32", device="cpu")

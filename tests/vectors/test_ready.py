@@ -31,6 +31,7 @@ def test_it_says_where_it_is_from_how_to_use_it_and_how_well_it_did(trait):
         assert (high < 0.5) if setting["coefficient"] < 0 else (low > 0.5)
 
 
+@pytest.mark.slow
 def test_one_read_from_written_answers_is_what_reading_them_gives(embedded):
     ready = pl.load_vector("empathy")
     assert ready.provenance["source"].startswith("written")

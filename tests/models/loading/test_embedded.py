@@ -10,6 +10,7 @@ from persona_lens.errors import ModelNotFoundError
 from persona_lens.models.loading import embedded
 
 
+@pytest.mark.slow
 def test_a_damaged_cache_of_the_embedded_model_is_made_again(tmp_path, monkeypatch):
     whole = embedded.prepare_embedded_model()
     monkeypatch.setenv("PERSONA_LENS_CACHE", str(tmp_path))
@@ -25,6 +26,7 @@ def test_a_damaged_cache_of_the_embedded_model_is_made_again(tmp_path, monkeypat
     assert not list(tmp_path.glob(".making-*"))
 
 
+@pytest.mark.slow
 def test_the_gguf_file_itself_loads_to_the_same_model(embedded_model):
     model = pl.load_model(embedded._embedded_gguf(), dtype="float32", device="cpu")
     assert pl.describe_model(model).fingerprint == pl.describe_model(embedded_model).fingerprint
