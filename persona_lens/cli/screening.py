@@ -58,7 +58,8 @@ class Screen:
     model: str = EMBEDDED_MODEL
     """The model that is to be trained: bundled, Hugging Face name, folder or GGUF file."""
     vectors: Path | None = None
-    """Folder with vector_TRAIT.safetensors; a vector that is not there is extracted, which takes minutes, and kept."""
+    """Folder with vector_TRAIT.safetensors; what is not there is read from written answers, or extracted in minutes, and
+    kept."""
     layer: int | None = None
     """Zero-based block index of the projections; the middle one if left out."""
     clean: str | None = None
