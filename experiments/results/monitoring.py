@@ -49,8 +49,9 @@ class Monitoring(Result):
     def plot(self) -> go.Figure:
         """Draw projection against score, a panel a setting."""
         return plot_monitoring(
-            self.settings, self.correlations, judge=self.judge.name, labels=self.conditions, paper=self.paper
-        )
+            self.settings, self.correlations, judge=self.judge.name, labels=self.conditions, paper=self.paper,
+            second=self.second_correlations, second_judge=self.second.name if self.second else "",
+        )  # fmt: skip
 
 
 def monitoring_to_markdown(found: Sequence[Monitoring]) -> str:

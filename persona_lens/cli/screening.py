@@ -58,8 +58,8 @@ class Screen:
     model: str = EMBEDDED_MODEL
     """The model that is to be trained: bundled, Hugging Face name, folder or GGUF file."""
     vectors: Path | None = None
-    """Folder with vector_TRAIT.safetensors; what is not there is read from written answers, or extracted in minutes, and
-    kept."""
+    """Folder with vector_TRAIT.safetensors; what is not there is read from written answers, or else extracted, which
+    takes minutes, and kept."""
     layer: int | None = None
     """Zero-based block index of the projections; the middle one if left out."""
     clean: str | None = None

@@ -24,8 +24,12 @@ def plot_monitoring(
     judge: str = "judge",
     labels: Mapping[str, Mapping[str, str]] | None = None,
     paper: Mapping[str, tuple[float, float]] | None = None,
+    second: Mapping[str, MonitoringCorrelation] | None = None,
+    second_judge: str = "second judge",
 ) -> go.Figure:
     """Draw projection against score for one trait, a panel a setting, coloured by condition.
+
+    With a second judge's correlations the title claims only what both judges see.
 
     Args:
         settings: Graded prompts by setting, e.g. ``system prompts`` and ``shots``.
@@ -33,6 +37,8 @@ def plot_monitoring(
         judge: Whose scores they are.
         labels: For each setting the legend's text for each condition; the condition itself if left out.
         paper: For each setting r overall and within conditions in the paper.
+        second: For each setting, those of a second judge's scores of the same responses.
+        second_judge: Whose scores these are.
 
     Returns:
         A figure whose conditions, in order of appearance, run from dark blue to yellow.
@@ -44,9 +50,11 @@ def plot_monitoring(
     for name, found in correlations.items():
         theirs = (paper or {}).get(name)
         across, within = (f" (paper {value:.3f})" for value in theirs) if theirs else ("", "")
+        other = (second or {}).get(name)
+        again = f"<br>second judge: r {other.overall}, within {other.within}" if other else ""
         titles.append(
             f"<b>{html.escape(name)}</b>, n = {found.n}<br>r {found.overall}{across}<br>"
-            f"within {found.within}{within}<br>left out, scores hardly vary: "
+            f"within {found.within}{within}{again}<br>left out, scores hardly vary: "
             f"{html.escape(', '.join(found.left_out) or 'none')}"
         )
     figure = make_subplots(
@@ -83,27 +91,33 @@ def plot_monitoring(
         figure.update_layout({"legend" if column == 1 else f"legend{column}": legend})
     figure.update_yaxes(title_text="mean trait score of the responses (0–100)", range=[-3, 103], row=1, col=1)
     first = next(iter(settings.values()))
-    subtitle = html.escape(
-        f"{first.model.name}, layer {first.layer}, scores by the {judge}; within: r inside each "
-        "condition, averaged; 95 % bootstrap over questions"
-    )
+    lines = [f"{first.model.name}, layer {first.layer}; drawn: scores by the {judge}"]
+    lines += [f"second judge: {second_judge}"] if second else []
+    lines.append("within: r inside each condition, averaged; 95 % bootstrap over questions")
+    subtitle = "<br>".join(map(html.escape, lines))
     most = max(len(set(graded.conditions)) for graded in settings.values())
-    finding = "<br>".join(map(html.escape, _monitoring_finding(first.trait, correlations)))
+    finding = "<br>".join(map(html.escape, _monitoring_finding(first.trait, correlations, second)))
     lay_out(
-        figure, finding, subtitle, width=1150, height=700 + 20 * most, top=230, bottom=110 + 20 * most, legend=-0.16
+        figure, finding, subtitle, width=1150, height=760 + 20 * most, top=270, bottom=110 + 20 * most, legend=-0.16
     )
     figure.update_layout(legend_orientation="v")  # beside the other panels' legends
     return figure
 
 
-def _monitoring_finding(trait: str, correlations: Mapping[str, MonitoringCorrelation]) -> list[str]:
-    """Say for each setting whether the projection tells conditions, and prompts inside them, apart."""
+def _monitoring_finding(
+    trait: str, correlations: Mapping[str, MonitoringCorrelation], second: Mapping[str, MonitoringCorrelation] | None
+) -> list[str]:
+    """Say for each setting whether the projection tells conditions, and prompts inside them, apart for every judge."""
     findings = []
     for name, found in correlations.items():
-        if found.is_reliable:
+        judges = [found, *([second[name]] if second else [])]
+        across = [one.overall.low > 0 for one in judges]
+        if all(one.is_reliable for one in judges):
             findings.append(f"{name}: the score, inside conditions too")
-        elif found.overall.low > 0:
+        elif all(across):
             findings.append(f"{name}: the score across conditions, not surely inside them")
+        elif any(across):
+            findings.append(f"{name}: nothing surely for both judges")
         else:
             findings.append(f"{name}: nothing surely")
     return [f"{trait}: what the projection predicts before the first token", *findings]
