@@ -24,7 +24,14 @@ from pathlib import Path, PurePosixPath
 ROOT = Path(__file__).resolve().parents[1]
 DIST = ROOT / "dist"
 # What the package reads at run time, beside its code.
-DATA = ("py.typed", "data/*.json*", "data/vectors/*.safetensors", "traits/library/*.json", "traits/examples/*.jsonl")
+DATA = (
+    "py.typed",
+    "data/*.json*",
+    "data/vectors/*.safetensors",
+    "data/judges/*.json",
+    "traits/library/*.json",
+    "traits/examples/*.jsonl",
+)
 MADE = {"PKG-INFO", "METADATA", "WHEEL", "RECORD", "entry_points.txt", "LICENSE"}  # by the build, not in git
 
 # Runs readme.py and writes what it prints as a list: an answer may have lines of its own.

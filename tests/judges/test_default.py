@@ -92,3 +92,29 @@ def test_a_bundled_trait_with_written_examples_is_read_by_the_model_itself_and_f
 def test_a_trait_of_ones_own_by_a_bundled_name_is_not_judged_as_that_one(model, calibrated):
     own = replace(tiny_trait(), name="evil")
     assert isinstance(default.default_judge(model, own), pl.judges.LikelihoodJudge)
+
+
+@pytest.mark.parametrize("trait", sorted(pl.traits.list_written_traits()))
+def test_the_embedded_models_judge_comes_with_the_package_for_that_model_and_that_trait_alone(trait):
+    parts = default._load_ready(("2c03f35c01c47410", "bfloat16"), pl.load_trait(trait))
+    assert parts.reading.layer == 18
+    assert parts.reading.weights.shape == (576,)
+    few = replace(pl.load_trait(trait), extraction_questions=pl.load_trait(trait).extraction_questions[:2])
+    assert default._load_ready(parts.model, few) is not None
+    assert default._load_ready((parts.model[0], "float32"), few) is None
+    assert default._load_ready(parts.model, replace(tiny_trait(), name=trait)) is None
+    swapped = replace(few, instruction_pairs=few.instruction_pairs[::-1])
+    assert default._load_ready(parts.model, swapped) is None
+
+
+def test_a_ready_judge_is_taken_without_calibration_and_tells_overt_from_opposite_answers(calibrated):
+    model = pl.load_model(dtype="bfloat16", device="cpu")
+    judge = default.default_judge(model, pl.load_trait("empathy"))
+    assert calibrated == []
+    examples = pl.traits.load_written_examples("empathy", "judging")[:6]
+    questions = [one.question for one in examples]
+    overt, opposite = (
+        [one.score for one in judge.judge.score(questions, [getattr(example, kind) for example in examples])]
+        for kind in ("overt", "opposite")
+    )
+    assert sum(overt) / 6 > sum(opposite) / 6 + 50
