@@ -48,19 +48,22 @@ def choose_sampling(model: HookedModel) -> Sampling:
     return EMBEDDED_SAMPLING if describe_model(model).name == EMBEDDED_MODEL else Sampling()
 
 
-def make_vector(model: HookedModel, trait: Trait, source: Source | None, run: Run) -> PersonaVector:
-    """Read written answers where there are some, or extract from the model's own responses.
+def choose_source(trait: Trait, asked: Source | None = None) -> Source:
+    """Return the source that is asked for; else written answers where there are some.
 
     Raises:
         InvalidArgumentError: Written answers are asked for and there are none.
     """
-    is_written = trait.name in list_written_traits()
-    if source == "written" and not is_written:
-        rule = (
-            f"be 'sampled' for a trait without written answers; there are some for {', '.join(list_written_traits())}"
-        )
-        raise InvalidArgumentError.of("--source", rule, source)
-    if source == "written" or (source is None and is_written):
+    written = list_written_traits()
+    if asked == "written" and trait.name not in written:
+        rule = f"be 'sampled' for a trait without written answers; there are some for {', '.join(written)}"
+        raise InvalidArgumentError.of("--source", rule, asked)
+    return asked or ("written" if trait.name in written else "sampled")
+
+
+def make_vector(model: HookedModel, trait: Trait, source: Source, run: Run) -> PersonaVector:
+    """Read written answers, or extract from the model's own responses."""
+    if source == "written":
         return read_persona_vector(model, trait.name, load_written_examples(trait.name, "training"))
     return extract_persona_vector(model, trait, sampling=choose_sampling(model), run=run)
 
@@ -78,7 +81,7 @@ def find_vector(model: HookedModel, trait: Trait, folder: Path, say: Callable[[s
     say(f"making the vector of {trait.name}; {path} will keep it")
     config = {"trait": trait.fingerprint, "model": asdict(describe_model(model)), "versions": collect_versions()}
     store = ShardStore(folder / "unfinished", config)
-    vector = make_vector(model, trait, None, Run(store))
+    vector = make_vector(model, trait, choose_source(trait), Run(store))
     vector.save(path)
     shutil.rmtree(store.folder, ignore_errors=True)  # nothing is kept of a vector that is read
     with suppress(OSError):  # not empty: another command is at work on another trait
@@ -87,9 +90,11 @@ def find_vector(model: HookedModel, trait: Trait, folder: Path, say: Callable[[s
 
 
 def find_way(
-    model: HookedModel, trait: str | None, path: Path | None, layer: int | None, coefficient: float | None
+    trait: str | None, path: Path | None = None, layer: int | None = None, coefficient: float | None = None
 ) -> Way:
     """Return the vector of a file or the ready one of a trait, with the setting it was tried at where none is given.
+
+    No model is needed: what is wrong is said before one is loaded.
 
     Raises:
         InvalidArgumentError: Neither or both of trait and file; or a vector that says nothing of where to steer.
@@ -98,7 +103,6 @@ def find_way(
         rule = f"be given, or --vector FILE, not both; ready ones: {', '.join(list_ready_vectors())}"
         raise InvalidArgumentError.of("--trait", rule, trait)
     vector = load_vector(trait) if trait is not None else PersonaVector.load(path or "")
-    vector.check_model(model)
     tried = vector.provenance.get("setting", {})
     chosen = tried.get("layer") if layer is None else layer
     strength = tried.get("coefficient") if coefficient is None else coefficient
@@ -107,4 +111,4 @@ def find_way(
         hint = "`persona-lens sweep` finds where to steer; the middle layer and 2 are a beginning."
         missing = "--layer" if chosen is None else "--coefficient"
         raise InvalidArgumentError.of(missing, rule, None, hint)
-    return Way(vector, check_layer(chosen, model.cfg.n_layers), float(strength))
+    return Way(vector, check_layer(chosen, vector.model.n_layers), float(strength))

@@ -76,8 +76,8 @@ class Demo:
 
     def run(self) -> int:
         """Ask, show, write the page."""
+        ways = [find_way(name) for name in self.trait or list_ready_vectors()]
         model = load_model()
-        ways = [find_way(model, name, None, None, None) for name in self.trait or list_ready_vectors()]
         shown = answer(model, ways, self.seed)
         if self.json:
             print_json({"answers": [one.to_json() for one in shown]})

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from persona_lens.cli.choosing import Source, make_vector, read_trait
+from persona_lens.cli.choosing import Source, choose_source, make_vector, read_trait
 from persona_lens.cli.terminal import print_json, print_line
 from persona_lens.models.loading import EMBEDDED_MODEL, load_model
 from persona_lens.run import Run
@@ -44,9 +44,10 @@ class Extract:
     def run(self) -> int:
         """Make the vector, write it, say how far it can be trusted."""
         trait = read_trait(self.trait)
+        source = choose_source(trait, self.source)
         self.out.parent.mkdir(parents=True, exist_ok=True)  # before any model runs
         model = load_model(self.model)
-        vector = make_vector(model, trait, self.source, Run())
+        vector = make_vector(model, trait, source, Run())
         vector.save(self.out)
         cosines = vector.split_half_cosine[vector.position]
         best = int(cosines.argmax())

@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 
 from persona_lens.cli.choosing import Way, choose_sampling, find_way
-from persona_lens.cli.terminal import print_json
+from persona_lens.cli.terminal import print_json, print_nothing
 from persona_lens.errors import InvalidArgumentError
 from persona_lens.interventions.hooks import steering
 from persona_lens.models.engine.answers import ask
@@ -61,16 +61,16 @@ class Steer:
         """Print both answers as they come."""
         if not self.question.strip():
             raise InvalidArgumentError.of("QUESTION", "hold some text", self.question)
+        way = find_way(self.trait, self.vector, self.layer, self.coefficient)
         model = load_model(self.model)
-        way = find_way(model, self.trait, self.vector, self.layer, self.coefficient)
+        way.vector.check_model(model)
+        say = print_nothing if self.json else print
         like = choose_sampling(model)
         sampling = Sampling(self.max_new_tokens, like.temperature, seed=self.seed)
         head = f"{way.vector.trait}, layer {way.layer} × {way.coefficient:.3g}"
-        if not self.json:
-            print("unsteered:")
+        say("unsteered:")
         plain = self._ask(model, sampling)
-        if not self.json:
-            print(f"\nsteered ({head}):")
+        say(f"\nsteered ({head}):")
         steered = self._ask_steered(model, way, sampling)
         if self.json:
             print_json(

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from persona_lens.cli.choosing import choose_sampling, make_vector, read_trait
+from persona_lens.cli.choosing import choose_sampling, choose_source, make_vector, read_trait
 from persona_lens.cli.terminal import print_json, print_line, print_table
 from persona_lens.errors import InvalidArgumentError
 from persona_lens.evaluation.sweep import SweepResult, sweep_layers
@@ -59,7 +59,7 @@ class Sweep:
         given = None if self.vector is None else PersonaVector.load(self.vector)
         self.out.mkdir(parents=True, exist_ok=True)  # before any model runs
         model = load_model(self.model)
-        vector = make_vector(model, trait, None, Run()) if given is None else given
+        vector = make_vector(model, trait, choose_source(trait), Run()) if given is None else given
         swept = sweep_layers(
             model, trait, vector, coefficients=self.coefficients,
             layers=self.layers or range(1, model.cfg.n_layers, 3),

@@ -27,7 +27,9 @@ def load_vector(trait: str) -> PersonaVector:
 
     ``provenance["setting"]`` says at which layer and coefficient it was tried, how coherent responses were then and
     without it, and ``provenance["auroc"]`` how surely each judge told them from unsteered ones (estimate and 95 %
-    interval), with what validation found of that judge for this trait. Written by ``experiments/ready_vectors.py``.
+    interval), with what validation found of that judge for this trait. Of the vector read from written answers and the
+    sampled one it is the better by these very numbers, which flatters them a little. Written by
+    ``experiments/ready_vectors.py``.
 
     Args:
         trait: One of :func:`persona_lens.vectors.list_ready_vectors`.

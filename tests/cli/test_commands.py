@@ -21,6 +21,21 @@ def run(*arguments):
     return SimpleNamespace(status=ended.value.code, out=out.getvalue(), err=err.getvalue())
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("steer", "Who?"),
+        ("steer", "Who?", "--trait", "nobody"),
+        ("demo", "--trait", "nobody"),
+        ("extract", "--trait", "curiosity", "--source", "written", "--out", "never.safetensors"),
+    ],
+)
+def test_what_is_wrong_is_said_before_a_model_is_loaded(arguments, monkeypatch):
+    for module in ("steering", "demo", "extracting"):
+        monkeypatch.setattr(f"persona_lens.cli.{module}.load_model", lambda *name: pytest.fail("loaded"))
+    assert run(*arguments).status == 2
+
+
 @pytest.fixture(scope="module")
 def loud(tmp_path_factory, tiny_folder):
     """A trait's file and a vector's, of a tiny model, tried nowhere."""
