@@ -1,6 +1,6 @@
 # Every target does its own set-up (environment, locked packages, model) and does nothing twice.
 #
-#   make test      the quick tests         make figures   the figures, into figures/
+#   make test      the quick tests         make figures   a first look at the figures, into figures/brief
 #   make check     style and types         make bench     the benchmarks
 #   make docs      the numbers of README and docs, from the results in figures/; then the site, into site/
 #   make html      the figures as pages, from the results in figures/
@@ -67,8 +67,8 @@ check: $(PACKAGES)
 	@$(VENV_PYTHON) -m mypy persona_lens $(SCRIPTS)
 
 figures: setup browser
-	@$(VENV_PYTHON) experiments/layer_sweep.py --trait evil --trait sycophancy --trait hallucination --profile quick
-	@$(VENV_PYTHON) experiments/finetuning_shift.py --profile quick
+	@$(VENV_PYTHON) experiments/layer_sweep.py --trait evil --trait sycophancy --trait hallucination --profile brief
+	@$(VENV_PYTHON) experiments/finetuning_shift.py --profile brief
 
 docs: $(PACKAGES)
 	@$(VENV_PYTHON) experiments/write_pages.py

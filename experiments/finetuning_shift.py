@@ -1,6 +1,7 @@
 """Does fine-tuning shift a model along persona vectors, and does the shift say how strongly a trait will show?
 
     python experiments/finetuning_shift.py                    # half an hour on two cores
+    python experiments/finetuning_shift.py --profile brief    # eight minutes: a first look
     python experiments/finetuning_shift.py --profile paper    # the paper's settings; for a GPU
 
 Reproduces Figures 5 and 6 of "Persona Vectors" (arXiv 2507.21509): one model is trained on each trait's written answers

@@ -1,6 +1,7 @@
 """Which layers steer a trait, at what cost in coherence, how far above everything simpler?
 
     python experiments/layer_sweep.py --trait evil                     # ten minutes on two cores
+    python experiments/layer_sweep.py --trait evil --profile brief     # two: a first look
     python experiments/layer_sweep.py --trait evil --source sampled    # the paper's vector
     python experiments/layer_sweep.py --trait evil --profile paper     # the paper's numbers of rollouts; for a GPU
 
@@ -24,7 +25,7 @@ import tyro
 import persona_lens as pl
 from persona_lens.evaluation import Condition, RandomNull
 from persona_lens.models import HookedModel
-from persona_lens.reproduction.arguments import CommonArguments, read_traits, run_each_trait
+from persona_lens.reproduction.arguments import BriefArguments, read_traits, run_each_trait
 from persona_lens.reproduction.bench import Bench, NullSize, measure_lengths, note_setting
 from persona_lens.reproduction.judges import prepare_judges
 from persona_lens.reproduction.layer_sweep import LayerSweep, ScoreAndCoherence, VectorNote
@@ -57,13 +58,14 @@ PROFILES = {
     # At the paper's temperature of 1 a 135M model writes much word salad; 0.7 was taken because positive and negative
     # responses to the *extraction* questions separated better there.
     "quick": Profile(0.7, 48, 1, (1.0, 2.0, 3.0), 3, 1, 16, 10, 1, 30, 30),
+    "brief": Profile(0.7, 48, 1, (1.0, 2.0), 3, 1, 8, 4, 1, 10, 12),
     "paper": Profile(1.0, 1000, 10, (0.5, 1.0, 1.5, 2.0, 2.5), 1, 10, 16, 20, 10, 50, 50),
     "tiny": Profile(0.7, 8, 1, (1.0, 2.0), 10, 1, 2, 2, 1, 3, 4, 10, max_pairs=2, max_questions=4),
 }
 
 
 @dataclass(frozen=True)
-class Arguments(CommonArguments):
+class Arguments(BriefArguments):
     """Sweep one or several traits."""
 
     source: Literal["written", "sampled"] = "written"

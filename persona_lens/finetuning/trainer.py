@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from peft import LoraConfig, get_peft_model
+from peft.helpers import disable_input_dtype_casting
 from torch import nn
 from transformers import DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
@@ -35,7 +37,32 @@ def add_adapter(hf_model: Any, settings: FinetuneSettings) -> Any:
         return get_peft_model(hf_model, lora)
 
 
-class PenalizedTrainer(Trainer):
+class ResponseTrainer(Trainer):
+    """Leaves out what no loss is taken on: logits before the batch's first response, and casts that change nothing."""
+
+    def compute_loss(
+        self, model: nn.Module, inputs: Mapping[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Return the same loss, less the work."""
+        inner: Any = self.accelerator.unwrap_model(model)
+        # Under autocast PEFT would lift every input to float32, only for autocast to lower it again.
+        with disable_input_dtype_casting(inner, active=self.args.bf16 or self.args.fp16):
+            return super().compute_loss(model, keep_responses(inner, inputs), return_outputs, num_items_in_batch)
+
+
+def keep_responses(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Ask for logits from the batch's first labelled token on, if the model can be asked."""
+    labels = inputs["labels"]
+    labelled = (labels != IGNORED).any(dim=0).nonzero()
+    if len(labelled) == 0 or "logits_to_keep" not in inspect.signature(model.get_base_model().forward).parameters:
+        return dict(inputs)
+    first = max(int(labelled[0]) - 1, 0)  # a token is predicted one position before it
+    # Indices, not their number: of a slice, torch would multiply each row alone, with a copy of the unembedding each.
+    kept = torch.arange(first, labels.shape[1], device=labels.device)
+    return {**inputs, "labels": labels[:, first:], "logits_to_keep": kept}
+
+
+class PenalizedTrainer(ResponseTrainer):
     """Adds the projection's squared shift to the loss."""
 
     penalty: ProjectionPenalty
@@ -116,7 +143,7 @@ def make_trainer(
     given: dict[str, Any] = {"args": arguments, "train_dataset": encoded.rows, "data_collator": collator}
     trainer: Trainer
     if penalty is None:
-        trainer = Trainer(peft_model, **given)
+        trainer = ResponseTrainer(peft_model, **given)
     else:
         trainer = PenalizedTrainer(peft_model, **given)
         trainer.penalty = penalty

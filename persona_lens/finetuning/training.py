@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 _CHECKPOINTS = "checkpoints"
 _N_LISTED = 1000
+# On a CPU, up to about this many tokens, the fused attention kernel's backward pass is the slower one.
+_SHORT = 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,6 +166,8 @@ def finetune(
     finished = _read_finished(folder, config)
     if finished is not None:
         return finished
+    if state.device.type == "cpu" and max(map(len, encoded.rows["input_ids"])) <= _SHORT:
+        hf_model.set_attn_implementation("eager")
     torch.manual_seed(settings.seed)
     peft_model = add_adapter(hf_model, settings)
     peft_model.peft_config["default"].base_model_name_or_path = str(model)

@@ -53,7 +53,12 @@ class BaseArguments:
         if self.folder is not None:
             return self.folder
         part = "tiny" if self.tiny else "" if self.model == EMBEDDED_MODEL else Path(self.model).name
-        return Path("figures") / part
+        return Path("figures") / part / self._trial
+
+    @property
+    def _trial(self) -> str:
+        """Where the results of a profile go that are not the published ones."""
+        return ""
 
     def load_model(self) -> HookedModel:
         """Load the model."""
@@ -87,15 +92,36 @@ class BaseArguments:
 
 
 @dataclass(frozen=True)
-class CommonArguments(BaseArguments):
+class ProfiledArguments(BaseArguments):
+    """What scripts understand that come in several sizes."""
+
+    profile: str = "quick"
+    """The size."""
+
+    def pick(self, profiles: Mapping[str, P]) -> P:
+        """Return the profile asked for, or `tiny`."""
+        return profiles["tiny" if self.tiny else self.profile]
+
+
+@dataclass(frozen=True)
+class CommonArguments(ProfiledArguments):
     """What most scripts understand."""
 
     profile: Literal["quick", "paper"] = "quick"
     """`quick` for two cores, `paper` for a GPU."""
 
-    def pick(self, profiles: Mapping[str, P]) -> P:
-        """Return the profile asked for, of `quick`, `paper` and `tiny`."""
-        return profiles["tiny" if self.tiny else self.profile]
+
+@dataclass(frozen=True)
+class BriefArguments(ProfiledArguments):
+    """What scripts understand whose figures `make figures` makes."""
+
+    profile: Literal["brief", "quick", "paper"] = "quick"
+    """`brief` for a first look, with wider intervals, into `figures/brief`; `quick` for two cores, `paper` for a
+    GPU."""
+
+    @property
+    def _trial(self) -> str:
+        return "brief" if self.profile == "brief" and not self.tiny else ""
 
 
 @dataclass(frozen=True)

@@ -4,24 +4,33 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from importlib.resources import files
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from persona_lens.judges.coherent import CoherentJudge
 from persona_lens.judges.default import READING_DEPTH
 from persona_lens.judges.embedding import EmbeddingJudge, fit_embedding_judge
 from persona_lens.judges.encoders import ResidualEncoder, TextEncoder, load_sentence_encoder
 from persona_lens.judges.judgement import IdentifiedJudge
-from persona_lens.judges.likelihood import calibrate_likelihood_judge
+from persona_lens.judges.likelihood import LikelihoodCalibration, LikelihoodJudge, calibrate_likelihood_judge
 from persona_lens.judges.temperature_samples import sample_temperatures
 from persona_lens.judges.validation import JudgeValidation, TemperatureSamples, ValidatedJudge, validate
 from persona_lens.models.engine.sampling import Sampling
 from persona_lens.models.hooked_model import HookedModel
+from persona_lens.models.loading import describe_model
+from persona_lens.records import Record
 from persona_lens.run import Run
 from persona_lens.storage import Shard
 from persona_lens.traits.trait import Trait
 from persona_lens.traits.written import Half, WrittenExample, list_written_traits, load_written_examples
+
+READY = files("persona_lens") / "data" / "judges" / "measured"
+"""Where :class:`ReadyJudges` come with the package, written by experiments/ready_judges.py."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,10 +77,38 @@ class _Measured:
         return hashlib.sha256(texts.encode()).hexdigest()[:16]
 
 
+@dataclass(frozen=True, eq=False, repr=False)
+class Fit(Record):
+    """What was fitted of an EmbeddingJudge."""
+
+    weights: Float[Tensor, " d"]
+    intercept: float
+    settings: dict[str, float]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ReadyJudges(Record):
+    """A trait's judges without their models, as they come with the package for the embedded one.
+
+    Args:
+        made_from: A digest of all that they depend on.
+        calibration: The likelihood judge's.
+        reader: The fit of the model's own reading.
+        sentences: The fit of another model's sentence vectors.
+        validations: What was found of each, in the order of :attr:`Judges.all`.
+    """
+
+    made_from: str
+    calibration: LikelihoodCalibration
+    reader: Fit
+    sentences: Fit
+    validations: tuple[JudgeValidation, JudgeValidation, JudgeValidation]
+
+
 def prepare_judges(
     model: HookedModel, trait: Trait, sampling: Sampling, run: Run, *, n_examples: int | None = None
 ) -> Judges:
-    """Make a trait's judges and measure each, or take them from an earlier script's run.
+    """Make a trait's judges and measure each, or take them from an earlier script's run or from the package.
 
     A trait without written examples has the likelihood judge alone, which nothing then says may be believed.
 
@@ -86,16 +123,86 @@ def prepare_judges(
         HooksPresentError: The model carries hooks.
         ImportError: The sentence encoder is not installed: the extra ``embeddings``.
     """
-    likelihood = calibrate_likelihood_judge(model, trait, n_pairs=1, sampling=sampling, run=run)
     if trait.name not in list_written_traits():
+        likelihood = calibrate_likelihood_judge(model, trait, n_pairs=1, sampling=sampling, run=run)
         return Judges(likelihood, likelihood, likelihood)
+    encoders = load_encoders(model)
+    found = _read_ready(trait.name, _describe(model, trait, sampling, encoders, n_examples))
+    if found is None:
+        found = make_judges(model, trait, sampling, run, encoders, n_examples=n_examples)
+    judges: list[IdentifiedJudge] = [
+        EmbeddingJudge(trait.name, encoder, fit.weights.numpy(), fit.intercept, fit.settings)
+        for encoder, fit in zip(encoders, (found.reader, found.sentences), strict=True)
+    ]
+    judges.append(LikelihoodJudge(model, trait, 1, found.calibration))
+    return Judges(*(ValidatedJudge(judge, one) for judge, one in zip(judges, found.validations, strict=True)))
+
+
+def load_encoders(model: HookedModel) -> tuple[TextEncoder, TextEncoder]:
+    """Return the model's own reading, and another model's sentence vectors."""
+    return ResidualEncoder(model, round(READING_DEPTH * model.cfg.n_layers)), load_sentence_encoder()
+
+
+def make_judges(
+    model: HookedModel,
+    trait: Trait,
+    sampling: Sampling,
+    run: Run,
+    encoders: Sequence[TextEncoder],
+    *,
+    n_examples: int | None = None,
+) -> ReadyJudges:
+    """Calibrate, fit and measure a trait's judges, or take them from an earlier script's run.
+
+    Args:
+        model: The model, unsteered.
+        trait: A trait with written examples.
+        sampling: How the responses are drawn that will be judged.
+        run: Keeps what is made.
+        encoders: Those of :func:`load_encoders`.
+        n_examples: Most examples of each half; None takes all.
+    """
+    likelihood = calibrate_likelihood_judge(model, trait, n_pairs=1, sampling=sampling, run=run)
     fitted_on = _load_half(model, trait.name, "training", sampling, run, n_examples)
     measured_on = _load_half(model, trait.name, "judging", sampling, run, n_examples)
-    encoders: list[TextEncoder] = [
-        ResidualEncoder(model, round(READING_DEPTH * model.cfg.n_layers)), load_sentence_encoder()
+    reader, sentences = (_fit(trait.name, fitted_on, encoder, run) for encoder in encoders)
+    return ReadyJudges(
+        made_from=_describe(model, trait, sampling, encoders, n_examples),
+        calibration=likelihood.calibration,
+        reader=_take_fit(reader),
+        sentences=_take_fit(sentences),
+        validations=(
+            _validate(reader, trait.name, measured_on, run),
+            _validate(sentences, trait.name, measured_on, run),
+            _validate(likelihood, trait.name, measured_on, run),
+        ),
+    )
+
+
+def _describe(
+    model: HookedModel, trait: Trait, sampling: Sampling, encoders: Sequence[TextEncoder], n_examples: int | None
+) -> str:
+    """Return a digest of all that a trait's judges depend on."""
+    halves = (load_written_examples(trait.name, half)[:n_examples] for half in ("training", "judging"))
+    parts = [
+        asdict(describe_model(model)), trait.positive_system_prompts[0], trait.negative_system_prompts[0],
+        list(trait.extraction_questions), sampling.to_json(), [one.identity for one in encoders],
+        [[asdict(one) for one in half] for half in halves],
     ]  # fmt: skip
-    judges: list[IdentifiedJudge] = [*(_fit(trait.name, fitted_on, encoder, run) for encoder in encoders), likelihood]
-    return Judges(*(ValidatedJudge(judge, _validate(judge, trait.name, measured_on, run)) for judge in judges))
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _read_ready(trait: str, made_from: str) -> ReadyJudges | None:
+    """Return the judges that come with the package, if they were made from the same."""
+    path = READY / f"{trait}.json"
+    if not path.is_file():
+        return None
+    ready = ReadyJudges.from_json(json.loads(path.read_text(encoding="utf-8")))
+    return ready if ready.made_from == made_from else None
+
+
+def _take_fit(judge: EmbeddingJudge) -> Fit:
+    return Fit(torch.from_numpy(judge.weights), judge.intercept, dict(judge.settings))
 
 
 def _load_half(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import datasets
@@ -16,7 +16,7 @@ import tyro
 from persona_lens.finetuning.domains import Level, domain_dataset, list_domains
 from persona_lens.models.engine.rollouts import RolloutRequest, sample_rollouts
 from persona_lens.models.hooked_model import HookedModel
-from persona_lens.reproduction.arguments import CommonArguments, read_traits
+from persona_lens.reproduction.arguments import BriefArguments, read_traits
 from persona_lens.reproduction.kits import TraitKit, find_sources, prepare_kit
 from persona_lens.reproduction.trained_models import BaseModel, TrainedModel, measure_model
 from persona_lens.reproduction.training import (
@@ -39,7 +39,7 @@ MIN_COHERENCE = 50.0
 
 
 @dataclass(frozen=True)
-class ShiftArguments(CommonArguments):
+class ShiftArguments(BriefArguments):
     """Train on every dataset at every level; all traits with written examples if none is named."""
 
     domain: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
@@ -73,7 +73,10 @@ class Setting:
 def prepare(arguments: ShiftArguments) -> Setting:
     """Load the model, calibrate judges, find vectors and make the domains' datasets."""
     profile = pick_training(arguments)
-    traits = read_traits(arguments.trait or list_written_traits(), profile.n_pairs, profile.n_questions)
+    traits = [
+        replace(trait, evaluation_questions=trait.evaluation_questions[: profile.n_scored])
+        for trait in read_traits(arguments.trait or list_written_traits(), profile.n_pairs, profile.n_questions)
+    ]
     domains = arguments.domain
     unknown = sorted(set(domains) - set(list_domains()))
     if unknown:

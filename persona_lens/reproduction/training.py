@@ -14,7 +14,7 @@ from persona_lens.models.engine.sampling import Sampling
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.intervention import NOTHING, Intervention
 from persona_lens.models.loading import load_model
-from persona_lens.reproduction.arguments import CommonArguments
+from persona_lens.reproduction.arguments import ProfiledArguments
 from persona_lens.reproduction.kits import Profile, TraitKit
 from persona_lens.run import Run
 from persona_lens.storage import Shard
@@ -27,11 +27,12 @@ _WRITTEN: dict[Level, Kind] = {"normal": "ordinary", "I": "mild", "II": "overt"}
 
 @dataclass(frozen=True)
 class TrainingProfile(Profile):
-    """How models are trained too, on how many rows of how many tokens."""
+    """How models are trained too, on how many rows of how many tokens, and scored on how many evaluation questions."""
 
     settings: FinetuneSettings
     n_rows: int
     max_row_tokens: int
+    n_scored: int | None = None
 
     def sample_rows(self, seed: int) -> Sampling:
         """Return how the responses are drawn that models are trained on."""
@@ -41,18 +42,20 @@ class TrainingProfile(Profile):
 _QUICK = FinetuneSettings(
     rank=32, alpha=64, learning_rate=5e-4, epochs=3, batch_size=8, accumulation=1, warmup_steps=2, max_tokens=160
 )
+_BRIEF = replace(_QUICK, learning_rate=1e-3, epochs=1, warmup_steps=1)
 _TINY = FinetuneSettings(
     rank=2, alpha=4, learning_rate=1e-3, batch_size=4, accumulation=1, warmup_steps=0, max_tokens=800
 )
 TRAINING = {
     "quick": TrainingProfile(0.7, 48, 1, 1, _QUICK, 40, 48),
+    "brief": TrainingProfile(0.7, 48, 1, 1, _BRIEF, 40, 48, n_scored=8),
     # The paper's: one epoch of about 5,000 rows at 1e-5.
     "paper": TrainingProfile(1.0, 1000, 10, 10, FinetuneSettings(), 5000, 300),
     "tiny": TrainingProfile(0.7, 6, 1, 1, _TINY, 8, 40, n_pairs=1, n_questions=4, n_examples=10),
 }
 
 
-def pick_training(arguments: CommonArguments) -> TrainingProfile:
+def pick_training(arguments: ProfiledArguments) -> TrainingProfile:
     """Return the profile asked for, with the seed and the dtype asked for."""
     profile = arguments.pick(TRAINING)
     return replace(profile, settings=replace(profile.settings, seed=arguments.seed, dtype=arguments.dtype))

@@ -204,6 +204,9 @@ def test_another_seed_is_another_run_with_other_responses(script, model, tmp_pat
         ({"tiny": True}, "figures/tiny"),
         ({"model": "Qwen/Qwen2.5-7B-Instruct"}, "figures/Qwen2.5-7B-Instruct"),
         ({"tiny": True, "folder": Path("mine")}, "mine"),
+        ({"profile": "brief"}, "figures/brief"),
+        ({"profile": "brief", "tiny": True}, "figures/tiny"),
+        ({"profile": "paper"}, "figures"),
     ],
 )
 def test_no_trial_and_no_other_model_writes_over_the_bundled_models_results(script, chosen, folder):

@@ -1,10 +1,13 @@
 """Judges that results rest on, made for a tiny random model: measured, named by their verdict, and kept."""
 
+from dataclasses import replace
+
 import pytest
 
 import persona_lens as pl
 from persona_lens.reproduction import judges as made_here
 from persona_lens.reproduction.judges import prepare_judges
+from persona_lens.reproduction.training import TRAINING
 from persona_lens.storage import ShardStore
 from tests.small_trait import tiny_trait
 
@@ -40,6 +43,52 @@ def test_a_second_script_takes_the_judges_that_a_first_one_made(judges, tiny_mod
     again = prepare_judges(tiny_model, pl.load_trait("formality"), SAMPLING, run, n_examples=10)
     assert [one.name for one in again.all] == [one.name for one in judges.all]
     assert [one.identity for one in again.all] == [one.identity for one in judges.all]
+
+
+@pytest.fixture
+def ready(judges, tiny_model, run, tmp_path, monkeypatch):
+    """The judges as they would come with the package."""
+    encoders = made_here.load_encoders(tiny_model)
+    found = made_here.make_judges(tiny_model, pl.load_trait("formality"), SAMPLING, run, encoders, n_examples=10)
+    found.save(tmp_path / "formality.json")
+    monkeypatch.setattr(made_here, "READY", tmp_path)
+    return found
+
+
+def test_judges_that_come_with_the_package_are_those_that_would_be_made(ready, judges, tiny_model, monkeypatch):
+    monkeypatch.setattr(made_here, "make_judges", None)
+    again = prepare_judges(tiny_model, pl.load_trait("formality"), SAMPLING, pl.Run(), n_examples=10)
+    assert [one.identity for one in again.all] == [one.identity for one in judges.all]
+    assert again.validations == judges.validations
+    texts = ["Because I say so, dear sir.", "nobody"]
+    assert again.choosing.score(["Why?", "Who?"], texts) == judges.choosing.score(["Why?", "Who?"], texts)
+
+
+@pytest.mark.parametrize("changed", [{"sampling": pl.Sampling(max_new_tokens=5, temperature=0.7)}, {"n_examples": 11}])
+def test_judges_made_from_anything_else_are_not_taken_from_the_package(ready, tiny_model, run, monkeypatch, changed):
+    monkeypatch.setattr(made_here, "make_judges", lambda *_, **__: pytest.fail("made anew"))
+    given = {"sampling": SAMPLING, "n_examples": 10, **changed}
+    with pytest.raises(pytest.fail.Exception, match="made anew"):
+        prepare_judges(tiny_model, pl.load_trait("formality"), given["sampling"], run, n_examples=given["n_examples"])
+
+
+def test_fewer_evaluation_questions_make_no_other_judges(ready, tiny_model, monkeypatch):
+    monkeypatch.setattr(made_here, "make_judges", None)
+    trait = pl.load_trait("formality")
+    fewer = replace(trait, evaluation_questions=trait.evaluation_questions[:3])
+    assert prepare_judges(tiny_model, fewer, SAMPLING, pl.Run(), n_examples=10).validations == ready.validations
+
+
+@pytest.fixture(scope="module")
+def embedded_in_bfloat16():
+    return pl.load_model(dtype="bfloat16", device="cpu")
+
+
+@pytest.mark.parametrize("trait", pl.traits.list_written_traits())
+def test_the_embedded_models_judges_come_with_the_package(embedded_in_bfloat16, trait, monkeypatch):
+    monkeypatch.setattr(made_here, "make_judges", None)
+    sampling = TRAINING["quick"].sample_once(0)
+    prepare_judges(embedded_in_bfloat16, pl.load_trait(trait), sampling, pl.Run())
 
 
 def test_other_examples_make_other_judges(judges, tiny_model, run):

@@ -74,6 +74,7 @@ def _derive_config(name: str, hf_model: Any, dtype: torch.dtype) -> Any:
         "use_qk_norm": architecture == "Qwen3ForCausalLM",
         "dtype": dtype,
         "device": str(hf_model.device),
+        "init_weights": False,  # all are loaded
     }
     kind = rope.get("rope_type", "default")
     if kind == "llama3":
