@@ -4,11 +4,11 @@
 
 Reproduces Figures 9 and 32 of "Persona Vectors" (arXiv 2507.21509). The base model answers the evaluation questions, of
 which vector and judge have seen none, under trait-eliciting system prompts and without any; the prompts are taken out,
-and every answer is screened. What an answer is called comes from its prompt, not from a judge. The prompts are those
-that vector and judge were made with, so answers that show the trait in another manner may be harder to tell. Filters
-hold back what lies above the 95th percentile of the normal samples of one half of the questions (which also chose the
-layer, if it is layer_sweep.py's), by projection difference or by judge's score; or either of them above its own 97.5th,
-so that as many normal samples are given up. All is measured on the other half.
+and every answer is screened. What an answer is called comes from its prompt, not from a judge: one
+that does not do what its prompt asks counts as one that does. Filters hold back what lies above the 95th percentile of
+the normal samples of one half of the questions (which also chose the layer, if it is layer_sweep.py's), by projection
+difference or by judge's score; or either of them above its own 97.5th, so that as many normal samples are given up.
+All is measured on the other half.
 """
 
 from __future__ import annotations

@@ -130,8 +130,8 @@ class RealConversations(Result):
             f"{self.model_name}; {self.counts['scored']} conversations of {data} "
             f"screened for {len(self.kits)} traits{rate}; {fewest} or more rows for each of "
             f"{len(self.models)} trainings<br>"
-            "likelihood judge (proxy); its filter removes the half it scores highest; dotted: base model; 95 % "
-            "bootstrap over questions (ΔP: over samples), which leaves the chance of training out"
+            f"{html.escape(self.kits[self.trait].judge.name)}; its filter removes the half it scores highest; dotted: "
+            "base model; 95 % bootstrap over questions (ΔP: over samples), which leaves the chance of training out"
         )
         title = f"{html.escape(self.trait)}, real conversations: {self.say_finding()}"
         lay_out(figure, title, subtitle, width=1450, height=640, top=190, bottom=110, legend=-0.16)

@@ -101,9 +101,9 @@ class SampleSeparation(Result):
         counts = self.n_samples
         subtitle = (
             f"{self.model_name}, layer {self.config['layer']}, answers to held-out questions: "
-            f"{counts['eliciting']} under eliciting prompts (those of vector and judge), {counts['normal']} under "
-            "none; likelihood judge (proxy)<br>dashed: threshold, 95th percentile of normal answers to other "
-            "questions ('or': 97.5th of each); 95 % bootstrap over questions"
+            f"{counts['eliciting']} under eliciting prompts, {counts['normal']} under none<br>{self.judge.name}<br>"
+            "dashed: threshold, 95th percentile of normal answers to other questions ('or': 97.5th of each); 95 % "
+            "bootstrap over questions"
         )
         lay_out(figure, finding, subtitle, width=1400, height=960)
         return figure
