@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 import tyro
-from results.projection_difference import Outcome, Predictors, ProjectionDifference, ScreenedDataset
+from results.projection_difference import TARGETS, Outcome, Predictors, ProjectionDifference, ScreenedDataset
 
 import persona_lens as pl
 from persona_lens.reproduction.shift_models import MIN_COHERENCE, ShiftArguments, prepare, train_models
@@ -63,7 +63,10 @@ def run(arguments: ShiftArguments) -> ProjectionDifference:
                 predictors={trait: predict(screened, trait, arguments.seed) for trait in vectors},
                 outcome={
                     trait: Outcome(
-                        model.scores[trait].score, model.scores[trait].coherence, model.shifts[trait].at_layer
+                        model.scores[trait].score,
+                        model.scores[trait].coherence,
+                        model.shifts[trait].at_layer,
+                        model.scores[trait].second,
                     )
                     for trait in vectors
                 },
@@ -91,7 +94,10 @@ def predict(screened: Screening, trait: str, seed: int) -> Predictors:
 
 
 def correlate(rows: Sequence[ScreenedDataset], traits: Sequence[str]) -> dict[str, dict[str, dict[str, Correlation]]]:
-    """Correlate each predictor with score and shift of the trait, over the datasets."""
+    """Correlate each predictor with what was measured of the trained models, over the datasets."""
+    targets = [
+        name for name in TARGETS if all(getattr(row.outcome[t], name) is not None for row in rows for t in traits)
+    ]
     return {
         trait: {
             target: {
@@ -102,7 +108,7 @@ def correlate(rows: Sequence[ScreenedDataset], traits: Sequence[str]) -> dict[st
                 )
                 for predictor in PREDICTORS
             }
-            for target in ("score", "shift")
+            for target in targets
         }
         for trait in traits
     }

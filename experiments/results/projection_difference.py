@@ -29,9 +29,10 @@ class Predictors:
 
 @dataclass(frozen=True)
 class Outcome(ScoreAndCoherence):
-    """What became of the model trained on a dataset."""
+    """What became of the model trained on a dataset; ``second`` is the second judge's score, where there is one."""
 
     shift: Interval
+    second: Interval | None = None
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,11 @@ class ScreenedDataset:
     outcome: dict[str, Outcome]
 
 
-_TARGETS = {"score": "trait score after training (0–100)", "shift": "shift (residual-stream units)"}
+TARGETS = ("score", "second", "shift")
+"""What a dataset is to foretell: both judges' scores after training, and the shift."""
+
+_TARGETS = {"score": "score, first judge", "second": "score, second judge", "shift": "shift"}
+_N_COLUMNS = 3
 _PREDICTORS = {
     "exact": "projection difference",
     "subset": "… of a random subset",
@@ -58,7 +63,7 @@ _PREDICTORS = {
 
 @dataclass(frozen=True, eq=False)
 class ProjectionDifference(Result):
-    """What experiments/projection_difference.py finds; correlations by trait, target (score, shift) and predictor."""
+    """What experiments/projection_difference.py finds; correlations by trait, target and predictor."""
 
     kits: dict[str, Kit]
     datasets: tuple[ScreenedDataset, ...]
@@ -74,113 +79,138 @@ class ProjectionDifference(Result):
         return {name: kit.judge.name for name, kit in self.kits.items()}
 
     def plot(self) -> go.Figure:
-        """Draw score and shift after training against the data's projection difference, one column a trait.
+        """Draw the first judge's score after training against the data's projection difference, one panel a trait.
 
-        Figures 8 and 17 of the paper, one point a dataset; bars are 95 % bootstrap intervals over samples (ΔP) and
-        questions.
+        Figure 17 of the paper, one point a dataset; bars are 95 % bootstrap intervals over samples (ΔP) and questions.
         """
-        traits = list(self.kits)
-        sets = list(dict.fromkeys(row.dataset for row in self.datasets))
-        titles = [
-            f"<b>{html.escape(trait)}</b>, {target}: r {_r(self, trait, target)}"
-            f"<br><sup>coherent models only: {_r(self, trait, target, among_coherent=True)}</sup>"
-            for target in _TARGETS
-            for trait in traits
-        ]
-        figure = make_subplots(
-            rows=2, cols=len(traits), subplot_titles=titles, horizontal_spacing=0.05, vertical_spacing=0.17
+        shown = [name for name in ("score", "second") if name in self._targets]
+        sure = [t for t in self.kits if all(self._is_sure(t, name) for name in shown)]
+        whose = "both judges'" if len(shown) > 1 else "its judge's"
+        finding = f"ΔP of the data surely goes with {whose} score after training for {_list(sure)}"
+        return self._draw("score", "trait score after training (0–100)", finding)
+
+    def plot_shift(self) -> go.Figure:
+        """Draw the shift against the data's projection difference, likewise: Figure 8 of the paper."""
+        sure = [trait for trait in self.kits if self._is_sure(trait, "shift")]
+        return self._draw(
+            "shift", "shift (residual-stream units)", f"ΔP of the data surely goes with the shift for {_list(sure)}"
         )
-        for line, (target, label) in enumerate(_TARGETS.items(), start=1):
-            for column, trait in enumerate(traits, start=1):
-                for index, name in enumerate(sets):
-                    for level, color in LEVEL_COLORS.items():
-                        rows = [r for r in self.datasets if (r.dataset, r.level) == (name, level)]
-                        opacity = [1.0 if is_coherent(row.outcome, self.min_coherence) else 0.3 for row in rows]
-                        marker = {"color": color, "symbol": SYMBOLS[index % len(SYMBOLS)], "opacity": opacity}
-                        add_crosses(
-                            figure, line, column, [row.predictors[trait].exact for row in rows],
-                            [getattr(row.outcome[trait], target) for row in rows], f"{name} {level}", marker,
-                            in_legend=line == column == 1,
-                        )  # fmt: skip
-                figure.update_xaxes(title_text="ΔP of the data (residual-stream units)", row=line, col=column)
-            figure.update_yaxes(title_text=label, row=line, col=1)
-        sure = {target: [t for t in traits if _is_sure(self, t, target)] for target in _TARGETS}
-        finding = "; ".join(
-            f"ΔP goes with the {target} for {', '.join(map(html.escape, names)) or 'no trait'}"
-            for target, names in sure.items()
-        )
-        low, high = self.paper["score"]
-        subtitle = (
-            f"{self.model_name}, {len(self.datasets)} datasets, three levels of each of {len(sets)}, screened "
-            "with the base model before training; r: 95 % bootstrap over datasets (paper, score, other traits: "
-            f"{low}–{high})<br>"
-            "bars: 95 % bootstrap over samples and questions; first judge; pale: coherence after training "
-            f"under {self.min_coherence:g}, where the score means little"
-        )
-        lay_out(figure, finding, subtitle, width=440 * len(traits) + 80, height=1080, top=170, bottom=120, legend=-0.09)
-        figure.update_annotations(font_size=13)
-        return figure
 
     def list_figures(self) -> dict[str, go.Figure]:
-        """Draw projection difference against shift, and its approximations."""
-        return {"": self.plot(), "_approximations": self.plot_predictors()}
+        """Draw projection difference against score, against shift, and its approximations."""
+        return {"": self.plot(), "_shift": self.plot_shift(), "_approximations": self.plot_predictors()}
+
+    @property
+    def _targets(self) -> list[str]:
+        """What was measured of the trained models."""
+        return [name for name in TARGETS if name in next(iter(self.correlations.values()))]
+
+    def _is_sure(self, trait: str, target: str) -> bool:
+        return self.correlations[trait][target]["exact"].low > 0
+
+    def _panels(self, titles: list[str]) -> tuple[go.Figure, int]:
+        """Return a grid of one panel a trait, and how many rows it has."""
+        n_rows = -(-len(self.kits) // _N_COLUMNS)
+        n_columns = min(_N_COLUMNS, len(self.kits))
+        return make_subplots(
+            rows=n_rows, cols=n_columns, subplot_titles=titles, horizontal_spacing=0.07, vertical_spacing=0.34 / n_rows
+        ), n_rows
+
+    def _draw(self, target: str, label: str, finding: str) -> go.Figure:
+        judges = [name for name in self._targets if (name == "shift") == (target == "shift")]
+        titles = [
+            f"<b>{html.escape(trait)}</b><br>"
+            + "<br>".join(
+                f"<sup>r with {_TARGETS[name]}: {say(self.correlations[trait][name]['exact'])}</sup>" for name in judges
+            )
+            for trait in self.kits
+        ]
+        figure, n_rows = self._panels(titles)
+        sets = list(dict.fromkeys(row.dataset for row in self.datasets))
+        for place, trait in enumerate(self.kits):
+            line, column = place // _N_COLUMNS + 1, place % _N_COLUMNS + 1
+            for index, name in enumerate(sets):
+                for level, color in LEVEL_COLORS.items():
+                    rows = [r for r in self.datasets if (r.dataset, r.level) == (name, level)]
+                    opacity = [1.0 if is_coherent(row.outcome, self.min_coherence) else 0.45 for row in rows]
+                    marker = {"color": color, "symbol": SYMBOLS[index % len(SYMBOLS)], "opacity": opacity}
+                    add_crosses(
+                        figure, line, column, [row.predictors[trait].exact for row in rows],
+                        [getattr(row.outcome[trait], target) for row in rows], f"{name} {level}", marker,
+                        in_legend=place == 0,
+                    )  # fmt: skip
+            figure.update_xaxes(title_text="ΔP of the data (residual-stream units)", row=line, col=column)
+            if column == 1:
+                figure.update_yaxes(title_text=label, row=line, col=1)
+        drawn = "" if target == "shift" else "drawn: the first judge; "
+        subtitle = (
+            f"{self.model_name}, {len(self.datasets)} datasets, three levels of each of {len(sets)}, screened with the "
+            f"base model before training<br>{drawn}bars: 95 % bootstrap over samples and questions, of r: over datasets"
+            f"; pale: coherence after training under {self.min_coherence:g}"
+        )
+        lay_out(figure, finding, subtitle, width=1250, height=240 + 430 * n_rows, top=150, bottom=120, legend=-0.11)
+        figure.update_annotations(font_size=14)
+        return figure
 
     def plot_predictors(self) -> go.Figure:
-        """Draw how well each way of measuring the data goes with score and shift, one panel a trait.
+        """Draw how well each way of measuring the data goes with scores and shift, one panel a trait.
 
         Figures 21 and 23 of the paper; bars are 95 % bootstrap intervals over datasets.
         """
-        traits = list(self.kits)
-        figure = make_subplots(
-            rows=1, cols=len(traits), shared_yaxes=True, subplot_titles=list(map(html.escape, traits))
-        )
-        styles = {"score": (COLORS[3], "circle"), "shift": (COLORS[2], "square-open")}
-        for column, trait in enumerate(traits, start=1):
-            for target, (color, symbol) in styles.items():
+        figure, n_rows = self._panels(list(map(html.escape, self.kits)))
+        styles = {
+            "score": (COLORS[2], "circle"), "second": (COLORS[3], "diamond"), "shift": (COLORS[4], "square-open"),
+        }  # fmt: skip
+        names = list(_PREDICTORS)
+        for place, trait in enumerate(self.kits):
+            line, column = place // _N_COLUMNS + 1, place % _N_COLUMNS + 1
+            for index, target in enumerate(self._targets):
+                color, symbol = styles[target]
                 found = self.correlations[trait][target]
-                there = [name for name in _PREDICTORS if not found[name].is_missing]
+                there = [at for at, name in enumerate(names) if not found[name].is_missing]
                 add_intervals(
-                    figure, column, [_PREDICTORS[name] for name in there], [found[name] for name in there], color,
-                    symbol, f"against the {target} after training",
+                    figure, column, [at + 0.2 * (index - 1) for at in there], [found[names[at]] for at in there], color,
+                    symbol, f"r with the {_TARGETS[target]}", line=line,
                 )  # fmt: skip
-            figure.add_vline(x=0, line={"color": INK, "width": 1}, row=1, col=column)
-            figure.update_xaxes(title_text="r over datasets", range=[-1.05, 1.05], row=1, col=column)
-        figure.update_yaxes(autorange="reversed")
+            figure.add_vline(x=0, line={"color": INK, "width": 1}, row=line, col=column)
+            figure.update_xaxes(title_text="r over datasets", range=[-1.05, 1.05], row=line, col=column)
+            ticks = list(_PREDICTORS.values()) if column == 1 else [""] * len(names)
+            figure.update_yaxes(
+                tickvals=list(range(len(names))), ticktext=ticks, autorange="reversed", row=line, col=column
+            )
         figure.update_traces(showlegend=False)
         figure.update_traces(showlegend=True, selector=lambda trace: trace.xaxis in (None, "x"))
-        n_subset = f"{100 * self.subset_fraction:.0f} %"
-        finding = "<br>".join(f"{html.escape(trait)}: {_name_sure(self, trait)}" for trait in traits)
+        sure = {
+            name: [t for t in self.kits if all(self.correlations[t][one][name].low > 0 for one in self._targets)]
+            for name in names
+        }
+        finding = "<br>".join(f"{_PREDICTORS[name]}: surely for {_list(found)}" for name, found in sure.items())
         subtitle = (
-            f"{self.model_name}, {len(self.datasets)} datasets, 95 % bootstrap over datasets; first judge"
-            f"<br>random subset: {n_subset} of the samples; last prompt token: in place of the base model's "
-            "response"
+            f"surely: with every score and with the shift; {self.model_name}, {len(self.datasets)} datasets, 95 % "
+            f"bootstrap over datasets<br>random subset: {100 * self.subset_fraction:.0f} % of the samples; last prompt "
+            "token: in place of the base model's response"
         )
-        lay_out(figure, f"surely goes with the score after training<br>{finding}", subtitle, width=1350, height=600)
-        figure.update_layout(margin={"t": 180, "b": 120, "l": 210}, legend={"y": -0.3}, title={"font": {"size": 15}})
+        lay_out(figure, finding, subtitle, width=1250, height=300 + 300 * n_rows, top=175, bottom=110, legend=-0.14)
+        figure.update_layout(margin={"l": 210}, title={"font": {"size": 15}})
         return figure
 
     def to_markdown(self) -> str:
         """Write how each measure of the data goes with what training on them did; then the figures."""
         lines = [f"| trait | against | {' | '.join(_PREDICTORS.values())} |", f"|---|---|{'---|' * len(_PREDICTORS)}"]
         for trait in self.kits:
-            for target in _TARGETS:
+            for target in self._targets:
                 found = self.correlations[trait][target]
-                lines.append(f"| {trait} | {target} | {' | '.join(say(found[name]) for name in _PREDICTORS)} |")
+                lines.append(
+                    f"| {trait} | {_TARGETS[target]} | {' | '.join(say(found[name]) for name in _PREDICTORS)} |"
+                )
         stem = "../../figures/projection_difference"
-        figures = [f"![Projection difference]({stem}.png)", f"![Approximations]({stem}_approximations.png)"]
+        figures = [
+            f"![Projection difference]({stem}.png)",
+            f"![Projection difference and shift]({stem}_shift.png)",
+            f"![Approximations]({stem}_approximations.png)",
+        ]
         return "\n".join([*lines, "", *figures])
 
 
-def _name_sure(result: ProjectionDifference, trait: str) -> str:
-    found = result.correlations[trait]["score"]
-    sure = [_PREDICTORS[name].replace("… ", "ΔP ") for name in _PREDICTORS if found[name].low > 0]
-    return ", ".join(sure) or "none"
-
-
-def _r(result: ProjectionDifference, trait: str, target: str, *, among_coherent: bool = False) -> str:
-    found = (result.correlations_coherent if among_coherent else result.correlations)[trait][target]["exact"]
-    return f"{say(found)}, n = {found.n}"
-
-
-def _is_sure(result: ProjectionDifference, trait: str, target: str) -> bool:
-    return result.correlations[trait][target]["exact"].low > 0
+def _list(traits: list[str]) -> str:
+    return ", ".join(map(html.escape, traits)) or "no trait"
