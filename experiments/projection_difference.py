@@ -36,7 +36,7 @@ def main(arguments: ShiftArguments) -> None:
     """Run or redraw."""
     result = arguments.read(ProjectionDifference, NAME) if arguments.replot else run(arguments)
     result.write(arguments.out, NAME)
-    print(arguments.out / f"{NAME}.html", arguments.out / f"{NAME}_approximations.html", sep="\n")
+    print(*(arguments.out / f"{NAME}{ending}.html" for ending in result.list_figures()), sep="\n")
 
 
 def run(arguments: ShiftArguments) -> ProjectionDifference:

@@ -24,7 +24,7 @@ from persona_lens.reproduction.trained_models import (
     find_coherence,
     is_coherent,
 )
-from persona_lens.statistics import Interval
+from persona_lens.statistics import Interval, bootstrap_line_by_group
 from persona_lens.statistics.missing import difference_interval
 
 
@@ -77,6 +77,7 @@ class FinetuningShift(Result):
         sets = list(dict.fromkeys(row.dataset for row in self.models))
         for place, trait in enumerate(traits):
             line, column = place // n_columns + 1, place % n_columns + 1
+            self._add_line(figure, line, column, trait)
             for index, name in enumerate(sets):
                 for row in (one for one in list_raised(self.models) if one.dataset == name):
                     normal = find_normal(self.models, name)
@@ -107,12 +108,51 @@ class FinetuningShift(Result):
         subtitle = (
             f"{self.model_name}, {len(list_raised(self.models))} models of {len(sets)} datasets, each less the model "
             f"trained on the same questions' ordinary answers; {self.n_questions} evaluation questions; drawn: first "
-            f"judge<br>r: 95 % bootstrap over datasets (paper {low}–{high}); bars: over questions; thick rim: the "
-            f"trait's own data; pale: coherence under {self.min_coherence:g}"
+            f"judge<br>r, band: 95 % bootstrap over datasets (paper's r {low}–{high}); bars: over questions; thick "
+            f"rim: the trait's own data; pale: coherence under {self.min_coherence:g}"
         )
-        lay_out(figure, self.say_finding(), subtitle, width=1350, height=200 + 470 * n_rows, top=230, legend=-0.08)
+        lay_out(figure, self.say_finding(), subtitle, width=1350, height=170 + 470 * n_rows, top=200, legend=-0.08)
         figure.update_annotations(font_size=12)
         return figure
+
+    def _add_line(self, figure: go.Figure, line: int, column: int, trait: str) -> None:
+        """Draw the fitted line with its band, where there are datasets enough."""
+        rows = list_raised(self.models)
+        groups = [row.dataset for row in rows]
+        normal = [find_normal(self.models, name) for name in groups]
+        shifts, rises = (
+            torch.tensor(values, dtype=torch.float64)
+            for values in (
+                [
+                    a.shifts[trait].at_layer.estimate - b.shifts[trait].at_layer.estimate
+                    for a, b in zip(rows, normal, strict=True)
+                ],
+                [raise_of(a.scores[trait], b.scores[trait]).estimate for a, b in zip(rows, normal, strict=True)],
+            )
+        )
+        if len(set(groups)) < 3 or not bool(rises.isfinite().all()):
+            return
+        places = torch.linspace(float(shifts.min()), float(shifts.max()), 25, dtype=torch.float64)
+        heights = bootstrap_line_by_group(shifts, rises, groups, places)
+        x, style = places.tolist(), {"showlegend": False, "hoverinfo": "skip"}
+        figure.add_trace(
+            go.Scatter(
+                x=[*x, *reversed(x)], y=[h.low for h in heights] + [h.high for h in reversed(heights)], mode="lines",
+                line={"width": 0}, fill="toself", fillcolor="rgba(0, 114, 178, 0.12)", **style,
+            ),
+            row=line,
+            col=column,
+        )  # fmt: skip
+        figure.add_trace(
+            go.Scatter(x=x, y=[h.estimate for h in heights], mode="lines", line={"color": COLORS[2]}, **style),
+            row=line,
+            col=column,
+        )
+        # The points, not the band, which is wide for six datasets, say what is shown.
+        ends = [raise_of(a.scores[trait], b.scores[trait]) for a, b in zip(rows, normal, strict=True)]
+        low, high = min(end.low for end in ends), max(end.high for end in ends)
+        margin = 0.08 * (high - low) or 1.0
+        figure.update_yaxes(range=[low - margin, high + margin], row=line, col=column)
 
     def say_finding(self) -> str:
         """Say for which traits every judge sees the shift go with the score, and more so than along other vectors."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Mapping, Sequence
+
 import numpy as np
 import torch
 from numpy import ndarray
@@ -31,3 +33,16 @@ def to_paired_arrays(name_a: str, a: Tensor, name_b: str, b: Tensor) -> tuple[nd
         rule = f"have as many values as `{name_a}`, here {len(first)}"
         raise InvalidArgumentError.of(name_b, rule, len(second))
     return first, second
+
+
+def to_grouped_arrays(values: Mapping[str, Tensor], groups: Sequence[Hashable]) -> tuple[list[ndarray], ndarray, int]:
+    """Return several measurements of the same units, each unit's group as a number, and how many groups there are."""
+    (first, x), *rest = values.items()
+    arrays = [to_array(first, x, 3)]
+    arrays += [to_paired_arrays(first, x, name, other)[1] for name, other in rest]
+    if len(groups) != len(arrays[0]):
+        raise InvalidArgumentError.of("groups", f"label each of the {len(arrays[0])} values", len(groups))
+    numbers = {label: number for number, label in enumerate(dict.fromkeys(groups))}
+    if len(numbers) < 3:
+        raise InvalidArgumentError.of("groups", "name at least 3 groups", list(numbers))
+    return arrays, np.array([numbers[label] for label in groups]), len(numbers)

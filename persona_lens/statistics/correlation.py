@@ -11,7 +11,7 @@ from numpy import ndarray
 from torch import Tensor
 
 from persona_lens.errors import InvalidArgumentError
-from persona_lens.statistics.arrays import to_array, to_paired_arrays
+from persona_lens.statistics.arrays import to_grouped_arrays, to_paired_arrays
 from persona_lens.statistics.bootstrap import (
     Resampled,
     bootstrap,
@@ -131,7 +131,7 @@ def bootstrap_pearson_r_by_group(
         >>> print(bootstrap_pearson_r_by_group(x, x + 3 * torch.sin(x), [*range(6)] * 2))
         0.81 [0.31, 0.96]
     """
-    (a, b), at, n_groups = _to_grouped_arrays({"x": x, "y": y}, groups)
+    (a, b), at, n_groups = _standardize_grouped({"x": x, "y": y}, groups)
     if not (np.any(a) and np.any(b)):
         return Interval.missing(level)
     found = bootstrap(lambda counts: weighted_pearson_r(a, b, counts[:, at]), (n_groups,), n_resamples, level, seed)
@@ -176,7 +176,7 @@ def bootstrap_pearson_difference_by_group(
         >>> print(bootstrap_pearson_difference_by_group(x, torch.cos(x), x + torch.sin(x), [*range(6)] * 2))
         1.28 [0.83, 1.74]
     """
-    (a, b, c), at, n_groups = _to_grouped_arrays({"x": x, "other": other, "y": y}, groups)
+    (a, b, c), at, n_groups = _standardize_grouped({"x": x, "other": other, "y": y}, groups)
     if not (np.any(a) and np.any(b) and np.any(c)):
         return Interval.missing(level)
 
@@ -193,17 +193,12 @@ def bootstrap_pearson_difference_by_group(
     return t_interval_of_moments(found.estimate, variance, 0.0, n_groups - 1, level)
 
 
-def _to_grouped_arrays(values: Mapping[str, Tensor], groups: Sequence[Hashable]) -> tuple[list[ndarray], ndarray, int]:
-    """Return the values standardised, each one's group as a number, and how many groups there are."""
-    (first, x), *rest = values.items()
-    arrays = [standardize(to_array(first, x, 3))]
-    arrays += [standardize(to_paired_arrays(first, x, name, other)[1]) for name, other in rest]
-    if len(groups) != len(arrays[0]):
-        raise InvalidArgumentError.of("groups", f"label each of the {len(arrays[0])} values", len(groups))
-    numbers = {label: number for number, label in enumerate(dict.fromkeys(groups))}
-    if len(numbers) < 3:
-        raise InvalidArgumentError.of("groups", "name at least 3 groups", list(numbers))
-    return arrays, np.array([numbers[label] for label in groups]), len(numbers)
+def _standardize_grouped(
+    values: Mapping[str, Tensor], groups: Sequence[Hashable]
+) -> tuple[list[ndarray], ndarray, int]:
+    """Do as to_grouped_arrays, with the values standardised."""
+    arrays, numbers, n_groups = to_grouped_arrays(values, groups)
+    return [standardize(array) for array in arrays], numbers, n_groups
 
 
 def bootstrap_spearman_r(
