@@ -35,6 +35,7 @@ from persona_lens.statistics import (
     auroc,
     bootstrap_auroc,
     bootstrap_auroc_by_group,
+    bootstrap_line_by_group,
     bootstrap_mean,
     bootstrap_paired_difference,
     bootstrap_pearson_difference_by_group,
@@ -45,6 +46,7 @@ from persona_lens.statistics import (
 )
 from persona_lens.statistics.bootstrap import Resampled, bootstrap, draw_multinomial, t_interval
 from persona_lens.statistics.correlation import make_ranker, standardize, weighted_pearson_r
+from persona_lens.statistics.line import line_height
 from persona_lens.statistics.separation import weighted_auroc
 from persona_lens.storage import collect_versions
 
@@ -349,8 +351,8 @@ def list_cases(seed: int) -> Iterator[Case]:
     for share in (0.2, 0.8):
         for n, each in ((6, 2), (12, 2)):
             yield Case(
-                ("r by dataset", "difference of two r by dataset"), f"{n} datasets × {each} models",
-                f"datasets explain {share:.0%}", (0.7, 0.3),
+                ("r by dataset", "difference of two r by dataset", "line by dataset"), f"{n} datasets × {each} models",
+                f"datasets explain {share:.0%}", (0.7, 0.3, 0.7),
                 partial(trained, n=n, each=each, share=share), trained_now, trained_before,
             )  # fmt: skip
 
@@ -493,17 +495,18 @@ def monitored_before(data: Arrays, n_resamples: int, seed: int) -> Sequence[Resa
 
 
 def trained_now(data: Arrays, n_resamples: int, seed: int) -> Sequence[Interval]:
-    """Make the intervals of a correlation, and of the difference of two, whose datasets are resampled."""
+    """Make the intervals of a correlation, of the difference of two, and of a line one standard deviation out."""
     labels = np.repeat(np.arange(len(data[0])), data[0].shape[1]).tolist()
     shift, other, score = (side.flatten() for side in tensors(data))
     return [
         bootstrap_pearson_r_by_group(shift, score, labels, n_resamples=n_resamples, seed=seed),
         bootstrap_pearson_difference_by_group(shift, other, score, labels, n_resamples=n_resamples, seed=seed),
+        *bootstrap_line_by_group(shift, score, labels, torch.ones(1), n_resamples=n_resamples, seed=seed),
     ]
 
 
 def trained_before(data: Arrays, n_resamples: int, seed: int) -> Sequence[Resampled]:
-    """Resample a correlation's datasets, and those of the difference of two."""
+    """Resample the datasets of a correlation, of the difference of two, and of a line."""
     n, each = data[0].shape
     shift, other, score = (standardize(side.ravel()) for side in data)
 
@@ -514,7 +517,11 @@ def trained_before(data: Arrays, n_resamples: int, seed: int) -> Sequence[Resamp
         difference: ndarray = correlate(shift, counts) - correlate(other, counts)
         return difference
 
-    return [bootstrap(statistic, (n,), n_resamples, LEVEL, seed) for statistic in (partial(correlate, shift), differ)]
+    def rise(counts: ndarray) -> ndarray:
+        return line_height(data[0].ravel(), data[2].ravel(), np.repeat(counts, each, axis=1), 1.0)
+
+    statistics = (partial(correlate, shift), differ, rise)
+    return [bootstrap(statistic, (n,), n_resamples, LEVEL, seed) for statistic in statistics]
 
 
 # Simulation and page ----------------------------------------------------------------------------------------------

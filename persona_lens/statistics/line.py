@@ -50,6 +50,7 @@ def bootstrap_line_by_group(
         >>> import torch
         >>> x = torch.arange(12.0)
         >>> print(*bootstrap_line_by_group(x, 2 * x + torch.sin(x), [*range(6)] * 2, torch.tensor([0.0, 10.0])))
+        0.38 [-0.39, 1.14] 19.75 [18.76, 20.74]
     """
     (a, b), members, n_groups = to_grouped_arrays({"x": x, "y": y}, groups)
     center = a.mean()
@@ -57,7 +58,7 @@ def bootstrap_line_by_group(
     for place in to_array("at", at, 1) - center:
 
         def rise(counts: ndarray, place: float = float(place)) -> ndarray:
-            return _line_height(a - center, b, counts[:, members], place)
+            return line_height(a - center, b, counts[:, members], place)
 
         found = bootstrap(rise, (n_groups,), n_resamples, level, seed)
         if found.is_missing:
@@ -68,7 +69,7 @@ def bootstrap_line_by_group(
     return tuple(heights)
 
 
-def _line_height(x: ndarray, y: ndarray, weights: ndarray, place: float) -> ndarray:
+def line_height(x: ndarray, y: ndarray, weights: ndarray, place: float) -> ndarray:
     """Return the height of each weighted least-squares line; NaN where its x do not differ."""
     total = weights.sum(axis=1)
     x_mean, y_mean = weights @ x / total, weights @ y / total
