@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
@@ -27,8 +28,8 @@ FOLDER = Path("persona_lens/data/judges")
 class Arguments(BaseArguments):
     """Write all traits' judges, or some."""
 
-    kind: tyro.conf.UseAppendAction[tuple[str, ...]] = ("default", "measured")
-    """`default` or `measured`."""
+    kind: Literal["default", "measured", "both"] = "both"
+    """Which judges."""
 
 
 def main(arguments: Arguments) -> None:
@@ -38,9 +39,9 @@ def main(arguments: Arguments) -> None:
     encoders = load_encoders(model)
     (FOLDER / "measured").mkdir(parents=True, exist_ok=True)
     for trait in read_traits(arguments.trait or list_written_traits(), profile.n_pairs, profile.n_questions):
-        if "default" in arguments.kind:
+        if arguments.kind != "measured":
             make_judge_parts(model, pl.load_trait(trait.name)).save(FOLDER / f"{trait.name}.json")
-        if "measured" in arguments.kind:
+        if arguments.kind != "default":
             sampling = profile.sample_once(arguments.seed)
             judges = make_judges(model, trait, sampling, arguments.share(model), encoders)
             judges.save(FOLDER / "measured" / f"{trait.name}.json")

@@ -111,7 +111,8 @@ class SteeringModes(Result):
         figure.add_hline(
             y=chance, line={"color": INK, "dash": "dot", "width": 1}, annotation_text="chance", row=2, col="all"
         )
-        figure.update_xaxes(range=[-3, 103])
+        figure.update_yaxes(dtick=1, row=3)
+        figure.update_xaxes(range=[-9, 109])
         figure.update_xaxes(title_text="trait score (0–100)", row=3)
         subtitle = (
             f"{self.model_name}, {self.n_questions} questions, {self.n_items} items, "
@@ -128,7 +129,7 @@ def _add_costs(figure: go.Figure, row: int, column: int, steps: Sequence[Steerin
     look = {
         "mode": "lines+markers+text",
         "text": [s.strength if row == 1 else "" for s in steps],
-        "textposition": "top center",
+        "textposition": "top right" if column == 2 else "top center",
         "textfont": {"size": 10, "color": color},
         "customdata": [[s.strength, divergence] for s, divergence in zip(steps, kl, strict=True)],
         "hovertemplate": f"{name} %{{customdata[0]}}: score %{{x:.0f}}, {key} %{{y:.3g}}; %{{customdata[1]}}",
