@@ -1,9 +1,11 @@
 import plotly.graph_objects as go
 import pytest
 import torch
+from plotly.subplots import make_subplots
 
 import persona_lens as pl
 from persona_lens.plots import plot_agreement, plot_sweep, plot_vector
+from persona_lens.plots.style import lay_out
 from persona_lens.statistics import Interval, mean_over_directions_interval
 from tests.small_trait import LengthJudge, tiny_trait
 
@@ -158,3 +160,19 @@ def test_agreement_has_the_judge_with_the_clear_pairs_in_its_row():
     assert tuple(ranks.x) == tuple(ranks.y) == ("one", "two")
     assert [list(row) for row in pairs.z] == [[None, 0.5], [None, None]]
     assert "of 2 pairs" in pairs.text[0][1]
+
+
+def test_a_long_title_is_wrapped_and_the_panels_leave_it_room():
+    def lay_out_with(title, subtitle="what it rests on", heads=()):
+        figure = make_subplots(rows=1, cols=1, subplot_titles=heads)
+        lay_out(figure, title, subtitle, width=800, height=500)
+        return figure.layout
+
+    short = lay_out_with("a finding")
+    long = lay_out_with("a finding that is said at some length " * 5)
+    assert short.title.text == "a finding<br><sup>what it rests on</sup>"
+    assert long.title.text.count("<br>") == 3
+    assert max(map(len, long.title.text.split("<br>"))) < 100
+    assert long.margin.t - short.margin.t == 2 * (lay_out_with("a<br>finding").margin.t - short.margin.t) > 0
+    assert lay_out_with("a finding", heads=["one<br>two"]).margin.t > short.margin.t
+    assert lay_out_with("a <b>finding</b> " * 20).title.text.count("<br>") == 1  # markup is not cut

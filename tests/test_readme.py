@@ -13,13 +13,7 @@ from tests.interventions.test_steering import make_vector
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 HOOKS = (ROOT / "docs" / "howto" / "hooks.md").read_text()
-SPEED = (ROOT / "docs" / "developing" / "speed.md").read_text()
 EARLIER = (ROOT / "docs" / "results" / "earlier.md").read_text()
-
-
-def benchmark_line(row):
-    ratio = row["ratio"]
-    return f"| {row['what']} | {ratio['median']:.2f} ({ratio['low']:.2f}–{ratio['high']:.2f}) | {row['target']} |"
 
 
 def show(interval, digits=0):
@@ -35,18 +29,6 @@ def survey_line(row):
     )
 
 
-def agreement_line(content):
-    own, others, reader = content["panel"]["judges"][:3]
-    by_pair = {(row["first"], row["second"]): row for row in content["agreement"]}
-    cells = []
-    for other in (others, reader):
-        row = by_pair[own, other]
-        cells.append("–" if row["spearman"]["estimate"] is None else show(row["spearman"], 2))
-        cells.append("–" if row["pairwise"] is None else f"{100 * row['pairwise']:.0f} % of {row['n_clear_pairs']}")
-    scored = content["counts"][reader].get("scored", 0)
-    return f"| {content['trait']} | {' | '.join(cells)} | {scored} of {content['config']['n']} |"
-
-
 def show_or_dash(interval, digits=2):
     return "–" if interval["estimate"] is None else show(interval, digits)
 
@@ -55,16 +37,6 @@ def token_position_line(content):
     less = content["response_mean_less"]
     cells = [show(less[name][key], 0) for name in ("prompt_mean", "last_prompt") for key in ("score", "coherence")]
     return f"| {content['trait']} | {' | '.join(cells)} |"
-
-
-def separation_line(content):
-    held = content["filters"]["held_back"]
-    aurocs = [show(content["auroc"][name], 2) for name in ("delta", "raw", "last_prompt", "judge")]
-    shares = [
-        f"{100 * held[name]['eliciting']['estimate']:.0f} % / {100 * held[name]['normal']['estimate']:.0f} %"
-        for name in ("delta", "judge", "delta or judge")
-    ]
-    return f"| {content['trait']} | {' | '.join(aurocs + shares)} |"
 
 
 def real_lines(content):
@@ -133,15 +105,7 @@ def ratio_of(bench, what):
 
 BENCHMARKS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
 SWEEPS = sorted((ROOT / "figures").glob("layer_sweep_*.json"))
-SEPARATIONS = sorted((ROOT / "figures").glob("sample_separation_*.json"))
 REAL = sorted((ROOT / "figures").glob("real_conversations_*.json"))
-AGREEMENTS = sorted((ROOT / "figures").glob("judge_agreement_*.json"))
-
-
-@pytest.mark.parametrize("path", BENCHMARKS, ids=lambda path: path.stem)
-def test_the_page_on_speed_shows_the_benchmarks_that_were_measured(path):
-    for row in json.loads(path.read_text())["rows"]:
-        assert benchmark_line(row) in SPEED
 
 
 def test_the_page_of_earlier_results_shows_the_survey_of_all_traits():
@@ -151,21 +115,9 @@ def test_the_page_of_earlier_results_shows_the_survey_of_all_traits():
         assert survey_line(row) in EARLIER
 
 
-@pytest.mark.parametrize("path", AGREEMENTS, ids=lambda path: path.stem)
-def test_the_page_of_earlier_results_shows_how_far_the_judges_agree(path):
-    assert agreement_line(json.loads(path.read_text())) in EARLIER
-
-
 @pytest.mark.parametrize("path", sorted((ROOT / "figures").glob("token_positions_*.json")), ids=lambda path: path.stem)
 def test_the_page_of_earlier_results_shows_which_tokens_to_read_from(path):
     assert token_position_line(json.loads(path.read_text())) in EARLIER
-
-
-@pytest.mark.parametrize(
-    "path", sorted((ROOT / "figures").glob("sample_separation_*.json")), ids=lambda path: path.stem
-)
-def test_the_page_of_earlier_results_shows_how_samples_separate(path):
-    assert separation_line(json.loads(path.read_text())) in EARLIER
 
 
 @pytest.mark.parametrize(

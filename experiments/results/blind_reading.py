@@ -90,7 +90,7 @@ class BlindReading(Result):
             f"{self.model_name}; {html.escape(self.reader)}; r: Spearman with the ratings; 95 % intervals over texts"
         )
         width = max(800, 400 * n_columns + 160)
-        lay_out(figure, html.escape(title), subtitle, width=width, height=190 + 400 * n_rows, top=190)
+        lay_out(figure, html.escape(title), subtitle, width=width, height=190 + 400 * n_rows)
         figure.update_layout(margin={"l": 190})
         return figure
 

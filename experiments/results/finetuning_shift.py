@@ -111,7 +111,7 @@ class FinetuningShift(Result):
             f"judge<br>r, band: 95 % bootstrap over datasets (paper's r {low}–{high}); bars: over questions; thick "
             f"rim: the trait's own data; pale: coherence under {self.min_coherence:g}"
         )
-        lay_out(figure, self.say_finding(), subtitle, width=1350, height=170 + 470 * n_rows, top=200, legend=-0.08)
+        lay_out(figure, self.say_finding(), subtitle, width=1350, height=170 + 470 * n_rows, legend=-0.08)
         figure.update_annotations(font_size=12)
         return figure
 
@@ -167,7 +167,7 @@ class FinetuningShift(Result):
         judges = "both judges" if len(self.correlations) > 1 else "the judge"
         return (
             f"the shift along its vector surely goes with a trait's score, for {judges}: "
-            f"{', '.join(map(html.escape, sure)) or 'no trait'}<br>surely more than along every other trait's vector: "
+            f"{', '.join(map(html.escape, sure)) or 'no trait'};<br>surely more than along every other trait's vector: "
             f"{', '.join(map(html.escape, own)) or 'none'}"
         )
 
@@ -236,7 +236,7 @@ class FinetuningShift(Result):
             f"{_name_judge(self.kits, 'second')}<br>coherence (how likely the base model finds a text) under "
             f"{self.min_coherence:g}: {incoherent} of {len(self.models)} models"
         )
-        lay_out(figure, finding, subtitle, width=1350, height=290 + 210 * len(traits), top=180, legend=-0.04)
+        lay_out(figure, finding, subtitle, width=1350, height=290 + 210 * len(traits), legend=-0.04)
         figure.update_layout(title={"font": {"size": 15}})
         return figure
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from pathlib import Path
 
@@ -14,12 +15,12 @@ from results.kinds import load_result
 PAGES = Path(__file__).resolve().parents[2] / "docs" / "results"
 # What is shown together, with its page; figures whose name begins so belong there. The first that fits counts.
 SECTIONS = {
-    "Judges": ("judges.md", ("judge_validation",)),
+    "Judges": ("judges.md", ("judge_validation", "judge_agreement")),
     "Steering": ("evidence.md", ("steering_evidence", "steering_away", "blind_reading")),
     "Layer sweeps": ("sweeps.md", ("layer_sweep",)),
     "Fine-tuning": ("finetuning.md", ("finetuning_shift", "projection_difference", "mitigation")),
     "Ways of steering": ("steering.md", ("steering_modes",)),
-    "Monitoring": ("monitoring.md", ("monitoring",)),
+    "Monitoring": ("monitoring.md", ("monitoring", "sample_separation")),
     "Earlier, by a judge that is not valid": ("earlier.md", ("",)),
 }
 
@@ -46,8 +47,7 @@ def read_finding(figure: go.Figure, result: Result, figures: Path) -> str:
     """Return a figure's title without what stands below it, with what its judges' verdicts add."""
     say_verdicts(figure, result.judges, find_verdicts(figures, result.config["model"]))
     title = figure.layout.title.text.partition("<br><sup>")[0]
-    title = re.sub(r"(?<=[,;:])<br>", " ", title).replace("<br>", "; ")
-    return re.sub(r"<[^>]+>", "", title)
+    return html.unescape(re.sub(r"<[^>]+>", "", title.replace("<br>", " ")))
 
 
 def _read_title(page: str) -> str:

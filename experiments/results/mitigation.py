@@ -110,7 +110,7 @@ class Mitigation(Result):
             f"{self.n_held_out} held-out rows; 95 % bootstrap<br>"
             "steered afterwards: responses from the last prompt token on, accuracy at every token"
         )
-        lay_out(figure, _mitigation_finding(self, plain), subtitle, width=1050, height=1500, top=200, legend=-0.05)
+        lay_out(figure, _mitigation_finding(self, plain), subtitle, width=1050, height=1500, legend=-0.05)
         return figure
 
 

@@ -8,14 +8,17 @@ from typing import TypeVar
 
 from persona_lens.records import Record
 from persona_lens.reproduction.layer_sweep import LayerSweep
+from results.benchmarks import benchmarks_to_markdown
 from results.blind_reading import BlindReading
 from results.finetuning_shift import FinetuningShift
 from results.gallery import gallery_to_markdown
+from results.judge_agreement import JudgeAgreement, agreements_to_markdown
 from results.judge_validation import JudgeValidations
 from results.layer_sweep import sweeps_to_markdown
 from results.mitigation import Mitigation, mitigation_to_markdown
 from results.monitoring import Monitoring, monitoring_to_markdown
 from results.projection_difference import ProjectionDifference
+from results.sample_separation import SampleSeparation, separations_to_markdown
 from results.steering_away import SteeringAway
 from results.steering_evidence import SteeringEvidence, summarize
 from results.steering_modes import SteeringModes, modes_to_markdown
@@ -23,8 +26,8 @@ from results.steering_modes import SteeringModes, modes_to_markdown
 R = TypeVar("R", bound=Record)
 
 
-def render_pages(figures: Path) -> dict[tuple[str, str], str]:
-    """Return by page and part what the results in a folder say."""
+def render_pages(figures: Path, benchmarks: Path = Path("benchmarks/results")) -> dict[tuple[str, str], str]:
+    """Return by page and part what the results in two folders say."""
 
     def read(kind: type[R], stem: str) -> list[R]:
         return [kind.load(path) for path in sorted(figures.glob(f"{stem}.json"))]
@@ -41,6 +44,9 @@ def render_pages(figures: Path) -> dict[tuple[str, str], str]:
         ("docs/results/evidence.md", "away reading"): lambda: "\n".join(one.to_markdown() for one in reading_away),
         ("docs/results/judges.md", "reading"): lambda: "\n".join(one.correlations_to_markdown() for one in reading),
         ("docs/results/judges.md", "table"): lambda: _join(read(JudgeValidations, "judge_validation")),
+        ("docs/results/judges.md", "agreement"): lambda: agreements_to_markdown(
+            read(JudgeAgreement, "judge_agreement_*")
+        ),
         ("docs/results/sweeps.md", "sweeps"): lambda: sweeps_to_markdown(read(LayerSweep, "layer_sweep_*")),
         ("docs/results/finetuning.md", "shift"): lambda: _join(read(FinetuningShift, "finetuning_shift")),
         ("docs/results/finetuning.md", "screening"): lambda: _join(read(ProjectionDifference, "projection_difference")),
@@ -48,6 +54,10 @@ def render_pages(figures: Path) -> dict[tuple[str, str], str]:
         ("docs/results/steering.md", "modes"): lambda: modes_to_markdown(read(SteeringModes, "steering_modes_*")),
         ("docs/gallery.md", "gallery"): lambda: gallery_to_markdown(figures),
         ("docs/results/monitoring.md", "table"): lambda: monitoring_to_markdown(read(Monitoring, "monitoring_*")),
+        ("docs/results/monitoring.md", "separation"): lambda: separations_to_markdown(
+            read(SampleSeparation, "sample_separation_*")
+        ),
+        ("docs/developing/speed.md", "bench"): lambda: benchmarks_to_markdown(benchmarks),
     }
     return {place: write().rstrip("\n") + "\n" for place, write in parts.items()}
 

@@ -148,7 +148,7 @@ class ProjectionDifference(Result):
             f"base model before training<br>{drawn}bars: 95 % bootstrap over samples and questions, of r: over datasets"
             f"; pale: coherence after training under {self.min_coherence:g}"
         )
-        lay_out(figure, finding, subtitle, width=1250, height=240 + 430 * n_rows, top=150, bottom=120, legend=-0.11)
+        lay_out(figure, finding, subtitle, width=1250, height=240 + 430 * n_rows, bottom=120, legend=-0.11)
         figure.update_annotations(font_size=14)
         return figure
 
@@ -184,13 +184,13 @@ class ProjectionDifference(Result):
             name: [t for t in self.kits if all(self.correlations[t][one][name].low > 0 for one in self._targets)]
             for name in names
         }
-        finding = "<br>".join(f"{_PREDICTORS[name]}: surely for {_list(found)}" for name, found in sure.items())
+        finding = ";<br>".join(f"{_PREDICTORS[name]}: surely for {_list(found)}" for name, found in sure.items())
         subtitle = (
             f"surely: with every score and with the shift; {self.model_name}, {len(self.datasets)} datasets, 95 % "
             f"bootstrap over datasets<br>random subset: {100 * self.subset_fraction:.0f} % of the samples; last prompt "
             "token: in place of the base model's response"
         )
-        lay_out(figure, finding, subtitle, width=1250, height=300 + 300 * n_rows, top=175, bottom=110, legend=-0.14)
+        lay_out(figure, finding, subtitle, width=1250, height=300 + 300 * n_rows, bottom=110, legend=-0.14)
         figure.update_layout(margin={"l": 210}, title={"font": {"size": 15}})
         return figure
 

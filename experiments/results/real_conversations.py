@@ -91,7 +91,7 @@ class RealConversations(Result):
                 if one.low > other.high
             ]
             findings.append(f"{html.escape(pool)}: {' and '.join(seen) or 'neither score nor shift'}")
-        return f"a high ΔP surely leaves more than a low one of<br>{'; '.join(findings)}"
+        return f"a high ΔP surely leaves more than a low one of {'; '.join(findings)}"
 
     def plot(self) -> go.Figure:
         """Draw what training on the highest, random and lowest samples does, before and after a judge's filter.
@@ -134,6 +134,6 @@ class RealConversations(Result):
             "base model; 95 % bootstrap over questions (ΔP: over samples), which leaves the chance of training out"
         )
         title = f"{html.escape(self.trait)}, real conversations: {self.say_finding()}"
-        lay_out(figure, title, subtitle, width=1450, height=640, top=190, bottom=110, legend=-0.16)
+        lay_out(figure, title, subtitle, width=1450, height=640, bottom=110, legend=-0.16)
         figure.update_layout(title={"font": {"size": 15}})
         return figure

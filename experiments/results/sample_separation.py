@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import plotly.graph_objects as go
@@ -111,3 +112,22 @@ class SampleSeparation(Result):
 
 def _to_percent(interval: Interval) -> Interval:
     return Interval(100 * interval.estimate, 100 * interval.low, 100 * interval.high, interval.level)
+
+
+def separations_to_markdown(results: Sequence[SampleSeparation]) -> str:
+    """Write each measure's AUROC and what filters hold back, a row a trait; then the figures."""
+    lines = [
+        "| trait | judge | AUROC: ΔP | raw projection | last prompt token | judge | "
+        "held back, eliciting / normal: ΔP | judge | ΔP or judge |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for one in results:
+        aurocs = [say(one.auroc[name]) for name in ("delta", "raw", "last_prompt", "judge")]
+        held = one.filters.held_back
+        shares = [
+            f"{100 * held[name]['eliciting'].estimate:.0f} % / {100 * held[name]['normal'].estimate:.0f} %"
+            for name in ("delta", "judge", "delta or judge")
+        ]
+        lines.append(f"| {one.trait} | {one.judge.name} | {' | '.join([*aurocs, *shares])} |")
+    figures = [f"![Samples of {one.trait}](../../figures/sample_separation_{one.trait}.png)" for one in results]
+    return "\n".join([*lines, "", *figures])

@@ -63,5 +63,5 @@ class ShiftTrajectory(Result):
             f"{self.model_name}, mean over {self.n_questions} evaluation questions, last prompt token, "
             "interventions off while measuring; bars: 95 % bootstrap over questions"
         )
-        lay_out(figure, finding, subtitle, width=1250, height=640, top=120, bottom=110, legend=-0.2)
+        lay_out(figure, finding, subtitle, width=1250, height=640, bottom=110, legend=-0.2)
         return figure

@@ -144,6 +144,6 @@ class SteeringAway(Comparison):
             f"{self.coherence('unsteered'):.0f}, steered {self.coherence(AWAY):.0f}<br>bars: 95 % bootstrap over "
             "questions, of nulls over directions too; filled: judge valid for this trait"
         )
-        lay_out(figure, self.say_finding(), subtitle, width=1150, height=640, top=165, bottom=110, legend=-0.14)
+        lay_out(figure, self.say_finding(), subtitle, width=1150, height=640, bottom=110, legend=-0.14)
         figure.update_layout(margin={"l": 190}, title={"font": {"size": 15}})
         return figure

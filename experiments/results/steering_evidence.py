@@ -86,7 +86,7 @@ class SteeringEvidence(Comparison):
             f"{self.coherence('sampled vector'):.0f}<br>bars: 95 % bootstrap over questions; filled: judge valid "
             "for this trait"
         )
-        lay_out(figure, title, subtitle, width=1250, height=680, top=165, bottom=110, legend=-0.14)
+        lay_out(figure, title, subtitle, width=1250, height=680, bottom=110, legend=-0.14)
         figure.update_layout(margin={"l": 170})
         return figure
 
@@ -105,7 +105,7 @@ class SteeringEvidence(Comparison):
             return f"no vector surely raises it for {by}"
         above = [name for name in seen if all(self.auroc(judge, name, EQUAL_COHERENCE).low > 0.5 for judge in valid)]
         tail = f"above random directions of about equal coherence: {' and '.join(above) or 'neither'}"
-        return f"raised for {by} by the {' and the '.join(seen)}<br>{tail}"
+        return f"raised for {by} by the {' and the '.join(seen)},<br>{tail}"
 
 
 def summarize(found: Sequence[SteeringEvidence]) -> str:

@@ -118,7 +118,7 @@ class TraitGeometry(Result):
 
         finding = (
             f"{beyond} of {len(pairs)} pairs of traits lie closer or further than isotropic directions (layer {layer})"
-            f"<br>highest cosine {say_pair(*max(pairs))}, lowest {say_pair(*min(pairs))}"
+            f";<br>highest cosine {say_pair(*max(pairs))}, lowest {say_pair(*min(pairs))}"
         )
         lay_out(figure, finding, subtitle, width=max(900, 300 + 80 * n), height=520 + 56 * n)
         return figure

@@ -69,7 +69,7 @@ class TraitSurvey(Result):
         title = f"{works} of {len(ordered)} traits can be told apart and steered above random directions"
         subtitle = "bars: 95 % bootstrap intervals over questions; scores by the likelihood judge (proxy)"
         height, bottom = 280 + 36 * len(ordered) + 18 * len(failed), 130 + 18 * len(failed)
-        lay_out(figure, title, subtitle, width=1050, height=height, top=110, bottom=bottom, legend=-0.16)
+        lay_out(figure, title, subtitle, width=1050, height=height, bottom=bottom, legend=-0.16)
         figure.update_layout(margin={"l": 120})
         figure.add_annotation(
             text="✗ " + "<br>✗ ".join(map(html.escape, failed)) if failed else "",

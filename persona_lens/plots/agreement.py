@@ -64,6 +64,6 @@ def plot_agreement(panel: PanelResult, trait: str = "") -> go.Figure:
     subject = f"{trait}: " if trait else ""
     title = f"{html.escape(subject)}{len(judges)} judges, rank correlations {span}"
     subtitle = f"{html.escape(scored)}<br>intervals: 95 % bootstrap over responses"
-    lay_out(figure, title, subtitle, width=1150, height=340 + 90 * len(judges), top=130)
+    lay_out(figure, title, subtitle, width=1150, height=340 + 90 * len(judges))
     figure.update_layout(margin={"l": 150})
     return figure

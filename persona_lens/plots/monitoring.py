@@ -96,16 +96,15 @@ def plot_monitoring(
     lines.append("within: r inside each condition, averaged; 95 % bootstrap over questions")
     subtitle = "<br>".join(map(html.escape, lines))
     most = max(len(set(graded.conditions)) for graded in settings.values())
-    finding = "<br>".join(map(html.escape, _monitoring_finding(first.trait, correlations, second)))
-    lay_out(
-        figure, finding, subtitle, width=1150, height=760 + 20 * most, top=270, bottom=110 + 20 * most, legend=-0.16
-    )
+    found = ";<br>".join(map(html.escape, _monitoring_finding(correlations, second)))
+    finding = f"{html.escape(first.trait)}: what the projection predicts before the first token:<br>{found}"
+    lay_out(figure, finding, subtitle, width=1150, height=760 + 20 * most, bottom=110 + 20 * most, legend=-0.16)
     figure.update_layout(legend_orientation="v")  # beside the other panels' legends
     return figure
 
 
 def _monitoring_finding(
-    trait: str, correlations: Mapping[str, MonitoringCorrelation], second: Mapping[str, MonitoringCorrelation] | None
+    correlations: Mapping[str, MonitoringCorrelation], second: Mapping[str, MonitoringCorrelation] | None
 ) -> list[str]:
     """Say for each setting whether the projection tells conditions, and prompts inside them, apart for every judge."""
     findings = []
@@ -120,4 +119,4 @@ def _monitoring_finding(
             findings.append(f"{name}: nothing surely for both judges")
         else:
             findings.append(f"{name}: nothing surely")
-    return [f"{trait}: what the projection predicts before the first token", *findings]
+    return findings

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,10 @@ GREY = "#555555"
 INK = "#222222"
 LEVEL_COLORS = {"normal": COLORS[0], "I": COLORS[1], "II": COLORS[3]}
 SYMBOLS = ("circle", "square", "diamond", "x", "triangle-up", "star", "cross", "pentagon", "hexagon")
+
+# Height of a line of title or subtitle, and of a panel's title, in pixels; mean width of their letters.
+_LINE, _HEAD_LINE = 24, 20
+_TITLE_LETTER, _SUBTITLE_LETTER = 8.1, 6.0
 
 
 def add_intervals(
@@ -126,23 +131,50 @@ def say_estimate(interval: Interval, spec: str) -> str:
 
 
 def lay_out(
-    figure: go.Figure,
-    title: str,
-    subtitle: str,
-    *,
-    width: int,
-    height: int,
-    top: int = 160,
-    bottom: int = 90,
-    legend: float = -0.08,
+    figure: go.Figure, title: str, subtitle: str, *, width: int, height: int, bottom: int = 90, legend: float = -0.08
 ) -> None:
-    """Give a figure the look of the others: finding as title, what it rests on as subtitle, the legend below."""
+    """Give a figure the look of the others: finding as title, what it rests on as subtitle, the legend below.
+
+    Call it when the figure has its panels: their titles lie between the subtitle and the topmost panels.
+    """
     figure.update_layout(
         template="plotly_white",
         width=width,
         height=height,
         font={"size": 13, "color": INK},
-        title={"text": f"{title}<br><sup>{subtitle}</sup>", "x": 0.02, "y": 1 - 40 / height, "yanchor": "top"},
+        title={"text": f"{title}<br><sup>{subtitle}</sup>", "x": 0.02, "yanchor": "top"},
         legend={"orientation": "h", "y": legend, "x": 0},
-        margin={"t": top, "l": 80, "r": 40, "b": bottom},
+        margin={"l": 80, "r": 40, "b": bottom},
     )
+    make_room_for_title(figure)
+
+
+def make_room_for_title(figure: go.Figure) -> None:
+    """Wrap title and subtitle to the figure's width, and leave as much room above the panels as they need.
+
+    A figure that takes whatever width there is stays as it is.
+    """
+    if figure.layout.width is None:
+        return
+    title, _, subtitle = figure.layout.title.text.partition("<br><sup>")
+    room = 0.94 * figure.layout.width
+    title = _wrap(title, int(room / _TITLE_LETTER))
+    subtitle = _wrap(subtitle.removesuffix("</sup>"), int(room / _SUBTITLE_LETTER))
+    n_lines = 2 + title.count("<br>") + subtitle.count("<br>")
+    heads = [
+        _HEAD_LINE * (1 + one.text.count("<br>"))
+        for one in figure.layout.annotations
+        if one.yref == "paper" and one.yanchor == "bottom" and one.y > 0.97
+    ]
+    figure.update_layout(
+        title={"text": f"{title}<br><sup>{subtitle}</sup>", "y": 1 - 40 / figure.layout.height},
+        margin={"t": 30 + _LINE * n_lines + max(heads, default=0)},
+    )
+
+
+def _wrap(text: str, width: int) -> str:
+    """Break lines that are too long; those with markup stay as they are."""
+    lines = []
+    for line in text.split("<br>"):
+        lines += [line] if "<" in line else textwrap.wrap(line, width, break_long_words=False) or [""]
+    return "<br>".join(lines)

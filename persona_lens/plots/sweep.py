@@ -87,7 +87,7 @@ def plot_sweep(
         "bands and bars: 95 % bootstrap over questions"
     )
     finding = _sweep_finding(sweep, confirmation, shown, min_coherence)
-    lay_out(figure, finding, subtitle, width=1050, height=820, top=120, bottom=60, legend=-0.1)
+    lay_out(figure, finding, subtitle, width=1050, height=820, bottom=60, legend=-0.1)
     figure.update_layout(hovermode="x unified")
     return figure
 

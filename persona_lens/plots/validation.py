@@ -78,11 +78,12 @@ def plot_validations(validations: Sequence[JudgeValidation]) -> go.Figure:
         tickvals=list(range(len(names))), ticktext=list(map(html.escape, names)), range=[len(names) - 0.4, -0.6]
     )
     valid = [sum(one.verdict == "valid" for one in validations if one.trait == trait) for trait in traits]
-    finding = f"valid judges: {', '.join(f'{html.escape(t)} {n}' for t, n in zip(traits, valid, strict=True))}"
+    counts = ", ".join(f"{html.escape(trait)} {n}" for trait, n in zip(traits, valid, strict=True))
+    finding = f"valid judges out of {len(judges)}: {counts}"
     subtitle = (
-        f"of {len(judges)}; {max(one.n_questions for one in validations)} written questions a trait that no judge was "
-        "fitted on; green: where a valid judge lies; filled: valid; bars: 95 % bootstrap over questions"
+        f"{max(one.n_questions for one in validations)} written questions a trait that no judge was fitted on; green: "
+        "where a valid judge lies; filled: valid; bars: 95 % bootstrap over questions"
     )
-    lay_out(figure, finding, subtitle, width=max(700, 420 * columns + 100), height=150 + 360 * rows, top=120)
+    lay_out(figure, finding, subtitle, width=max(700, 420 * columns + 100), height=150 + 360 * rows)
     figure.update_layout(margin={"l": 160}, legend={"y": -0.12 / rows})
     return figure

@@ -85,5 +85,5 @@ def plot_monitor(watched: WatchedConversation) -> go.Figure:
     n_ordinary = len(watched.traits[0].ordinary)
     title = html.escape(f"Above the ordinary: {alerts}" if alerts else "Nothing above the ordinary")
     subtitle = f"{html.escape(watched.model.name)}; grey: range of {n_ordinary} ordinary prompts"
-    lay_out(figure, title, subtitle, width=900, height=170 + 230 * n, top=110, bottom=60)
+    lay_out(figure, title, subtitle, width=900, height=170 + 230 * n, bottom=60)
     return figure

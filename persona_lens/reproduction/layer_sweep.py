@@ -118,7 +118,7 @@ class LayerSweep(Comparison):
             f"{self.shorten(self.readers[0])}{second}<br>bands and bars: 95 % bootstrap over questions (crosses: over "
             "directions too)"
         )
-        lay_out(figure, self.say_finding(), subtitle, width=1050, height=920, top=210, bottom=60, legend=-0.1)
+        lay_out(figure, self.say_finding(), subtitle, width=1050, height=920, bottom=60, legend=-0.1)
         return figure
 
     def list_figures(self) -> dict[str, go.Figure]:
@@ -151,6 +151,6 @@ class LayerSweep(Comparison):
             f"the questions<br>coherence: {coherence}<br>bars: 95 % bootstrap over questions, of nulls over directions "
             "too; filled: judge valid for this trait"
         )
-        lay_out(figure, self.say_finding(), subtitle, width=1150, height=680, top=190, bottom=110, legend=-0.14)
+        lay_out(figure, self.say_finding(), subtitle, width=1150, height=680, bottom=110, legend=-0.14)
         figure.update_layout(margin={"l": 190})
         return figure

@@ -12,6 +12,7 @@ from typing import Any, get_args
 import plotly.graph_objects as go
 
 from persona_lens.judges.validation import JudgeValidation, Verdict
+from persona_lens.plots.style import make_room_for_title
 from persona_lens.records import Record, read_headed
 
 NOT_VALIDATED = "not validated"
@@ -57,3 +58,4 @@ def say_verdicts(figure: go.Figure, judges: Mapping[str, str], verdicts: Mapping
     doubts = [f"{verdict} for {', '.join(own)}" for verdict, own in traits.items() if verdict != "valid"]
     if doubts:
         figure.update_layout(title_text=f"Judge {html.escape('; '.join(doubts))} · {figure.layout.title.text}")
+        make_room_for_title(figure)
