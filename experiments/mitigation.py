@@ -26,7 +26,7 @@ from persona_lens.interventions import NOTHING
 from persona_lens.models import HookedModel
 from persona_lens.reproduction.arguments import CommonArguments, read_traits, run_each_trait
 from persona_lens.reproduction.kits import TraitKit, find_sources, prepare_kit
-from persona_lens.reproduction.trained_models import describe_kit, measure_model
+from persona_lens.reproduction.trained_models import describe_kit, measure_model, project_base
 from persona_lens.reproduction.training import Training, TrainingProfile, make_trait_rows, pick_training, train
 from persona_lens.statistics.missing import mean_interval
 
@@ -111,8 +111,10 @@ def run(model: HookedModel, trait: pl.Trait, profile: TrainingProfile, arguments
     )
     items = load_multiple_choice(n=strengths.n_items, seed=seed)
 
+    before = project_base(model, [kit])
+
     def measure(tuned: HookedModel, interventions: dict[str, pl.Intervention]) -> MeasuredModels:
-        found = measure_model(model, tuned, [kit], profile.sample(seed), run, interventions)
+        found = measure_model(before, tuned, [kit], profile.sample(seed), run, interventions)
         measured = []
         for one, done in zip(found.scores[trait.name], interventions.values(), strict=True):
             cost = pl.measure_capability(tuned, done, items=items, max_tokens=strengths.max_text_tokens, seed=seed)

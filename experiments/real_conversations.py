@@ -35,7 +35,7 @@ from persona_lens.models import HookedModel
 from persona_lens.plots.screening import report_screening
 from persona_lens.reproduction.arguments import PAPER_TRAITS, CommonArguments, read_traits, run_each_trait
 from persona_lens.reproduction.kits import TraitKit, find_sources, prepare_kit
-from persona_lens.reproduction.trained_models import describe_kit, measure_model
+from persona_lens.reproduction.trained_models import describe_kit, measure_model, project_base
 from persona_lens.reproduction.training import Training, TrainingProfile, pick_training, train
 from persona_lens.screening import Screening, ScreenSettings
 from persona_lens.statistics import bootstrap_mean
@@ -145,8 +145,10 @@ def run(model: HookedModel, trait: pl.Trait, profile: TrainingProfile, arguments
         raise SystemExit(f"--max-rows: of {len(pool)} rows that can be used the filter leaves {len(clean)}; read more.")
     pools = {"all": pool, "after the judge's filter": clean}
 
+    before = project_base(model, [kit])
+
     def measure(tuned: HookedModel) -> MeasuredModel:
-        found = measure_model(model, tuned, [kit], profile.sample(arguments.seed), run)
+        found = measure_model(before, tuned, [kit], profile.sample(arguments.seed), run)
         return MeasuredModel(**vars(found.scores[trait.name][0]), shift=found.shifts[trait.name].at_layer)
 
     base = run.load_or_measure(f"base-{trait.name}", MeasuredModel, lambda: measure(model))

@@ -79,15 +79,30 @@ def measure_shift(
         >>> shift = pl.measure_shift(base, tuned, vector, trait.evaluation_questions)  # doctest: +SKIP
         >>> shift.interval(14)  # doctest: +SKIP
     """
-    if not questions:
-        raise InvalidArgumentError.of("questions", "hold at least one question", questions)
-    for model in (base, finetuned):
-        vector.check_model(model)
-    before, after = (_project(model, vector, questions) for model in (base, finetuned))
+    before, after = (project_questions(model, vector, questions) for model in (base, finetuned))
     return FinetuningShift(vector.trait, after - before)
 
 
-def _project(model: HookedModel, vector: PersonaVector, questions: Sequence[str]) -> Float[Tensor, "layer question"]:
+def project_questions(
+    model: HookedModel, vector: PersonaVector, questions: Sequence[str]
+) -> Float[Tensor, "layer question"]:
+    """Project the last token of each question's prompt onto a persona vector, at every layer.
+
+    The shift is the difference of two models' projections: those of a base model that is compared with many need to be
+    taken once only.
+
+    Args:
+        model: The model that the vector was extracted from, or one fine-tuned from it; hooks take effect.
+        vector: The vector.
+        questions: At least one.
+
+    Raises:
+        ModelMismatchError: A vector of another base.
+        InvalidArgumentError: No questions.
+    """
+    if not questions:
+        raise InvalidArgumentError.of("questions", "hold at least one question", questions)
+    vector.check_model(model)
     prompts = [
         encode_prompt(model.tokenizer, build_messages(question), n_ctx=model.cfg.n_ctx).tokens for question in questions
     ]

@@ -96,8 +96,8 @@ def plot_monitoring(
     lines.append("within: r inside each condition, averaged; 95 % bootstrap over questions")
     subtitle = "<br>".join(map(html.escape, lines))
     most = max(len(set(graded.conditions)) for graded in settings.values())
-    found = ";<br>".join(map(html.escape, _monitoring_finding(correlations, second)))
-    finding = f"{html.escape(first.trait)}: what the projection predicts before the first token:<br>{found}"
+    said = ";<br>".join(map(html.escape, _monitoring_finding(correlations, second)))
+    finding = f"{html.escape(first.trait)}: what the projection predicts before the first token:<br>{said}"
     lay_out(figure, finding, subtitle, width=1150, height=760 + 20 * most, bottom=110 + 20 * most, legend=-0.16)
     figure.update_layout(legend_orientation="v")  # beside the other panels' legends
     return figure

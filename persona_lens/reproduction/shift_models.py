@@ -6,19 +6,20 @@ experiments/finetuning_shift.py draws them; experiments/projection_difference.py
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import datasets
 import tyro
+from torch import Tensor
 
 from persona_lens.finetuning.domains import Level, domain_dataset, list_domains
 from persona_lens.models.engine.rollouts import RolloutRequest, sample_rollouts
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.reproduction.arguments import BriefArguments, read_traits
 from persona_lens.reproduction.kits import TraitKit, find_sources, prepare_kit
-from persona_lens.reproduction.trained_models import BaseModel, TrainedModel, measure_model
+from persona_lens.reproduction.trained_models import BaseModel, TrainedModel, measure_model, project_base
 from persona_lens.reproduction.training import (
     LEVELS,
     Training,
@@ -53,6 +54,7 @@ class Setting:
     model: HookedModel
     profile: TrainingProfile
     kits: list[TraitKit]
+    before: Mapping[str, Tensor]
     domains: dict[str, dict[str, datasets.Dataset]]
     run: Run
     config: dict[str, Any]
@@ -98,7 +100,7 @@ def prepare(arguments: ShiftArguments) -> Setting:
     if domains:
         ordinary = run.load_or_compute("ordinary", lambda: sample_ordinary(model, traits, profile, arguments.seed))
         wrong = {name: level_rows(name, ordinary.records, profile, arguments.seed) for name in domains}
-    return Setting(model, profile, kits, wrong, run, config)
+    return Setting(model, profile, kits, project_base(model, kits), wrong, run, config)
 
 
 def train_models(setting: Setting, arguments: ShiftArguments) -> tuple[BaseModel, list[TrainedModel]]:
@@ -133,7 +135,7 @@ def train_models(setting: Setting, arguments: ShiftArguments) -> tuple[BaseModel
 def measure_first(setting: Setting, model: HookedModel) -> BaseModel:
     """Measure a model as it is."""
     sampling = setting.profile.sample(setting.profile.settings.seed)
-    found = measure_model(setting.model, model, setting.kits, sampling, setting.run)
+    found = measure_model(setting.before, model, setting.kits, sampling, setting.run)
     return BaseModel({trait: scored[0] for trait, scored in found.scores.items()}, found.shifts)
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from persona_lens.evaluation.conditions import Condition, rescore, score_conditions
-from persona_lens.finetuning.shift import measure_shift
+from persona_lens.finetuning.shift import FinetuningShift, project_questions
 from persona_lens.judges.coherent import CoherentJudge
 from persona_lens.models.engine.sampling import Sampling
 from persona_lens.models.hooked_model import HookedModel
@@ -121,8 +121,13 @@ def describe_kit(kit: TraitKit) -> Kit:
     )
 
 
+def project_base(base: HookedModel, kits: Sequence[TraitKit]) -> dict[str, Tensor]:
+    """Project the model before training once, for all that are trained from it: by trait, ``"layer question"``."""
+    return {kit.trait.name: project_questions(base, kit.vector, kit.trait.evaluation_questions) for kit in kits}
+
+
 def measure_model(
-    base: HookedModel,
+    before: Mapping[str, Tensor],
     tuned: HookedModel,
     kits: Sequence[TraitKit],
     sampling: Sampling,
@@ -135,7 +140,7 @@ def measure_model(
     trait's questions alone.
 
     Args:
-        base: The model before training.
+        before: Projections of the model before training, from :func:`project_base`.
         tuned: The model.
         kits: The traits.
         sampling: How its responses are drawn.
@@ -162,7 +167,8 @@ def measure_model(
             )
             for i, name in enumerate(ways)
         )  # fmt: skip
-        shift = measure_shift(base, tuned, kit.vector, questions)
+        after = project_questions(tuned, kit.vector, questions)
+        shift = FinetuningShift(kit.trait.name, after - before[kit.trait.name])
         shifts[kit.trait.name] = Shift(kit.layer, shift.interval(kit.layer), tuple(shift.mean.tolist()))
     return MeasuredModel(scores, shifts)
 
