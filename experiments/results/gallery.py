@@ -17,7 +17,7 @@ PAGES = Path(__file__).resolve().parents[2] / "docs" / "results"
 SECTIONS = {
     "Judges": ("judges.md", ("judge_validation", "judge_agreement")),
     "Steering": ("evidence.md", ("steering_evidence", "steering_away", "blind_reading")),
-    "Layer sweeps": ("sweeps.md", ("layer_sweep",)),
+    "Layer sweeps": ("sweeps.md", ("layer_sweep", "vector_stability")),
     "Fine-tuning": ("finetuning.md", ("finetuning_shift", "projection_difference", "mitigation")),
     "Ways of steering": ("steering.md", ("steering_modes",)),
     "Monitoring": ("monitoring.md", ("monitoring", "sample_separation")),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from persona_lens.plots.style import COLORS, INK, add_points, lay_out, say
+from persona_lens.plots.style import COLORS, INK, add_points, lay_out
 from persona_lens.records import Record
 from persona_lens.reproduction.figures import Result
 from persona_lens.reproduction.trained_models import Kit, ScoredModel, Shift
@@ -147,7 +147,18 @@ def _mitigation_finding(result: Mitigation, plain: MitigationSetting) -> str:
         if shown:
             parts.append(f"{method}: {', '.join(shown)}")
     trait = html.escape(result.trait)
-    head = f"{trait}: training takes the score from {say(result.base.score)} to {say(plain.score)}"
+    sure = [
+        f"{row.method}{f' × {row.strength}' if row.strength else ''}"
+        for row in result.settings
+        if all(
+            kept is not None and worst is not None and kept.high < worst.low
+            for kept, worst in ((row.score, plain.score), (row.second, plain.second))
+        )
+    ]
+    head = (
+        f"{trait}: training takes the score from {result.base.score.estimate:.0f} to {plain.score.estimate:.0f}; "
+        f"surely lower than that for both judges: {html.escape(', '.join(sure) or 'no way')}"
+    )
     middle = len(parts) // 2 + len(parts) % 2
     lines = ["; ".join(parts[:middle]), "; ".join(parts[middle:])]
     return f"{head}<br><sup>{'<br>'.join(map(html.escape, lines))}</sup>"

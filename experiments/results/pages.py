@@ -22,6 +22,7 @@ from results.sample_separation import SampleSeparation, separations_to_markdown
 from results.steering_away import SteeringAway
 from results.steering_evidence import SteeringEvidence, summarize
 from results.steering_modes import SteeringModes, modes_to_markdown
+from results.vector_stability import VectorStability, stability_to_markdown
 
 R = TypeVar("R", bound=Record)
 
@@ -48,6 +49,9 @@ def render_pages(figures: Path, benchmarks: Path = Path("benchmarks/results")) -
             read(JudgeAgreement, "judge_agreement_*")
         ),
         ("docs/results/sweeps.md", "sweeps"): lambda: sweeps_to_markdown(read(LayerSweep, "layer_sweep_*")),
+        ("docs/results/sweeps.md", "stability"): lambda: stability_to_markdown(
+            read(VectorStability, "vector_stability_*")
+        ),
         ("docs/results/finetuning.md", "shift"): lambda: _join(read(FinetuningShift, "finetuning_shift")),
         ("docs/results/finetuning.md", "screening"): lambda: _join(read(ProjectionDifference, "projection_difference")),
         ("docs/results/finetuning.md", "mitigation"): lambda: mitigation_to_markdown(read(Mitigation, "mitigation_*")),

@@ -154,9 +154,26 @@ def _modes_finding(result: SteeringModes) -> str:
                 accuracy = say_estimate(row.accuracy, ".2f")
                 parts.append(f"{method}{strength} {row.score.estimate:.0f}, accuracy {accuracy}")
         lines.append(f"{way} from {say_estimate(start[way].score, '.0f')}: {'; '.join(parts)}")
-    floor = f"{result.min_coherence:g}"
-    head = f"{html.escape(result.trait)}: how far each method moves the score, coherence surely ≥ {floor}"
-    return f"{head} (layer {result.layer} or all)<br><sup>{'<br>'.join(map(html.escape, lines))}</sup>"
+    sure = {
+        way: [method for method, row in chosen.items() if row is not None and _is_sure(start[way], row, way)]
+        for way, chosen in result.furthest.items()
+    }
+    who = "both judges" if start["up"].second else "its judge"
+    said = ", ".join(f"{way} by {' and '.join(methods) or 'no method'}" for way, methods in sure.items())
+    head = f"{html.escape(result.trait)}: the score is surely moved for {who} {said}"
+    lines.append(f"of the settings surely as coherent as {result.min_coherence:g}; layer {result.layer} or all")
+    return f"{head}<br><sup>{'<br>'.join(map(html.escape, lines))}</sup>"
+
+
+def _is_sure(start: SteeringSetting, row: SteeringSetting, way: str) -> bool:
+    """Whether the intervals of a setting and of the unsteered model lie apart, for every judge."""
+    for label in ("first", "second") if start.second else ("first",):
+        low, high = (
+            (_score(start, label), _score(row, label)) if way == "up" else (_score(row, label), _score(start, label))
+        )
+        if not low.high < high.low:
+            return False
+    return True
 
 
 def modes_to_markdown(found: Sequence[SteeringModes]) -> str:

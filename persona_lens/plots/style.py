@@ -159,7 +159,8 @@ def make_room_for_title(figure: go.Figure) -> None:
     title, _, subtitle = figure.layout.title.text.partition("<br><sup>")
     room = 0.94 * figure.layout.width
     title = _wrap(title, int(room / _TITLE_LETTER))
-    subtitle = _wrap(subtitle.removesuffix("</sup>"), int(room / _SUBTITLE_LETTER))
+    subtitle = subtitle.removesuffix("</sup>").replace("</sup><br><sup>", "<br>")
+    subtitle = _wrap(subtitle, int(room / _SUBTITLE_LETTER))
     n_lines = 2 + title.count("<br>") + subtitle.count("<br>")
     heads = [
         _HEAD_LINE * (1 + one.text.count("<br>"))

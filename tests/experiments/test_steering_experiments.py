@@ -19,6 +19,7 @@ pytestmark = pytest.mark.slow  # whole scripts, each run as a user runs it
 # Each script with what it needs to run, and the files that must come out the same.
 SCRIPTS = {
     "token_positions": (["loud.json"], ["token_positions_loud.json", "token_positions_loud.html"]),
+    "vector_stability": (["loud.json"], ["vector_stability_loud.json", "vector_stability_loud.html"]),
     "steering_modes": (["loud.json", "--layer", "1"], ["steering_modes_loud.json", "steering_modes_loud.html"]),
     "trait_geometry": (
         ["loud.json", "--trait", "soft.json"],
