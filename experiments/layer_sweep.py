@@ -26,7 +26,7 @@ import persona_lens as pl
 from persona_lens.evaluation import Condition, RandomNull
 from persona_lens.models import HookedModel
 from persona_lens.reproduction.arguments import BriefArguments, read_traits, run_each_trait
-from persona_lens.reproduction.bench import Bench, NullSize, measure_lengths, note_setting
+from persona_lens.reproduction.bench import Bench, NullSize, measure_lengths, note_setting, read_written_vector
 from persona_lens.reproduction.judges import prepare_judges
 from persona_lens.reproduction.layer_sweep import LayerSweep, ScoreAndCoherence, VectorNote
 from persona_lens.storage import write_bytes_atomically
@@ -58,7 +58,7 @@ PROFILES = {
     # At the paper's temperature of 1 a 135M model writes much word salad; 0.7 was taken because positive and negative
     # responses to the *extraction* questions separated better there.
     "quick": Profile(0.7, 48, 1, (1.0, 2.0, 3.0), 3, 1, 16, 10, 1, 30, 30),
-    "brief": Profile(0.7, 48, 1, (1.0, 2.0), 3, 1, 8, 4, 1, 10, 12),
+    "brief": Profile(0.7, 48, 1, (1.0, 2.0), 3, 1, 8, 4, 1, 8, 10),
     "paper": Profile(1.0, 1000, 10, (0.5, 1.0, 1.5, 2.0, 2.5), 1, 10, 16, 20, 10, 50, 50),
     "tiny": Profile(0.7, 8, 1, (1.0, 2.0), 10, 1, 2, 2, 1, 3, 4, 10, max_pairs=2, max_questions=4),
 }
@@ -92,7 +92,7 @@ def run(model: HookedModel, trait: pl.Trait, profile: Profile, arguments: Argume
         for half in ("training", "judging")
     )
     if source == "written":
-        vector = pl.read_persona_vector(model, trait.name, training)
+        vector = read_written_vector(model, trait.name, profile.n_examples)
     else:
         sampling = replace(once, rollouts=profile.extraction_rollouts)
         vector = pl.extract_persona_vector(model, trait, judge=judges.choosing, sampling=sampling, run=run)
@@ -132,7 +132,8 @@ def run(model: HookedModel, trait: pl.Trait, profile: Profile, arguments: Argume
     bench = Bench(model, trait, judges, training, lengths, once, Stream.CONFIRMATION, run)
     null = NullSize(profile.n_directions, profile.n_null_questions)
     chosen = {f"{source} vector": (vector, setting)}
-    compared = bench.compare(chosen, fresh, selection[:10], null, profile.confirmation_rollouts, profile.n_examples)
+    tuning = selection[: null.n_questions]
+    compared = bench.compare(chosen, fresh, tuning, null, profile.confirmation_rollouts, profile.n_examples)
     vector.save(arguments.out / f"vector_{trait.name}.safetensors")
     return LayerSweep(
         config=config,

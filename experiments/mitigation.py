@@ -114,7 +114,7 @@ def run(model: HookedModel, trait: pl.Trait, profile: TrainingProfile, arguments
     before = project_base(model, [kit])
 
     def measure(tuned: HookedModel, interventions: dict[str, pl.Intervention]) -> MeasuredModels:
-        found = measure_model(before, tuned, [kit], profile.sample(seed), run, interventions)
+        found = measure_model(before, tuned, [kit], profile.sample(seed), interventions)
         measured = []
         for one, done in zip(found.scores[trait.name], interventions.values(), strict=True):
             cost = pl.measure_capability(tuned, done, items=items, max_tokens=strengths.max_text_tokens, seed=seed)

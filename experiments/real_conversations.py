@@ -148,7 +148,7 @@ def run(model: HookedModel, trait: pl.Trait, profile: TrainingProfile, arguments
     before = project_base(model, [kit])
 
     def measure(tuned: HookedModel) -> MeasuredModel:
-        found = measure_model(before, tuned, [kit], profile.sample(arguments.seed), run)
+        found = measure_model(before, tuned, [kit], profile.sample(arguments.seed))
         return MeasuredModel(**vars(found.scores[trait.name][0]), shift=found.shifts[trait.name].at_layer)
 
     base = run.load_or_measure(f"base-{trait.name}", MeasuredModel, lambda: measure(model))

@@ -1,7 +1,7 @@
 """Conditions and their scores: what is done to a model, what it then says, and at what cost."""
 
 from persona_lens.evaluation.capability import Capability, measure_capability
-from persona_lens.evaluation.conditions import Condition, ConditionScores, rescore, score_conditions
+from persona_lens.evaluation.conditions import Condition, ConditionScores, rescore, score_conditions, score_responses
 from persona_lens.evaluation.confirmation import Confirmation, confirm_choice
 from persona_lens.evaluation.multiple_choice import MultipleChoiceItem, load_multiple_choice
 from persona_lens.evaluation.ordinary import measure_ordinary_projections
@@ -12,5 +12,6 @@ from persona_lens.evaluation.tracing import Trace, trace
 __all__ = [
     "Capability", "Condition", "ConditionScores", "Confirmation", "LayerChoice", "MultipleChoiceItem", "RandomNull",
     "SteeringStrength", "SweepResult", "Trace", "calibrate", "confirm_choice", "load_multiple_choice",
-    "measure_capability", "measure_ordinary_projections", "rescore", "score_conditions", "sweep_layers", "trace",
+    "measure_capability", "measure_ordinary_projections", "rescore", "score_conditions", "score_responses",
+    "sweep_layers", "trace",
 ]  # fmt: skip

@@ -211,15 +211,43 @@ def rescore(scores: ConditionScores, judge: Judge) -> ConditionScores:
         >>> import persona_lens as pl
         >>> second = pl.evaluation.rescore(scores, other_judge)  # doctest: +SKIP
     """
-    flat = [text for condition in scores.responses for texts in condition for text in texts]
-    n_rollouts = scores.scores.shape[-1]
-    asked = [question for _ in scores.responses for question in scores.questions for _ in range(n_rollouts)]
-    judged = judge.score(asked, flat)
-    shape = scores.scores.shape
-    found = _collect([one.score for one in judged], shape)
-    coherence = _collect([one.coherence for one in judged], shape)
-    return replace(
-        scores, judge=judge.name, scores=found, coherences=torch.where(coherence.isnan(), scores.coherences, coherence)
+    found = score_responses(judge, scores.conditions, scores.questions, scores.responses)
+    return replace(found, coherences=torch.where(found.coherences.isnan(), scores.coherences, found.coherences))
+
+
+def score_responses(
+    judge: Judge, conditions: Sequence[str], questions: Sequence[str], responses: Sequence[Sequence[Sequence[str]]]
+) -> ConditionScores:
+    """Let a judge score responses that were sampled elsewhere.
+
+    Args:
+        judge: Scores them.
+        conditions: The conditions' names.
+        questions: What was asked.
+        responses: By condition, question and rollout, as many rollouts of each.
+
+    Example:
+        >>> import persona_lens as pl
+        >>> judge = pl.judges.default_judge(model, pl.load_trait("evil"))  # doctest: +SKIP
+        >>> pl.evaluation.score_responses(judge, ["mine"], ["Who are you?"], [[["A friend."]]])  # doctest: +SKIP
+    """
+    n_rollouts = {len(texts) for condition in responses for texts in condition}
+    n_asked = {len(condition) for condition in responses}
+    if len(responses) != len(conditions) or n_asked != {len(questions)} or len(n_rollouts) != 1:
+        rule = (
+            f"hold as many responses to each of {len(questions)} questions under each of {len(conditions)} conditions"
+        )
+        raise InvalidArgumentError.of("responses", rule, (len(responses), sorted(n_asked), sorted(n_rollouts)))
+    shape = (len(conditions), len(questions), *n_rollouts)
+    asked = [question for _ in conditions for question in questions for _ in range(shape[-1])]
+    judged = judge.score(asked, [text for condition in responses for texts in condition for text in texts])
+    return ConditionScores(
+        conditions=tuple(conditions),
+        questions=tuple(questions),
+        judge=judge.name,
+        scores=_collect([one.score for one in judged], shape),
+        coherences=_collect([one.coherence for one in judged], shape),
+        responses=tuple(tuple(tuple(texts) for texts in condition) for condition in responses),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float
@@ -160,12 +161,29 @@ class Bench:
         conditions = []
         for name in list_written_traits():
             if name != self.trait.name:
-                examples = load_written_examples(name, "training")[:n_examples]
-                other = read_persona_vector(self.model, name, examples)
+                other = read_written_vector(self.model, name, n_examples)
                 coefficient = self.scale(other, best.layer, best.step)
                 steered = steer(other, layer=best.layer, coefficient=coefficient)
                 conditions.append(Condition(steered, name=f"vector of {name}"))
         return conditions
+
+
+_known: WeakKeyDictionary[HookedModel, dict[tuple[str, int | None], PersonaVector]] = WeakKeyDictionary()
+
+
+def read_written_vector(model: HookedModel, trait: str, n_examples: int | None = None) -> PersonaVector:
+    """Read a trait's vector from the training half of its written examples, once a model: it is others' null too.
+
+    Args:
+        model: The model, unsteered.
+        trait: A trait with written examples.
+        n_examples: Most examples; None takes all.
+    """
+    known = _known.setdefault(model, {})
+    if (trait, n_examples) not in known:
+        examples = load_written_examples(trait, "training")[:n_examples]
+        known[trait, n_examples] = read_persona_vector(model, trait, examples)
+    return known[trait, n_examples]
 
 
 def read_answers(

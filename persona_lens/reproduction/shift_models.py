@@ -135,7 +135,7 @@ def train_models(setting: Setting, arguments: ShiftArguments) -> tuple[BaseModel
 def measure_first(setting: Setting, model: HookedModel) -> BaseModel:
     """Measure a model as it is."""
     sampling = setting.profile.sample(setting.profile.settings.seed)
-    found = measure_model(setting.before, model, setting.kits, sampling, setting.run)
+    found = measure_model(setting.before, model, setting.kits, sampling)
     return BaseModel({trait: scored[0] for trait, scored in found.scores.items()}, found.shifts)
 
 

@@ -9,16 +9,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from persona_lens.evaluation.conditions import Condition, rescore, score_conditions
+from persona_lens.evaluation.conditions import rescore, score_responses
 from persona_lens.finetuning.shift import FinetuningShift, project_questions
 from persona_lens.judges.coherent import CoherentJudge
+from persona_lens.models.engine.rollouts import RolloutRequest, sample_rollouts
 from persona_lens.models.engine.sampling import Sampling
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.intervention import NOTHING, Intervention
 from persona_lens.records import Record
 from persona_lens.reproduction.kits import TraitKit
 from persona_lens.reproduction.layer_sweep import JudgeNote, ScoreAndCoherence
-from persona_lens.run import Run
 from persona_lens.statistics import Interval, bootstrap_pearson_difference_by_group, bootstrap_pearson_r_by_group
 from persona_lens.streams import Stream
 
@@ -131,7 +131,6 @@ def measure_model(
     tuned: HookedModel,
     kits: Sequence[TraitKit],
     sampling: Sampling,
-    run: Run,
     interventions: Mapping[str, Intervention] | None = None,
 ) -> MeasuredModel:
     """Score a model on every trait's evaluation questions and measure its shift along every vector.
@@ -144,19 +143,16 @@ def measure_model(
         tuned: The model.
         kits: The traits.
         sampling: How its responses are drawn.
-        run: Keeps finished shards.
         interventions: By name, what is done while it answers, each another condition; left out, nothing.
     """
     ways = {"": NOTHING} if interventions is None else interventions
+    responses = _sample_all(tuned, kits, list(ways.values()), sampling)
     scores: dict[str, tuple[ScoredModel, ...]] = {}
     shifts: dict[str, Shift] = {}
     for index, kit in enumerate(kits):
         questions = kit.trait.evaluation_questions
         judge = kit.judge.judge if index > 0 and isinstance(kit.judge, CoherentJudge) else kit.judge
-        found = score_conditions(
-            tuned, judge, [Condition(done, name=name) for name, done in ways.items()], questions,
-            sampling=sampling, stream=(Stream.FINETUNED_SCORES + index,), run=run,
-        )  # fmt: skip
+        found = score_responses(judge, list(ways), questions, responses[index])
         again = None if kit.second is None else rescore(found, kit.second)
         scores[kit.trait.name] = tuple(
             ScoredModel(
@@ -171,6 +167,32 @@ def measure_model(
         shift = FinetuningShift(kit.trait.name, after - before[kit.trait.name])
         shifts[kit.trait.name] = Shift(kit.layer, shift.interval(kit.layer), tuple(shift.mean.tolist()))
     return MeasuredModel(scores, shifts)
+
+
+def _sample_all(
+    tuned: HookedModel, kits: Sequence[TraitKit], ways: Sequence[Intervention], sampling: Sampling
+) -> list[list[list[list[str]]]]:
+    """Return responses by trait, way, question and rollout; all as one stream, as a trait's few would fill no batch."""
+    places = [
+        (index, way, q, r)
+        for index, kit in enumerate(kits)
+        for way in range(len(ways))
+        for q in range(len(kit.trait.evaluation_questions))
+        for r in range(sampling.rollouts)
+    ]
+    requests = [
+        RolloutRequest(
+            kits[index].trait.evaluation_questions[q],
+            (sampling.seed, Stream.FINETUNED_SCORES + index, q, r),
+            intervention=ways[way],
+        )
+        for index, way, q, r in places
+    ]
+    texts = iter(one.response for one in sample_rollouts(tuned, requests, sampling))
+    return [
+        [[[next(texts) for _ in range(sampling.rollouts)] for _ in kit.trait.evaluation_questions] for _ in ways]
+        for kit in kits
+    ]
 
 
 def correlate_pairs(x: Sequence[float], y: Sequence[float], datasets: Sequence[str]) -> Correlation:

@@ -162,3 +162,26 @@ def test_another_judge_scores_the_same_responses_and_leaves_coherence_where_it_h
             assert second.scores[c, q].tolist() == [float(text.count("e")) for text in texts]
     assert torch.equal(second.coherences, first.coherences)
     assert (second.judge, second.conditions, second.responses) == ("letters e", first.conditions, first.responses)
+
+
+def test_responses_that_were_sampled_elsewhere_are_scored_as_those_sampled_here():
+    responses = [[["a", "bbb"], ["cc", "d"]], [["", "e"], ["ff", "ggg"]]]
+    found = pl.evaluation.score_responses(LengthJudge(), ["one", "two"], ["Why?", "Who?"], responses)
+    assert found.conditions == ("one", "two")
+    assert found.scores.shape == found.coherences.shape == (2, 2, 2)
+    assert found.responses == tuple(tuple(map(tuple, condition)) for condition in responses)
+    judged = LengthJudge().score(["Who?"], ["cc"])[0]
+    assert float(found.scores[0, 1, 0]) == judged.score
+    assert bool(found.scores[1, 0, 0].isnan())  # the empty one
+    again = pl.evaluation.rescore(found, LengthJudge())
+    torch.testing.assert_close(again.scores, found.scores, equal_nan=True)
+    torch.testing.assert_close(again.coherences, found.coherences, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    "responses",
+    [[[["a"], ["b"]]], [[["a"]], [["b"]]], [[["a"], ["b", "c"]], [["d"], ["e"]]], [[["a"], []], [["d"], ["e"]]]],
+)
+def test_responses_that_do_not_fit_their_questions_and_conditions_are_refused(responses):
+    with pytest.raises(InvalidArgumentError, match="`responses` must hold as many to each of 2 questions"):
+        pl.evaluation.score_responses(LengthJudge(), ["one", "two"], ["Why?", "Who?"], responses)
