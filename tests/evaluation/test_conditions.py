@@ -183,5 +183,5 @@ def test_responses_that_were_sampled_elsewhere_are_scored_as_those_sampled_here(
     [[[["a"], ["b"]]], [[["a"]], [["b"]]], [[["a"], ["b", "c"]], [["d"], ["e"]]], [[["a"], []], [["d"], ["e"]]]],
 )
 def test_responses_that_do_not_fit_their_questions_and_conditions_are_refused(responses):
-    with pytest.raises(InvalidArgumentError, match="`responses` must hold as many to each of 2 questions"):
+    with pytest.raises(InvalidArgumentError, match="`responses` must hold as many responses to each of 2 questions"):
         pl.evaluation.score_responses(LengthJudge(), ["one", "two"], ["Why?", "Who?"], responses)
