@@ -58,7 +58,7 @@ PROFILES = {
     # At the paper's temperature of 1 a 135M model writes much word salad; 0.7 was taken because positive and negative
     # responses to the *extraction* questions separated better there.
     "quick": Profile(0.7, 48, 1, (1.0, 2.0, 3.0), 3, 1, 16, 10, 1, 30, 30),
-    "brief": Profile(0.7, 48, 1, (1.0, 2.0), 3, 1, 8, 4, 1, 8, 10),
+    "brief": Profile(0.7, 48, 1, (1.0, 2.0), 4, 1, 8, 4, 1, 8, 10),
     "paper": Profile(1.0, 1000, 10, (0.5, 1.0, 1.5, 2.0, 2.5), 1, 10, 16, 20, 10, 50, 50),
     "tiny": Profile(0.7, 8, 1, (1.0, 2.0), 10, 1, 2, 2, 1, 3, 4, 10, max_pairs=2, max_questions=4),
 }
