@@ -5,7 +5,7 @@ import torch
 
 import persona_lens as pl
 from persona_lens.errors import InvalidArgumentError, LayerOutOfRangeError
-from persona_lens.finetuning.shift import _project
+from persona_lens.finetuning.shift import project_questions
 from persona_lens.tensors.operations import Add
 from tests.tiny import make_tokenizer, save_tiny
 
@@ -67,7 +67,7 @@ def tuned(base, tracker, sites, tmp_path_factory):
 
 
 def project(model, vectors):
-    return {trait: _project(model, vectors[trait], QUESTIONS[trait])[LAYERS[trait]].tolist() for trait in vectors}
+    return {trait: project_questions(model, vectors[trait], QUESTIONS[trait])[LAYERS[trait]].tolist() for trait in vectors}
 
 
 def assert_close(found, expected):
