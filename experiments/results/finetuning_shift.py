@@ -208,7 +208,7 @@ class FinetuningShift(Result):
                             x=[row.dataset for row in rows],
                             y=[score.estimate for score in scores],
                             error_y=error_bars(scores),
-                            marker={"color": color, "pattern": {"shape": {"normal": "", "I": "/", "II": "x"}[level]}},
+                            marker={"color": color},  # told apart by lightness too; hatching would double the file
                             name=f"level {level}",
                             legendgroup=level,
                             showlegend=line == column == 1,
