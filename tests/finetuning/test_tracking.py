@@ -67,7 +67,9 @@ def tuned(base, tracker, sites, tmp_path_factory):
 
 
 def project(model, vectors):
-    return {trait: project_questions(model, vectors[trait], QUESTIONS[trait])[LAYERS[trait]].tolist() for trait in vectors}
+    return {
+        trait: project_questions(model, vectors[trait], QUESTIONS[trait])[LAYERS[trait]].tolist() for trait in vectors
+    }
 
 
 def assert_close(found, expected):
