@@ -226,6 +226,12 @@ def score_responses(
         questions: What was asked.
         responses: By condition, question and rollout, as many rollouts of each.
 
+    Returns:
+        Scores and coherences ``"condition question rollout"``, 0 to 100; NaN where the judge gave none.
+
+    Raises:
+        InvalidArgumentError: Responses that do not fit questions and conditions.
+
     Example:
         >>> import persona_lens as pl
         >>> judge = pl.judges.default_judge(model, pl.load_trait("evil"))  # doctest: +SKIP
@@ -281,12 +287,7 @@ def _score_chunk(
         rows = [index for index, (one, _) in enumerate(asked) if one is answering]
         sampled |= zip(rows, sample_rollouts(answering, [asked[row][1] for row in rows], sampling), strict=True)
     texts = [sampled[row].response for row in range(len(asked))]
-    judged = judge.score([request.question for _, request in asked], texts)
-    shape = (len(conditions), len(questions), sampling.rollouts)
-
     rest = iter(texts)
-    responses = [[[next(rest) for _ in range(shape[2])] for _ in range(shape[1])] for _ in range(shape[0])]
-    scores, coherences = ([getattr(one, name) for one in judged] for name in ("score", "coherence"))
-    return Shard(
-        {"scores": _collect(scores, shape), "coherences": _collect(coherences, shape)}, {"responses": responses}
-    )
+    responses = [[[next(rest) for _ in range(sampling.rollouts)] for _ in questions] for _ in conditions]
+    found = score_responses(judge, [condition.name for condition in conditions], questions, responses)
+    return Shard({"scores": found.scores, "coherences": found.coherences}, {"responses": responses})

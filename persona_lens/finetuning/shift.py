@@ -79,7 +79,9 @@ def measure_shift(
         >>> shift = pl.measure_shift(base, tuned, vector, trait.evaluation_questions)  # doctest: +SKIP
         >>> shift.interval(14)  # doctest: +SKIP
     """
-    before, after = (project_questions(model, vector, questions) for model in (base, finetuned))
+    for model in (base, finetuned):
+        _check_projectable(model, vector, questions)
+    before, after = (_project(model, vector, questions) for model in (base, finetuned))
     return FinetuningShift(vector.trait, after - before)
 
 
@@ -96,13 +98,32 @@ def project_questions(
         vector: The vector.
         questions: At least one.
 
+    Returns:
+        Projections in residual-stream units.
+
     Raises:
         ModelMismatchError: A vector of another base.
         InvalidArgumentError: No questions.
+
+    Reference:
+        Persona Vectors (arXiv 2507.21509), section 4.2.
+
+    Example:
+        >>> from persona_lens.finetuning.shift import FinetuningShift, project_questions
+        >>> before = project_questions(base, vector, questions)  # doctest: +SKIP
+        >>> FinetuningShift("evil", project_questions(tuned, vector, questions) - before)  # doctest: +SKIP
     """
+    _check_projectable(model, vector, questions)
+    return _project(model, vector, questions)
+
+
+def _check_projectable(model: HookedModel, vector: PersonaVector, questions: Sequence[str]) -> None:
     if not questions:
         raise InvalidArgumentError.of("questions", "hold at least one question", questions)
     vector.check_model(model)
+
+
+def _project(model: HookedModel, vector: PersonaVector, questions: Sequence[str]) -> Float[Tensor, "layer question"]:
     prompts = [
         encode_prompt(model.tokenizer, build_messages(question), n_ctx=model.cfg.n_ctx).tokens for question in questions
     ]

@@ -8,11 +8,9 @@ from importlib.resources import files
 from weakref import WeakKeyDictionary
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from persona_lens.judges.coherent import CoherentJudge
-from persona_lens.judges.embedding import EmbeddingJudge, fit_embedding_judge
+from persona_lens.judges.embedding import EmbeddingFit, fit_embedding_judge
 from persona_lens.judges.encoders import ResidualEncoder
 from persona_lens.judges.judgement import IdentifiedJudge
 from persona_lens.judges.likelihood import LikelihoodCalibration, LikelihoodJudge, calibrate_likelihood_judge
@@ -32,14 +30,11 @@ _N_PAIRS = 2
 _READY = files("persona_lens") / "data" / "judges"
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Reading(Record):
-    """An EmbeddingJudge over a model's own reading of a text, without the model."""
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class Reading(EmbeddingFit):
+    """The fit of a model's own reading, at a layer."""
 
     layer: int
-    weights: Float[Tensor, " d"]
-    intercept: float
-    settings: dict[str, float]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -95,11 +90,8 @@ def default_judge(model: HookedModel, trait: Trait, run: Run = Run()) -> Identif
     likelihood = LikelihoodJudge(model, trait, found.n_pairs, found.calibration)
     if found.reading is None:
         return likelihood
-    one = found.reading
-    encoder = ResidualEncoder(model, one.layer)
-    return CoherentJudge(
-        EmbeddingJudge(trait.name, encoder, one.weights.numpy(), one.intercept, one.settings), likelihood
-    )
+    reader = found.reading.make_judge(trait.name, ResidualEncoder(model, found.reading.layer))
+    return CoherentJudge(reader, likelihood)
 
 
 def make_judge_parts(model: HookedModel, trait: Trait, run: Run = Run()) -> JudgeParts:
@@ -135,4 +127,4 @@ def _fit_reading(model: HookedModel, trait: str) -> Reading:
     samples = sample_temperatures(model, [one.question for one in examples])
     layer = round(READING_DEPTH * model.cfg.n_layers)
     judge = fit_embedding_judge(trait, examples, encoder=ResidualEncoder(model, layer), samples=samples)
-    return Reading(layer, torch.from_numpy(judge.weights).double(), judge.intercept, dict(judge.settings))
+    return Reading(torch.from_numpy(judge.weights).double(), judge.intercept, dict(judge.settings), layer=layer)

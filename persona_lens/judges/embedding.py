@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
+from torch import Tensor
 
 from persona_lens.errors import InvalidArgumentError
 from persona_lens.judges.encoders import TextEncoder, load_sentence_encoder
 from persona_lens.judges.judgement import EMPTY, Judgement, check_pairs
 from persona_lens.judges.validation import LEAST_AUROC, UNRELATED_WITHIN, TemperatureSamples, shuffle_words
+from persona_lens.records import Record
 from persona_lens.traits.written import Kind, WrittenExample
 
 # How much each kind of answer weighs on its side of the regression.
@@ -29,6 +31,19 @@ _PENALTIES = (3.0, 30.0, 300.0)
 _STYLE_WEIGHTS = (0.5, 1.0, 2.0)
 _NOISE_DIRECTIONS = (1, 3)
 _N_FOLDS = 5
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class EmbeddingFit(Record):
+    """What was fitted of an EmbeddingJudge, without the model that reads for it; the judge says what each is."""
+
+    weights: Float[Tensor, " d"]
+    intercept: float
+    settings: dict[str, float]
+
+    def make_judge(self, trait: str, encoder: TextEncoder) -> EmbeddingJudge:
+        """Return the judge of a trait that reads with an encoder, which must be the one that it was fitted with."""
+        return EmbeddingJudge(trait, encoder, self.weights.numpy(), self.intercept, self.settings)
 
 
 @dataclass(frozen=True, eq=False)

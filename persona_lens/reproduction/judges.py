@@ -9,12 +9,10 @@ from dataclasses import asdict, dataclass
 from importlib.resources import files
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from persona_lens.judges.coherent import CoherentJudge
 from persona_lens.judges.default import READING_DEPTH
-from persona_lens.judges.embedding import EmbeddingJudge, fit_embedding_judge
+from persona_lens.judges.embedding import EmbeddingFit, fit_embedding_judge
 from persona_lens.judges.encoders import ResidualEncoder, TextEncoder, load_sentence_encoder
 from persona_lens.judges.judgement import IdentifiedJudge
 from persona_lens.judges.likelihood import LikelihoodCalibration, LikelihoodJudge, calibrate_likelihood_judge
@@ -78,15 +76,6 @@ class _Measured:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Fit(Record):
-    """What was fitted of an EmbeddingJudge."""
-
-    weights: Float[Tensor, " d"]
-    intercept: float
-    settings: dict[str, float]
-
-
-@dataclass(frozen=True, eq=False, repr=False)
 class ReadyJudges(Record):
     """A trait's judges without their models, as they come with the package for the embedded one.
 
@@ -100,8 +89,8 @@ class ReadyJudges(Record):
 
     made_from: str
     calibration: LikelihoodCalibration
-    reader: Fit
-    sentences: Fit
+    reader: EmbeddingFit
+    sentences: EmbeddingFit
     validations: tuple[JudgeValidation, JudgeValidation, JudgeValidation]
 
 
@@ -130,10 +119,8 @@ def prepare_judges(
     found = _read_ready(trait.name, _describe(model, trait, sampling, encoders, n_examples))
     if found is None:
         found = make_judges(model, trait, sampling, run, encoders, n_examples=n_examples)
-    judges: list[IdentifiedJudge] = [
-        EmbeddingJudge(trait.name, encoder, fit.weights.numpy(), fit.intercept, fit.settings)
-        for encoder, fit in zip(encoders, (found.reader, found.sentences), strict=True)
-    ]
+    fits = (found.reader, found.sentences)
+    judges: list[IdentifiedJudge] = [fit.make_judge(trait.name, one) for one, fit in zip(encoders, fits, strict=True)]
     judges.append(LikelihoodJudge(model, trait, 1, found.calibration))
     return Judges(*(ValidatedJudge(judge, one) for judge, one in zip(judges, found.validations, strict=True)))
 
@@ -166,16 +153,17 @@ def make_judges(
     fitted_on = _load_half(model, trait.name, "training", sampling, run, n_examples)
     measured_on = _load_half(model, trait.name, "judging", sampling, run, n_examples)
     reader, sentences = (_fit(trait.name, fitted_on, encoder, run) for encoder in encoders)
+    judges = (
+        *(fit.make_judge(trait.name, one) for one, fit in zip(encoders, (reader, sentences), strict=True)),
+        likelihood,
+    )
+    first, second, third = (_validate(judge, trait.name, measured_on, run) for judge in judges)
     return ReadyJudges(
         made_from=_describe(model, trait, sampling, encoders, n_examples),
         calibration=likelihood.calibration,
-        reader=_take_fit(reader),
-        sentences=_take_fit(sentences),
-        validations=(
-            _validate(reader, trait.name, measured_on, run),
-            _validate(sentences, trait.name, measured_on, run),
-            _validate(likelihood, trait.name, measured_on, run),
-        ),
+        reader=reader,
+        sentences=sentences,
+        validations=(first, second, third),
     )
 
 
@@ -201,10 +189,6 @@ def _read_ready(trait: str, made_from: str) -> ReadyJudges | None:
     return ready if ready.made_from == made_from else None
 
 
-def _take_fit(judge: EmbeddingJudge) -> Fit:
-    return Fit(torch.from_numpy(judge.weights), judge.intercept, dict(judge.settings))
-
-
 def _load_half(
     model: HookedModel, trait: str, half: Half, sampling: Sampling, run: Run, n_examples: int | None
 ) -> _Measured:
@@ -217,7 +201,7 @@ def _load_half(
     return _Measured(examples, samples)
 
 
-def _fit(trait: str, fitted_on: _Measured, encoder: TextEncoder, run: Run) -> EmbeddingJudge:
+def _fit(trait: str, fitted_on: _Measured, encoder: TextEncoder, run: Run) -> EmbeddingFit:
     def compute() -> Shard:
         judge = fit_embedding_judge(trait, fitted_on.examples, encoder=encoder, samples=fitted_on.samples)
         records = {"intercept": judge.intercept, "settings": dict(judge.settings)}
@@ -225,8 +209,7 @@ def _fit(trait: str, fitted_on: _Measured, encoder: TextEncoder, run: Run) -> Em
 
     part = run.part({"work": "embedding judge", "encoder": encoder.identity, "fitted on": fitted_on.describe()})
     kept = part.load_or_compute("judge", compute)
-    weights = kept.tensors["weights"].numpy()
-    return EmbeddingJudge(trait, encoder, weights, kept.records["intercept"], kept.records["settings"])
+    return EmbeddingFit(kept.tensors["weights"], kept.records["intercept"], kept.records["settings"])
 
 
 def _validate(judge: IdentifiedJudge, trait: str, measured_on: _Measured, run: Run) -> JudgeValidation:

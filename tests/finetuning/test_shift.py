@@ -111,3 +111,12 @@ def test_the_same_adapter_on_another_base_is_refused(models, vector, folder, str
 def test_no_questions_are_refused(models, vector):
     with pytest.raises(InvalidArgumentError, match="`questions`"):
         pl.measure_shift(*models, vector, [])
+
+
+def test_a_second_model_of_another_base_is_refused_before_the_first_one_runs(
+    models, vector, stranger_folder, monkeypatch
+):
+    stranger = pl.load_model(stranger_folder, dtype="float32", device="cpu")
+    monkeypatch.setattr("persona_lens.finetuning.shift.project_residual_stream", lambda *_, **__: pytest.fail("it ran"))
+    with pytest.raises(ModelMismatchError):
+        pl.measure_shift(models[0], stranger, vector, QUESTIONS)

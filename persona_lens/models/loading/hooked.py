@@ -38,28 +38,23 @@ def build_hooked(name: str, hf_model: Any, tokenizer: Any, dtype: torch.dtype) -
 
 
 def _place_weights(model: Any, state: dict[str, torch.Tensor]) -> None:
-    """Give each parameter its weight; biases that the conversion leaves out are 0, as in TransformerLens.
+    """Give each parameter its weight.
 
     TransformerLens' own loading, which neither folds nor centres here, does the same once for each weight and module:
     two seconds a model.
 
     Raises:
-        UnsupportedModelError: A weight that the conversion leaves out.
+        UnsupportedModelError: A parameter without a weight, a weight without a place, or one of another shape.
     """
-    missing = [name for name, _ in model.named_parameters() if name not in state and not _is_bias(name)]
-    if missing:
-        rule = "have all weights that TransformerLens' conversion of its architecture gives"
-        raise UnsupportedModelError.of("model", rule, f"no {', '.join(missing[:5])}", 'Pass backend="bridge".')
+    places = {name: parameter.shape for name, parameter in model.named_parameters()}
+    weights = {name: weight.shape for name, weight in state.items()}
+    if weights != places:
+        odd = [name for name in {**places, **weights} if weights.get(name) != places.get(name)]
+        rule = "have the weights that TransformerLens expects of its architecture, each of its shape"
+        raise UnsupportedModelError.of("model", rule, f"others at {', '.join(odd[:5])}", 'Pass backend="bridge".')
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name in state:
-                parameter.copy_(state[name])
-            else:
-                parameter.zero_()
-
-
-def _is_bias(name: str) -> bool:
-    return name.rsplit(".", 1)[-1].lstrip("_").startswith("b")
+            parameter.copy_(state[name])
 
 
 def _derive_config(name: str, hf_model: Any, dtype: torch.dtype) -> Any:
