@@ -153,10 +153,8 @@ def make_judges(
     fitted_on = _load_half(model, trait.name, "training", sampling, run, n_examples)
     measured_on = _load_half(model, trait.name, "judging", sampling, run, n_examples)
     reader, sentences = (_fit(trait.name, fitted_on, encoder, run) for encoder in encoders)
-    judges = (
-        *(fit.make_judge(trait.name, one) for one, fit in zip(encoders, (reader, sentences), strict=True)),
-        likelihood,
-    )
+    fits = zip(encoders, (reader, sentences), strict=True)
+    judges: list[IdentifiedJudge] = [*(fit.make_judge(trait.name, one) for one, fit in fits), likelihood]
     first, second, third = (_validate(judge, trait.name, measured_on, run) for judge in judges)
     return ReadyJudges(
         made_from=_describe(model, trait, sampling, encoders, n_examples),
