@@ -5,7 +5,7 @@ from plotly.subplots import make_subplots
 
 import persona_lens as pl
 from persona_lens.plots import plot_agreement, plot_sweep, plot_vector
-from persona_lens.plots.style import lay_out
+from persona_lens.plots.style import lay_out, make_room_for_title
 from persona_lens.statistics import Interval, mean_over_directions_interval
 from tests.small_trait import LengthJudge, tiny_trait
 
@@ -175,4 +175,10 @@ def test_a_long_title_is_wrapped_and_the_panels_leave_it_room():
     assert max(map(len, long.title.text.split("<br>"))) < 100
     assert long.margin.t - short.margin.t == 2 * (lay_out_with("a<br>finding").margin.t - short.margin.t) > 0
     assert lay_out_with("a finding", heads=["one<br>two"]).margin.t > short.margin.t
+    figure = go.Figure()
+    lay_out(figure, "a finding that is said at some length " * 5, "below", width=800, height=500)
+    figure.update_layout(title_text="what comes before all of it · " + figure.layout.title.text)
+    make_room_for_title(figure)
+    lines = figure.layout.title.text.partition("<br><sup>")[0].split("<br>")
+    assert all(len(line) > 60 for line in lines[:-1])  # none is left short where it was wrapped before
     assert lay_out_with("a <b>finding</b> " * 20).title.text.count("<br>") == 1  # markup is not cut

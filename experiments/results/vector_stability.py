@@ -73,9 +73,9 @@ class VectorStability(Result):
         """Say at how many layers each vector's halves agree, the least and the most sampled one and the written one."""
         sampled = [one for one in self.found if not one.source.startswith("written")]
         shown = [*dict.fromkeys((sampled[0], sampled[-1])), *(one for one in self.found if one not in sampled)]
-        said = [f"{len(one.list_layers())} ({one.source}, {one.kept} pairs)" for one in shown]
         n_layers = self.config["model"]["n_layers"]
-        return f"{html.escape(self.trait)}: halves agree to {GOAL:g} at {'; '.join(said)} of {n_layers} layers"
+        said = [f"{len(one.list_layers())} of {n_layers} layers ({one.source}, {one.kept} pairs)" for one in shown]
+        return f"{html.escape(self.trait)}: halves agree to {GOAL:g} at {', '.join(said)}"
 
 
 def stability_to_markdown(results: Sequence[VectorStability]) -> str:

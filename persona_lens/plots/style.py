@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -157,6 +158,8 @@ def make_room_for_title(figure: go.Figure) -> None:
     if figure.layout.width is None:
         return
     title, _, subtitle = figure.layout.title.text.partition("<br><sup>")
+    # Lines that were wrapped before something was put in front are joined again; those meant to end do so on a mark.
+    title = re.sub(r"(?<![,;:])<br>", " ", title)
     room = 0.94 * figure.layout.width
     title = _wrap(title, int(room / _TITLE_LETTER))
     subtitle = subtitle.removesuffix("</sup>").replace("</sup><br><sup>", "<br>")

@@ -24,13 +24,13 @@ def test_layers_count_from_the_goal_on_and_runs_of_them_are_ranges():
 
 def test_the_title_compares_the_least_and_the_most_sampled_vector_with_the_written_one():
     assert RESULT.say_finding() == (
-        "loud: halves agree to 0.8 at 1 (sampled, 1 response, 4 pairs); 3 (sampled, 2 responses, 9 pairs); 5 (written "
-        "answers, 10 pairs) of 5 layers"
+        "loud: halves agree to 0.8 at 1 of 5 layers (sampled, 1 response, 4 pairs), 3 of 5 layers (sampled, 2 responses, "
+        "9 pairs), 5 of 5 layers (written answers, 10 pairs)"
     )
 
 
 def test_a_vector_without_pairs_in_one_half_has_no_layer():
     found = make(Stability("sampled, 1 response", 10, 0, ()))
     assert "| loud | sampled, 1 response | 0 of 10 | – | none |" in stability_to_markdown([found])
-    assert "at 0 (sampled, 1 response, 0 pairs) of 5 layers" in found.say_finding()
+    assert "at 0 of 5 layers (sampled, 1 response, 0 pairs)" in found.say_finding()
     assert len(found.plot().data) == 1
