@@ -173,7 +173,7 @@ def test_a_long_title_is_wrapped_and_the_panels_leave_it_room():
     assert short.title.text == "a finding<br><sup>what it rests on</sup>"
     assert long.title.text.count("<br>") == 3
     assert max(map(len, long.title.text.split("<br>"))) < 100
-    assert long.margin.t - short.margin.t == 2 * (lay_out_with("a<br>finding").margin.t - short.margin.t) > 0
+    assert long.margin.t - short.margin.t == 2 * (lay_out_with("a;<br>finding").margin.t - short.margin.t) > 0
     assert lay_out_with("a finding", heads=["one<br>two"]).margin.t > short.margin.t
     figure = go.Figure()
     lay_out(figure, "a finding that is said at some length " * 5, "below", width=800, height=500)

@@ -137,6 +137,7 @@ def lay_out(
     """Give a figure the look of the others: finding as title, what it rests on as subtitle, the legend below.
 
     Call it when the figure has its panels: their titles lie between the subtitle and the topmost panels.
+    Both are wrapped to the width; a line of the title that is meant to end there ends with a comma, colon or semicolon.
     """
     figure.update_layout(
         template="plotly_white",

@@ -108,15 +108,15 @@ def _sweep_finding(
     )
     where = f"layer {confirmation.layer} × {confirmation.coefficient:g}"
     if not confirmation.is_clear:
-        return f"{sweep.trait}: no clear effect above random directions, not even at {where}<br>{numbers}"
+        return f"{sweep.trait}: no clear effect above random directions, not even at {where};<br>{numbers}"
     coherence = confirmation.coherence
     if coherence.low >= min_coherence:
-        return f"{sweep.trait}: steering at {where} raises the score and surely stays coherent<br>{numbers}"
+        return f"{sweep.trait}: steering at {where} raises the score and surely stays coherent;<br>{numbers}"
     if coherence.high < min_coherence:
-        return f"{sweep.trait}: {where} raises the score, but surely breaks coherence<br>{numbers}"
+        return f"{sweep.trait}: {where} raises the score, but surely breaks coherence;<br>{numbers}"
     return (
         f"{sweep.trait}: {where} raises the score; whether text stays coherent is not sure "
-        f"[{coherence.low:.0f}, {coherence.high:.0f}]<br>{numbers}"
+        f"[{coherence.low:.0f}, {coherence.high:.0f}];<br>{numbers}"
     )
 
 

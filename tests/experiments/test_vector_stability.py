@@ -24,8 +24,8 @@ def test_layers_count_from_the_goal_on_and_runs_of_them_are_ranges():
 
 def test_the_title_compares_the_least_and_the_most_sampled_vector_with_the_written_one():
     assert RESULT.say_finding() == (
-        "loud: halves agree to 0.8 at 1 of 5 layers (sampled, 1 response, 4 pairs), 3 of 5 layers (sampled, 2 responses, "
-        "9 pairs), 5 of 5 layers (written answers, 10 pairs)"
+        "loud: halves agree to 0.8 at 1 of 5 layers (sampled, 1 response, 4 pairs), 3 of 5 layers (sampled, 2 "
+        "responses, 9 pairs), 5 of 5 layers (written answers, 10 pairs)"
     )
 
 
