@@ -4,8 +4,8 @@
 
 Reproduces Figure 11 of "Persona Vectors" (arXiv 2507.21509). Every direction is scaled to the norm of the
 response-mean vector at its layer, so that only where it points differs; a random direction of that norm is the null.
-Layers are fixed fractions of the model's depth and all coefficients are shown: nothing is tuned. figures/vector_evil.
-safetensors is used if it fits.
+Layers are fixed fractions of the model's depth and all coefficients are shown: nothing is tuned. Two judges that were
+measured first read the same responses.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import tyro
 from results.token_positions import PositionSetting, TokenPositions
 
 import persona_lens as pl
-from persona_lens.evaluation import Condition
+from persona_lens.evaluation import Condition, rescore
 from persona_lens.models import HookedModel
 from persona_lens.reproduction.arguments import CommonArguments, read_traits, run_each_trait
 from persona_lens.reproduction.kits import Profile, find_sources, prepare_kit
-from persona_lens.reproduction.layer_sweep import ScoreAndCoherence, VectorNote
+from persona_lens.reproduction.layer_sweep import JudgeNote, ScoreAndCoherence, VectorNote
 from persona_lens.statistics.missing import mean_interval
 from persona_lens.streams import Stream
 from persona_lens.tensors import Add, normalize, sample_random_directions
@@ -74,11 +74,14 @@ def run(model: HookedModel, trait: pl.Trait, profile: PositionsProfile, argument
         model, kit.judge, [Condition(), *steered], trait.evaluation_questions,
         sampling=profile.sample(arguments.seed), stream=(Stream.TOKEN_POSITIONS,), run=run,
     )  # fmt: skip
-    # [direction, layer × coefficient, question]: what the title says is averaged over every setting, chosen by nobody.
-    shape = (len(DIRECTIONS), -1, len(trait.evaluation_questions))
-    score, coherence = (
-        table[1:].reshape(shape).nanmean(dim=1) for table in (scores.by_question, scores.coherence_by_question)
-    )
+    again = None if kit.second is None else rescore(scores, kit.second)
+
+    def average(table: torch.Tensor) -> torch.Tensor:
+        """Return [direction, question]: what the title says is averaged over every setting, chosen by nobody."""
+        return table[1:].reshape(len(DIRECTIONS), -1, len(trait.evaluation_questions)).nanmean(dim=1)
+
+    score, coherence = average(scores.by_question), average(scores.coherence_by_question)
+    second = None if again is None else average(again.by_question)
     return TokenPositions(
         config=config,
         trait=trait.name,
@@ -92,13 +95,26 @@ def run(model: HookedModel, trait: pl.Trait, profile: PositionsProfile, argument
         },
         unsteered=ScoreAndCoherence(scores.score(0), scores.coherence(0)),
         settings=tuple(
-            PositionSetting(scores.score(i), scores.coherence(i), name, at, c, scores.responses[i][0][0])
+            PositionSetting(
+                scores.score(i),
+                scores.coherence(i),
+                name,
+                at,
+                c,
+                scores.responses[i][0][0],
+                None if again is None else again.score(i),
+            )
             for i, (name, at, c) in enumerate(settings, start=1)
         ),
         response_mean_less={
             name: ScoreAndCoherence(mean_interval(score[0] - score[i]), mean_interval(coherence[0] - coherence[i]))
             for i, name in enumerate(DIRECTIONS[1:], start=1)
         },
+        second=None if kit.second is None else JudgeNote(kit.second.name),
+        unsteered_second=None if again is None else again.score(0),
+        response_mean_less_second={}
+        if second is None
+        else {name: mean_interval(second[0] - second[i]) for i, name in enumerate(DIRECTIONS[1:], start=1)},
         n_questions=len(trait.evaluation_questions),
         n_responses=scores.scores.numel(),
         n_unscored=scores.n_unscored,

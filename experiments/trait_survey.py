@@ -1,10 +1,12 @@
-"""Which of the bundled traits does a model show? AUROC of the judge, pairs kept, best steering effect, for each trait.
+"""Which of the bundled traits does a model show? Judges, pairs kept, best steering effect, for each trait.
 
     python experiments/trait_survey.py                            # all bundled traits
     python experiments/trait_survey.py --trait evil --trait humorous
 
-A short form of layer_sweep.py for every trait: a few layers and coefficients chosen on half of the evaluation
-questions, the effect measured on the other half. A trait that fails is marked as such, and stays in the table.
+The paper's procedure in short for every trait: a vector from the model's own responses, a few layers and coefficients
+chosen on half of the evaluation questions by one judge, the effect measured on the other half by it and by another that
+shares neither model nor prompt with it. A trait works if both are valid, at least in part, and both see it. A trait
+without written examples has one judge that nothing speaks for, so it cannot be said to work; it stays in the table.
 """
 
 from __future__ import annotations
@@ -17,13 +19,10 @@ from results.trait_survey import SurveyedTrait, TraitSurvey
 
 import persona_lens as pl
 from persona_lens.evaluation import RandomNull
-from persona_lens.judges import calibrate_likelihood_judge, measure_separation
 from persona_lens.models import HookedModel
 from persona_lens.reproduction.arguments import BaseArguments, read_traits
+from persona_lens.reproduction.judges import prepare_judges
 from persona_lens.run import Run
-
-# A trait works on a model if the judge tells its two sides apart and steering lies surely above random directions.
-MIN_AUROC = 0.9
 
 
 @dataclass(frozen=True)
@@ -36,13 +35,14 @@ class Profile:
     # Of the model's layers.
     depths: tuple[float, ...] = (0.4, 0.5, 0.6)
     coefficients: tuple[float, ...] = (2.0, 3.0)
-    max_new_tokens: int = 24
+    max_new_tokens: int = 48
     temperature: float = 0.7
     confirmation_rollouts: int = 2
     random_directions: int = 16
+    n_examples: int | None = None
 
 
-TINY = Profile(1, 4, 4, (0.0, 0.4), (1.0,), 6, 0.7, 1, 2)
+TINY = Profile(1, 4, 4, (0.0, 0.4), (1.0,), 6, 0.7, 1, 2, n_examples=10)
 
 
 def main(arguments: BaseArguments) -> None:
@@ -71,24 +71,24 @@ def run(traits: list[pl.Trait], profile: Profile, arguments: BaseArguments) -> T
     with run.progress("traits", len(traits)) as advance:
         for trait in traits:
             own = Run(run.part({"trait": trait.to_dict()}).store)
-            rows.append(
-                own.load_or_measure("row", SurveyedTrait, partial(survey, model, trait, profile, arguments.seed))
-            )
+            measure = partial(survey, model, trait, profile, arguments.seed, arguments.share(model))
+            rows.append(own.load_or_measure("row", SurveyedTrait, measure))
             advance(1)
-    return TraitSurvey(config, MIN_AUROC, tuple(rows))
+    return TraitSurvey(config, tuple(rows))
 
 
-def survey(model: HookedModel, trait: pl.Trait, profile: Profile, seed: int) -> SurveyedTrait:
+def survey(model: HookedModel, trait: pl.Trait, profile: Profile, seed: int, shared: Run) -> SurveyedTrait:
     """Measure one trait."""
     n_layers = model.cfg.n_layers
     layers = sorted({min(n_layers - 1, round(depth * n_layers)) for depth in profile.depths})
     once = pl.Sampling(profile.max_new_tokens, profile.temperature, seed=seed)
-    judge = calibrate_likelihood_judge(model, trait, n_pairs=1, sampling=once)
-    auroc = measure_separation(judge, sampling=replace(once, rollouts=2)).auroc
+    judges = prepare_judges(model, trait, once, shared, n_examples=profile.n_examples)
+    # The two that vector and claim rest on: what the third, the likelihood judge, says is no part of either.
+    verdicts: dict[str, str] = {one.judge: one.verdict for one in judges.validations[:2]}
     try:
-        vector = pl.extract_persona_vector(model, trait, judge=judge, sampling=once)
+        vector = pl.extract_persona_vector(model, trait, judge=judges.reader, sampling=once)
     except pl.errors.InvalidArgumentError as error:  # no pair was kept: a finding, not a failure of the survey
-        return SurveyedTrait(trait.name, False, str(error), auroc, None, None)
+        return SurveyedTrait(trait.name, str(error), verdicts, None, {})
     sweep = pl.sweep_layers(
         model,
         trait,
@@ -96,33 +96,38 @@ def survey(model: HookedModel, trait: pl.Trait, profile: Profile, seed: int) -> 
         layers=layers,
         coefficients=profile.coefficients,
         questions=trait.evaluation_questions[0::2],
-        judge=judge,
+        judge=judges.choosing,
         null=RandomNull(2, layers[-1]),
         sampling=once,
     )
     coherent = sweep.choose_coherent()
-    choice = coherent or sweep.choose_by_score()
-    confirmation = pl.confirm_choice(
-        model,
-        vector,
-        choice,
-        questions=trait.evaluation_questions[1::2],
-        judge=judge,
-        random_directions=profile.random_directions,
-        sampling=replace(once, rollouts=profile.confirmation_rollouts),
-    )
+    # Both read the same responses, as these are drawn from the same streams.
+    confirmations = {
+        judge.name: pl.confirm_choice(
+            model,
+            vector,
+            coherent or sweep.choose_by_score(),
+            questions=trait.evaluation_questions[1::2],
+            judge=judge,
+            random_directions=profile.random_directions,
+            sampling=replace(once, rollouts=profile.confirmation_rollouts),
+        )
+        for judge in judges.confirming
+    }
+    found = confirmations.values()
     failures = [
         text
         for text, is_so in (
-            (f"AUROC below {MIN_AUROC}", auroc.estimate < MIN_AUROC),
+            ("no judge was measured", not verdicts),
+            ("a judge is not valid", "not valid" in verdicts.values()),
             ("no setting that was tried is surely coherent; the highest score was taken", coherent is None),
-            ("steering is not surely above random directions", not confirmation.is_clear),
-            ("steering is not surely above the unsteered model", not confirmation.rise.low > 0),
-            ("steered text falls below the coherence floor", confirmation.coherence.estimate < 50),
+            ("steering is not surely above random directions", not all(one.is_clear for one in found)),
+            ("steering is not surely above the unsteered model", not all(one.rise.low > 0 for one in found)),
+            ("steered text falls below the coherence floor", any(one.coherence.estimate < 50 for one in found)),
         )
         if is_so
     ]
-    return SurveyedTrait(trait.name, not failures, "; ".join(failures), auroc, vector.counts, confirmation)
+    return SurveyedTrait(trait.name, "; ".join(failures), verdicts, vector.counts, confirmations)
 
 
 if __name__ == "__main__":

