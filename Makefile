@@ -85,8 +85,9 @@ docs: $(PACKAGES)
 html: $(PACKAGES)
 	@$(VENV_PYTHON) experiments/write_html.py
 
+# entrance.py, which calls this file's other targets, is run by itself.
 bench: setup
-	@set -e; for script in $(filter-out benchmarks/_%, $(wildcard benchmarks/*.py)); do \
+	@set -e; for script in $(filter-out benchmarks/_% benchmarks/entrance.py, $(wildcard benchmarks/*.py)); do \
 	  echo "$$script"; $(VENV_PYTHON) $$script; done
 
 browser: $(PACKAGES)

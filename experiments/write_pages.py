@@ -14,7 +14,7 @@ from persona_lens.reproduction.pages import fill_page
 
 def main() -> None:
     """Fill every part of every page."""
-    for (page, part), text in render_pages(Path("figures")).items():
+    for (page, part), text in render_pages(Path()).items():
         fill_page(Path(page), part, text)
         print(f"{page}: {part}")
 

@@ -10,6 +10,7 @@ from persona_lens.records import Record
 from persona_lens.reproduction.layer_sweep import LayerSweep
 from results.benchmarks import benchmarks_to_markdown
 from results.blind_reading import BlindReading
+from results.entrance import entrance_to_markdown
 from results.finetuning_shift import FinetuningShift
 from results.gallery import gallery_to_markdown
 from results.judge_agreement import JudgeAgreement, agreements_to_markdown
@@ -29,8 +30,9 @@ from results.vector_stability import VectorStability, stability_to_markdown
 R = TypeVar("R", bound=Record)
 
 
-def render_pages(figures: Path, benchmarks: Path = Path("benchmarks/results")) -> dict[tuple[str, str], str]:
-    """Return by page and part what the results in two folders say."""
+def render_pages(root: Path) -> dict[tuple[str, str], str]:
+    """Return by page and part what the results say that are committed in a folder."""
+    figures = root / "figures"
 
     def read(kind: type[R], stem: str) -> list[R]:
         return [kind.load(path) for path in sorted(figures.glob(f"{stem}.json"))]
@@ -40,6 +42,7 @@ def render_pages(figures: Path, benchmarks: Path = Path("benchmarks/results")) -
     reading, reading_away = (read(BlindReading, stem) for stem in ("blind_reading", "blind_reading_away"))
     parts: dict[tuple[str, str], Callable[[], str]] = {
         ("docs/results/evidence.md", "summary"): lambda: summarize(evidence),
+        ("README.md", "entrance"): lambda: entrance_to_markdown(root / "docs" / "developing" / "entrance.json"),
         ("README.md", "pairs"): lambda: "\n".join(one.pairs_to_markdown() for one in away),
         ("docs/results/evidence.md", "tables"): lambda: "\n".join(one.to_markdown() for one in evidence),
         ("docs/results/evidence.md", "reading"): lambda: "\n".join(one.to_markdown() for one in reading),
@@ -67,7 +70,7 @@ def render_pages(figures: Path, benchmarks: Path = Path("benchmarks/results")) -
         ("docs/results/monitoring.md", "separation"): lambda: separations_to_markdown(
             read(SampleSeparation, "sample_separation_*")
         ),
-        ("docs/developing/speed.md", "bench"): lambda: benchmarks_to_markdown(benchmarks),
+        ("docs/developing/speed.md", "bench"): lambda: benchmarks_to_markdown(root / "benchmarks" / "results"),
     }
     return {place: write().rstrip("\n") + "\n" for place, write in parts.items()}
 
