@@ -59,7 +59,7 @@ test-all: setup browser
 	@$(PYTEST)
 
 test-tl4: setup $(TL4)
-	@PYTHONPATH=$(TL4) $(PYTEST) tests/models
+	@PYTHONPATH=$(TL4) $(PYTEST) tests/models -m "not slow"
 
 check: $(PACKAGES)
 	@$(VENV_PYTHON) -m ruff check

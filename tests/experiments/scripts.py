@@ -1,10 +1,14 @@
 """How tests run experiment scripts: as a user does, on tiny traits and a tiny model; a setting is (folder, model)."""
 
+import multiprocessing
 import os
+import runpy
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from transformers import AutoModelForCausalLM
@@ -39,13 +43,47 @@ def command(setting, script, name, *arguments):
     return [sys.executable, str(ROOT / "experiments" / f"{script}.py"), *arguments, *where]
 
 
-def environment():
-    # One thread: the machine is shared, and nothing here is large.
-    return os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+def environment(**more):
+    return os.environ | _FIXED | {"PYTHONPATH": str(ROOT)} | more
 
 
 def run(setting, script, name, *arguments):
-    return subprocess.run(
-        command(setting, script, name, *arguments), env=environment(), capture_output=True, text=True, timeout=400,
-        cwd=setting[0],
-    )  # fmt: skip
+    return run_script(command(setting, script, name, *arguments), env=environment(), cwd=setting[0])
+
+
+def run_script(command, *, env, cwd=None, timeout=400):
+    """Run ``[python, script, *arguments]`` in a process of its own, as `subprocess.run` does with captured output.
+
+    It is forked from one that has imported what scripts import, on which a fresh interpreter spends longer than on what
+    most tests look at.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        outputs = [Path(folder) / name for name in ("stdout", "stderr")]
+        process = _FORKED.Process(target=_run_forked, args=(command[1:], dict(env), cwd, outputs))
+        with patch.dict(os.environ, _FIXED):  # the first one starts the server, which imports with them
+            process.start()
+        process.join(timeout)
+        if process.exitcode is None:
+            process.kill()
+            raise subprocess.TimeoutExpired(command, timeout)
+        texts = [path.read_text() if path.exists() else "" for path in outputs]
+        return subprocess.CompletedProcess(command, process.exitcode, *texts)
+
+
+# One thread: the machine is shared, and nothing here is large.
+_FIXED = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+_FORKED = multiprocessing.get_context("forkserver")
+_FORKED.set_forkserver_preload(
+    ["persona_lens.reproduction.judges", "plotly.io", "kaleido", "peft", "sklearn.linear_model", "datasets", "tyro"]
+)
+
+
+def _run_forked(argv, env, cwd, outputs):
+    for number, path in zip((1, 2), outputs, strict=True):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
+    os.environ.clear()
+    os.environ.update(env)
+    os.chdir(cwd or ROOT)
+    sys.argv = argv
+    sys.path.insert(0, str(Path(argv[0]).parent))
+    runpy.run_path(argv[0], run_name="__main__")

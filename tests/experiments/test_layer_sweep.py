@@ -1,6 +1,5 @@
 import importlib.util
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -12,12 +11,11 @@ import pytest
 import persona_lens as pl
 from persona_lens.evaluation.sweep import LayerChoice
 from persona_lens.statistics import Interval
-from tests.experiments.scripts import save_talkative
+from tests.experiments.scripts import ROOT, environment, run_script, save_talkative
 from tests.small_trait import tiny_trait
 
 pytestmark = pytest.mark.slow  # whole scripts, each run as a user runs it
 
-ROOT = Path(__file__).resolve().parents[2]
 RESULTS = [
     "layer_sweep_loud.json",
     "layer_sweep_loud.html",
@@ -43,14 +41,8 @@ def command(setting, name, *more):
     return [sys.executable, script, *arguments, *where, *more]
 
 
-def environment(**more):
-    return os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"} | more
-
-
 def run(setting, name, *more, **variables):
-    return subprocess.run(
-        command(setting, name, *more), env=environment(**variables), capture_output=True, text=True, timeout=300
-    )
+    return run_script(command(setting, name, *more), env=environment(**variables))
 
 
 @pytest.fixture(scope="module")

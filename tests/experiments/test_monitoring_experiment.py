@@ -1,23 +1,21 @@
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
+from tests.experiments.scripts import ROOT, environment, run_script
+from tests.small_trait import tiny_trait
+
 pytestmark = pytest.mark.slow  # whole scripts, each run as a user runs it
 
-ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ["monitoring_loud.json", "monitoring_loud.html"]
 
 
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory, roomy_folder):
-    from tests.small_trait import tiny_trait
-
     folder = tmp_path_factory.mktemp("monitoring")
     tiny_trait().to_json(folder / "loud.json")
     (folder / "prompts.json").write_text(json.dumps({"loud": ["Be mute.", "Be <calm>.", "Shout now!", "Not asked."]}))
@@ -33,12 +31,8 @@ def command(setting, name, *more):
     ]  # fmt: skip
 
 
-def environment():
-    return os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-
-
 def run(setting, name, *more):
-    return subprocess.run(command(setting, name, *more), env=environment(), capture_output=True, text=True, timeout=300)
+    return run_script(command(setting, name, *more), env=environment())
 
 
 @pytest.fixture(scope="module")

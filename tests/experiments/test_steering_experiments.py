@@ -71,7 +71,7 @@ def test_replot_draws_the_same_figure_from_the_file_without_a_model(setting, who
     assert {page: page.read_bytes() for page in pages} == pages
 
 
-@each_script
+@pytest.mark.parametrize("script", ["steering_modes", "trait_geometry"])  # trait by trait, and all in one
 def test_a_run_that_was_killed_goes_on_and_writes_what_an_uninterrupted_one_writes(setting, whole, script):
     name = f"killed-{script}"
     runs = setting[0] / f"{name}-runs"

@@ -1,10 +1,7 @@
 import importlib.util
 import json
-import os
-import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,11 +10,11 @@ import torch
 import persona_lens as pl
 from persona_lens.statistics import Interval
 from tests.anthropic_server import serve
+from tests.experiments.scripts import ROOT, environment, run_script
 from tests.small_trait import tiny_trait
 
 pytestmark = pytest.mark.slow  # whole scripts, each run as a user runs it
 
-ROOT = Path(__file__).resolve().parents[2]
 SECRET = "sk-ant-secret-for-tests"
 
 
@@ -31,9 +28,8 @@ def setting(tmp_path_factory, roomy_folder):
 def run(setting, script, *arguments, **variables):
     folder, _ = setting
     command = [sys.executable, str(ROOT / "experiments" / script), *arguments, "--out", str(folder / "out")]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"} | variables
-    environment = {key: value for key, value in environment.items() if value != ""}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, cwd=folder)
+    given = {key: value for key, value in environment(**variables).items() if value != ""}
+    done = run_script(command, env=given, cwd=folder)
     assert done.returncode == 0, done.stderr
     return done
 
