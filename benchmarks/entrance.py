@@ -1,6 +1,6 @@
 """What a newcomer waits for: a clone of this repository in an empty folder, then one make target after the other.
 
-    python benchmarks/entrance.py        # most of an hour on two cores; nothing else should run
+    python benchmarks/entrance.py        # twenty minutes on two cores; nothing else should run
 
 What is committed is what is timed. Writes ``docs/developing/entrance.json``, which README and pages show; packages come
 from the package index, or from pip's cache where it has them.
@@ -20,7 +20,7 @@ from persona_lens.storage import write_json
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / "docs" / "developing" / "entrance.json"
 # In this order: what comes first does the set-up. Most minutes that each may take.
-LIMITS = {"setup": None, "figures": 15, "test": 6, "docs": None, "test-all": 15}
+LIMITS = {"setup": None, "figures": 15, "test": 6, "docs": None}
 
 
 def main() -> None:

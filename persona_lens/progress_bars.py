@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from typing import NoReturn
 
 from tqdm.auto import tqdm
 
@@ -12,6 +14,7 @@ ProgressFactory = Callable[[str, int], AbstractContextManager[Advance]]
 """Called with a label and a total; yields a function that advances the bar."""
 
 _SHOWN_AFTER = 5.0  # seconds
+_DRAWN_EVERY = 1.0
 
 _is_on = True
 
@@ -50,4 +53,21 @@ def show_progress(label: str, total: int) -> Iterator[Advance]:
     # None: tqdm itself shows nothing where standard error is no terminal; in a notebook it always shows.
     hidden = None if _is_on else True
     with tqdm(desc=label, total=total, smoothing=0.05, delay=_SHOWN_AFTER, disable=hidden, leave=False) as bar:
-        yield bar.update
+        ended = threading.Event()
+        drawing = threading.Thread(target=_keep_drawing, args=(bar, ended), daemon=True)
+        if not bar.disable:
+            drawing.start()
+        try:
+            yield bar.update
+        finally:
+            ended.set()
+            if not bar.disable:
+                drawing.join()
+
+
+def _keep_drawing(bar: tqdm[NoReturn], ended: threading.Event) -> None:
+    """Draw a bar though it does not advance: the rows of a batch end together, which may take minutes."""
+    wait = _SHOWN_AFTER
+    while not ended.wait(wait):
+        bar.refresh()
+        wait = _DRAWN_EVERY

@@ -1,4 +1,5 @@
 import io
+import time
 from contextlib import redirect_stderr
 
 import pytest
@@ -45,6 +46,16 @@ def test_turned_off_no_bar_is_shown_until_turned_on_again(at_once):
 
 def test_where_standard_error_is_no_terminal_there_is_no_bar(at_once):
     assert work(io.StringIO()) == ""
+
+
+def test_work_that_does_not_advance_for_long_is_shown_all_the_same(at_once, monkeypatch):
+    monkeypatch.setattr(progress_bars, "_SHOWN_AFTER", 0.01)
+    stream = Terminal()
+    with redirect_stderr(stream), pl.Run().progress("one long batch", 3):
+        deadline = time.monotonic() + 10
+        while "one long batch" not in stream.getvalue():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
 
 
 def test_work_of_less_than_five_seconds_shows_none():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,7 +17,7 @@ from persona_lens.models.hooks.sites import check_layer
 from persona_lens.models.loading import EMBEDDED_MODEL, describe_model
 from persona_lens.run import Run
 from persona_lens.storage import ShardStore, collect_versions
-from persona_lens.traits.library import load_trait
+from persona_lens.traits.library import list_traits, load_trait
 from persona_lens.traits.trait import Trait
 from persona_lens.traits.written import list_written_traits, load_written_examples
 from persona_lens.vectors.extraction import extract_persona_vector
@@ -39,8 +40,24 @@ class Way:
 
 
 def read_trait(name: str) -> Trait:
-    """Load a bundled trait, or one's own from a JSON file."""
-    return Trait.from_json(name) if name.endswith(".json") else load_trait(name)
+    """Load a bundled trait, or one's own from a JSON file.
+
+    Raises:
+        InvalidArgumentError: Neither.
+    """
+    if name in list_traits():
+        return load_trait(name)
+    if not name.endswith(".json"):
+        near = difflib.get_close_matches(name, list_traits(), n=1)
+        hint = f"Did you mean {near[0]}?" if near else "A trait of your own is the path of its .json file."
+        if "," in name:
+            hint = "Give --trait once for each trait."
+        if name.endswith(".jsonl"):
+            hint = "Written answers are read in Python: pl.traits.load_written_examples, pl.read_persona_vector."
+        raise InvalidArgumentError.of("--trait", f"be one of {', '.join(list_traits())}, or a .json file", name, hint)
+    if not Path(name).is_file():
+        raise InvalidArgumentError.of("--trait", "be a bundled trait's name or an existing file", name)
+    return Trait.from_json(name)
 
 
 def choose_sampling(model: HookedModel) -> Sampling:
@@ -102,13 +119,21 @@ def find_way(
     if (trait is None) == (path is None):
         rule = f"be given, or --vector FILE, not both; ready ones: {', '.join(list_ready_vectors())}"
         raise InvalidArgumentError.of("--trait", rule, trait)
+    if trait is not None and trait in list_traits() and trait not in list_ready_vectors():
+        rule = f"have a ready vector: {', '.join(list_ready_vectors())}"
+        hint = f"Make one: `persona-lens sweep --trait {trait} --out sweep`."
+        raise InvalidArgumentError.of("--trait", rule, trait, hint)
+    if path is not None and not path.is_file():
+        rule = "be an existing file, from `persona-lens extract` or `sweep`"
+        raise InvalidArgumentError.of("--vector", rule, str(path))
     vector = load_vector(trait) if trait is not None else PersonaVector.load(path or "")
     tried = vector.provenance.get("setting", {})
     chosen = tried.get("layer") if layer is None else layer
     strength = tried.get("coefficient") if coefficient is None else coefficient
     if chosen is None or strength is None:
         rule = "be given for a vector that was tried nowhere"
-        hint = "`persona-lens sweep` finds where to steer; the middle layer and 2 are a beginning."
+        middle = vector.model.n_layers // 2
+        hint = f"`persona-lens sweep` finds where to steer; --layer {middle} --coefficient 1 is a beginning."
         missing = "--layer" if chosen is None else "--coefficient"
         raise InvalidArgumentError.of(missing, rule, None, hint)
     return Way(vector, check_layer(chosen, vector.model.n_layers), float(strength))

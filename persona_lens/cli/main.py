@@ -24,7 +24,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 }  # fmt: skip
 DESCRIPTION = """Character traits of language models as directions: find them, steer by them, screen data for them.
 
-Begin with `persona-lens demo`: two minutes, no key, no GPU, nothing to download.
+Begin with `persona-lens demo`: under a minute, no key, no GPU, nothing to download.
 
 Completion for the shell: persona-lens --tyro-print-completion bash (or zsh, tcsh).
 """

@@ -14,7 +14,9 @@ from persona_lens.errors import InvalidArgumentError
 from persona_lens.evaluation.sweep import SweepResult, sweep_layers
 from persona_lens.models.loading import EMBEDDED_MODEL, load_model
 from persona_lens.run import Run
+from persona_lens.statistics.missing import mean_interval
 from persona_lens.storage import write_bytes_atomically
+from persona_lens.traits.written import list_written_traits
 from persona_lens.vectors.persona_vector import PersonaVector
 
 
@@ -69,16 +71,25 @@ class Sweep:
         setting = {"layer": choice.layer, "coefficient": choice.coefficient, "coherence": choice.coherence.estimate}
         replace(vector, provenance=vector.provenance | {"setting": setting}).save(self.out / "vector.safetensors")
         swept.save(self.out / "sweep.json")
-        page = swept.plot().to_html(include_plotlyjs="cdn")
+        page = swept.plot().to_html(include_plotlyjs=True)  # looked at where there is no network too
         write_bytes_atomically(self.out / "sweep.html", page.encode())
+        unsteered = mean_interval(swept.baseline_scores)
+        random = swept.null_interval(choice.coefficient)
         if self.json:
             print_json({"trait": trait.name, "out": str(self.out), "rule": choice.rule, **setting,
-                        "score": choice.score.estimate})  # fmt: skip
+                        "score": choice.score.estimate, "unsteered": unsteered.estimate, "random": random.estimate,
+                        "judge": swept.judge})  # fmt: skip
             return 0
         show(swept)
         print_line(
-            f"Chosen ({choice.rule}): layer {choice.layer} × {choice.coefficient:g}, score {choice.score}, coherence "
-            f"{choice.coherence}"
+            f"Chosen ({choice.rule}): layer {choice.layer} × {choice.coefficient:g}, score {choice.score:.0f}, "
+            f"coherence {choice.coherence:.0f}. Unsteered: score {unsteered:.0f}; random directions of that length: "
+            f"{random:.0f}"
+        )
+        print_line(
+            f"Scored by the {swept.judge}, on the questions that chose. Read some answers before you believe it"
+            + ("" if trait.name in list_written_traits() else ": for this trait no judge was measured")
+            + "."
         )
         print_line(f'Next: persona-lens steer "How are you?" --vector {self.out / "vector.safetensors"}')
         return 0

@@ -56,9 +56,11 @@ class Validate:
 
     def run(self) -> int:
         """Make the judge, measure it, say what was found."""
+        if self.trait not in list_written_traits():
+            hint = "For a trait of your own, with answers of your own: pl.judges.validate, in Python."
+            rule = f"have written answers: {', '.join(list_written_traits())}"
+            raise InvalidArgumentError.of("--trait", rule, self.trait, hint)
         trait = load_trait(self.trait)
-        if trait.name not in list_written_traits():
-            raise InvalidArgumentError.of("--trait", f"be one of {', '.join(list_written_traits())}", trait.name)
         if (self.judge == "endpoint") != (self.judge_model is not None):
             raise InvalidArgumentError.of("--judge-model", "be given with --judge endpoint alone", self.judge_model)
         model = load_model(self.model)

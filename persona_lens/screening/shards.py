@@ -136,11 +136,21 @@ def finish_screening(folder: Path, plan: ScreenPlan, digests: Sequence[str]) -> 
         n_without_base += sum(s == SCORED and d is None for s, d in zip(columns["status"], columns[delta], strict=True))
     if not counts[SCORED]:
         rule = "hold a conversation that can be scored"
-        raise InvalidArgumentError.of("data", rule, dict(counts))
+        found = dict(counts) or "no row at all"
+        hint = 'A row is {"messages": [{"role": "user", "content": ...}, {"role": "assistant", "content": ...}]}, '
+        hint += 'or {"conversations": [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}]}.'
+        _discard(folder)  # nothing is lost, and the same folder can take what is meant
+        raise InvalidArgumentError.of("data", rule, found, hint)
     for stale in list_shards(folder)[len(digests) :]:  # of longer data that this folder once held
         stale.unlink()
     content = {"counts": dict(counts.most_common()), "n_cut": n_cut, "n_without_base": n_without_base}
     write_json(folder / RECORD, {"config": plan.config, "max_rows": plan.max_rows, **content})
+
+
+def _discard(folder: Path) -> None:
+    """Remove a screening that scored nothing, and only what it wrote."""
+    for path in [*list_shards(folder), folder / RECORD]:
+        path.unlink(missing_ok=True)
 
 
 def check_same_data(folder: Path, digest: str) -> None:
