@@ -7,6 +7,7 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -151,6 +152,8 @@ def _discard(folder: Path) -> None:
     """Remove a screening that scored nothing, and only what it wrote."""
     for path in [*list_shards(folder), folder / RECORD]:
         path.unlink(missing_ok=True)
+    with suppress(OSError):  # not there, or not empty
+        shard_path(folder, 0).parent.rmdir()
 
 
 def check_same_data(folder: Path, digest: str) -> None:

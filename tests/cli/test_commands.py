@@ -180,3 +180,24 @@ def test_the_demo_shows_both_answers_and_writes_a_page_in_which_their_text_is_es
     answers = json.loads(run("demo", "--trait", "humorous", "--json").out)["answers"]
     assert answers[0]["unsteered"] != answers[0]["steered"]
     assert len(answers[0]["auroc"]) >= 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("extract", "--trait", "humourous", "--out", "x"), "Did you mean humorous?"),
+        (("extract", "--trait", "evil,honesty", "--out", "x"), "Give --trait once for each trait."),
+        (("extract", "--trait", "mine.jsonl", "--out", "x"), "Written answers are read in Python"),
+        (("extract", "--trait", "mine.json", "--out", "x"), "be a bundled trait's name or an existing file"),
+        (("steer", "Who?", "--trait", "optimistic"), "persona-lens sweep --trait optimistic"),
+        (("steer", "Who?", "--vector", "mine.safetensors"), "--vector"),
+        (("validate", "--trait", "mine.json"), "pl.judges.validate"),
+    ],
+)
+def test_a_wrong_trait_or_file_ends_with_the_option_and_what_to_do(arguments, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = run(*arguments)
+    assert done.status == 2
+    assert said in done.err
+    assert "`--" in done.err
+    assert not list(tmp_path.iterdir())

@@ -322,3 +322,15 @@ def test_the_report_shows_the_extremes_with_their_text_escaped(tiny_model, tmp_p
     assert "0.500" in page
     assert "ΔP on one" in page
     assert found.plot().data
+
+
+@pytest.mark.parametrize(("text", "found"), [("", "no row at all"), ('{"prompt": "Hello?"}\n', "no messages")])
+def test_a_file_without_a_row_that_can_be_scored_leaves_the_folder_for_the_right_one(tiny_model, tmp_path, text, found):
+    wrong, right = tmp_path / "wrong.jsonl", tmp_path / "right.jsonl"
+    wrong.write_text(text)
+    right.write_text("\n".join(map(json.dumps, make_rows(3))))
+    with pytest.raises(pl.errors.InvalidArgumentError, match="`data` must hold a conversation") as refused:
+        run(tiny_model, wrong, tmp_path / "out")
+    assert found in str(refused.value)
+    assert '"messages": [{"role"' in str(refused.value)
+    assert run(tiny_model, right, tmp_path / "out").counts == {"scored": 3}
