@@ -75,9 +75,9 @@ class TraitSurvey(Result):
         figure.update_xaxes(title_text="trait score (0–100), fresh questions", range=[-3, 103])
         # Fixes the order on the shared axis, whatever traces hold.
         figure.update_yaxes(categoryorder="array", categoryarray=names)
-        failed = [f"{row.trait}: {row.failure[:130]}" for row in ordered if not row.works]
+        failed = [f"{row.trait}: {row.failure[:200]}" for row in ordered if not row.works]
         works = len(ordered) - len(failed)
-        title = f"{works} of {len(ordered)} traits: two judges see steering raise them above random directions"
+        title = f"for {works} of {len(ordered)} traits two judges see steering raise the score above random directions"
         subtitle = "bars: 95 % bootstrap intervals over questions (random directions: over directions too)"
         height, bottom = 280 + 36 * len(ordered) + 18 * len(failed), 130 + 18 * len(failed)
         lay_out(figure, title, subtitle, width=1050, height=height, bottom=bottom, legend=-0.16)
