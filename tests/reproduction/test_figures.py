@@ -53,7 +53,7 @@ def test_a_picture_gets_a_palette_and_keeps_its_areas_and_thin_lines():
     assert mode == "P"
     assert shrunk.shape == pixels.shape
     moved = np.abs(shrunk - pixels).max(axis=-1)
-    assert moved.max() <= 20
+    assert moved.max() <= 25
     assert moved[:20].max() == 0  # white
     assert moved[200:].max() <= 2  # areas; without k-means they move by 11
     assert moved[130:160].max() <= 2  # lines; the median cut moves them by 57
