@@ -49,6 +49,7 @@ def plot_trace(trace: Trace, layers: Sequence[int]) -> ColouredTokens:
     Returns:
         HTML.
     """
+    is_changed = bool(trace.steered.any()) or not torch.equal(trace.before, trace.after)
     rows = []
     for layer in layers:
         before, after = trace.before[layer], trace.after[layer]
@@ -61,10 +62,11 @@ def plot_trace(trace: Trace, layers: Sequence[int]) -> ColouredTokens:
             for token, b, a, s, r in zip(trace.tokens, before, after, trace.steered[layer], trace.read, strict=True)
         ]
         mean_before, mean_after = trace.response_mean[layer].tolist()
+        with_hooks = f" without the hooks, {mean_after:.2f} with them" if is_changed else ""
         caption = (
             f"Layer {layer}, projection on {html.escape(trace.trait)} (residual-stream units): response mean "
-            f"{mean_before:.2f} without the hooks, {mean_after:.2f} with them. Orange: towards the trait, blue: away. "
-            "Underlined: steered. Black: response, grey: prompt."
+            f"{mean_before:.2f}{with_hooks}. Orange: towards the trait, blue: away. "
+            f"{'Underlined: steered. ' if is_changed else ''}Black: response, grey: prompt."
         )
         rows.append(
             f'<p style="font:12px sans-serif;color:{GREY};margin:8px 0 2px">{caption}</p>'

@@ -53,6 +53,14 @@ def test_ablation_everywhere_is_traced_everywhere(tiny_model, vector):
     assert trace.after.abs().max() < 1e-4
 
 
+def test_a_caption_speaks_of_hooks_only_where_there_are_some(tiny_model, vector):
+    plain = pl.trace(tiny_model, CHAT, vector).plot().html
+    hooked = (
+        pl.trace(tiny_model, CHAT, vector, pl.steering_hooks(vector, layer=2, coefficient=2.0)).plot(layers=[0]).html
+    )
+    assert [("with them" in one, "Underlined" in one) for one in (plain, hooked)] == [(False, False), (True, True)]
+
+
 def test_the_coloured_text_escapes_what_the_model_said(tiny_model, vector, tmp_path):
     chat = [CHAT[0], {"role": "assistant", "content": "<script>alert('x')</script>&\""}]
     trace = pl.trace(tiny_model, chat, vector, pl.steering_hooks(vector, layer=1))
