@@ -156,6 +156,7 @@ class _Worker:
 
 def _describe(source: dict[str, Any], vectors: dict[str, PersonaVector]) -> ModelInfo:
     model = load_model(**source)
+    shards.check_by_trait(vectors, layers)
     for vector in vectors.values():
         vector.check_model(model)
     return describe_model(model)

@@ -64,6 +64,7 @@ def screen(
         >>> found = pl.screen(model, "rows.jsonl", {"evil": vector}, "screened", layers={"evil": 15})  # doctest: +SKIP
         >>> found.measure("evil")  # doctest: +SKIP
     """
+    shards.check_by_trait(vectors, layers)
     for vector in vectors.values():
         vector.check_model(model)
     plan = shards.plan_screening(describe_model(model), vectors, layers, settings, shard_rows, max_rows)

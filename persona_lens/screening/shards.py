@@ -54,6 +54,17 @@ class ScreenPlan:
     config: dict[str, Any]
 
 
+def check_by_trait(vectors: Mapping[str, PersonaVector], layers: Mapping[str, int]) -> None:
+    """Refuse what is no mapping, such as one vector or one layer.
+
+    Raises:
+        InvalidArgumentError: One of both is none.
+    """
+    for name, given, example in (("vectors", vectors, "{'evil': vector}"), ("layers", layers, "{'evil': 15}")):
+        if not isinstance(given, Mapping):
+            raise InvalidArgumentError.of(name, f"be a mapping by trait, such as {example}", given)
+
+
 def plan_screening(
     info: ModelInfo,
     vectors: Mapping[str, PersonaVector],

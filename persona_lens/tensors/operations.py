@@ -68,7 +68,11 @@ class Add(_Directed):
     def __post_init__(self) -> None:
         """Check the fields."""
         super().__post_init__()
-        if not math.isfinite(self.coefficient):
+        try:
+            is_finite = math.isfinite(self.coefficient)
+        except TypeError:  # no number at all
+            is_finite = False
+        if not is_finite:
             raise InvalidArgumentError.of("coefficient", "be finite", self.coefficient)
 
     @cached_property

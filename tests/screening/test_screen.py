@@ -1,5 +1,6 @@
 import contextlib
 import dataclasses
+import inspect
 import json
 import os
 import random
@@ -334,3 +335,14 @@ def test_a_file_without_a_row_that_can_be_scored_leaves_the_folder_for_the_right
     assert found in str(refused.value)
     assert '"messages": [{"role"' in str(refused.value)
     assert run(tiny_model, right, tmp_path / "out").counts == {"scored": 3}
+
+
+def test_what_is_no_mapping_by_trait_is_refused_with_an_example():
+    """The check alone: run-time type checks, which users do not have, would refuse it before."""
+    check = inspect.unwrap(shards.check_by_trait)
+    with pytest.raises(
+        pl.errors.InvalidArgumentError, match=r"`layers` must be a mapping by trait, such as {'evil': 15}"
+    ):
+        check({}, 15)
+    with pytest.raises(pl.errors.InvalidArgumentError, match="`vectors` must be a mapping by trait"):
+        check("evil", {})
