@@ -101,6 +101,7 @@ def screen_on_ray(
         >>> name = "smollm2-135m-instruct"
         >>> pl.screening.screen_on_ray(name, data, vectors, "screened", layers=layers, workers=two)  # doctest: +SKIP
     """
+    shards.check_by_trait(vectors, layers)
     ray = _import_ray()
     rows = itertools.islice(read_conversations(data), max_rows)
     source: dict[str, Any] = {"model": str(model), "adapter": adapter and str(adapter), "dtype": workers.dtype}
@@ -156,7 +157,6 @@ class _Worker:
 
 def _describe(source: dict[str, Any], vectors: dict[str, PersonaVector]) -> ModelInfo:
     model = load_model(**source)
-    shards.check_by_trait(vectors, layers)
     for vector in vectors.values():
         vector.check_model(model)
     return describe_model(model)
