@@ -2,7 +2,7 @@
 
     python benchmarks/entrance.py        # twenty minutes on two cores; nothing else should run
 
-What is committed is what is timed. Writes ``docs/developing/entrance.json``, which README and pages show; packages come
+What is committed is what is timed. Writes ``docs/developing/entrance.json``, which README shows; packages come
 from the package index, or from pip's cache where it has them.
 """
 
@@ -37,7 +37,7 @@ def main() -> None:
             subprocess.run(["make", target], cwd=clone, stdout=subprocess.DEVNULL, check=True)
             minutes = (time.monotonic() - begun) / 60
             rows.append({"command": f"make {target}", "minutes": round(minutes, 1), "limit": limit})
-            print(f"make {target}: {minutes:.1f} minutes, at most {limit or 'any'}")
+            print(f"make {target}: {minutes:.1f} minutes{'' if limit is None else f', at most {limit}'}")
     machine = {"cores": os.cpu_count(), "processor": platform.machine(), "load before": round(busy, 2)}
     write_json(OUT, {"rows": rows, "machine": machine})
 

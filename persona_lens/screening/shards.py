@@ -151,7 +151,8 @@ def finish_screening(folder: Path, plan: ScreenPlan, digests: Sequence[str]) -> 
         found = dict(counts) or "no row at all"
         hint = 'A row is {"messages": [{"role": "user", "content": ...}, {"role": "assistant", "content": ...}]}, '
         hint += 'or {"conversations": [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}]}.'
-        _discard(folder)  # nothing is lost, and the same folder can take what is meant
+        if len(list_shards(folder)) == len(digests):  # else it holds what other data scored
+            _discard(folder)  # the same folder can take what is meant
         raise InvalidArgumentError.of("data", rule, found, hint)
     for stale in list_shards(folder)[len(digests) :]:  # of longer data that this folder once held
         stale.unlink()

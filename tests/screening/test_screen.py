@@ -337,6 +337,18 @@ def test_a_file_without_a_row_that_can_be_scored_leaves_the_folder_for_the_right
     assert run(tiny_model, right, tmp_path / "out").counts == {"scored": 3}
 
 
+def test_an_empty_file_takes_nothing_from_a_folder_that_holds_other_scores(tiny_model, tmp_path):
+    right, empty = tmp_path / "right.jsonl", tmp_path / "empty.jsonl"
+    right.write_text("\n".join(map(json.dumps, make_rows(3))))
+    empty.write_text("")
+    run(tiny_model, right, tmp_path / "out")
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.arrow")}
+    with pytest.raises(pl.errors.InvalidArgumentError, match="`data` must hold a conversation"):
+        run(tiny_model, empty, tmp_path / "out")
+    assert before
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.arrow")} == before
+
+
 def test_what_is_no_mapping_by_trait_is_refused_with_an_example():
     """The check alone: run-time type checks, which users do not have, would refuse it before."""
     check = inspect.unwrap(shards.check_by_trait)
