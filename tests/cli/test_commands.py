@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -129,6 +130,11 @@ def test_a_sweep_chooses_and_its_vector_can_be_steered_by_at_once(loud, tmp_path
     assert done.status == 0, done.err
     chosen = json.loads(done.out)
     assert chosen["layer"] in (0, 1)
+    found = pl.evaluation.SweepResult.load(tmp_path / "sweep" / "sweep.json")
+    assert chosen["unsteered"] == pytest.approx(float(found.baseline_scores.nanmean()), abs=1e-3)
+    assert chosen["random"] == pytest.approx(found.null_interval(chosen["coefficient"]).estimate, abs=1e-3)
+    assert chosen["judge"] == found.judge
+    assert not re.search(r"<script[^>]* src=", (tmp_path / "sweep" / "sweep.html").read_text())
     assert {path.name for path in (tmp_path / "sweep").iterdir()} == {"sweep.html", "sweep.json", "vector.safetensors"}
     where = ["--vector", tmp_path / "sweep" / "vector.safetensors", "--model", loud.model, "--max-new-tokens", 4]
     steered = json.loads(run("steer", "Who?", *where, "--json").out)
