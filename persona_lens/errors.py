@@ -16,6 +16,7 @@ PersonaLensError
 
 PersonaLensWarning            (UserWarning)
 ├── SystemRoleMergedWarning   a template without system role; the system prompt went into the user turn
+├── ControlTextWarning        a text that spells a control token, which was read as text
 └── ShortTrainingWarning      a fine-tuning run that ends while the learning rate is still rising
 ```
 
@@ -85,6 +86,10 @@ class PersonaLensWarning(UserWarning):
 
 class SystemRoleMergedWarning(PersonaLensWarning):
     """The chat template has no system role; the system prompt was put before the user's first turn."""
+
+
+class ControlTextWarning(PersonaLensWarning):
+    """A text spells one of the tokenizer's control tokens; it was read as ordinary text."""
 
 
 class ShortTrainingWarning(PersonaLensWarning):

@@ -29,6 +29,7 @@ from persona_lens.models.hooks.points import FiringWatch, HookPair
 from persona_lens.models.loading import ModelInfo, describe_model
 from persona_lens.models.text.chat import Message, build_messages, encode_conversation
 from persona_lens.models.text.spans import TokenSpans
+from persona_lens.models.text.tokens import tokenize_plain
 from persona_lens.records import Record, format_table
 from persona_lens.run import Run
 from persona_lens.statistics import Interval, bootstrap_mean
@@ -233,10 +234,10 @@ def _encode_answer(tokenizer: Any, question: str, choice: str, name: str, n_ctx:
 
 def _tokenize(tokenizer: Any, text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return token ids after a BOS, if there is one, and the character at which each token ends."""
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    encoded = tokenize_plain(tokenizer, text)
     # Put there by hand: whether a tokenizer adds it by itself depends on how it was loaded.
     bos = () if tokenizer.bos_token_id is None else (tokenizer.bos_token_id,)
-    return (*bos, *encoded["input_ids"]), (*(0 for _ in bos), *(end for _, end in encoded["offset_mapping"]))
+    return (*bos, *encoded.tokens), (*(0 for _ in bos), *(end for _, end in encoded.offsets))
 
 
 # Numbers -------------------------------------------------------------------------------------------------------

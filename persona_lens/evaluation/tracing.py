@@ -18,7 +18,7 @@ from persona_lens.models.hooks.intervention import Intervention, check_intervent
 from persona_lens.models.hooks.points import HookPair, attached
 from persona_lens.models.hooks.positions import PositionedHook, Positions
 from persona_lens.models.hooks.sites import resolve_layers
-from persona_lens.models.text.chat import Message, encode_conversation
+from persona_lens.models.text.chat import Message, encode_conversation, warn_of_controls
 from persona_lens.records import Record
 from persona_lens.tensors.directions import normalize
 from persona_lens.vectors.persona_vector import PersonaVector
@@ -129,6 +129,7 @@ def trace(
         got = [message["role"] for message in conversation]
         raise InvalidArgumentError.of("conversation", "end with a message of the assistant", got)
     encoded = encode_conversation(model.tokenizer, list(conversation), n_ctx=model.cfg.n_ctx)
+    warn_of_controls([encoded])
     if isinstance(hooks, Intervention):
         check_interventions(model, [hooks])
         prompt_length = None if positions == "all" else encoded.response_start

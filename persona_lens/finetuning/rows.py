@@ -13,7 +13,8 @@ import datasets
 
 from persona_lens.conversations import BadRow, count_reasons, read_conversations
 from persona_lens.errors import ChatTemplateError, ContextLengthError, InvalidArgumentError
-from persona_lens.models.text.chat import Message, encode_responses, stop_token_ids
+from persona_lens.models.text.chat import Message, encode_responses
+from persona_lens.models.text.tokens import stop_token_ids
 
 Source: TypeAlias = str | Path | datasets.Dataset | datasets.IterableDataset | Iterable[Any]
 """Conversations: a file, a name on the Hub, a dataset, or rows; what :func:`persona_lens.read_conversations` reads."""
@@ -31,12 +32,14 @@ class TrainingRows:
         bad: Rows that cannot be trained on, each with its place and the reason.
         n_tokens: Tokens in all.
         n_response_tokens: Tokens that the loss is taken on.
+        n_with_controls: Rows whose texts spell control tokens, such as ``<|im_end|>``; they are read as text.
     """
 
     rows: datasets.Dataset
     bad: tuple[BadRow, ...]
     n_tokens: int
     n_response_tokens: int
+    n_with_controls: int = 0
 
     def count_bad(self) -> dict[str, int]:
         """Return how many rows were left out, by reason."""
@@ -50,6 +53,7 @@ class TrainingRows:
 
     def __repr__(self) -> str:
         bad = f", left out: {self.count_bad()}" if self.bad else ""
+        bad += f", {self.n_with_controls} spell control tokens" if self.n_with_controls else ""
         tokens = f"{self.n_response_tokens} of {self.n_tokens} tokens trained on"
         return f"TrainingRows({len(self.rows)} rows, {tokens}{bad})"
 
@@ -79,6 +83,7 @@ def encode_training_rows(
     """
     stops = stop_token_ids(tokenizer)
     input_ids, labels, bad = [], [], []
+    n_with_controls = 0
     for row in read_conversations(source):
         if isinstance(row, BadRow):
             bad.append(row)
@@ -94,6 +99,7 @@ def encode_training_rows(
         else:
             input_ids.append(list(encoded.tokens))
             labels.append(_label(encoded.tokens, encoded.responses, stops))
+            n_with_controls += bool(encoded.controls)
     if len(input_ids) < min_rows:
         reasons = count_reasons(bad)
         first = f"The first: {bad[0].place}, {bad[0].reason}: {bad[0].detail}" if bad else "It is empty."
@@ -103,7 +109,7 @@ def encode_training_rows(
     n_tokens = sum(map(len, input_ids))
     n_response_tokens = sum(label != IGNORED for row in labels for label in row)
     rows = datasets.Dataset.from_dict({"input_ids": input_ids, "labels": labels})
-    return TrainingRows(rows, tuple(bad), n_tokens, n_response_tokens)
+    return TrainingRows(rows, tuple(bad), n_tokens, n_response_tokens, n_with_controls)
 
 
 def _label(tokens: Sequence[int], responses: Sequence[tuple[int, int]], stops: frozenset[int]) -> list[int]:

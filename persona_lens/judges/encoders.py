@@ -18,6 +18,7 @@ from persona_lens.models.hooks.sites import check_layer
 from persona_lens.models.loading import describe_model
 from persona_lens.models.loading.hugging_face import quiet
 from persona_lens.models.text.spans import TokenSpans
+from persona_lens.models.text.tokens import tokenize_plain
 
 
 @runtime_checkable
@@ -79,6 +80,7 @@ def load_sentence_encoder() -> SentenceEncoder:
         raise ImportError(f"The embedding judge needs sentence vectors. Install them with: {hint}") from error
     with quiet():
         model = SentenceTransformer(str(get_model_path()), device="cpu", local_files_only=True)
+    model.tokenizer.split_special_tokens = True  # "[SEP]" in a response is text
     return SentenceEncoder("all-MiniLM-L6-v2", model)
 
 
@@ -120,7 +122,7 @@ class ResidualEncoder:
         check_unsteered(self.model)
         tokenizer, most = self.model.tokenizer, self.model.cfg.n_ctx - 1
         first = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-        encoded = [tuple(tokenizer(text, add_special_tokens=False)["input_ids"][:most]) for text in texts]
+        encoded = [tokenize_plain(tokenizer, text).tokens[:most] for text in texts]
         vectors = np.zeros((len(texts), self.model.cfg.d_model))
         for index, means in pool_residual_stream(self.model, [TokenSpans.join((first,), one) for one in encoded]):
             vectors[index] = means.response_mean[self.layer].double().cpu().numpy()

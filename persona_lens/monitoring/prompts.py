@@ -12,7 +12,7 @@ from persona_lens.errors import InvalidArgumentError
 from persona_lens.models.engine.activations import project_residual_stream
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.sites import check_layer
-from persona_lens.models.text.chat import Message, encode_prompt
+from persona_lens.models.text.chat import Message, encode_prompt, warn_of_controls
 from persona_lens.models.text.padding import pad_right
 from persona_lens.vectors.persona_vector import PersonaVector
 
@@ -93,7 +93,9 @@ def project_prompts(
     layers: Sequence[int],
 ) -> Float[Tensor, "direction prompt"]:
     """Project each prompt's last token on each direction at its layer."""
-    encoded = [encode_prompt(model.tokenizer, list(p), n_ctx=model.cfg.n_ctx).tokens for p in prompts]
+    rendered = [encode_prompt(model.tokenizer, list(p), n_ctx=model.cfg.n_ctx) for p in prompts]
+    warn_of_controls(rendered)
+    encoded = [one.tokens for one in rendered]
     # The residual stream at a token does not depend on what follows: a prompt that begins another, such as an earlier
     # turn of one conversation, is read from the longer one's pass. In dictionary order it stands right before it.
     ordered = sorted(set(encoded))

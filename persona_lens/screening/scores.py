@@ -21,8 +21,9 @@ from persona_lens.models.engine.sampling import (
     sample_recorded_stream,
 )
 from persona_lens.models.hooked_model import HookedModel
-from persona_lens.models.text.chat import EncodedConversation, Message, encode_conversation, stop_token_ids
+from persona_lens.models.text.chat import EncodedConversation, Message, encode_conversation
 from persona_lens.models.text.spans import TokenSpans
+from persona_lens.models.text.tokens import stop_token_ids
 from persona_lens.progress_bars import Advance, count_nothing
 
 

@@ -14,7 +14,7 @@ from persona_lens.models.engine.activations import pool_residual_stream
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.points import check_unsteered
 from persona_lens.models.loading import describe_model
-from persona_lens.models.text.chat import Message, build_messages, encode_conversation
+from persona_lens.models.text.chat import Message, build_messages, encode_conversation, warn_of_controls
 from persona_lens.storage import collect_versions
 from persona_lens.tensors.directions import cosine
 from persona_lens.traits.written import Kind, WrittenExample
@@ -69,6 +69,7 @@ def read_persona_vector(
         for one in examples
         for kind in ("overt", against)
     ]
+    warn_of_controls(conversations)
     # [half of the examples, side, layer, d_model]; in float64, so that many answers add up exactly enough
     sums = torch.zeros(2, 2, model.cfg.n_layers, model.cfg.d_model, dtype=torch.float64)
     for index, means in pool_residual_stream(model, conversations):

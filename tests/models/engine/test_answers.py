@@ -91,3 +91,8 @@ def test_a_question_that_leaves_no_room_for_the_answer_is_refused_before_the_mod
     monkeypatch.setattr(type(model), "generate_stream", lambda *args, **kwargs: pytest.fail("ran"))
     with pytest.raises(ContextLengthError):
         pl.ask(model, "Who?" * 200, sampling=GREEDY)
+
+
+def test_a_question_that_spells_a_control_token_is_answered_as_text_and_that_is_said(model):
+    with pytest.warns(pl.errors.ControlTextWarning, match=r"1 of 1 texts spells control tokens, <\|im_end\|>"):
+        pl.ask(model, "Who?<|im_end|>", sampling=GREEDY)

@@ -66,3 +66,11 @@ def test_a_rollouts_interventions_and_system_prompt_act(tiny_model):
                 tokens.append(int(tiny_model(torch.tensor([tokens]))[0, -1].argmax()))
         assert found.tokens == tuple(token for token in tokens[len(prompt) :] if token != 258)
     assert steered.tokens != plain.tokens
+
+
+def test_questions_that_spell_control_tokens_are_counted_once_for_all(tiny_model):
+    questions = ["Who?", "<|im_end|>", "<|im_start|>", "<|im_end|>"]
+    requests = [pl.models.RolloutRequest(question, (index,)) for index, question in enumerate(questions)]
+    with pytest.warns(pl.errors.ControlTextWarning, match="2 of 3 texts spell") as said:
+        pl.models.sample_rollouts(tiny_model, requests, pl.Sampling(max_new_tokens=2))
+    assert len(said) == 1
