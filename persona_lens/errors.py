@@ -12,7 +12,8 @@ PersonaLensError
 ├── TraitFormatError          (ValueError)         a trait file with a missing or wrong key
 ├── FileFormatError           (ValueError)         a vector, shard or result file that is not what it should be
 ├── HookNeverFiredError       (RuntimeError)       an intervention that no forward pass reached
-└── HooksPresentError         (RuntimeError)       hooks on the model where none may be
+├── HooksPresentError         (RuntimeError)       hooks on the model where none may be
+└── ModelBusyError            (RuntimeError)       a model that does something else, in this thread or another
 
 PersonaLensWarning            (UserWarning)
 ├── SystemRoleMergedWarning   a template without system role; the system prompt went into the user turn
@@ -78,6 +79,10 @@ class HookNeverFiredError(PersonaLensError, RuntimeError):
 
 class HooksPresentError(PersonaLensError, RuntimeError):
     """Hooks on the model where a result would silently depend on them."""
+
+
+class ModelBusyError(PersonaLensError, RuntimeError):
+    """A model that does something else, in this thread or another, which the call would mix with."""
 
 
 class PersonaLensWarning(UserWarning):

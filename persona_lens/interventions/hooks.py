@@ -15,7 +15,7 @@ from torch import Tensor
 from persona_lens.interventions.from_vectors import Layers, ablate, cap, list_vectors, steer
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.intervention import Intervention, check_interventions
-from persona_lens.models.hooks.points import FiringWatch, HookPair, attached
+from persona_lens.models.hooks.points import FiringWatch, HookPair, held
 from persona_lens.models.hooks.positions import PositionedHook, Positions, TokenSelector, following_generate
 from persona_lens.models.hooks.sites import hook_name
 from persona_lens.vectors.ordinary import OrdinaryProjections
@@ -150,6 +150,7 @@ def hooked(model: HookedModel, hooks: Intervention | Sequence[HookPair]) -> Iter
     Raises:
         ModelMismatchError: An intervention made from vectors of another model.
         HookNeverFiredError: At the end, if one of this package's hooks was never reached.
+        ModelBusyError: The model does something else; or, inside the block, another thread runs it.
 
     Example:
         >>> import persona_lens as pl
@@ -167,7 +168,7 @@ def hooked(model: HookedModel, hooks: Intervention | Sequence[HookPair]) -> Iter
             selectors += [fn.positions] if fn.positions not in selectors else []
             fn = watch.watch(repr(fn), fn)
         pairs.append((name, fn))
-    with attached(model, pairs), following_generate(model, selectors):
+    with held(model, pairs), following_generate(model, selectors):
         yield model
     watch.check("Run the model inside the `with` block, through all of the hooks' layers.")
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         cfg: Any
         tokenizer: Any
         training: bool
+        context_level: int  # how many `hooks` contexts are open
         # The parts that both name alike. Their own parts differ.
         blocks: Any
         embed: Any

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
 
 import torch
@@ -15,6 +15,7 @@ from persona_lens.models.engine.sampling import ResidualMeans
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.points import attached
 from persona_lens.models.hooks.recording import ResidualRecorder
+from persona_lens.models.hooks.sharing import reading_one_by_one
 from persona_lens.models.text.padding import pad_right
 from persona_lens.models.text.spans import TokenSpans, check_spans
 from persona_lens.progress_bars import show_progress
@@ -122,8 +123,8 @@ def pool_residual_stream(
     """Pool given conversations' residual stream over prompt, last prompt token and response, at all layers.
 
     Pooled inside the hooks, in float32: beyond one batch, memory grows with neither the number nor the length of
-    the conversations. Batches are sorted by length; no logits are formed. While the iterator is read, the model carries
-    its hooks and gradients are off: read it to its end first, or make a list of it.
+    the conversations. Batches are sorted by length; no logits are formed. While the iterator is half read the model
+    refuses all else, and gradients are off: read it to its end first, or make a list of it.
 
     Args:
         model: HookedTransformer or TransformerBridge.
@@ -135,10 +136,15 @@ def pool_residual_stream(
     Raises:
         InvalidArgumentError: An empty prompt or response.
         ContextLengthError: A conversation longer than the model's context.
+        ModelBusyError: The model does something else.
 
     Reference:
         Persona Vectors (arXiv 2507.21509), section 2.2 and appendix A.3.
     """
+    yield from reading_one_by_one(model, _pool(model, conversations))
+
+
+def _pool(model: HookedModel, conversations: Sequence[TokenSpans]) -> Generator[tuple[int, ResidualMeans], None, None]:
     check_spans(conversations, model.cfg.n_ctx)
     order = sorted(range(len(conversations)), key=lambda i: (conversations[i].response_end, i))
     recorder = ResidualRecorder(model.cfg.n_layers)

@@ -10,6 +10,7 @@ import torch
 
 from persona_lens.models.engine.sampling import Sampling
 from persona_lens.models.hooked_model import HookedModel
+from persona_lens.models.hooks.sharing import drawing, working
 from persona_lens.models.text.chat import Message, build_messages, encode_prompt, warn_of_controls
 from persona_lens.models.text.tokens import stop_token_ids
 
@@ -68,7 +69,7 @@ def ask(
     stops = sampling.stop_tokens or stop_token_ids(tokenizer)
     tokens: list[int] = []
     shown = ""
-    with torch.random.fork_rng(), torch.no_grad():
+    with working(model), drawing(), torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(sampling.seed)
         steps = model.generate_stream(
             torch.tensor([prompt.tokens], device=model.cfg.device),

@@ -15,6 +15,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from persona_lens.models.engine.attention import SlotCache, Span, attend_grouped
+from persona_lens.models.hooks.sharing import guard
 
 _HF_ATTENTION = "persona_lens_slots"
 
@@ -95,8 +96,12 @@ class BridgeDecoder:
 
 
 @contextmanager
-def unwrapped_blocks(model: TransformerBridge) -> Iterator[None]:
-    """Let the modules inside the blocks run without their hook wrappers, and attention run on a slot cache."""
+def unwrapped_blocks(model: Any) -> Iterator[None]:
+    """Let the modules inside the blocks run without their hook wrappers, and attention run on a slot cache.
+
+    Args:
+        model: A TransformerBridge.
+    """
     hf_model: Any = model.original_model
     config = hf_model.config.get_text_config()
     restore: list[tuple[nn.Module, str, nn.Module]] = []
@@ -112,12 +117,16 @@ def unwrapped_blocks(model: TransformerBridge) -> Iterator[None]:
                 unwrap(child)
 
     implementation = config._attn_implementation
+    trunk = getattr(hf_model, hf_model.base_model_prefix)
+    # Meanwhile it attends on slot caches alone: an ordinary forward pass would come out wrong.
+    guarded = trunk.register_forward_pre_hook(guard(model, lambda module, args: None))
     try:
         for block in model.blocks:
             unwrap(block.original_component)
         config._attn_implementation = _HF_ATTENTION
         yield
     finally:
+        guarded.remove()
         config._attn_implementation = implementation
         for module, name, child in reversed(restore):
             module._modules[name] = child

@@ -24,6 +24,7 @@ from persona_lens.models.engine.attention import SlotCache
 from persona_lens.models.engine.bridge_decoder import BridgeDecoder, unwrapped_blocks
 from persona_lens.models.engine.hooked_decoder import HookedDecoder
 from persona_lens.models.hooked_model import HookedModel
+from persona_lens.models.hooks.sharing import working
 
 # Hook points whose value the lean attention never forms.
 _UNREACHED_HOOKS = (
@@ -61,9 +62,10 @@ def open_decoder(model: HookedModel) -> Iterator[Decoder]:
     Raises:
         UnsupportedModelError: The architecture has a feature that the lean attention does not compute.
         HooksPresentError: A hook sits where the lean attention would pass it by.
+        ModelBusyError: The model does something else.
     """
     check_no_hidden_hooks(model)
-    with torch.no_grad():
+    with working(model), torch.no_grad():
         if isinstance(model, TransformerBridge):
             with unwrapped_blocks(model):
                 yield BridgeDecoder(model)

@@ -6,7 +6,7 @@ full whatever the responses' lengths. A prompt is computed once for all the rows
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -25,6 +25,7 @@ from persona_lens.models.hooks.intervention import NOTHING, Intervention, check_
 from persona_lens.models.hooks.points import attached
 from persona_lens.models.hooks.positions import Positions
 from persona_lens.models.hooks.recording import ResidualRecorder
+from persona_lens.models.hooks.sharing import reading_one_by_one
 
 # Batches are filled up to a multiple of this with idle rows: matrix kernels round differently for odd heights.
 _ROW_MULTIPLE = 16
@@ -135,7 +136,7 @@ def sample_stream(
 
     A row's tokens depend on its prompt, seed and interventions, not on the rows beside it: in float32 as tested, in
     bfloat16 up to rounding: a few matrix kernels round a row differently in batches of another height. The same
-    requests in the same order give the same bytes. While the iterator is read, the model carries its hooks and
+    requests in the same order give the same bytes. While the iterator is half read the model refuses all else, and
     gradients are off: read it to its end first, or make a list of it.
 
     Args:
@@ -150,6 +151,7 @@ def sample_stream(
         ContextLengthError: A prompt that leaves no room for ``max_new_tokens``.
         InvalidArgumentError: An empty prompt, or an intervention that does not fit the model.
         HooksPresentError: Hooks inside attention, which sampling would pass by.
+        ModelBusyError: The model does something else.
     """
     yield from _stream(model, requests, sampling, None)
 
@@ -174,7 +176,7 @@ def _stream(
     interventions = RowInterventions([layer for request in requests for layer in request.intervention.layers])
     pairs = interventions.hook_pairs() + (recorder.hook_pairs() if recorder else [])
     with open_decoder(model) as decoder, attached(model, pairs):
-        yield from _Sampler(decoder, requests, sampling, interventions, recorder).run()
+        yield from reading_one_by_one(model, _Sampler(decoder, requests, sampling, interventions, recorder).run())
 
 
 def _check_requests(model: HookedModel, requests: Sequence[SampleRequest], sampling: Sampling) -> None:
@@ -240,7 +242,7 @@ class _Sampler:
         self.last_prompt = torch.zeros(0)  # [layer, slot, d_model] once something is recorded
         self.response_sum = torch.zeros(0)
 
-    def run(self) -> Iterator[tuple[int, SampledResponse]]:
+    def run(self) -> Generator[tuple[int, SampledResponse], None, None]:
         while self.rows or self.waiting < len(self.requests):
             self._admit()
             logits = self._step()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from persona_lens.errors import HookNeverFiredError, HooksPresentError
 from persona_lens.models.hooked_model import HookedModel
+from persona_lens.models.hooks.sharing import guard, holding, working
 
 T = TypeVar("T")
 HookFn = Callable[..., Tensor | None]
@@ -18,11 +20,51 @@ HookPair = tuple[str, HookFn]
 """The name of a hook point and what to call there."""
 
 
+# Every second one: TransformerLens counts one up on the way in. Far above the depth of any nesting.
+_LEVELS = itertools.count(1_000_000, 2)
+
+
 @contextmanager
 def attached(model: HookedModel, pairs: Sequence[HookPair]) -> Iterator[None]:
-    """Attach hook pairs to either model class for the length of a ``with`` block, by exception too."""
-    with model.hooks(fwd_hooks=list(pairs)):
+    """Attach hook pairs to either model class for work that ends by itself; by exception too, none is left.
+
+    Raises:
+        ModelBusyError: The model does something else.
+    """
+    with working(model), _at_a_level_of_their_own(model, pairs):
         yield
+
+
+@contextmanager
+def held(model: HookedModel, pairs: Sequence[HookPair]) -> Iterator[None]:
+    """Attach hook pairs for a while that may never end, such as a user's ``with`` block.
+
+    Raises:
+        ModelBusyError: The model does something else.
+    """
+    with holding(model), _at_a_level_of_their_own(model, pairs):
+        yield
+
+
+@contextmanager
+def _at_a_level_of_their_own(model: HookedModel, pairs: Sequence[HookPair]) -> Iterator[None]:
+    """Attach hook pairs, and take off these and no others, in whatever order such contexts end.
+
+    TransformerLens takes off the hooks of a level, which is how deeply ``model.hooks`` is nested when it ends.
+    """
+    level, outer = next(_LEVELS), model.context_level
+    context = model.hooks(fwd_hooks=[(name, guard(model, fn)) for name, fn in pairs])
+    model.context_level = level
+    try:
+        context.__enter__()
+    finally:
+        model.context_level = outer
+    try:
+        yield
+    finally:
+        outer, model.context_level = model.context_level, level + 1
+        context.__exit__(None, None, None)
+        model.context_level = outer
 
 
 def check_unsteered(model: HookedModel) -> None:

@@ -8,8 +8,10 @@ more hook, on the pattern of the first block, says where the pass lies.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Bool, Float
@@ -26,6 +28,13 @@ Positions = Literal["response", "prompt", "all"]
 inference-time steering, section 3.2), ``prompt`` every prompt token, ``all`` both."""
 
 _PATTERN = "blocks.0.attn.hook_pattern"
+
+
+@dataclass
+class Generation:
+    """One call of ``generate`` or ``generate_stream``: the length of the prompt that it was given, once seen."""
+
+    prompt_length: int | None = None
 
 
 class TokenSelector:
@@ -65,8 +74,7 @@ class TokenSelector:
                 raise InvalidArgumentError.of("prompt_length", rule, prompt_length, hint)
         self.positions = positions
         self.prompt_length = prompt_length
-        self._generating = False
-        self._generated_from: int | None = None  # length of the prompt that generate was given
+        self._generation: Generation | None = None
         self._n_new = self._n_before = 0
 
     def hook_pairs(self) -> list[HookPair]:
@@ -78,8 +86,8 @@ class TokenSelector:
     def _observe(self, pattern: Float[Tensor, "batch head pos key"], hook: object) -> None:
         self._n_new, n_keys = pattern.shape[-2:]
         self._n_before = n_keys - self._n_new
-        if self._generating and self._generated_from is None:
-            self._generated_from = n_keys
+        if self._generation is not None and self._generation.prompt_length is None:
+            self._generation.prompt_length = n_keys
 
     def select(self, n_rows: int, n_pos: int, device: torch.device) -> Bool[Tensor, "row pos"] | None:
         """Return which tokens of the present pass are meant; None for all of them.
@@ -105,7 +113,9 @@ class TokenSelector:
         return absolute >= lengths - 1 if self.positions == "response" else absolute < lengths
 
     def _lengths(self, n_rows: int, device: torch.device) -> Tensor:
-        known = self.prompt_length if self.prompt_length is not None else self._generated_from
+        known = self.prompt_length
+        if known is None and self._generation is not None:
+            known = self._generation.prompt_length
         if known is None:
             rule = f"be given for positions={self.positions!r} in a plain call"
             hint = "Only around model.generate is the prompt known. Give the number of prompt tokens."
@@ -117,13 +127,13 @@ class TokenSelector:
         return lengths
 
     @contextmanager
-    def generation(self) -> Iterator[None]:
-        """Take what the model is given first, inside this block, as the prompt."""
-        self._generating, self._generated_from = True, None
+    def generation(self, begun: Generation) -> Iterator[None]:
+        """Take what the model was given first, in a generation that may be read in pieces, as the prompt."""
+        outer, self._generation = self._generation, begun
         try:
             yield
         finally:
-            self._generating, self._generated_from = False, None
+            self._generation = outer
 
 
 class PositionedHook:
@@ -149,33 +159,64 @@ class PositionedHook:
         return f"PositionedHook(layer={self.layer}, {', '.join(type(one).__name__ for one in self.operations)})"
 
 
+class _Following:
+    """The selectors that follow a model's ``generate``, and what of the model's own was put aside for them."""
+
+    def __init__(self) -> None:
+        self.selectors: list[TokenSelector] = []
+        self.aside: dict[str, Any] = {}
+
+
+_FOLLOWING: WeakKeyDictionary[HookedModel, _Following] = WeakKeyDictionary()
+
+
 @contextmanager
 def following_generate(model: HookedModel, positions: Sequence[TokenSelector]) -> Iterator[None]:
-    """Let positions know, for the length of the block, when ``generate`` or ``generate_stream`` of the model runs."""
-    if not positions:
-        yield
-        return
-    whole, stepwise = model.generate, model.generate_stream
+    """Let positions know, for the length of the block, when ``generate`` or ``generate_stream`` of the model runs.
 
-    # Arguments are passed on unread: the signatures stay TransformerLens' own.
-    def generate(*args: Any, **kwargs: Any) -> Any:
-        with ExitStack() as stack:
-            for one in positions:
-                stack.enter_context(one.generation())
-            return whole(*args, **kwargs)
-
-    def generate_stream(*args: Any, **kwargs: Any) -> Iterator[Any]:
-        with ExitStack() as stack:
-            for one in positions:
-                stack.enter_context(one.generation())
-            yield from stepwise(*args, **kwargs)
-
-    shadows = {"generate": generate, "generate_stream": generate_stream}
-    before = {name: model.__dict__[name] for name in shadows if name in model.__dict__}
-    model.__dict__.update(shadows)
+    Such blocks may end in any order: the last one to end puts the model's own functions back.
+    """
+    following = _FOLLOWING.setdefault(model, _Following())
+    if positions and not following.selectors:
+        shadows = _make_shadows(model, following.selectors)
+        following.aside = {name: model.__dict__[name] for name in shadows if name in model.__dict__}
+        model.__dict__.update(shadows)
+    following.selectors += positions
     try:
         yield
     finally:
-        for name in shadows:
-            del model.__dict__[name]
-        model.__dict__.update(before)
+        for one in positions:
+            following.selectors.remove(one)
+        if positions and not following.selectors:
+            for name in ("generate", "generate_stream"):
+                model.__dict__.pop(name, None)
+            model.__dict__.update(following.aside)
+
+
+def _make_shadows(model: HookedModel, selectors: Sequence[TokenSelector]) -> dict[str, Any]:
+    """Return functions for the place of the model's own, which do the same and let the selectors of the time know."""
+    whole, stepwise = model.generate, model.generate_stream
+
+    @contextmanager
+    def resumed(begun: Sequence[tuple[TokenSelector, Generation]]) -> Iterator[None]:
+        with ExitStack() as stack:
+            for one, generation in begun:
+                stack.enter_context(one.generation(generation))
+            yield
+
+    # Arguments are passed on unread: the signatures stay TransformerLens' own.
+    def generate(*args: Any, **kwargs: Any) -> Any:
+        with resumed([(one, Generation()) for one in selectors]):
+            return whole(*args, **kwargs)
+
+    def generate_stream(*args: Any, **kwargs: Any) -> Iterator[Any]:
+        begun = [(one, Generation()) for one in selectors]
+        with closing(stepwise(*args, **kwargs)) as steps:
+            while True:
+                with resumed(begun):  # between two steps the model may do other things
+                    step = next(steps, None)
+                if step is None:
+                    return
+                yield step
+
+    return {"generate": generate, "generate_stream": generate_stream}

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from persona_lens.errors import InvalidArgumentError
-from persona_lens.models.hooks.positions import PositionedHook, TokenSelector, following_generate
+from persona_lens.models.hooks.positions import Generation, PositionedHook, TokenSelector, following_generate
 from persona_lens.tensors.operations import Ablate, Add
 
 
@@ -41,12 +41,25 @@ def test_all_positions_need_no_hook_of_their_own():
 def test_generation_takes_the_first_pass_as_the_prompt_and_forgets_it_afterwards():
     positions = TokenSelector("response")
     for _ in range(2):
-        with positions.generation():
+        with positions.generation(Generation()):
             assert select(positions, 1, 4, 4).tolist() == [[False, False, False, True]]
             assert select(positions, 1, 1, 5).tolist() == [[True]]
             assert select(positions, 1, 6, 6).tolist() == [[False, False, False, True, True, True]]
         with pytest.raises(InvalidArgumentError, match="prompt_length"):
             select(positions, 1, 4, 4)
+
+
+def test_a_generation_read_in_pieces_keeps_its_prompt_and_lends_it_to_no_other():
+    positions = TokenSelector("response")
+    long, short = Generation(), Generation()
+    with positions.generation(long):
+        select(positions, 1, 4, 4)
+        with positions.generation(short):
+            assert select(positions, 1, 2, 2).tolist() == [[False, True]]
+    with pytest.raises(InvalidArgumentError, match="prompt_length"):
+        select(positions, 1, 3, 3)
+    with positions.generation(long):
+        assert select(positions, 1, 6, 6).tolist() == [[False, False, False, True, True, True]]
 
 
 def test_a_pass_that_skips_block_0_is_refused():
