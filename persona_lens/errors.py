@@ -13,7 +13,8 @@ PersonaLensError
 ├── FileFormatError           (ValueError)         a vector, shard or result file that is not what it should be
 ├── HookNeverFiredError       (RuntimeError)       an intervention that no forward pass reached
 ├── HooksPresentError         (RuntimeError)       hooks on the model where none may be
-└── ModelBusyError            (RuntimeError)       a model that does something else, in this thread or another
+├── ModelBusyError            (RuntimeError)       a model that does something else, in this thread or another
+└── NonFiniteError            (FloatingPointError) a model whose numbers overflow or are no numbers
 
 PersonaLensWarning            (UserWarning)
 ├── SystemRoleMergedWarning   a template without system role; the system prompt went into the user turn
@@ -83,6 +84,10 @@ class HooksPresentError(PersonaLensError, RuntimeError):
 
 class ModelBusyError(PersonaLensError, RuntimeError):
     """A model that does something else, in this thread or another, which the call would mix with."""
+
+
+class NonFiniteError(PersonaLensError, FloatingPointError):
+    """A model's activations, logits or losses are infinite or no numbers."""
 
 
 class PersonaLensWarning(UserWarning):

@@ -8,6 +8,7 @@ instructions made the responses; results that rest on it say so.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
@@ -348,7 +349,8 @@ def _log_likelihoods(
             conversations += encoded
     likelihoods = iter(mean_log_likelihoods(model, conversations))
     for i in judged:
-        rows[i] = [next(likelihoods) for _ in systems]
+        found = [next(likelihoods) for _ in systems]
+        rows[i] = found if all(map(math.isfinite, found)) else "log-likelihood that is not finite"
     return rows
 
 

@@ -18,6 +18,9 @@ from torch import Tensor
 from persona_lens.errors import InvalidArgumentError
 from persona_lens.tensors.directions import normalize, widen
 
+# The next norm squares what it reads; where that overflows, it gives zeros, and text comes out that means nothing.
+_LONGEST_MOVE = 1e18
+
 
 @dataclass(frozen=True, eq=False)
 class _Directed:
@@ -52,8 +55,8 @@ class Add(_Directed):
         coefficient: Multiples of the vector; negative steers away from the trait.
 
     Raises:
-        InvalidArgumentError: ``direction`` is not one finite, nonzero vector, or ``coefficient`` is not
-            finite.
+        InvalidArgumentError: ``direction`` is not one finite, nonzero vector, ``coefficient`` is not finite, or both
+            move activations by more than 1e18, whose square float32 does not hold.
 
     Reference:
         Persona Vectors (arXiv 2507.21509), section 3.2.
@@ -74,6 +77,10 @@ class Add(_Directed):
             is_finite = False
         if not is_finite:
             raise InvalidArgumentError.of("coefficient", "be finite", self.coefficient)
+        length = abs(self.coefficient) * float(self.direction.norm())
+        if length > _LONGEST_MOVE:
+            rule = f"move activations by at most {_LONGEST_MOVE:g}, whose square float32 holds"
+            raise InvalidArgumentError.of("coefficient", rule, f"{self.coefficient}, a move by {length:.3g}")
 
     @cached_property
     def scaled(self) -> Float[Tensor, " d_model"]:

@@ -295,3 +295,12 @@ def test_the_identity_changes_with_the_model(judge, tiny_folder):
     half = pl.load_model(tiny_folder("llama"), dtype="bfloat16", device="cpu")
     identities = {dataclasses.replace(judge, model=model).identity for model in (judge.model, other, half)}
     assert len(identities) == 3
+
+
+def test_a_response_whose_likelihood_is_no_number_gets_a_reason(tiny_folder):
+    model = pl.load_model(tiny_folder("llama"), dtype="float32", device="cpu")
+    model.ln_final.w.data[0] = float("inf")
+    judge = pl.judges.LikelihoodJudge(model, tiny_trait(), 1, CALIBRATION)
+    (found,) = judge.score(["Why?"], ["LOUD!"])
+    assert found.score is None
+    assert "not finite" in found.reason

@@ -282,3 +282,11 @@ def test_keeping_the_norm_does_the_operations_in_order_and_then_restores_it():
 def test_keeping_the_norm_needs_operations_of_one_width(operations):
     with pytest.raises(InvalidArgumentError, match="operations"):
         KeepNorm(operations)
+
+
+@pytest.mark.parametrize("coefficient", [1e30, -1e30, 1e300])
+def test_a_move_whose_square_overflows_is_refused(coefficient):
+    """The next norm would make zeros of it, and text would come out all the same."""
+    with pytest.raises(InvalidArgumentError, match="`coefficient` must move activations by at most"):
+        Add(torch.ones(4), coefficient)
+    Add(torch.ones(4), 1e17)

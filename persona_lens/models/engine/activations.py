@@ -17,7 +17,7 @@ from persona_lens.models.hooks.points import attached
 from persona_lens.models.hooks.recording import ResidualRecorder
 from persona_lens.models.hooks.sharing import reading_one_by_one
 from persona_lens.models.text.padding import pad_right
-from persona_lens.models.text.spans import TokenSpans, check_spans
+from persona_lens.models.text.spans import TokenSpans, check_spans, check_token_ids
 from persona_lens.progress_bars import show_progress
 
 _TOKENS_AT_ONCE = 2048
@@ -103,6 +103,9 @@ def _record(
     if tokens.shape[1] > model.cfg.n_ctx:
         rule = f"have at most {model.cfg.n_ctx} positions"
         raise ContextLengthError.of("tokens", rule, tokens.shape[1], "Cut them.")
+    if tokens.numel() == 0:
+        raise InvalidArgumentError.of("tokens", "hold at least one token", tuple(tokens.shape))
+    check_token_ids("tokens", (int(tokens.min()), int(tokens.max())), model.cfg.d_vocab)
     if is_padding is None:
         is_padding = torch.zeros_like(tokens, dtype=torch.bool)
     if is_padding.shape != tokens.shape or bool(is_padding.all(dim=1).any()):
@@ -145,7 +148,7 @@ def pool_residual_stream(
 
 
 def _pool(model: HookedModel, conversations: Sequence[TokenSpans]) -> Generator[tuple[int, ResidualMeans], None, None]:
-    check_spans(conversations, model.cfg.n_ctx)
+    check_spans(conversations, model.cfg.n_ctx, model.cfg.d_vocab)
     order = sorted(range(len(conversations)), key=lambda i: (conversations[i].response_end, i))
     recorder = ResidualRecorder(model.cfg.n_layers)
     with (

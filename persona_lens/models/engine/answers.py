@@ -7,10 +7,15 @@ from contextlib import closing
 from typing import Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
+from persona_lens.errors import NonFiniteError
+from persona_lens.models.engine.finite import OVERFLOW_HINT
 from persona_lens.models.engine.sampling import Sampling
 from persona_lens.models.hooked_model import HookedModel
-from persona_lens.models.hooks.sharing import drawing, working
+from persona_lens.models.hooks.points import attached
+from persona_lens.models.hooks.sharing import drawing
 from persona_lens.models.text.chat import Message, build_messages, encode_prompt, warn_of_controls
 from persona_lens.models.text.tokens import stop_token_ids
 
@@ -55,6 +60,8 @@ def ask(
     Raises:
         ChatTemplateError: The tokenizer has no usable chat template.
         ContextLengthError: A conversation that leaves no room for the answer.
+        NonFiniteError: Logits that overflow, as under too strong a steering.
+        ModelBusyError: The model does something else.
 
     Example:
         >>> import persona_lens as pl
@@ -69,7 +76,16 @@ def ask(
     stops = sampling.stop_tokens or stop_token_ids(tokenizer)
     tokens: list[int] = []
     shown = ""
-    with working(model), drawing(), torch.random.fork_rng(), torch.no_grad():
+
+    def check_logits(logits: Float[Tensor, "row pos vocab"], hook: object) -> None:
+        if not bool(logits[:, -1].max(dim=-1).values.isfinite().all()):
+            rule, got = (
+                "be answered in finite numbers",
+                f"infinity or NaN in the logits of response token {len(tokens)}",
+            )
+            raise NonFiniteError.of("question", rule, got, OVERFLOW_HINT)
+
+    with attached(model, [("unembed.hook_out", check_logits)]), drawing(), torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(sampling.seed)
         steps = model.generate_stream(
             torch.tensor([prompt.tokens], device=model.cfg.device),

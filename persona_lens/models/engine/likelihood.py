@@ -47,7 +47,7 @@ def mean_log_likelihoods(model: HookedModel, conversations: Sequence[TokenSpans]
         ContextLengthError: Prompt and response exceed the model's context.
         HooksPresentError: Hooks inside attention, which scoring would pass by.
     """
-    check_spans(conversations, model.cfg.n_ctx)
+    check_spans(conversations, model.cfg.n_ctx, model.cfg.d_vocab)
     by_prompt: dict[tuple[int, ...], list[int]] = {}
     for index, item in enumerate(conversations):
         by_prompt.setdefault(item.prompt_tokens, []).append(index)

@@ -37,7 +37,7 @@ def next_token_probabilities(
         InvalidArgumentError: An empty prompt.
         ContextLengthError: Longer than the model's context.
     """
-    check_spans(conversations, model.cfg.n_ctx, min_response=0)
+    check_spans(conversations, model.cfg.n_ctx, model.cfg.d_vocab, min_response=0)
     # Rows of one prompt stand side by side, so that a batch needs few prompts.
     prompts = [item.prompt_tokens for item in conversations]
     order = sorted(range(len(conversations)), key=lambda i: (len(prompts[i]), prompts[i], i))

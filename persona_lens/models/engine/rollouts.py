@@ -120,6 +120,7 @@ def _collect(
     warn_of_controls(prompts.values())
     sampled: dict[int, SampledResponse] = {}
     for index, response in stream(model, sample_requests, sampling):
+        response.check_finite(f"requests[{index}]")
         sampled[index] = response
         advance(1)
     rollouts = []

@@ -15,9 +15,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from persona_lens.errors import ContextLengthError, InvalidArgumentError
+from persona_lens.errors import ContextLengthError, InvalidArgumentError, NonFiniteError
 from persona_lens.models.engine.attention import round_up
 from persona_lens.models.engine.decoding import Decoder, open_decoder
+from persona_lens.models.engine.finite import OVERFLOW_HINT, find_broken_layer
 from persona_lens.models.engine.prefixes import Prefix, RecentlyUsed, compute_prefixes
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.applying import RowInterventions
@@ -26,11 +27,14 @@ from persona_lens.models.hooks.points import attached
 from persona_lens.models.hooks.positions import Positions
 from persona_lens.models.hooks.recording import ResidualRecorder
 from persona_lens.models.hooks.sharing import reading_one_by_one
+from persona_lens.models.text.spans import check_token_ids
 
 # Batches are filled up to a multiple of this with idle rows: matrix kernels round differently for odd heights.
 _ROW_MULTIPLE = 16
 # Prompts are computed this many at a time; a prompt alone makes poor use of the machine.
 _PROMPTS_AT_ONCE = 16
+# What is drawn from logits that are not finite.
+NOT_FINITE = -1
 # Probabilities are formed for this many rows at a time: larger buffers are fetched anew from the system each time.
 _DRAWN_AT_ONCE = 64
 
@@ -71,13 +75,28 @@ class SampledResponse:
 
     Args:
         tokens: Token ids, without the stop token.
-        stop_reason: ``stop`` at a stop token, ``length`` at ``max_new_tokens``.
-        residuals: Pooled residual stream; None unless recorded, or if the response is empty.
+        stop_reason: ``stop`` at a stop token, ``length`` at ``max_new_tokens``; ``not finite`` where the logits of the
+            next token are infinite or no numbers.
+        residuals: Pooled residual stream; None unless recorded, if the response is empty or its numbers not finite.
+        broken_layer: The first layer that is not finite, where ``stop_reason`` says so; None for the unembedding.
     """
 
     tokens: tuple[int, ...]
-    stop_reason: Literal["stop", "length"]
+    stop_reason: Literal["stop", "length", "not finite"]
     residuals: ResidualMeans | None = field(default=None, repr=False)
+    broken_layer: int | None = None
+
+    def check_finite(self, name: str) -> None:
+        """Raise if its numbers are not finite.
+
+        Raises:
+            NonFiniteError: Names the request, the token and the layer.
+        """
+        if self.stop_reason == "not finite":
+            where = "the logits" if self.broken_layer is None else f"the residual stream of layer {self.broken_layer}"
+            rule = "keep the model's numbers finite"
+            got = f"infinity or NaN in {where}, before response token {len(self.tokens)}"
+            raise NonFiniteError.of(name, rule, got, OVERFLOW_HINT)
 
 
 @dataclass(frozen=True)
@@ -86,7 +105,7 @@ class Sampling:
 
     Args:
         max_new_tokens: Most tokens a response may have; the paper's is 1,000.
-        temperature: Divides the logits; 0 is greedy; the paper's is 1.
+        temperature: Divides the logits; 0 is greedy, else at least 0.0001; the paper's is 1.
         top_p: Smallest set of tokens with this probability mass is kept; 1 keeps all.
         rollouts: Responses to each question under each condition; the paper's is 10.
         seed: Of all draws. Functions that are given requests take the requests' own seeds, and one response each.
@@ -114,7 +133,12 @@ class Sampling:
     def __post_init__(self) -> None:
         rules = (
             ("max_new_tokens", "be at least 1", self.max_new_tokens >= 1),
-            ("temperature", "be finite and not negative", 0 <= self.temperature < float("inf")),
+            # Divided by less, logits would overflow float32.
+            (
+                "temperature",
+                "be 0, which is greedy, or finite and at least 0.0001",
+                self.temperature == 0 or 1e-4 <= self.temperature < float("inf"),
+            ),
             ("top_p", "be in (0, 1]", 0 < self.top_p <= 1),
             ("rollouts", "be at least 1", self.rollouts >= 1),
             ("batch_size", "be at least 1", self.batch_size >= 1),
@@ -176,7 +200,8 @@ def _stream(
     interventions = RowInterventions([layer for request in requests for layer in request.intervention.layers])
     pairs = interventions.hook_pairs() + (recorder.hook_pairs() if recorder else [])
     with open_decoder(model) as decoder, attached(model, pairs):
-        yield from reading_one_by_one(model, _Sampler(decoder, requests, sampling, interventions, recorder).run())
+        sampler = _Sampler(model, decoder, requests, sampling, interventions, recorder)
+        yield from reading_one_by_one(model, sampler.run())
 
 
 def _check_requests(model: HookedModel, requests: Sequence[SampleRequest], sampling: Sampling) -> None:
@@ -184,6 +209,7 @@ def _check_requests(model: HookedModel, requests: Sequence[SampleRequest], sampl
     for index, request in enumerate(requests):
         if not request.prompt:
             raise InvalidArgumentError.of(f"requests[{index}].prompt", "hold at least one token", ())
+        check_token_ids(f"requests[{index}].prompt", request.prompt, model.cfg.d_vocab)
         if len(request.prompt) > limit:
             rule = f"be at most {limit} tokens long"
             hint = (
@@ -219,12 +245,14 @@ class _Sampler:
 
     def __init__(
         self,
+        model: HookedModel,
         decoder: Decoder,
         requests: Sequence[SampleRequest],
         sampling: Sampling,
         interventions: RowInterventions,
         recorder: ResidualRecorder | None,
     ) -> None:
+        self.model = model
         self.decoder = decoder
         self.requests = requests
         self.sampling = sampling
@@ -336,6 +364,10 @@ class _Sampler:
         for slot, (row, token) in enumerate(zip(self.rows, chosen, strict=True)):
             row.position += 1
             full = len(row.tokens) == sampling.max_new_tokens
+            if token == NOT_FINITE:
+                finished.append(slot)
+                yield row.index, SampledResponse(tuple(row.tokens), "not finite", broken_layer=self._find_layer(row))
+                continue
             if full or token in sampling.stop_tokens:
                 finished.append(slot)
                 reason: Literal["stop", "length"] = "length" if full else "stop"
@@ -349,6 +381,12 @@ class _Sampler:
         self._vacate(finished)
         if finished or sampling.positions == "prompt":
             self._assign_interventions()
+
+    def _find_layer(self, row: _Row) -> int | None:
+        self.interventions.assign([row.request.intervention], self.device)
+        layer = find_broken_layer(self.model, self.decoder, (*row.request.prompt, *row.tokens))
+        self._assign_interventions()
+        return layer
 
     def _means(self, slot: int) -> ResidualMeans | None:
         row = self.rows[slot]
@@ -398,14 +436,15 @@ def draw_tokens(
         top_p: Probability mass to keep.
 
     Returns:
-        Token ids.
+        Token ids; ``NOT_FINITE`` for a row with NaN, infinity, or nothing but negative infinity.
 
     Example:
         >>> draw_tokens(torch.tensor([[0.0, 0.0]]), torch.tensor([0.7]), temperature=1.0, top_p=1.0)
         tensor([1])
     """
     if temperature == 0:
-        return logits.argmax(dim=-1)
+        highest, tokens = logits.max(dim=-1)  # NaN counts as the highest
+        return tokens.masked_fill(~highest.isfinite(), NOT_FINITE)
     parts = zip(logits.split(_DRAWN_AT_ONCE), draws.split(_DRAWN_AT_ONCE), strict=True)
     return torch.cat([_draw(part, part_draws, temperature, top_p) for part, part_draws in parts])
 
@@ -436,10 +475,13 @@ def _invert_cumulative(probabilities: Float[Tensor, "row vocab"], draws: Float[T
     block_ends = block_mass.cumsum(dim=-1)
     target = draws * block_ends[:, -1]
     index = _find_first_above(block_ends, block_mass, target)
+    # The softmax of a row with NaN or infinity is NaN throughout, and so is its mass.
+    is_finite = block_ends[:, -1].isfinite()
     rows = torch.arange(n_rows, device=probabilities.device)
     before = block_ends[rows, index] - block_mass[rows, index]
     inside = padded[rows, index]
-    return index * block + _find_first_above(inside.cumsum(dim=-1), inside, (target - before).clamp_min(0.0))
+    token = index * block + _find_first_above(inside.cumsum(dim=-1), inside, (target - before).clamp_min(0.0))
+    return token.masked_fill(~is_finite, NOT_FINITE)
 
 
 def _find_first_above(

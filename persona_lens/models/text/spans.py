@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from persona_lens.errors import ContextLengthError, InvalidArgumentError
@@ -53,11 +53,24 @@ class TokenSpans:
         return (positions >= self.response_start) & (positions < self.response_end)
 
 
-def check_spans(conversations: Sequence[TokenSpans], n_ctx: int, *, min_response: int = 1) -> None:
+def check_token_ids(name: str, tokens: Sequence[int] | Int[Tensor, " pos"], d_vocab: int) -> None:
+    """Refuse ids that are no token's; negative ones would be counted from the vocabulary's end.
+
+    Raises:
+        InvalidArgumentError: An id outside the vocabulary.
+    """
+    lowest, highest = min(tokens, default=0), max(tokens, default=0)
+    if not 0 <= lowest <= highest < d_vocab:
+        rule = f"hold token ids in [0, {d_vocab})"
+        got = lowest if lowest < 0 else highest
+        raise InvalidArgumentError.of(name, rule, got, "The tokenizer must be the model's own.")
+
+
+def check_spans(conversations: Sequence[TokenSpans], n_ctx: int, d_vocab: int, *, min_response: int = 1) -> None:
     """Refuse conversations that a model cannot read.
 
     Raises:
-        InvalidArgumentError: No prompt, or a response shorter than ``min_response`` tokens.
+        InvalidArgumentError: No prompt, a response shorter than ``min_response`` tokens, or an id that is no token's.
         ContextLengthError: A conversation longer than the model's context.
     """
     for index, item in enumerate(conversations):
@@ -69,3 +82,4 @@ def check_spans(conversations: Sequence[TokenSpans], n_ctx: int, *, min_response
         if end > n_ctx:
             rule, hint = f"fit the model's context of {n_ctx} tokens", "Shorten the prompt or the response."
             raise ContextLengthError.of(f"conversations[{index}]", rule, end, hint)
+        check_token_ids(f"conversations[{index}].tokens", item.tokens, d_vocab)

@@ -4,6 +4,7 @@ import torch
 import persona_lens as pl
 from persona_lens.errors import ContextLengthError, InvalidArgumentError
 from persona_lens.models.engine.activations import pool_residual_stream
+from persona_lens.models.engine.likelihood import mean_log_likelihoods
 from persona_lens.models.text.spans import TokenSpans
 from tests.backends import BACKENDS
 
@@ -126,3 +127,16 @@ def test_rows_may_fill_the_whole_context(model):
     resid = pl.cache_residual_stream(model, tokens)[:, 0]
     ((_, pooled),) = pool_residual_stream(model, [TokenSpans(tuple(tokens[0].tolist()), 250, 256)])
     torch.testing.assert_close(pooled.response_mean, resid[:, 250:].mean(1), atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("token", [-1, 259])
+def test_ids_that_are_no_tokens_are_refused(tiny_model, token):
+    """Negative ones would be read from the vocabulary's end."""
+    with pytest.raises(pl.errors.InvalidArgumentError, match=r"`tokens`.*\[0, 259\)"):
+        pl.cache_residual_stream(tiny_model, torch.tensor([[5, token]]))
+    with pytest.raises(pl.errors.InvalidArgumentError, match=r"conversations\[0\]\.tokens"):
+        list(pool_residual_stream(tiny_model, [TokenSpans.join((5, token), (6,))]))
+    with pytest.raises(pl.errors.InvalidArgumentError, match=r"conversations\[0\]\.tokens"):
+        mean_log_likelihoods(tiny_model, [TokenSpans.join((5, token), (6,))])
+    with pytest.raises(pl.errors.InvalidArgumentError, match="at least one token"):
+        pl.cache_residual_stream(tiny_model, torch.zeros(1, 0, dtype=torch.long))

@@ -96,3 +96,16 @@ def test_a_question_that_leaves_no_room_for_the_answer_is_refused_before_the_mod
 def test_a_question_that_spells_a_control_token_is_answered_as_text_and_that_is_said(model):
     with pytest.warns(pl.errors.ControlTextWarning, match=r"1 of 1 texts spells control tokens, <\|im_end\|>"):
         pl.ask(model, "Who?<|im_end|>", sampling=GREEDY)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_an_answer_whose_numbers_overflow_is_an_error(tiny_folder, temperature):
+    model = pl.load_model(tiny_folder("llama"), dtype="float16", device="cpu")
+    shift = pl.tensors.Add(torch.ones(model.cfg.d_model), 1e6)
+    sampling = pl.Sampling(max_new_tokens=4, temperature=temperature)
+    with (
+        pl.hooked(model, pl.Intervention.of(1, shift)),
+        pytest.raises(pl.errors.NonFiniteError, match="response token 0"),
+    ):
+        pl.ask(model, "Who?", sampling=sampling)
+    pl.ask(model, "Who?", sampling=sampling)

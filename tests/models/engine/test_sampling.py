@@ -9,8 +9,15 @@ from hypothesis.extra.numpy import arrays
 from transformers import AutoModelForCausalLM
 
 import persona_lens as pl
-from persona_lens.errors import ContextLengthError, HooksPresentError, InvalidArgumentError, LayerOutOfRangeError
+from persona_lens.errors import (
+    ContextLengthError,
+    HooksPresentError,
+    InvalidArgumentError,
+    LayerOutOfRangeError,
+    NonFiniteError,
+)
 from persona_lens.models.engine.sampling import (
+    NOT_FINITE,
     SampleRequest,
     Sampling,
     draw_tokens,
@@ -26,6 +33,11 @@ D_MODEL = 48
 @pytest.fixture(params=BACKENDS)
 def model(request, tiny_folder):
     return pl.load_model(tiny_folder("llama"), backend=request.param, dtype="float32", device="cpu")
+
+
+@pytest.fixture(params=BACKENDS)
+def half_model(request, tiny_folder):
+    return pl.load_model(tiny_folder("llama"), backend=request.param, dtype="float16", device="cpu")
 
 
 def prompts(*lengths):
@@ -375,3 +387,55 @@ def test_a_token_without_mass_is_never_drawn():
     logits[0, 300] = 0.0
     for draw in (0.0, 0.5, 0.99999994, 1 - 2**-53):  # the last one rounds to 1 in float32
         assert int(draw_tokens(logits, torch.tensor([draw], dtype=torch.float64), 1.0, 1.0)) == 300
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1e-4, 1.0])
+@pytest.mark.parametrize("top_p", [1.0, 0.7])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), "all -inf"])
+def test_nothing_is_drawn_from_logits_that_are_not_finite(temperature, top_p, bad):
+    logits = torch.randn(3, 600, generator=torch.Generator().manual_seed(0))
+    expected = draw_tokens(logits, torch.full((3,), 0.5), temperature, top_p).tolist()
+    if bad == "all -inf":
+        logits[1] = float("-inf")
+    else:
+        logits[1, 511] = bad
+    found = draw_tokens(logits, torch.full((3,), 0.5), temperature, top_p).tolist()
+    assert found == [expected[0], NOT_FINITE, expected[2]]
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_row_that_overflows_is_marked_with_its_layer_and_its_neighbours_are_not_changed(
+    half_model, recorded, temperature
+):
+    model = half_model
+    many = [SampleRequest(prompt, (i,)) for i, prompt in enumerate(prompts(5, 7, 5, 9))]
+    alone = sample(model, many, recorded, temperature=temperature)
+    many[1] = dataclasses.replace(many[1], intervention=steer(1, 1e6))  # float16 ends at 65,504
+    found = sample(model, many, recorded, temperature=temperature)
+    assert found[1].stop_reason == "not finite"
+    assert found[1].broken_layer == 1
+    assert found[1].residuals is None
+    assert [found[i].tokens for i in (0, 2, 3)] == [alone[i].tokens for i in (0, 2, 3)]
+    with pytest.raises(NonFiniteError, match=r"`requests\[1\]`.*layer 1, before response token 0"):
+        found[1].check_finite("requests[1]")
+    found[0].check_finite("requests[0]")
+
+
+def test_a_rollout_that_overflows_is_an_error(half_model):
+    requests = [pl.models.RolloutRequest("Who?", (i,)) for i in range(3)]
+    requests[2] = dataclasses.replace(requests[2], intervention=steer(1, 1e6))
+    with pytest.raises(NonFiniteError, match=r"requests\[2\].*Lower the steering coefficient"):
+        pl.models.sample_rollouts(half_model, requests, Sampling(max_new_tokens=4))
+
+
+@pytest.mark.parametrize("temperature", [1e-42, 9e-5, -1.0, float("nan"), float("inf")])
+def test_a_temperature_at_which_logits_overflow_is_refused(temperature):
+    with pytest.raises(InvalidArgumentError, match="temperature"):
+        Sampling(temperature=temperature)
+
+
+@pytest.mark.parametrize("token", [-1, 259, 10**12])
+def test_ids_that_are_no_tokens_are_refused_before_the_model_runs(model, token):
+    with pytest.raises(InvalidArgumentError, match=r"requests\[1\]\.prompt.*\[0, 259\)"):
+        sample(model, [SampleRequest((5, 6), (0,)), SampleRequest((5, token), (1,))])

@@ -229,8 +229,12 @@ def test_between_two_steps_of_a_stream_other_calls_are_not_taken_for_its_own(mod
 def test_an_error_leaves_the_model_free(model):
     with pytest.raises(pl.errors.HookNeverFiredError), pl.hooked(model, add(model)):
         pass
-    with pytest.raises((IndexError, RuntimeError)):
-        pl.cache_residual_stream(model, torch.tensor([[99999]]))
+
+    def fail(residual, hook):
+        raise ZeroDivisionError
+
+    with pl.hooked(model, [("blocks.0.hook_resid_post", fail)]), pytest.raises(ZeroDivisionError):
+        sample(model)
     with ThreadPoolExecutor(1) as other:
         other.submit(sample, model).result(timeout=60)
     assert count_hooks(model) == 0
