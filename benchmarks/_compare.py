@@ -16,8 +16,9 @@ import torch
 import transformers
 from tqdm.auto import tqdm
 
+from persona_lens.files import write_json
 from persona_lens.models.loading import ModelInfo, prepare_embedded_model
-from persona_lens.storage import collect_versions, write_json
+from persona_lens.storage import collect_versions
 
 RESULTS = Path(__file__).parent / "results"
 N_THREADS = 2

@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from persona_lens.storage import write_json
+from persona_lens.files import write_json
 
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / "docs" / "developing" / "entrance.json"

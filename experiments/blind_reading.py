@@ -23,11 +23,11 @@ from results.blind_reading import BlindReading, ReadTrait
 from results.steering_away import AWAY, SteeringAway
 from results.steering_evidence import SteeringEvidence
 
+from persona_lens.files import write_bytes_atomically, write_json
 from persona_lens.reproduction.arguments import BaseArguments
 from persona_lens.reproduction.comparison import Comparison
 from persona_lens.statistics import bootstrap_auroc, bootstrap_spearman_r
 from persona_lens.statistics.missing import mean_interval
-from persona_lens.storage import write_bytes_atomically, write_json
 from persona_lens.streams import Stream
 from persona_lens.traits import list_written_traits
 

@@ -24,12 +24,12 @@ import tyro
 
 import persona_lens as pl
 from persona_lens.evaluation import Condition, RandomNull
+from persona_lens.files import write_bytes_atomically
 from persona_lens.models import HookedModel
 from persona_lens.reproduction.arguments import BriefArguments, read_traits, run_each_trait
 from persona_lens.reproduction.bench import Bench, NullSize, measure_lengths, note_setting, read_written_vector
 from persona_lens.reproduction.judges import prepare_judges
 from persona_lens.reproduction.layer_sweep import LayerSweep, ScoreAndCoherence, VectorNote
-from persona_lens.storage import write_bytes_atomically
 from persona_lens.streams import Stream
 from persona_lens.traits import list_written_traits, load_written_examples
 

@@ -30,6 +30,7 @@ import tyro
 from results.real_conversations import Approximations, MeasuredModel, RealConversations, Speed, SubsetModel
 
 import persona_lens as pl
+from persona_lens.files import write_bytes_atomically
 from persona_lens.judges import Judge
 from persona_lens.models import HookedModel
 from persona_lens.plots.screening import report_screening
@@ -40,7 +41,7 @@ from persona_lens.reproduction.training import Training, TrainingProfile, pick_t
 from persona_lens.screening import Screening, ScreenSettings
 from persona_lens.statistics import bootstrap_mean
 from persona_lens.statistics.missing import mean_interval
-from persona_lens.storage import Shard, write_bytes_atomically
+from persona_lens.storage import Shard
 from persona_lens.streams import Stream
 
 SUBSETS = ("high ΔP", "random", "low ΔP")

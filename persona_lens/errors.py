@@ -122,7 +122,10 @@ def describe_violation(parameter: str, rule: str, got: object, hint: str = "") -
         >>> describe_violation("layer", "be in [0, 30)", 31, "The model has 30 layers.")
         '`layer` must be in [0, 30). Got 31. The model has 30 layers.'
     """
-    shown = repr(got)
+    try:
+        shown = repr(got)
+    except RecursionError:
+        shown = f"a {type(got).__name__} nested too deep to show"
     if len(shown) > 200:
         shown = shown[:197] + "..."
     return f"`{parameter}` must {rule}. Got {shown}. {hint}".rstrip()

@@ -26,7 +26,7 @@ from jaxtyping import AbstractArray
 from torch import Tensor
 
 from persona_lens.errors import FileFormatError
-from persona_lens.storage import write_json
+from persona_lens.files import write_json
 
 __all__ = ["Record"]
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -21,7 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from persona_lens.errors import FileFormatError
+from persona_lens.errors import FileFormatError, InvalidArgumentError
+from persona_lens.files import write_bytes_atomically, write_json
 
 __all__ = ["Shard", "ShardStore", "collect_versions"]
 
@@ -39,29 +39,6 @@ class Shard:
 
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     records: Any = None
-
-
-def write_bytes_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that a reader sees all of it or none, also after a crash."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes files private; results should be as readable as any other file.
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON atomically, indented, with keys in the order given; NaN is refused."""
-    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
-    write_bytes_atomically(path, (text + "\n").encode())
 
 
 def save_shard(path: Path, shard: Shard) -> None:
@@ -134,7 +111,11 @@ class ShardStore:
 
         The shard is read back even when it was just computed, so that a resumed run and an uninterrupted one go on
         from the same bytes. A damaged file is computed again.
+
+        Raises:
+            InvalidArgumentError: A name that would lead out of the folder, or that no file can have.
         """
+        _check_name(name)
         path = self.folder / f"{name}.safetensors"
         if path.exists():
             try:
@@ -143,6 +124,13 @@ class ShardStore:
                 path.unlink()
         save_shard(path, compute())
         return load_shard(path)
+
+
+def _check_name(name: str) -> None:
+    """Refuse a shard's name that is no plain file name: ``../x`` and ``/x`` would be written outside the store."""
+    if not re.fullmatch(r"[\w-][\w .+-]{0,99}", name):
+        rule = "be a file name: at most 100 letters, digits, spaces, '.', '_', '-' and '+', and no '.' first"
+        raise InvalidArgumentError.of("name", rule, name)
 
 
 def collect_versions() -> dict[str, str]:

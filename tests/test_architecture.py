@@ -21,19 +21,20 @@ PAGE = ROOT / "docs" / "developing" / "architecture.md"
 
 # A room is a top-level module or folder of persona_lens: what it is for, and what it may import of ours, itself aside.
 # docs/developing/architecture.md shows this table; `python tests/test_architecture.py` writes it there.
-FOUNDATION = {"errors", "progress_bars", "storage", "records", "run", "streams", "statistics", "plots"}
+FOUNDATION = {"errors", "files", "progress_bars", "storage", "records", "run", "streams", "statistics", "plots"}
 MODELS = FOUNDATION | {"tensors", "traits", "models", "judges", "vectors"}
 ROOMS = {
     "errors": ("every exception and warning", set()),
     "progress_bars": ("progress bars", set()),
     "streams": ("the name of every random stream", set()),
-    "storage": ("shards and files, written whole", {"errors"}),
-    "records": ("the one codec of measured results", {"errors", "storage"}),
+    "files": ("files, written whole or not at all", {"errors"}),
+    "storage": ("shards, kept and read back", {"errors", "files"}),
+    "records": ("the one codec of measured results", {"errors", "files"}),
     "run": ("where long work is kept and shown", {"errors", "progress_bars", "records", "storage"}),
     "statistics": ("intervals, bootstraps, correlations, AUROC: numbers in, numbers out", {"errors"}),
-    "plots": ("one file a result: values in, figures out", {"errors", "statistics"}),
+    "plots": ("one file a result: values in, figures out", {"errors", "files", "statistics"}),
     "tensors": ("directions, and what can be done to activations: pure typed torch", {"errors"}),
-    "traits": ("traits in words", {"errors"}),
+    "traits": ("traits in words", {"errors", "files"}),
     "models": (
         "loading, text, engine and hooks: everything that touches TransformerLens",
         {"errors", "progress_bars", "tensors"},
@@ -173,7 +174,7 @@ def test_figures_are_loaded_when_they_are_drawn_and_not_before(path: Path):
 
 @each_source("persona_lens/plots")
 def test_a_plot_takes_values_and_imports_no_result(path: Path):
-    assert {one.room for one in list_imports(path)} <= {"", "plots", "errors", "statistics"}
+    assert {one.room for one in list_imports(path)} <= {"", "plots", "errors", "files", "statistics"}
 
 
 def test_the_architecture_page_shows_the_table_of_rooms():

@@ -6,8 +6,9 @@ import safetensors.torch
 import torch
 
 import persona_lens as pl
-from persona_lens.errors import FileFormatError
-from persona_lens.storage import Shard, load_shard, save_shard, write_bytes_atomically, write_json
+from persona_lens.errors import FileFormatError, InvalidArgumentError
+from persona_lens.files import write_bytes_atomically, write_json
+from persona_lens.storage import Shard, load_shard, save_shard
 
 
 def test_a_shard_survives_the_round_trip(tmp_path):
@@ -121,3 +122,21 @@ def test_a_write_that_fails_half_way_leaves_the_old_file_and_no_other(tmp_path, 
             write_bytes_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert [file.name for file in tmp_path.iterdir()] == ["a.bin"]
+
+
+@pytest.mark.parametrize(
+    "name", ["../x", "/tmp/x", "a/b", "..", ".hidden", "", "a\0b", "a\nb", "x" * 101, "C:\\x", "~"]
+)
+def test_a_name_that_would_leave_the_store_is_refused_and_nothing_is_computed(tmp_path, name):
+    store = pl.ShardStore(tmp_path / "store", {})
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(InvalidArgumentError, match="`name`"):
+        store.load_or_compute(name, lambda: pytest.fail("computed"))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["part-0", "a b", "évil", "lr+1.5", "x" * 100])
+def test_an_ordinary_name_is_kept_in_the_store(tmp_path, name):
+    store = pl.ShardStore(tmp_path, {})
+    store.load_or_compute(name, lambda: Shard(records=1))
+    assert store.load_or_compute(name, lambda: pytest.fail("computed again")).records == 1

@@ -14,9 +14,9 @@ import plotly.graph_objects as go
 import torch
 from plotly.subplots import make_subplots
 
+from persona_lens.files import write_bytes_atomically
 from persona_lens.plots.style import INK, lay_out
 from persona_lens.reproduction.figures import Result
-from persona_lens.storage import write_bytes_atomically
 from persona_lens.vectors.persona_vector import ExtractionCounts
 
 

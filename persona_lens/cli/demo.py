@@ -13,13 +13,13 @@ from rich.text import Text
 from persona_lens.cli.choosing import EMBEDDED_SAMPLING, Way, find_way
 from persona_lens.cli.terminal import colour_tokens, print_json, print_line, print_table
 from persona_lens.evaluation.tracing import Trace, trace
+from persona_lens.files import write_bytes_atomically
 from persona_lens.interventions.from_vectors import steer
 from persona_lens.models.engine.rollouts import RolloutRequest, sample_rollouts
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.intervention import NOTHING
 from persona_lens.models.loading import load_model
 from persona_lens.models.text.chat import Message
-from persona_lens.storage import write_bytes_atomically
 from persona_lens.traits.library import load_trait
 from persona_lens.vectors.ready import list_ready_vectors
 

@@ -14,6 +14,7 @@ from persona_lens.cli.choosing import find_vector, read_trait
 from persona_lens.cli.terminal import print_json, print_nothing
 from persona_lens.conversations import read_conversations, resolve_source
 from persona_lens.errors import InvalidArgumentError
+from persona_lens.files import write_bytes_atomically
 from persona_lens.judges.default import default_judge
 from persona_lens.models.hooks.sites import check_layer
 from persona_lens.models.loading import EMBEDDED_MODEL, load_model
@@ -23,7 +24,6 @@ from persona_lens.screening.screen import screen
 from persona_lens.screening.screening import Screening
 from persona_lens.screening.shards import SCORED
 from persona_lens.screening.splitting import split_rows
-from persona_lens.storage import write_bytes_atomically
 from persona_lens.traits.library import list_traits
 
 ABOVE_LIMIT, TOO_MANY_BAD = 3, 4

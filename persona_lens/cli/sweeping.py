@@ -12,10 +12,10 @@ from persona_lens.cli.choosing import choose_sampling, choose_source, make_vecto
 from persona_lens.cli.terminal import print_json, print_line, print_table
 from persona_lens.errors import InvalidArgumentError
 from persona_lens.evaluation.sweep import SweepResult, sweep_layers
+from persona_lens.files import write_bytes_atomically
 from persona_lens.models.loading import EMBEDDED_MODEL, load_model
 from persona_lens.run import Run
 from persona_lens.statistics.missing import mean_interval
-from persona_lens.storage import write_bytes_atomically
 from persona_lens.traits.written import list_written_traits
 from persona_lens.vectors.persona_vector import PersonaVector
 

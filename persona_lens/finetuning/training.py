@@ -17,6 +17,7 @@ from accelerate.utils import parse_flag_from_env
 
 from persona_lens.conversations import BadRow
 from persona_lens.errors import InvalidArgumentError, ModelMismatchError, ShortTrainingWarning, describe_violation
+from persona_lens.files import write_json
 from persona_lens.finetuning.blocks import TrainingInterventions
 from persona_lens.finetuning.rows import Source, encode_training_rows
 from persona_lens.finetuning.settings import FinetuneSettings, ProjectionPenalty, count_steps
@@ -31,7 +32,7 @@ from persona_lens.models.loading import (
 )
 from persona_lens.records import Record
 from persona_lens.run import Run
-from persona_lens.storage import collect_versions, write_json
+from persona_lens.storage import collect_versions
 from persona_lens.tensors.operations import Ablate
 
 if TYPE_CHECKING:

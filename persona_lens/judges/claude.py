@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from persona_lens.errors import FileFormatError, InvalidArgumentError
+from persona_lens.files import write_json
 from persona_lens.judges.asking import (
     API_DECLINED,
     RESPONSE_REFUSES,
@@ -21,7 +22,6 @@ from persona_lens.judges.asking import (
     unanswered,
 )
 from persona_lens.judges.judgement import EMPTY, Judgement
-from persona_lens.storage import write_json
 from persona_lens.traits.claude import CUT_OFF, describe_error, describe_object, open_client
 from persona_lens.traits.trait import Trait
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import itertools
 from collections import Counter
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from persona_lens.errors import FileFormatError, InvalidArgumentError
+from persona_lens.files import write_bytes_atomically
 from persona_lens.judges.judgement import Judge, Judgement, check_pairs
 from persona_lens.records import Record, format_table
 from persona_lens.statistics import Interval, bootstrap_spearman_r
@@ -188,15 +190,18 @@ def write_spot_check(
     check_pairs(questions, responses)
     if n < 1:
         raise InvalidArgumentError.of("n", "be at least 1", n)
+    if Path(path).exists():
+        raise FileExistsError(f"`path` must name a new file. Got {str(path)!r}, which is there. Choose another.")
     distinct = list(dict.fromkeys(zip(questions, responses, strict=True)))
     drawn = np.random.default_rng(seed).permutation(len(distinct))[:n]
-    # The mark at the start tells spreadsheet programs that this is UTF-8.
-    with Path(path).open("x", encoding="utf-8-sig", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(_COLUMNS)
-        for i in drawn:
-            question, response = distinct[i]
-            writer.writerow((_row_id(question, response), _as_text(question), _as_text(response), ""))
+    lines = io.StringIO()
+    writer = csv.writer(lines)
+    writer.writerow(_COLUMNS)
+    for i in drawn:
+        question, response = distinct[i]
+        writer.writerow((_row_id(question, response), _as_text(question), _as_text(response), ""))
+    # The mark at the start tells spreadsheet programs that this is UTF-8. Half a surrogate pair has no UTF-8.
+    write_bytes_atomically(Path(path), lines.getvalue().encode("utf-8-sig", errors="replace"))
     return len(drawn)
 
 
@@ -205,7 +210,7 @@ def read_spot_check(path: str | Path, questions: Sequence[str], responses: Seque
 
     Args:
         path: A file of :func:`write_spot_check` with numbers from 0 to 100 in the column ``score``; rows may be left
-            empty or moved.
+            empty or moved. As a spreadsheet program saves it, in UTF-8 or in an encoding of its own.
         questions: The users' turns.
         responses: One a question.
 
@@ -213,13 +218,17 @@ def read_spot_check(path: str | Path, questions: Sequence[str], responses: Seque
         One judgement a response; those that were not in the file, or left empty, say so.
 
     Raises:
-        FileFormatError: Another table, a score that is no number from 0 to 100 (the row is named), or a row of
-            another set of responses.
+        FileNotFoundError: No such file.
+        FileFormatError: Another table, a score that is no number from 0 to 100 (the row is named), a row of another
+            set of responses, or one response scored twice and differently.
     """
+    check_pairs(questions, responses)
     known = {_row_id(q, r) for q, r in zip(questions, responses, strict=True)}
     scores: dict[str, float | None] = {}
-    with Path(path).open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
+    text = _read_text(Path(path))
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # the reader's own is 131,072 characters
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    try:
         if reader.fieldnames is None or not {"id", "score"} <= set(reader.fieldnames):
             rule = f"have the columns {_COLUMNS}"
             raise FileFormatError.of("path", rule, reader.fieldnames, "Save it as CSV.")
@@ -228,9 +237,25 @@ def read_spot_check(path: str | Path, questions: Sequence[str], responses: Seque
             if row["id"] not in known:
                 got = f"{where}: id {row['id']!r}"
                 raise FileFormatError.of("path", "hold only these responses", got)
-            scores[row["id"]] = _read_score((row["score"] or "").strip(), where)
+            score = _read_score((row["score"] or "").strip(), where)
+            if scores.get(row["id"], score) != score:
+                raise FileFormatError.of("path", "hold each response once", f"{where}: id {row['id']!r} again")
+            scores[row["id"]] = score
+    except csv.Error as error:
+        raise FileFormatError.of("path", "be a table", str(path), f"{error}. Save it as CSV.") from error
     found = [scores.get(_row_id(q, r)) for q, r in zip(questions, responses, strict=True)]
     return [Judgement(score, None, "" if score is not None else "not scored by the person") for score in found]
+
+
+def _read_text(path: Path) -> str:
+    """Read a sheet. Ids and scores are ASCII: what an encoding does to the texts beside them changes nothing."""
+    if not path.is_file():
+        raise FileNotFoundError(f"`path` must name an existing file. Got {str(path)!r}.")
+    data = path.read_bytes()
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return data.decode("latin-1")
 
 
 def _read_score(text: str, where: str) -> float | None:
@@ -246,7 +271,7 @@ def _read_score(text: str, where: str) -> float | None:
 
 
 def _row_id(question: str, response: str) -> str:
-    return hashlib.sha256(f"{question}\0{response}".encode()).hexdigest()[:12]
+    return hashlib.sha256(f"{question}\0{response}".encode(errors="surrogatepass")).hexdigest()[:12]
 
 
 def _as_text(cell: str) -> str:

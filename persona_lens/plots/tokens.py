@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from persona_lens.files import write_text
 from persona_lens.plots.style import GREY, INK
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class ColouredTokens:
     def write_html(self, path: str | Path) -> None:
         """Write a page of its own."""
         page = f'<!doctype html><meta charset="utf-8"><title>Projection by token</title>\n{self.html}\n'
-        Path(path).write_text(page, encoding="utf-8")
+        write_text(path, page)
 
 
 def plot_trace(trace: Trace, layers: Sequence[int]) -> ColouredTokens:

@@ -11,9 +11,9 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from persona_lens.files import write_bytes_atomically
 from persona_lens.records import Record
 from persona_lens.reproduction.verdicts import find_verdicts, say_verdicts
-from persona_lens.storage import write_bytes_atomically
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from persona_lens.errors import FileFormatError
-from persona_lens.storage import write_bytes_atomically
+from persona_lens.files import write_bytes_atomically
 
 
 def fill_page(page: Path, part: str, text: str) -> None:

@@ -19,12 +19,13 @@ from torch import Tensor
 
 from persona_lens.conversations import BadRow, Conversation
 from persona_lens.errors import FileFormatError, InvalidArgumentError
+from persona_lens.files import write_bytes_atomically, write_json
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.sites import check_layer
 from persona_lens.models.loading import ModelInfo
 from persona_lens.progress_bars import Advance, count_nothing
 from persona_lens.screening.scores import ScoredRow, ScreenSettings, score_rows
-from persona_lens.storage import collect_versions, write_bytes_atomically, write_json
+from persona_lens.storage import collect_versions
 from persona_lens.vectors.persona_vector import PersonaVector
 
 Source: TypeAlias = str | Path | datasets.Dataset | datasets.IterableDataset | Iterable[Any]

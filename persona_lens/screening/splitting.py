@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
+from io import BufferedWriter
 from itertools import islice, zip_longest
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, Literal
 
 from persona_lens.conversations import BadRow, Conversation, read_conversations
 from persona_lens.errors import InvalidArgumentError
+from persona_lens.files import write_atomically
 from persona_lens.judges.judgement import Judge
 from persona_lens.records import Record
 from persona_lens.screening.scores import choose_turn
@@ -91,7 +90,7 @@ def split_rows(
     reasons: Counter[str] = Counter()
     scores = iter(screening.rows)
     rows = islice(read_conversations(data), screening.max_rows)
-    with _writing(Path(kept)) as kept_file, _writing(Path(held)) as held_file:
+    with write_atomically(Path(kept), "kept") as kept_file, write_atomically(Path(held), "held") as held_file:
         while chunk := list(islice(rows, _JUDGED_AT_ONCE)):
             scored = list(islice(scores, len(chunk)))
             turn = screening.config["settings"]["turn"]
@@ -154,20 +153,5 @@ def _messages(row: Conversation | BadRow, turn: Literal["first", "last"]) -> lis
     return [dict(message) for message in choose_turn(row.messages, turn)]
 
 
-def _write(file: TextIO, row: Mapping[str, Any]) -> None:
-    file.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[TextIO]:
-    """Write a file of any length so that a reader sees all of it or none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            yield file
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+def _write(file: BufferedWriter, row: Mapping[str, Any]) -> None:
+    file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from persona_lens.errors import InvalidArgumentError, TraitFormatError, describe_violation
+from persona_lens.files import write_text
 from persona_lens.traits.claude import CUT_OFF, describe_object, open_client
+from persona_lens.traits.reading import read_text
 from persona_lens.traits.trait import InstructionPair, Trait
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ closest pair in the bundled traits, which share a sentence frame but not a subje
 _MAX_TOKENS = 16_000
 _MIN_WORDS = 3  # fewer do not tell a trait from its neighbours
 _USES = ("extraction", "evaluation")
+_MAX_FAILURES = 1000  # beginnings of objects that lead nowhere: each is read as far as it goes
 _SHOWN = 10  # violations named in one message
 _OTHERWISE = "write the request for any chat with write_authoring_prompt(name, description, path), which needs no key."
 
@@ -114,7 +117,7 @@ def write_authoring_prompt(name: str, description: str, path: str | Path) -> Non
     Raises:
         InvalidArgumentError: A bad name or description.
     """
-    Path(path).write_text(build_authoring_prompt(name, description) + "\n", encoding="utf-8")
+    write_text(path, build_authoring_prompt(name, description) + "\n")
 
 
 def read_authored_answer(name: str, description: str, path: str | Path) -> Trait:
@@ -132,11 +135,9 @@ def read_authored_answer(name: str, description: str, path: str | Path) -> Trait
         TraitFormatError: What is wrong with the answer, and where.
     """
     _check_request(name, description)
-    path = Path(path)
+    text = read_text(Path(path), TraitFormatError)
     try:
-        return _read_answer(name, description, path.read_bytes().decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise TraitFormatError(f"{path} must be UTF-8. Byte {error.start} is not; save it again as UTF-8.") from error
+        return _read_answer(name, description, text)
     except TraitFormatError as error:
         raise TraitFormatError(f"{path} cannot be used; mend it there and read it again.\n{error}") from error
 
@@ -255,14 +256,19 @@ def _read_answer(name: str, description: str, text: str) -> Trait:
 def _find_object(text: str) -> dict[str, Any]:
     """Return the last JSON object with a key of the schema; prose, fences and braces as in {answer} are skipped."""
     found: list[dict[str, Any]] = []
-    failures, end = [], 0
+    failures: list[str] = []
+    end = 0
     for match in re.finditer(r'\{\s*"', text):
         if match.start() < end:
             continue  # inside an object that has been read
+        if len(failures) == _MAX_FAILURES:
+            break
         try:
             content, end = json.JSONDecoder().raw_decode(text, match.start())
         except json.JSONDecodeError as error:
             failures.append(f"line {error.lineno}, column {error.colno}: {error.msg}")
+        except (ValueError, RecursionError) as error:  # a number of thousands of digits, objects in objects without end
+            failures.append(f"{error}")
         else:
             found.append(content)
     answers = [content for content in found if content.keys() & _SCHEMA["properties"].keys()]

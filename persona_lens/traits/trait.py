@@ -6,12 +6,15 @@ import hashlib
 import html
 import json
 import re
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from persona_lens.errors import TraitFormatError
+from persona_lens.files import check_apart, write_json, write_text
+from persona_lens.traits.reading import read_json_object
 
 _FORMAT = "persona-lens-trait"
 _VERSION = 1
@@ -65,6 +68,8 @@ class Trait:
         if not re.fullmatch(r"[a-z][a-z0-9_-]*", self.name):
             rule = "be a lower-case word of letters, digits, '-' and '_'"
             raise TraitFormatError.of("name", rule, self.name)
+        for key in ("description", "rubric", "positive_adjective", "negative_adjective"):
+            _check_unicode(key, [getattr(self, key)])
         for key in ("description", "rubric"):
             if not getattr(self, key).strip():
                 raise TraitFormatError.of(key, "not be empty", getattr(self, key))
@@ -119,7 +124,7 @@ class Trait:
             FileNotFoundError: No such file.
             TraitFormatError: Not JSON, not UTF-8, or a key is missing, unknown or of the wrong type.
         """
-        return cls.from_dict(_read_json(Path(path)), where=str(path))
+        return cls.from_dict(read_json_object(Path(path), TraitFormatError), where=str(path))
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any], *, where: str = "`content`") -> Trait:
@@ -141,11 +146,16 @@ class Trait:
                     f"{where} has the form of the paper's files. Read it with Trait.from_paper_json."
                 )
             raise TraitFormatError(f"{where}: missing keys {missing}, unknown keys {unknown}. See Trait.to_json.")
+        if content.get("format", _FORMAT) != _FORMAT:
+            got = reprlib.repr(content["format"])
+            raise TraitFormatError(f"{where}: `format` must be {_FORMAT!r}, or left out. Got {got}.")
         if content.get("version", _VERSION) != _VERSION:
-            raise TraitFormatError(f"{where}: `version` must be {_VERSION}. Got {content['version']!r}.")
+            raise TraitFormatError(f"{where}: `version` must be {_VERSION}. Got {reprlib.repr(content['version'])}.")
         pairs = content["instruction_pairs"]
         if not isinstance(pairs, list):
-            raise TraitFormatError(f"{where}: `instruction_pairs` must be a list of objects. Got {pairs!r:.80}.")
+            raise TraitFormatError(
+                f"{where}: `instruction_pairs` must be a list of objects. Got {reprlib.repr(pairs)}."
+            )
         return cls(
             name=_text(content, "name", where),
             description=_text(content, "description", where),
@@ -159,7 +169,7 @@ class Trait:
 
     def to_json(self, path: str | Path) -> None:
         """Write the trait as UTF-8 JSON."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(Path(path), self.to_dict())
 
     def to_dict(self) -> dict[str, Any]:
         """Return the trait as JSON-able values."""
@@ -192,12 +202,12 @@ class Trait:
             TraitFormatError: A malformed file; the message names the key.
         """
         path = Path(extraction_path)
-        content = _read_json(path)
+        content = read_json_object(path, TraitFormatError)
         _refuse_other_keys(content, str(path))
         pairs = content.get("instruction")
         if not isinstance(pairs, list):
             raise TraitFormatError(
-                f"{path}: `instruction` must be a list of objects with 'pos' and 'neg'. Got {pairs!r:.80}."
+                f"{path}: `instruction` must be a list of objects with 'pos' and 'neg'. Got {reprlib.repr(pairs)}."
             )
         questions = _texts(content, "questions", str(path))
         if evaluation_path is None:
@@ -205,7 +215,7 @@ class Trait:
             extraction, evaluation = questions[:half], questions[half:]
         else:
             extraction = questions
-            other = _read_json(Path(evaluation_path))
+            other = read_json_object(Path(evaluation_path), TraitFormatError)
             _refuse_other_keys(other, str(evaluation_path))
             evaluation = _texts(other, "questions", str(evaluation_path))
         name = name or re.sub(r"[^a-z0-9_-]", "-", path.stem.lower())
@@ -226,14 +236,18 @@ class Trait:
         Args:
             extraction_path: Gets the instructions and the extraction questions.
             evaluation_path: Gets the instructions and the evaluation questions.
+
+        Raises:
+            InvalidArgumentError: Both paths lead to one file.
         """
+        check_apart({"extraction_path": extraction_path, "evaluation_path": evaluation_path})
         instruction = [{"pos": pair.positive, "neg": pair.negative} for pair in self.instruction_pairs]
         for path, questions in (
             (extraction_path, self.extraction_questions),
             (evaluation_path, self.evaluation_questions),
         ):
             content = {"instruction": instruction, "questions": list(questions), "eval_prompt": self.rubric}
-            Path(path).write_text(json.dumps(content, indent=4, ensure_ascii=False) + "\n", encoding="utf-8")
+            write_text(path, json.dumps(content, indent=4, ensure_ascii=False) + "\n")
 
     def __repr__(self) -> str:
         return (
@@ -278,29 +292,26 @@ def _normal(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
+def _check_unicode(key: str, texts: Sequence[str]) -> None:
+    """Refuse half of a surrogate pair, which JSON can say and no file, terminal or tokenizer takes."""
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            got = f"{text[max(0, error.start - 20) : error.start + 1]!r}"
+            raise TraitFormatError.of(key, "hold whole characters", got, "It ends in half of one.") from None
+
+
 def _check_texts(key: str, texts: Sequence[str]) -> None:
     if not texts:
         raise TraitFormatError.of(key, "hold at least one entry", [])
+    _check_unicode(key, texts)
     empty = [index for index, text in enumerate(texts) if not text.strip()]
     if empty:
         raise TraitFormatError.of(key, "hold no empty text", f"empty at {empty}")
     if len({_normal(text) for text in texts}) != len(texts):
         repeated = sorted({text for text in texts if [_normal(t) for t in texts].count(_normal(text)) > 1})
         raise TraitFormatError.of(key, "hold no text twice", repeated)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes().decode("utf-8"))
-    except json.JSONDecodeError as error:
-        raise TraitFormatError(
-            f"{path} must be JSON. Line {error.lineno}, column {error.colno}: {error.msg}."
-        ) from error
-    except UnicodeDecodeError as error:
-        raise TraitFormatError(f"{path} must be UTF-8. Byte {error.start} is not; save it again as UTF-8.") from error
-    if not isinstance(content, dict):
-        raise TraitFormatError(f"{path} must hold a JSON object. Got {type(content).__name__}.")
-    return content
 
 
 def _refuse_other_keys(content: Mapping[str, Any], where: str) -> None:
@@ -313,21 +324,22 @@ def _refuse_other_keys(content: Mapping[str, Any], where: str) -> None:
 def _text(content: Mapping[str, Any], key: str, where: str, default: str | None = None) -> str:
     value = content.get(key, default)
     if not isinstance(value, str):
-        raise TraitFormatError(f"{where}: `{key}` must be a text. Got {value!r:.80}.")
+        raise TraitFormatError(f"{where}: `{key}` must be a text. Got {reprlib.repr(value)}.")
     return value
 
 
 def _texts(content: Mapping[str, Any], key: str, where: str) -> tuple[str, ...]:
     value = content.get(key)
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise TraitFormatError(f"{where}: `{key}` must be a list of texts. Got {value!r:.80}.")
+        raise TraitFormatError(f"{where}: `{key}` must be a list of texts. Got {reprlib.repr(value)}.")
     return tuple(value)
 
 
 def _read_pairs(pairs: list[Any], key: str, positive: str, negative: str, where: str) -> tuple[InstructionPair, ...]:
     for index, pair in enumerate(pairs):
         if not isinstance(pair, dict) or not all(isinstance(pair.get(side), str) for side in (positive, negative)):
+            got = reprlib.repr(pair)
             raise TraitFormatError(
-                f"{where}: `{key}[{index}]` must have the texts {positive!r} and {negative!r}. Got {pair!r:.80}."
+                f"{where}: `{key}[{index}]` must have the texts {positive!r} and {negative!r}. Got {got}."
             )
     return tuple(InstructionPair(pair[positive], pair[negative]) for pair in pairs)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from persona_lens.errors import FileFormatError, InvalidArgumentError
+from persona_lens.traits.reading import read_text
 
 Half: TypeAlias = Literal["training", "judging"]
 Kind: TypeAlias = Literal["ordinary", "mild", "overt", "opposite", "style"]
@@ -71,7 +72,7 @@ def load_written_examples(trait: str | Path, half: Half) -> tuple[WrittenExample
     Raises:
         InvalidArgumentError: No such trait, or another half.
         FileNotFoundError: No such file.
-        FileFormatError: A row that is no example; the message names its line.
+        FileFormatError: A row that is no example (the message names its line), or no row of that half.
 
     Example:
         >>> examples = load_written_examples("evil", "judging")
@@ -94,14 +95,21 @@ def load_written_examples(trait: str | Path, half: Half) -> tuple[WrittenExample
 def _read(path: Path, half: Half) -> tuple[WrittenExample, ...]:
     names = [field.name for field in fields(WrittenExample)]
     examples = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    # Not `splitlines`, which also cuts at characters that may stand in a text.
+    for number, line in enumerate(read_text(path, FileFormatError).removesuffix("\n").split("\n"), start=1):
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise FileFormatError(f"{path}, line {number}, must be JSON. Got {line[:60]!r}: {error}.") from error
         is_whole = isinstance(row, dict) and set(row) == {*names, "half"}
         if not is_whole or not all(isinstance(text, str) and text.strip() for text in row.values()):
             raise FileFormatError(f"{path}, line {number}, must have the texts {[*names, 'half']}. Got {line[:60]!r}.")
+        if row["half"] not in ("training", "judging"):
+            raise FileFormatError(
+                f"{path}, line {number}: `half` must be 'training' or 'judging'. Got {row['half']!r}."
+            )
         if row.pop("half") == half:
             examples.append(WrittenExample(**row))
+    if not examples:
+        raise FileFormatError(f"{path} must hold examples of each half. Got none with 'half': {half!r}.")
     return tuple(examples)

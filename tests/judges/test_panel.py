@@ -1,3 +1,4 @@
+import contextlib
 import csv
 import json
 import math
@@ -199,3 +200,50 @@ def test_rows_are_drawn_from_all_by_the_seed_and_no_cell_acts_as_a_formula(tmp_p
         drawn.append([int(row["response"]) for row in rows])
     assert set(drawn[0]) != set(drawn[1])
     assert all(len(set(rows)) == 10 and max(rows) > 10 and rows != sorted(rows) for rows in drawn)
+
+
+def fill_in(path, score, encoding):
+    """Write a score into the one row, as a spreadsheet program saves it."""
+    text = path.read_text(encoding="utf-8-sig").rstrip("\r\n")
+    path.write_bytes((text + score + "\r\n").encode(encoding))
+
+
+@pytest.mark.parametrize("length", [131_072, 131_073, 1_000_000])
+def test_a_response_of_any_length_is_read_back(tmp_path, length):
+    path = tmp_path / "check.csv"
+    write_spot_check(path, ["q"], ["x" * length])
+    fill_in(path, "70", "utf-8-sig")
+    assert read_spot_check(path, ["q"], ["x" * length])[0].score == 70.0
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-8", "latin-1", "cp1252"])
+def test_a_sheet_is_read_in_the_encoding_that_a_spreadsheet_program_chose(tmp_path, encoding):
+    path = tmp_path / "check.csv"
+    write_spot_check(path, ["Où ?"], ["Là-bas, à côté."])
+    fill_in(path, "70", encoding)
+    assert read_spot_check(path, ["Où ?"], ["Là-bas, à côté."])[0].score == 70.0
+
+
+def test_half_a_surrogate_pair_does_not_stop_a_sheet(tmp_path):
+    path = tmp_path / "check.csv"
+    write_spot_check(path, ["q"], ["half \ud83d"])
+    fill_in(path, "70", "utf-8")
+    assert read_spot_check(path, ["q"], ["half \ud83d"])[0].score == 70.0
+
+
+def test_a_response_that_is_scored_twice_and_differently_is_refused(tmp_path):
+    path = tmp_path / "check.csv"
+    write_spot_check(path, ["q"], ["r"])
+    fill_in(path, "70", "utf-8")
+    row = path.read_text().splitlines()[1]
+    path.write_text(path.read_text() + row.removesuffix("70") + "20\n")
+    with pytest.raises(FileFormatError, match="hold each response once"):
+        read_spot_check(path, ["q"], ["r"])
+
+
+@given(data=st.binary(max_size=300))
+def test_any_bytes_for_a_sheet_are_read_or_refused_by_name(tmp_path_factory, data):
+    path = tmp_path_factory.mktemp("any") / "check.csv"
+    path.write_bytes(b"id,score\n" + data)
+    with contextlib.suppress(FileFormatError):  # any other error fails the test
+        read_spot_check(path, ["q"], ["r"])

@@ -182,3 +182,10 @@ def test_every_bundled_trait_is_complete_and_asks_nothing_twice(name):
     from persona_lens.traits.authoring import check_authored
 
     check_authored(pl.load_trait(name))
+
+
+def test_one_file_is_not_written_over_the_other(tmp_path):
+    trait = make_trait()
+    with pytest.raises(InvalidArgumentError, match="`evaluation_path` must be another file than `extraction_path`"):
+        trait.to_paper_json(tmp_path / "a.json", tmp_path / "x" / ".." / "a.json")
+    assert list(tmp_path.iterdir()) == []

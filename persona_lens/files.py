@@ -1,0 +1,133 @@
+"""Files written whole or not at all, as readable as the umask lets any new file be."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from io import BufferedWriter
+from pathlib import Path
+from typing import Any
+
+from persona_lens.errors import InvalidArgumentError
+
+_PREFIX_BYTES = 100  # of the final name, in the temporary one: a name that fits must not fail for the other's length
+
+
+@contextmanager
+def write_atomically(path: Path, parameter: str = "path") -> Iterator[BufferedWriter]:
+    """Open a file for writing so that a reader sees all of it or none, also after a crash or on a full disk.
+
+    A new file gets the permissions that the umask leaves it; one that is replaced keeps its own. A link is written
+    through.
+
+    Args:
+        path: The file; its folders are made if missing.
+        parameter: What the caller calls it, for the error.
+
+    Raises:
+        InvalidArgumentError: A folder, a device, or another thing that is there and is no file.
+        OSError: The file cannot be written; what was there before is still there, and nothing else is.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "a.txt"
+        >>> with write_atomically(path) as file:
+        ...     _ = file.write(b"all of it")
+        >>> path.read_text()
+        'all of it'
+    """
+    target = Path(os.path.realpath(path))
+    check_file_or_nothing(target, parameter)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{_cut(target.name)}.{secrets.token_hex(8)}")
+    # Not with `tempfile`, whose files are private whatever the umask says.
+    file = os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666), "wb")
+    try:
+        with file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        if target.exists():
+            os.chmod(temporary, target.stat().st_mode & 0o7777)
+        os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_bytes_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that a reader sees all of it or none, also after a crash."""
+    with write_atomically(path) as file:
+        file.write(data)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text as UTF-8, all of it or nothing."""
+    write_bytes_atomically(Path(path), text.encode())
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON atomically, indented, with keys in the order given; NaN is refused."""
+    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
+    write_text(path, text + "\n")
+
+
+def check_file_or_nothing(path: Path, parameter: str) -> None:
+    """Refuse a path at which no file can be written, since another thing is there.
+
+    Raises:
+        InvalidArgumentError: A folder, a device or the like; or a file where a folder would have to be.
+    """
+    # Of `os.path`, which takes what cannot be looked at, such as an over-long name, for what is not there.
+    if os.path.exists(path) and not os.path.isfile(path):
+        got = f"{str(path)!r}, " + ("a folder" if os.path.isdir(path) else "which is no ordinary file")
+        raise InvalidArgumentError(f"`{parameter}` must name a file, or one to be made. Got {got}.")
+    check_folder_or_nothing(path.parent, parameter)
+
+
+def check_folder_or_nothing(path: Path, parameter: str) -> None:
+    """Refuse a path at which no folder can be, since it or one above it is a file.
+
+    Raises:
+        InvalidArgumentError: The path leads through a file.
+    """
+    there = next((one for one in (path, *path.parents) if os.path.exists(one)), None)
+    if there is not None and not os.path.isdir(there):
+        raise InvalidArgumentError.of(parameter, "lie in folders", str(path), f"{str(there)!r} is a file.")
+
+
+def check_apart(written: Mapping[str, Path | str], read: Mapping[str, Path | str] | None = None) -> None:
+    """Refuse to write a file that is also read, or written a second time, however its path is spelled.
+
+    Args:
+        written: Paths by the name of the parameter that gives them.
+        read: Likewise, of what is read.
+
+    Raises:
+        InvalidArgumentError: Two paths lead to one file, by other spellings or by links.
+
+    Example:
+        >>> check_apart({"kept": "a.txt", "held": "b.txt"})
+    """
+    known: dict[str, Path | str] = {}
+    for name, path in [*(read or {}).items(), *written.items()]:
+        for other, taken in known.items():
+            if name in written and is_same_file(path, taken):
+                rule = f"be another file than `{other}`"
+                raise InvalidArgumentError.of(name, rule, str(path), "Choose another: it would be overwritten.")
+        known[name] = path
+
+
+def is_same_file(first: Path | str, second: Path | str) -> bool:
+    """Whether two paths lead to one file, there already or to be made."""
+    try:
+        return os.path.samefile(first, second)
+    except OSError:  # one is not there
+        return os.path.realpath(first) == os.path.realpath(second)
+
+
+def _cut(name: str) -> str:
+    return name.encode()[:_PREFIX_BYTES].decode(errors="ignore")
