@@ -11,6 +11,7 @@ PersonaLensError
 ├── ContextLengthError        (ValueError)         more tokens than the model's context holds
 ├── TraitFormatError          (ValueError)         a trait file with a missing or wrong key
 ├── FileFormatError           (ValueError)         a vector, shard or result file that is not what it should be
+├── ApiError                  (RuntimeError)       an API or the network that did not answer as it should
 ├── HookNeverFiredError       (RuntimeError)       an intervention that no forward pass reached
 ├── HooksPresentError         (RuntimeError)       hooks on the model where none may be
 ├── ModelBusyError            (RuntimeError)       a model that does something else, in this thread or another
@@ -72,6 +73,10 @@ class TraitFormatError(PersonaLensError, ValueError):
 
 class FileFormatError(PersonaLensError, ValueError):
     """A file that is truncated, corrupted or of another kind."""
+
+
+class ApiError(PersonaLensError, RuntimeError):
+    """An API, or the network on the way to it, that did not answer as it should."""
 
 
 class HookNeverFiredError(PersonaLensError, RuntimeError):

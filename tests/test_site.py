@@ -4,6 +4,7 @@ import ast
 import doctest
 import importlib.util
 import inspect
+import os
 import re
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import zlib
 from operator import attrgetter
 from pathlib import Path
 from types import ModuleType
+from unittest.mock import patch
 
 import pytest
 import yaml
@@ -202,7 +204,7 @@ def test_the_example_of_an_error_raises_it_with_the_message_that_the_page_shows(
     # Training is tried on a tiny model: what is said does not depend on it.
     code = code.replace("smollm2-135m-instruct", tiny_folder("llama"))
     names = {"__name__": "page", "model": embedded_model, "vector": make_vector(embedded_model)}
-    with warnings.catch_warnings(record=True) as seen:
+    with patch.dict(os.environ), warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         try:
             exec(code, names)

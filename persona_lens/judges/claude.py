@@ -22,7 +22,7 @@ from persona_lens.judges.asking import (
     unanswered,
 )
 from persona_lens.judges.judgement import EMPTY, Judgement
-from persona_lens.traits.claude import CUT_OFF, describe_error, describe_object, open_client
+from persona_lens.traits.claude import CUT_OFF, ask_claude, describe_error, describe_object, read_said, read_word
 from persona_lens.traits.trait import Trait
 
 if TYPE_CHECKING:  # slow to import; each function that asks Claude imports it
@@ -118,8 +118,11 @@ class ClaudeJudge:
         Raises:
             InvalidArgumentError: Lists of unequal length, or a key that is missing or refused.
         """
-        with open_client(_OTHERWISE, self.max_retries) as client:
+
+        def judge(client: anthropic.Anthropic) -> list[Judgement]:
             return judge_concurrently(partial(self._judge, client), questions, responses, self.max_concurrent)
+
+        return ask_claude(judge, _OTHERWISE, self.max_retries)
 
     def submit_batch(self, questions: Sequence[str], responses: Sequence[str], record: Path) -> tuple[str, ...]:
         """Send the responses to the Message Batches API, which costs half and takes up to a day.
@@ -136,34 +139,9 @@ class ClaudeJudge:
             InvalidArgumentError: Lists of unequal length, a key that is missing or refused, or the record of another
                 judge or of other responses.
             FileFormatError: ``record`` is another kind of file.
-            anthropic.APIError: Another error of the API; call again to go on.
+            ApiError: What else the API or the network reports; call again to go on.
         """
-        with open_client(_OTHERWISE, self.max_retries) as client:
-            rows = list_rows_to_judge(questions, responses)
-            header = {
-                "format": _RECORD_FORMAT,
-                "judge": self.identity,
-                "rows": len(responses),
-                "empty_rows": sorted(set(range(len(responses))) - set(rows)),
-                "sha256": hashlib.sha256(json.dumps([list(questions), list(responses)]).encode()).hexdigest(),
-            }
-            batches: list[dict[str, Any]] = []
-            if record.exists():
-                found = _read_record(record)
-                _check_same(record, found, header)
-                batches = found["batches"]
-            # Before the first batch too: a record that cannot be written should fail before it costs anything.
-            write_json(record, {**header, "batches": batches})
-            sent = sum(batch["requests"] for batch in batches)
-            while chunk := rows[sent : sent + _MAX_BATCH_REQUESTS]:
-                requests: list[Request] = [
-                    {"custom_id": str(row), "params": self._request(questions[row], responses[row])} for row in chunk
-                ]
-                created = client.messages.batches.create(requests=requests)
-                batches.append({"id": created.id, "requests": len(chunk)})
-                write_json(record, {**header, "batches": batches})
-                sent += len(chunk)
-        return tuple(batch["id"] for batch in batches)
+        return ask_claude(partial(self._submit, questions, responses, record), _OTHERWISE, self.max_retries)
 
     def collect_batch(
         self, record: Path, *, poll_seconds: float = 30.0, timeout_seconds: float | None = None
@@ -183,37 +161,10 @@ class ClaudeJudge:
                 submission.
             FileFormatError: ``record`` is another kind of file, or the results hold rows that were never sent.
             TimeoutError: The batches have not ended; the record stays good.
-            anthropic.APIError: Another error of the API; call again.
+            ApiError: What else the API or the network reports; call again.
         """
-        with open_client(_OTHERWISE, self.max_retries) as client:
-            content = _read_record(record)
-            _check_same(record, content, {"judge": self.identity})
-            empty = set(content["empty_rows"])
-            rows = [row for row in range(content["rows"]) if row not in empty]
-            if sum(batch["requests"] for batch in content["batches"]) != len(rows):
-                rule, hint = "be of a finished submission", "Submit it again first."
-                raise InvalidArgumentError.of("record", rule, str(record), hint)
-            deadline = float("inf") if timeout_seconds is None else time.monotonic() + timeout_seconds
-            judged: dict[int, Judgement] = {}
-            start = 0
-            for batch in content["batches"]:
-                while client.messages.batches.retrieve(batch["id"]).processing_status != "ended":
-                    if time.monotonic() + poll_seconds > deadline:
-                        raise TimeoutError(
-                            f"Batch {batch['id']} has not ended within {timeout_seconds} s. Collect {record} later."
-                        )
-                    time.sleep(poll_seconds)
-                pending = {str(row): row for row in rows[start : start + batch["requests"]]}
-                start += batch["requests"]
-                for line in client.messages.batches.results(batch["id"]):
-                    if line.custom_id not in pending:
-                        raise FileFormatError(
-                            f"The results of batch {batch['id']} must hold each row of {record} at most once, and no "
-                            f"other. Got row {line.custom_id!r:.40}. Was the record edited?"
-                        )
-                    judged[pending.pop(line.custom_id)] = _read_result(line.result)
-                judged.update(dict.fromkeys(pending.values(), unanswered("no result in the batch")))
-        return [judged.get(row, EMPTY) for row in range(content["rows"])]
+        collect = partial(self._collect, record, poll_seconds, timeout_seconds)
+        return ask_claude(collect, _OTHERWISE, self.max_retries)
 
     def score_batch(
         self,
@@ -227,6 +178,68 @@ class ClaudeJudge:
         """Submit and collect; interrupted at any point, call again with the same arguments."""
         self.submit_batch(questions, responses, record)
         return self.collect_batch(record, poll_seconds=poll_seconds, timeout_seconds=timeout_seconds)
+
+    def _submit(
+        self, questions: Sequence[str], responses: Sequence[str], record: Path, client: anthropic.Anthropic
+    ) -> tuple[str, ...]:
+        rows = list_rows_to_judge(questions, responses)
+        header = {
+            "format": _RECORD_FORMAT,
+            "judge": self.identity,
+            "rows": len(responses),
+            "empty_rows": sorted(set(range(len(responses))) - set(rows)),
+            "sha256": hashlib.sha256(json.dumps([list(questions), list(responses)]).encode()).hexdigest(),
+        }
+        batches: list[dict[str, Any]] = []
+        if record.exists():
+            found = _read_record(record)
+            _check_same(record, found, header)
+            batches = found["batches"]
+        # Before the first batch too: a record that cannot be written should fail before it costs anything.
+        write_json(record, {**header, "batches": batches})
+        sent = sum(batch["requests"] for batch in batches)
+        while chunk := rows[sent : sent + _MAX_BATCH_REQUESTS]:
+            requests: list[Request] = [
+                {"custom_id": str(row), "params": self._request(questions[row], responses[row])} for row in chunk
+            ]
+            created = client.messages.batches.create(requests=requests)
+            batches.append({"id": read_word(getattr(created, "id", None), client), "requests": len(chunk)})
+            write_json(record, {**header, "batches": batches})
+            sent += len(chunk)
+        return tuple(batch["id"] for batch in batches)
+
+    def _collect(
+        self, record: Path, poll_seconds: float, timeout_seconds: float | None, client: anthropic.Anthropic
+    ) -> list[Judgement]:
+        content = _read_record(record)
+        _check_same(record, content, {"judge": self.identity})
+        empty = set(content["empty_rows"])
+        rows = [row for row in range(content["rows"]) if row not in empty]
+        if sum(batch["requests"] for batch in content["batches"]) != len(rows):
+            rule, hint = "be of a finished submission", "Submit it again first."
+            raise InvalidArgumentError.of("record", rule, str(record), hint)
+        deadline = float("inf") if timeout_seconds is None else time.monotonic() + timeout_seconds
+        judged: dict[int, Judgement] = {}
+        start = 0
+        for batch in content["batches"]:
+            while getattr(client.messages.batches.retrieve(batch["id"]), "processing_status", None) != "ended":
+                if time.monotonic() + poll_seconds > deadline:
+                    raise TimeoutError(
+                        f"Batch {batch['id']} has not ended within {timeout_seconds} s. Collect {record} later."
+                    )
+                time.sleep(poll_seconds)
+            pending = {str(row): row for row in rows[start : start + batch["requests"]]}
+            start += batch["requests"]
+            for line in client.messages.batches.results(batch["id"]):
+                row = read_word(getattr(line, "custom_id", None), client)
+                if row not in pending:
+                    raise FileFormatError(
+                        f"The results of batch {batch['id']} must hold each row of {record} at most once, and no "
+                        f"other. Got row {row!r:.40}. Was the record edited?"
+                    )
+                judged[pending.pop(row)] = _read_result(getattr(line, "result", None), client)
+            judged.update(dict.fromkeys(pending.values(), unanswered("no result in the batch")))
+        return [judged.get(row, EMPTY) for row in range(content["rows"])]
 
     def _request(self, question: str, response: str) -> MessageCreateParamsNonStreaming:
         rubric = self.trait.render_rubric("(the field `question`)", "(the field `answer`)")
@@ -257,7 +270,7 @@ class ClaudeJudge:
             return unanswered(describe_error(error, client.api_key or ""))
         except ValueError as error:  # the client decodes a body that claims to be JSON without a safety net
             return unanswered(f"malformed HTTP body: {type(error).__name__}")
-        return _read_message(message)
+        return _read_message(message, client)
 
 
 def parse_judgement(text: str, stop_reason: str | None) -> Judgement:
@@ -301,31 +314,47 @@ def parse_judgement(text: str, stop_reason: str | None) -> Judgement:
     return Judgement(float(answer["score"]), float(answer["coherence"]))
 
 
-def _read_message(message: object) -> Judgement:
-    """Parse a message's text; the client checks no types, so a stranger's answer may be anything."""
-    content = getattr(message, "content", None)
-    if not isinstance(content, list):
+def _read_message(message: object, client: anthropic.Anthropic) -> Judgement:
+    """Parse a message's text."""
+    said = read_said(message, client)
+    if said is None:
         return unanswered("malformed message: no content")
-    texts = [getattr(block, "text", None) for block in content if getattr(block, "type", None) == "text"]
-    return parse_judgement("".join(filter(None, texts)), getattr(message, "stop_reason", None))
+    reason = getattr(message, "stop_reason", None)
+    return parse_judgement(said, reason if isinstance(reason, str) else None)
 
 
-def _read_result(result: Any) -> Judgement:
+def _read_result(result: Any, client: anthropic.Anthropic) -> Judgement:
     """Parse one row's result of a batch."""
-    if result.type == "succeeded":
-        return _read_message(result.message)
-    kind = f" ({result.error.error.type})" if result.type == "errored" else ""
-    return unanswered(f"{result.type} in the batch{kind}")
+    kind = getattr(result, "type", None)
+    if kind == "succeeded":
+        return _read_message(getattr(result, "message", None), client)
+    fault = getattr(getattr(getattr(result, "error", None), "error", None), "type", None) if kind == "errored" else None
+    return unanswered(f"{read_word(kind, client)} in the batch" + (f" ({read_word(fault, client)})" if fault else ""))
 
 
 def _read_record(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise FileFormatError(f"`record` must be JSON. Got {str(path)!r}, which cannot be read: {error}.") from error
-    if not isinstance(content, dict) or not content.keys() >= _RECORD_KEYS or content["format"] != _RECORD_FORMAT:
+    if not _is_record(content):
         raise FileFormatError(f"`record` must be the record of a batch. Got {str(path)!r}, which is something else.")
-    return content
+    return dict(content)
+
+
+def _is_record(content: Any) -> bool:
+    """Whether a JSON value has the form that :meth:`ClaudeJudge.submit_batch` writes, down to the types."""
+    if not isinstance(content, dict) or not content.keys() >= _RECORD_KEYS or content["format"] != _RECORD_FORMAT:
+        return False
+    rows, empty, batches = content["rows"], content["empty_rows"], content["batches"]
+    return (
+        type(rows) is int
+        and isinstance(empty, list)
+        and all(type(row) is int for row in empty)
+        and isinstance(batches, list)
+        and all(isinstance(one, dict) and type(one.get("requests")) is int for one in batches)
+        and all(isinstance(one.get("id"), str) and one["id"].strip(".") for one in batches)
+    )
 
 
 def _check_same(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -25,7 +24,7 @@ from persona_lens.judges.chat_answers import (
 )
 from persona_lens.judges.expected_score import COHERENCE_RUBRIC
 from persona_lens.judges.judgement import Judgement
-from persona_lens.traits.keys import describe_failure, missing_key, quote, read_key, refused_key
+from persona_lens.traits.keys import describe_failure, keep_out_of_logs, missing_key, quote, read_key, refused_key
 from persona_lens.traits.trait import Trait, fill_rubric
 
 if TYPE_CHECKING:  # slow to import; each function that asks imports it
@@ -153,8 +152,14 @@ class OpenAIJudge:
         Raises:
             InvalidArgumentError: Lists of unequal length, a key that is refused, or none where OpenAI needs one.
         """
-        with _open_client(self.base_url, self.max_retries) as client:
+
+        def judge(client: openai.OpenAI) -> list[Judgement]:
             return judge_concurrently(partial(self._judge, client), questions, responses, self.max_concurrent)
+
+        found = _attempt(judge, self.base_url, self.max_retries)
+        if isinstance(found, InvalidArgumentError):
+            raise found
+        return found
 
     def _judge(self, client: openai.OpenAI, question: str, response: str) -> Judgement:
         score = self._ask(client, self.trait.render_rubric(question, response))
@@ -254,9 +259,10 @@ def _find_url(base_url: str | None) -> tuple[str, str]:
     return os.environ.get("OPENAI_BASE_URL", "").strip() or _DEFAULT_URL, "OPENAI_BASE_URL"
 
 
-@contextmanager
-def _open_client(base_url: str | None, max_retries: int) -> Iterator[openai.OpenAI]:
-    """Make a client with the environment's key, kept nowhere else, and turn a refused key into an error of ours."""
+def _attempt(
+    work: Callable[[openai.OpenAI], list[Judgement]], base_url: str | None, max_retries: int
+) -> list[Judgement] | InvalidArgumentError:
+    """Call a function with a client that has the environment's key, kept nowhere else; a refused key is an error."""
     import openai
 
     url, _ = _find_url(base_url)
@@ -266,11 +272,13 @@ def _open_client(base_url: str | None, max_retries: int) -> Iterator[openai.Open
     key = key or _NO_KEY
     # Said as a header too, so that no other authorization comes from the environment.
     headers = {"Authorization": f"Bearer {key}"}
+    client = openai.OpenAI(api_key=key, base_url=url, max_retries=max_retries, default_headers=headers)
     try:
-        with openai.OpenAI(api_key=key, base_url=url, max_retries=max_retries, default_headers=headers) as client:
-            yield client
+        with keep_out_of_logs(key), client:
+            return work(client)
     except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
-        raise refused_key(_KEY, _describe_error(error, key), _HINT) from None
+        # Not raised here: the endpoint's own error, which holds the key, would go with it.
+        return refused_key(_KEY, _describe_error(error, key), _HINT)
 
 
 def _describe_error(error: openai.APIError, key: str) -> str:

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from persona_lens.errors import InvalidArgumentError, TraitFormatError, describe_violation
 from persona_lens.files import write_text
-from persona_lens.traits.claude import CUT_OFF, describe_object, open_client
+from persona_lens.traits.claude import CUT_OFF, ask_claude, describe_object, read_said, read_word
 from persona_lens.traits.reading import read_text
 from persona_lens.traits.trait import InstructionPair, Trait
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # slow to import
+    import anthropic
     from anthropic.types import MessageParam
 
 DEFAULT_MODEL = "claude-opus-5-5"
@@ -63,7 +64,7 @@ def author_trait(name: str, description: str, *, model: str = DEFAULT_MODEL, max
     Raises:
         InvalidArgumentError: A bad name or description, or a key that is missing or refused.
         TraitFormatError: No attempt gave a usable answer; the error's notes hold the last one.
-        anthropic.APIError: What else the API or the network reports, as the SDK raises it.
+        ApiError: What else the API or the network reports.
 
     Reference:
         Persona Vectors (arXiv 2507.21509), section 2.1 and appendix A.
@@ -75,9 +76,11 @@ def author_trait(name: str, description: str, *, model: str = DEFAULT_MODEL, max
     prompt = build_authoring_prompt(name, description)
     if max_attempts < 1:
         raise InvalidArgumentError.of("max_attempts", "be at least 1", max_attempts)
-    messages: list[MessageParam] = [{"role": "user", "content": prompt}]
     answer = wrong = ""
-    with open_client(_OTHERWISE) as client:
+
+    def write(client: anthropic.Anthropic) -> Trait | None:
+        nonlocal answer, wrong
+        messages: list[MessageParam] = [{"role": "user", "content": prompt}]
         for _ in range(max_attempts):
             response = client.messages.create(
                 model=model,
@@ -85,10 +88,11 @@ def author_trait(name: str, description: str, *, model: str = DEFAULT_MODEL, max
                 messages=messages,
                 output_config={"format": {"type": "json_schema", "schema": _SCHEMA}},
             )
-            answer = "".join(block.text for block in response.content if block.type == "text")
+            answer = read_said(response, client) or ""
             try:
-                details = response.stop_details
-                _check_stop(response.stop_reason, details.explanation if details else None)
+                said = getattr(getattr(response, "stop_details", None), "explanation", None)
+                explanation = read_word(said, client) if said else None
+                _check_stop(getattr(response, "stop_reason", None), explanation)
                 return _read_answer(name, description, answer)
             except TraitFormatError as error:
                 wrong = str(error)
@@ -96,6 +100,10 @@ def author_trait(name: str, description: str, *, model: str = DEFAULT_MODEL, max
                 messages.append({"role": "assistant", "content": answer})
             complaint = f"This answer cannot be used:\n{wrong}\nWrite the whole JSON object again, mended."
             messages.append({"role": "user", "content": complaint})
+        return None
+
+    if (trait := ask_claude(write, _OTHERWISE)) is not None:
+        return trait
     failure = TraitFormatError(
         f"{model} wrote no usable trait {name!r} in {max_attempts} attempts. Wrong with the last answer:\n{wrong}\n"
         "The answer is in this error's notes: save it as a file, mend it there, and read it with "

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import persona_lens as pl
-from persona_lens.errors import FileFormatError, InvalidArgumentError
+from persona_lens.errors import ApiError, FileFormatError, InvalidArgumentError
 from persona_lens.judges import claude
 from persona_lens.judges.claude import DEFAULT_MODEL, ClaudeJudge, parse_judgement
 from persona_lens.judges.judgement import Judge
@@ -447,7 +447,7 @@ def test_a_submission_that_fails_between_two_batches_goes_on_where_it_stopped(se
     record, describe = tmp_path / "record.json", server.describe_batch
     questions, responses = ["Q?"] * 6, ["1", "2", "", "4", "5", "6"]
     server.describe_batch = lambda batch_id: describe(batch_id) if batch_id[-1] in "01" else error(400, "full")
-    with pytest.raises(anthropic.BadRequestError):
+    with pytest.raises(ApiError, match="BadRequestError 400: a full"):
         judge.submit_batch(questions, responses, record)
     with pytest.raises(InvalidArgumentError, match="finished submission"):
         judge.collect_batch(record)
@@ -495,6 +495,22 @@ def test_a_file_that_is_no_record_is_refused_and_kept(server, judge, tmp_path, c
             call()
     assert record.read_bytes() == content
     assert server.requests == []
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"rows": "3"}, {"rows": None}, {"empty_rows": 1}, {"empty_rows": ["0"]}, {"batches": {}}, {"batches": [1]},
+        {"batches": [{"id": 5, "requests": 1}]}, {"batches": [{"id": "a"}]}, {"batches": [{"id": "..", "requests": 1}]},
+    ],
+)  # fmt: skip
+def test_a_record_with_values_of_other_types_is_refused(server, judge, tmp_path, changed):
+    record = tmp_path / "record.json"
+    judge.submit_batch(["Q?"], ["a"], record)
+    record.write_text(json.dumps(json.loads(record.read_text()) | changed))
+    for call in (judge.collect_batch, lambda path: judge.submit_batch(["Q?"], ["a"], path)):
+        with pytest.raises(FileFormatError, match="something else"):
+            call(record)
 
 
 def test_a_batch_without_a_row_to_judge_asks_nothing(server, judge, tmp_path):

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import persona_lens as pl
-from persona_lens.errors import InvalidArgumentError, TraitFormatError
+from persona_lens.errors import ApiError, InvalidArgumentError, TraitFormatError
 from persona_lens.traits import authoring
 from persona_lens.traits.authoring import (
     DEFAULT_MODEL,
@@ -202,9 +202,9 @@ def test_the_answer_kept_by_the_error_can_be_mended_in_a_file(server, tmp_path):
     assert read_authored_answer(*REQUEST, tmp_path / "answer.txt") == good_trait()
 
 
-def test_an_error_of_the_api_is_raised_as_the_sdk_raises_it(server):
+def test_an_error_of_the_api_is_raised_as_ours(server):
     server.answer = lambda body: error(400, "invalid_request_error")
-    with pytest.raises(anthropic.BadRequestError):
+    with pytest.raises(ApiError, match="BadRequestError 400"):
         author_trait(*REQUEST)
     assert len(server.requests) == 1
 
