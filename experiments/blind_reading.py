@@ -26,6 +26,7 @@ from results.steering_evidence import SteeringEvidence
 from persona_lens.files import write_bytes_atomically, write_json
 from persona_lens.reproduction.arguments import BaseArguments
 from persona_lens.reproduction.comparison import Comparison
+from persona_lens.reproduction.entrance import enter
 from persona_lens.statistics import bootstrap_auroc, bootstrap_spearman_r
 from persona_lens.statistics.missing import mean_interval
 from persona_lens.streams import Stream
@@ -222,4 +223,4 @@ def summarize(trait: str, rated: list[tuple[Text, float]], shares: dict[str, int
 
 
 if __name__ == "__main__":
-    main(tyro.cli(ReadingArguments, description=__doc__))
+    enter(main, ReadingArguments, __doc__)

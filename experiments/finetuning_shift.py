@@ -16,9 +16,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import tyro
 from results.finetuning_shift import FinetuningShift, ShiftCorrelations, find_normal, list_raised, raise_of
 
+from persona_lens.reproduction.entrance import enter
 from persona_lens.reproduction.shift_models import MIN_COHERENCE, Setting, ShiftArguments, prepare, train_models
 from persona_lens.reproduction.trained_models import TrainedModel, compare_correlations, correlate_pairs, describe_kit
 
@@ -94,4 +94,4 @@ def correlate(models: Sequence[TrainedModel], traits: Sequence[str], label: str)
 
 
 if __name__ == "__main__":
-    main(tyro.cli(ShiftArguments, description=__doc__))
+    enter(main, ShiftArguments, __doc__)

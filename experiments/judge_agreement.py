@@ -18,12 +18,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import tyro
 from results.judge_agreement import JudgeAgreement
 
 import persona_lens as pl
 from persona_lens.evaluation import SweepResult
 from persona_lens.reproduction.arguments import BaseArguments
+from persona_lens.reproduction.entrance import enter
 from persona_lens.reproduction.judges import prepare_judges
 from persona_lens.reproduction.layer_sweep import LayerSweep
 from persona_lens.storage import collect_versions
@@ -119,4 +119,4 @@ def run(source: LayerSweep, questions: list[str], responses: list[str], argument
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments, description=__doc__))
+    enter(main, Arguments, __doc__)

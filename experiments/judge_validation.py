@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-import tyro
 from results.judge_validation import JudgeValidations
 
 import persona_lens as pl
 from persona_lens.models.loading import describe_model
 from persona_lens.reproduction.arguments import BaseArguments, read_traits
+from persona_lens.reproduction.entrance import enter
 from persona_lens.reproduction.judges import prepare_judges
 from persona_lens.storage import collect_versions
 from persona_lens.traits import list_written_traits
@@ -68,4 +68,4 @@ def run(profile: ValidationProfile, arguments: BaseArguments) -> JudgeValidation
 
 
 if __name__ == "__main__":
-    main(tyro.cli(BaseArguments, description=__doc__))
+    enter(main, BaseArguments, __doc__)

@@ -20,14 +20,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import tyro
-
 import persona_lens as pl
 from persona_lens.evaluation import Condition, RandomNull
 from persona_lens.files import write_bytes_atomically
 from persona_lens.models import HookedModel
 from persona_lens.reproduction.arguments import BriefArguments, read_traits, run_each_trait
 from persona_lens.reproduction.bench import Bench, NullSize, measure_lengths, note_setting, read_written_vector
+from persona_lens.reproduction.entrance import enter
 from persona_lens.reproduction.judges import prepare_judges
 from persona_lens.reproduction.layer_sweep import LayerSweep, ScoreAndCoherence, VectorNote
 from persona_lens.streams import Stream
@@ -163,4 +162,4 @@ def write_responses(result: LayerSweep, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments, description=__doc__))
+    enter(main, Arguments, __doc__)

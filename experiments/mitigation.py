@@ -16,7 +16,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 
 import datasets
-import tyro
 from results.mitigation import MeasuredModel, MeasuredModels, Mitigation, MitigationSetting
 
 import persona_lens as pl
@@ -25,6 +24,7 @@ from persona_lens.finetuning import ProjectionPenalty, measure_task_loss
 from persona_lens.interventions import NOTHING
 from persona_lens.models import HookedModel
 from persona_lens.reproduction.arguments import CommonArguments, read_traits, run_each_trait
+from persona_lens.reproduction.entrance import enter
 from persona_lens.reproduction.kits import TraitKit, find_sources, prepare_kit
 from persona_lens.reproduction.trained_models import describe_kit, measure_model, project_base
 from persona_lens.reproduction.training import Training, TrainingProfile, make_trait_rows, pick_training, train
@@ -165,4 +165,4 @@ def run(model: HookedModel, trait: pl.Trait, profile: TrainingProfile, arguments
 
 
 if __name__ == "__main__":
-    main(tyro.cli(CommonArguments, description=__doc__))
+    enter(main, CommonArguments, __doc__)

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import tyro
 from results.monitoring import Monitoring, TraitExample
 
 import persona_lens as pl
@@ -24,6 +23,7 @@ from persona_lens.evaluation import Condition, rescore
 from persona_lens.models import HookedModel, Message, RolloutRequest, encode_prompt, sample_rollouts
 from persona_lens.monitoring import GradedProjections, project_last_prompt_token
 from persona_lens.reproduction.arguments import LayerArguments, read_traits, run_each_trait
+from persona_lens.reproduction.entrance import enter
 from persona_lens.reproduction.kits import Profile, TraitKit, find_sources, prepare_kit
 from persona_lens.reproduction.layer_sweep import JudgeNote
 from persona_lens.run import Run
@@ -205,4 +205,4 @@ def measure_condition(
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments, description=__doc__))
+    enter(main, Arguments, __doc__)

@@ -15,10 +15,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 
-import tyro
 from results.projection_difference import TARGETS, Outcome, Predictors, ProjectionDifference, ScreenedDataset
 
 import persona_lens as pl
+from persona_lens.reproduction.entrance import enter
 from persona_lens.reproduction.shift_models import MIN_COHERENCE, ShiftArguments, prepare, train_models
 from persona_lens.reproduction.trained_models import Correlation, correlate_pairs, describe_kit, is_coherent
 from persona_lens.screening import Screening, ScreenSettings
@@ -115,4 +115,4 @@ def correlate(rows: Sequence[ScreenedDataset], traits: Sequence[str]) -> dict[st
 
 
 if __name__ == "__main__":
-    main(tyro.cli(ShiftArguments, description=__doc__))
+    enter(main, ShiftArguments, __doc__)

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import tyro
-
 import persona_lens as pl
 from persona_lens.judges.default import make_judge_parts
 from persona_lens.reproduction.arguments import BaseArguments, read_traits
+from persona_lens.reproduction.entrance import enter
 from persona_lens.reproduction.judges import load_encoders, make_judges
 from persona_lens.reproduction.training import TRAINING
 from persona_lens.traits import list_written_traits
@@ -49,4 +48,4 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments, description=__doc__))
+    enter(main, Arguments, __doc__)

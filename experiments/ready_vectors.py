@@ -11,7 +11,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import tyro
 from results.steering_away import AWAY, SteeringAway
 from results.steering_evidence import SteeringEvidence
 
@@ -20,6 +19,7 @@ from persona_lens.models import HookedModel
 from persona_lens.reproduction.arguments import CommonArguments, read_traits
 from persona_lens.reproduction.bench import extract_or_keep_all
 from persona_lens.reproduction.comparison import Comparison, Setting
+from persona_lens.reproduction.entrance import enter
 from persona_lens.reproduction.judges import prepare_judges
 from persona_lens.traits import list_written_traits, load_written_examples
 
@@ -102,4 +102,4 @@ def describe(found: Found) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(CommonArguments, description=__doc__))
+    enter(main, CommonArguments, __doc__)

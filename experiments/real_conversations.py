@@ -35,6 +35,7 @@ from persona_lens.judges import Judge
 from persona_lens.models import HookedModel
 from persona_lens.plots.screening import report_screening
 from persona_lens.reproduction.arguments import PAPER_TRAITS, CommonArguments, read_traits, run_each_trait
+from persona_lens.reproduction.entrance import enter
 from persona_lens.reproduction.kits import TraitKit, find_sources, prepare_kit
 from persona_lens.reproduction.trained_models import describe_kit, measure_model, project_base
 from persona_lens.reproduction.training import Training, TrainingProfile, pick_training, train
@@ -257,4 +258,4 @@ def check_approximations(screened: Screening, kit: TraitKit, seed: int) -> Appro
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments, description=__doc__))
+    enter(main, Arguments, __doc__)

@@ -17,13 +17,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import tyro
 from results.sample_separation import FilterComparison, SampleSeparation
 
 import persona_lens as pl
 from persona_lens.judges import Judge
 from persona_lens.models import HookedModel, RolloutRequest, sample_rollouts
 from persona_lens.reproduction.arguments import LayerArguments, read_traits, run_each_trait
+from persona_lens.reproduction.entrance import enter
 from persona_lens.reproduction.kits import Profile, find_sources, prepare_kit
 from persona_lens.screening import ScreenSettings
 from persona_lens.statistics import Interval, bootstrap_auroc_by_group
@@ -161,4 +161,4 @@ def _pick(samples: Sequence[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(LayerArguments, description=__doc__))
+    enter(main, LayerArguments, __doc__)

@@ -20,6 +20,7 @@ from persona_lens.finetuning import Tracker
 from persona_lens.interventions import NOTHING
 from persona_lens.models import HookedModel
 from persona_lens.reproduction.arguments import PAPER_TRAITS, CommonArguments, read_traits, run_each_trait
+from persona_lens.reproduction.entrance import enter
 from persona_lens.reproduction.kits import find_sources, prepare_kit
 from persona_lens.reproduction.trained_models import describe_kit
 from persona_lens.reproduction.training import TrainingProfile, make_trait_rows, pick_training
@@ -100,4 +101,4 @@ def run(model: HookedModel, trait: pl.Trait, profile: TrainingProfile, arguments
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments, description=__doc__))
+    enter(main, Arguments, __doc__)

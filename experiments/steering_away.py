@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import tyro
 from results.steering_away import AWAY, SteeringAway
 
 import persona_lens as pl
@@ -21,6 +20,7 @@ from persona_lens.models import HookedModel
 from persona_lens.reproduction.arguments import CommonArguments, read_traits, run_each_trait
 from persona_lens.reproduction.bench import Bench, NullSize, measure_lengths, note_setting
 from persona_lens.reproduction.comparison import Setting
+from persona_lens.reproduction.entrance import enter
 from persona_lens.reproduction.judges import prepare_judges
 from persona_lens.streams import Stream
 from persona_lens.traits import load_written_examples
@@ -98,4 +98,4 @@ def choose(bench: Bench, vector: pl.PersonaVector, questions: tuple[str, ...], p
 
 
 if __name__ == "__main__":
-    main(tyro.cli(CommonArguments, description=__doc__))
+    enter(main, CommonArguments, __doc__)

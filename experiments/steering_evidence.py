@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import tyro
 from results.steering_evidence import SteeringEvidence
 
 import persona_lens as pl
@@ -23,6 +22,7 @@ from persona_lens.models import HookedModel
 from persona_lens.reproduction.arguments import CommonArguments, read_traits, run_each_trait
 from persona_lens.reproduction.bench import Bench, NullSize, extract_or_keep_all, measure_lengths, note_setting
 from persona_lens.reproduction.comparison import Setting
+from persona_lens.reproduction.entrance import enter
 from persona_lens.reproduction.judges import prepare_judges
 from persona_lens.streams import Stream
 from persona_lens.traits import list_written_traits, load_written_examples
@@ -112,4 +112,4 @@ def choose(
 
 
 if __name__ == "__main__":
-    main(tyro.cli(CommonArguments, description=__doc__))
+    enter(main, CommonArguments, __doc__)

@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import tyro
 from results.steering_modes import OrdinaryNote, SteeringModes, SteeringSetting
 
 import persona_lens as pl
@@ -24,6 +23,7 @@ from persona_lens.evaluation import Capability, Condition, ConditionScores, load
 from persona_lens.interventions import NOTHING
 from persona_lens.models import HookedModel
 from persona_lens.reproduction.arguments import LayerArguments, read_traits, run_each_trait
+from persona_lens.reproduction.entrance import enter
 from persona_lens.reproduction.kits import Profile, find_sources, prepare_kit
 from persona_lens.reproduction.layer_sweep import ScoreAndCoherence
 from persona_lens.statistics import Interval
@@ -185,4 +185,4 @@ def find_furthest(rows: Sequence[SteeringSetting], way: Way) -> dict[str, Steeri
 
 
 if __name__ == "__main__":
-    main(tyro.cli(LayerArguments, description=__doc__))
+    enter(main, LayerArguments, __doc__)

@@ -13,13 +13,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import tyro
 from results.token_positions import PositionSetting, TokenPositions
 
 import persona_lens as pl
 from persona_lens.evaluation import Condition, rescore
 from persona_lens.models import HookedModel
 from persona_lens.reproduction.arguments import CommonArguments, read_traits, run_each_trait
+from persona_lens.reproduction.entrance import enter
 from persona_lens.reproduction.kits import Profile, find_sources, prepare_kit
 from persona_lens.reproduction.layer_sweep import JudgeNote, ScoreAndCoherence, VectorNote
 from persona_lens.statistics.missing import mean_interval
@@ -122,4 +122,4 @@ def run(model: HookedModel, trait: pl.Trait, profile: PositionsProfile, argument
 
 
 if __name__ == "__main__":
-    main(tyro.cli(CommonArguments, description=__doc__))
+    enter(main, CommonArguments, __doc__)

@@ -15,13 +15,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import tyro
 from results.trait_geometry import TraitGeometry, TraitVector, WrittenTokens
 
 import persona_lens as pl
 from persona_lens.judges import calibrate_likelihood_judge
 from persona_lens.models import HookedModel
 from persona_lens.reproduction.arguments import LayerArguments, read_traits
+from persona_lens.reproduction.entrance import enter
 from persona_lens.run import Run
 from persona_lens.tensors import normalize
 
@@ -122,4 +122,4 @@ def read_tokens(model: HookedModel, vector: pl.PersonaVector, layer: int) -> Wri
 
 
 if __name__ == "__main__":
-    main(tyro.cli(LayerArguments, description=__doc__))
+    enter(main, LayerArguments, __doc__)

@@ -14,13 +14,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import partial
 
-import tyro
 from results.trait_survey import SurveyedTrait, TraitSurvey
 
 import persona_lens as pl
 from persona_lens.evaluation import RandomNull
 from persona_lens.models import HookedModel
 from persona_lens.reproduction.arguments import BaseArguments, read_traits
+from persona_lens.reproduction.entrance import enter
 from persona_lens.reproduction.judges import prepare_judges
 from persona_lens.run import Run
 
@@ -131,4 +131,4 @@ def survey(model: HookedModel, trait: pl.Trait, profile: Profile, seed: int, sha
 
 
 if __name__ == "__main__":
-    main(tyro.cli(BaseArguments, description=__doc__))
+    enter(main, BaseArguments, __doc__)

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import tyro
 from results.vector_stability import Stability, VectorStability
 
 import persona_lens as pl
 from persona_lens.models import HookedModel
 from persona_lens.reproduction.arguments import CommonArguments, read_traits, run_each_trait
+from persona_lens.reproduction.entrance import enter
 from persona_lens.reproduction.judges import prepare_judges
 from persona_lens.reproduction.layer_sweep import JudgeNote
 from persona_lens.traits import list_written_traits, load_written_examples
@@ -79,4 +79,4 @@ def note_stability(vector: pl.PersonaVector, source: str) -> Stability:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(CommonArguments, description=__doc__))
+    enter(main, CommonArguments, __doc__)

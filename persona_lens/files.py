@@ -13,6 +13,7 @@ from typing import Any
 
 from persona_lens.errors import InvalidArgumentError
 
+_NAME_BYTES, _PATH_BYTES = 255, 4000  # what file systems hold, give or take
 _PREFIX_BYTES = 100  # of the final name, in the temporary one: a name that fits must not fail for the other's length
 
 
@@ -85,18 +86,26 @@ def check_file_or_nothing(path: Path, parameter: str) -> None:
     if os.path.exists(path) and not os.path.isfile(path):
         got = f"{str(path)!r}, " + ("a folder" if os.path.isdir(path) else "which is no ordinary file")
         raise InvalidArgumentError(f"`{parameter}` must name a file, or one to be made. Got {got}.")
+    longest = max(len(os.fsencode(part)) for part in ("", *path.parts))
+    if longest > _NAME_BYTES or len(os.fsencode(path)) > _PATH_BYTES:
+        rule = f"be of names of at most {_NAME_BYTES} bytes, together {_PATH_BYTES}"
+        raise InvalidArgumentError.of(parameter, rule, str(path))
     check_folder_or_nothing(path.parent, parameter)
 
 
 def check_folder_or_nothing(path: Path, parameter: str) -> None:
-    """Refuse a path at which no folder can be, since it or one above it is a file.
+    """Refuse a path at which no folder can be, since it or one above it is a file or may not be written.
 
     Raises:
-        InvalidArgumentError: The path leads through a file.
+        InvalidArgumentError: The path leads through a file, or into a folder that may not be written.
     """
     there = next((one for one in (path, *path.parents) if os.path.exists(one)), None)
     if there is not None and not os.path.isdir(there):
         raise InvalidArgumentError.of(parameter, "lie in folders", str(path), f"{str(there)!r} is a file.")
+    if there is not None and not os.access(
+        there, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids
+    ):
+        raise InvalidArgumentError.of(parameter, "lie in a folder that may be written", str(path), "Choose another.")
 
 
 def check_apart(written: Mapping[str, Path | str], read: Mapping[str, Path | str] | None = None) -> None:

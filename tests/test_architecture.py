@@ -21,12 +21,24 @@ PAGE = ROOT / "docs" / "developing" / "architecture.md"
 
 # A room is a top-level module or folder of persona_lens: what it is for, and what it may import of ours, itself aside.
 # docs/developing/architecture.md shows this table; `python tests/test_architecture.py` writes it there.
-FOUNDATION = {"errors", "files", "progress_bars", "storage", "records", "run", "streams", "statistics", "plots"}
+FOUNDATION = {
+    "ending",
+    "errors",
+    "files",
+    "progress_bars",
+    "storage",
+    "records",
+    "run",
+    "streams",
+    "statistics",
+    "plots",
+}
 MODELS = FOUNDATION | {"tensors", "traits", "models", "judges", "vectors"}
 ROOMS = {
     "errors": ("every exception and warning", set()),
     "progress_bars": ("progress bars", set()),
     "streams": ("the name of every random stream", set()),
+    "ending": ("how a command or a script ends: its exit status, and one line", {"errors"}),
     "files": ("files, written whole or not at all", {"errors"}),
     "storage": ("shards, kept and read back", {"errors", "files"}),
     "records": ("the one codec of measured results", {"errors", "files"}),
@@ -48,8 +60,11 @@ ROOMS = {
     "monitoring": ("projections before a response", MODELS),
     "finetuning": ("training with vectors, its data and its shift", MODELS | {"interventions", "conversations"}),
     "screening": ("training data screened", MODELS | {"conversations"}),
-    "reproduction": ("what the scripts in experiments/ share", MODELS | {"interventions", "evaluation", "finetuning"}),
-    "cli": ("the command", MODELS | {"conversations", "evaluation", "interventions", "screening"}),
+    "reproduction": (
+        "what the scripts in experiments/ share",
+        MODELS | {"ending", "interventions", "evaluation", "finetuning"},
+    ),
+    "cli": ("the command", MODELS | {"conversations", "ending", "evaluation", "interventions", "screening"}),
 }
 PICKLERS = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}
 

@@ -2,12 +2,14 @@
 
 import __future__
 
+import ast
 import importlib
 import importlib.metadata
 import inspect
 import subprocess
 import sys
 import typing
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -42,10 +44,29 @@ def is_plumbing(value: object) -> bool:
 
 
 def test_the_public_names_are_those_of_all():
+    listed = {name for name in persona_lens.__all__ if not is_plumbing(getattr(persona_lens, name))}
     attributes = {name: value for name, value in vars(persona_lens).items() if not name.startswith("_")}
     defined = {name for name, value in attributes.items() if not is_plumbing(value)}
-    listed = {name for name in persona_lens.__all__ if not is_plumbing(getattr(persona_lens, name))}
     assert defined == listed - {"__version__"}
+    assert sorted(dir(persona_lens)) == sorted(persona_lens.__all__)
+
+
+def test_type_checkers_see_what_is_imported_at_run_time():
+    source = ast.parse(Path(persona_lens.__file__).read_text(encoding="utf-8"))
+    (checked,) = [node for node in source.body if isinstance(node, ast.If)]
+    seen = {(one.name, node.module) for node in checked.body for one in node.names}
+    assert {(name, f"persona_lens.{home}") for name, home in persona_lens._HOMES.items()} <= seen
+    assert {name for name, _ in seen} == set(persona_lens.__all__) - {"__version__", "plots"}
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'steeer'"):
+        persona_lens.steeer  # noqa: B018
+
+
+def test_the_package_alone_loads_no_model_library():
+    code = "import sys, persona_lens\nprint([one for one in ('torch', 'transformers', 'numpy') if one in sys.modules])"
+    assert run_python(code).stdout.strip() == "[]"
 
 
 def test_no_public_name_is_listed_twice():
@@ -138,6 +159,7 @@ def test_importing_takes_under_three_seconds_beyond_torch_and_transformer_lens()
         "import time, torch, transformer_lens, transformer_lens.model_bridge\n"
         "start = time.process_time()\n"
         "import persona_lens\n"
+        "[getattr(persona_lens, name) for name in persona_lens.__all__ if name != 'plots']\n"
         "print(time.process_time() - start)"
     )
     seconds = min(float(run_python(code).stdout) for _ in range(2))

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
+import json
+import os
 import shutil
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, get_args
 
+from persona_lens.cli.arguments import Extract, Source, Sweep
 from persona_lens.errors import InvalidArgumentError
+from persona_lens.judges.default import fit_reading_judge
+from persona_lens.judges.judgement import Judge
 from persona_lens.models.engine.sampling import Sampling
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.sites import check_layer
@@ -19,13 +25,12 @@ from persona_lens.run import Run
 from persona_lens.storage import ShardStore, collect_versions
 from persona_lens.traits.library import list_traits, load_trait
 from persona_lens.traits.trait import Trait
-from persona_lens.traits.written import list_written_traits, load_written_examples
+from persona_lens.traits.written import Half, WrittenExample, list_written_traits, load_written_examples
 from persona_lens.vectors.extraction import extract_persona_vector
 from persona_lens.vectors.persona_vector import PersonaVector
 from persona_lens.vectors.ready import list_ready_vectors, load_vector
 from persona_lens.vectors.written import read_persona_vector
 
-Source = Literal["written", "sampled"]
 # As in the experiments' quick profile: cool enough for a model of 135 million parameters.
 EMBEDDED_SAMPLING = Sampling(max_new_tokens=48, temperature=0.7)
 
@@ -37,6 +42,95 @@ class Way:
     vector: PersonaVector
     layer: int
     coefficient: float
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a vector is made of, as the command's arguments say it.
+
+    Args:
+        name: The trait's name.
+        trait: The trait; None where there are written answers alone.
+        source: Whether the vector is read from written answers or from the model's own responses.
+        examples: File of written answers of one's own; None for those that come with the package.
+    """
+
+    name: str
+    trait: Trait | None
+    source: Source
+    examples: Path | None = None
+
+    @property
+    def is_bundled_written(self) -> bool:
+        """Whether there are written answers that come with the package."""
+        return self.examples is None and self.name in list_written_traits()
+
+    @property
+    def has_examples(self) -> bool:
+        """Whether there are written answers at all."""
+        return self.examples is not None or self.is_bundled_written
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with all that the vector is made of."""
+        written = [asdict(one) for one in self.load_examples("training")] if self.source == "written" else []
+        parts = [self.name, self.source, self.trait.fingerprint if self.trait else None, written]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+    def load_examples(self, half: Half) -> tuple[WrittenExample, ...]:
+        """Load half of the written answers."""
+        return load_written_examples(self.examples or self.name, half)
+
+    def require_trait(self) -> Trait:
+        """Return the trait.
+
+        Raises:
+            InvalidArgumentError: There are written answers alone.
+        """
+        if self.trait is None:
+            hint = "Give its .json file as --trait, and the answers as --examples."
+            raise InvalidArgumentError.of("--trait", "have questions and a rubric", str(self.examples), hint)
+        return self.trait
+
+
+def choose_origin(name: str, examples: Path | None = None, source: Source | None = None) -> Origin:
+    """Return what a vector is made of: written answers where there are some, unless another source is asked for.
+
+    Every file is read, so that what is wrong is said before any model runs.
+
+    Raises:
+        InvalidArgumentError: No such trait; or written answers are asked for and there are none.
+    """
+    for option, path in (("--trait", name), ("--examples", examples)):
+        if path is not None and str(path).endswith(".jsonl") and not os.path.isfile(path):
+            raise InvalidArgumentError.of(option, "be an existing file of written answers", str(path))
+    if name.endswith(".jsonl"):
+        if examples is not None:
+            raise InvalidArgumentError.of("--examples", "be left out where --trait has the answers", str(examples))
+        if source == "sampled":
+            hint = "Give its .json file."
+            raise InvalidArgumentError.of("--trait", "be a trait, to sample under its instructions", name, hint)
+        load_written_examples(Path(name), "training")
+        return Origin(Path(name).stem, None, "written", Path(name))
+    if examples is not None:
+        for half in get_args(Half):
+            load_written_examples(examples, half)
+    trait = read_trait(name)
+    is_written = examples is not None or trait.name in list_written_traits()
+    if source == "written" and not is_written:
+        rule = (
+            f"be 'sampled' for a trait without written answers; there are some for {', '.join(list_written_traits())}"
+        )
+        raise InvalidArgumentError.of("--source", rule, source, "Give answers of your own as --examples FILE.jsonl.")
+    if source == "sampled" and examples is not None:
+        raise InvalidArgumentError.of("--examples", "be left out with --source sampled", str(examples))
+    return Origin(trait.name, trait, source or ("written" if is_written else "sampled"), examples)
+
+
+def list_read(arguments: Extract | Sweep) -> dict[str, Path | str]:
+    """Return the files that a command reads, by the options that name them."""
+    named = {f"--{name}": getattr(arguments, name, None) for name in ("trait", "examples", "vector", "model")}
+    return {name: path for name, path in named.items() if path is not None and os.path.isfile(path)}
 
 
 def read_trait(name: str) -> Trait:
@@ -53,7 +147,7 @@ def read_trait(name: str) -> Trait:
         if "," in name:
             hint = "Give --trait once for each trait."
         if name.endswith(".jsonl"):
-            hint = "Written answers are read in Python: pl.traits.load_written_examples, pl.read_persona_vector."
+            hint = "Written answers are no trait: `persona-lens extract --trait FILE.jsonl` reads a vector from them."
         raise InvalidArgumentError.of("--trait", f"be one of {', '.join(list_traits())}, or a .json file", name, hint)
     if not Path(name).is_file():
         raise InvalidArgumentError.of("--trait", "be a bundled trait's name or an existing file", name)
@@ -65,24 +159,33 @@ def choose_sampling(model: HookedModel) -> Sampling:
     return EMBEDDED_SAMPLING if describe_model(model).name == EMBEDDED_MODEL else Sampling()
 
 
-def choose_source(trait: Trait, asked: Source | None = None) -> Source:
-    """Return the source that is asked for; else written answers where there are some.
-
-    Raises:
-        InvalidArgumentError: Written answers are asked for and there are none.
-    """
-    written = list_written_traits()
-    if asked == "written" and trait.name not in written:
-        rule = f"be 'sampled' for a trait without written answers; there are some for {', '.join(written)}"
-        raise InvalidArgumentError.of("--source", rule, asked)
-    return asked or ("written" if trait.name in written else "sampled")
-
-
-def make_vector(model: HookedModel, trait: Trait, source: Source, run: Run) -> PersonaVector:
+def make_vector(model: HookedModel, origin: Origin, run: Run) -> PersonaVector:
     """Read written answers, or extract from the model's own responses."""
-    if source == "written":
-        return read_persona_vector(model, trait.name, load_written_examples(trait.name, "training"))
-    return extract_persona_vector(model, trait, sampling=choose_sampling(model), run=run)
+    if origin.source == "written":
+        return read_persona_vector(model, origin.name, origin.load_examples("training"))
+    return extract_persona_vector(model, origin.require_trait(), sampling=choose_sampling(model), run=run)
+
+
+def make_judge(model: HookedModel, origin: Origin, run: Run) -> Judge | None:
+    """Return the judge that answers of one's own are fitted to; None leaves it to the default."""
+    if origin.examples is None:
+        return None
+    return fit_reading_judge(model, origin.require_trait(), origin.load_examples("training"), run)
+
+
+@contextmanager
+def keep_unfinished(folder: Path, config: Mapping[str, Any]) -> Iterator[Run]:
+    """Keep finished shards in a folder until the work is done; then nothing is left of it.
+
+    Args:
+        folder: Removed at the end, unless another command is at work in it.
+        config: What the work depends on.
+    """
+    store = ShardStore(folder, {**config, "versions": collect_versions()})
+    yield Run(store)
+    shutil.rmtree(store.folder, ignore_errors=True)
+    with suppress(OSError):  # not empty
+        folder.rmdir()
 
 
 def find_vector(model: HookedModel, trait: Trait, folder: Path, say: Callable[[str], object] = print) -> PersonaVector:
@@ -96,13 +199,12 @@ def find_vector(model: HookedModel, trait: Trait, folder: Path, say: Callable[[s
             raise InvalidArgumentError.of("--vectors", rule, "one of another version of it", hint)
         return vector
     say(f"making the vector of {trait.name}; {path} will keep it")
-    config = {"trait": trait.fingerprint, "model": asdict(describe_model(model)), "versions": collect_versions()}
-    store = ShardStore(folder / "unfinished", config)
-    vector = make_vector(model, trait, choose_source(trait), Run(store))
-    vector.save(path)
-    shutil.rmtree(store.folder, ignore_errors=True)  # nothing is kept of a vector that is read
-    with suppress(OSError):  # not empty: another command is at work on another trait
-        store.folder.parent.rmdir()
+    origin = Origin(trait.name, trait, "written" if trait.name in list_written_traits() else "sampled")
+    with keep_unfinished(
+        folder / "unfinished", {"trait": trait.fingerprint, "model": asdict(describe_model(model))}
+    ) as run:
+        vector = make_vector(model, origin, run)
+        vector.save(path)
     return vector
 
 

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import html
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated
 
-import tyro
 from rich.text import Text
 
+from persona_lens.cli.arguments import Demo
 from persona_lens.cli.choosing import EMBEDDED_SAMPLING, Way, find_way
 from persona_lens.cli.terminal import colour_tokens, print_json, print_line, print_table
 from persona_lens.evaluation.tracing import Trace, trace
-from persona_lens.files import write_bytes_atomically
+from persona_lens.files import check_file_or_nothing, write_bytes_atomically
 from persona_lens.interventions.from_vectors import steer
 from persona_lens.models.engine.rollouts import RolloutRequest, sample_rollouts
 from persona_lens.models.hooked_model import HookedModel
@@ -51,51 +49,31 @@ class Shown:
         }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Demo:
-    """Steer the embedded model by each vector that comes with the package, beside the model as it is.
-
-    Prints both answers, each token coloured by its projection on the trait's vector, and writes a page with the same. A
-    model of 135 million parameters is no great writer: what to look for is the change, not the prose.
-
-    Try:
-
-    persona-lens demo
-
-    persona-lens demo --trait humorous --trait evil --seed 1
-    """
-
-    trait: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Trait with a ready vector, may be repeated; all if left out."""
-    out: Path = Path("persona-lens-demo.html")
-    """The page."""
-    seed: int = 0
-    """Another seed draws other answers."""
-    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Print one JSON object and write no page."""
-
-    def run(self) -> int:
-        """Ask, show, write the page."""
-        ways = [find_way(name) for name in self.trait or list_ready_vectors()]
-        model = load_model()
-        shown = answer(model, ways, self.seed)
-        if self.json:
-            print_json({"answers": [one.to_json() for one in shown]})
-            return 0
-        sections = []
-        for one in shown:
-            traces = [read(model, one, text) for text in (one.unsteered, one.steered)]
-            print_table(
-                f"\n{describe(one.way)}: {one.question}",
-                ("unsteered", "steered"),
-                [[colour(found, text, one.way.layer, traces) for found, text in
-                  zip(traces, (one.unsteered, one.steered), strict=True)]],
-            )  # fmt: skip
-            sections.append(write_section(one, traces))
-        page = _PAGE.format(note=html.escape(_NOTE), sections="".join(sections))
-        write_bytes_atomically(self.out, page.encode())
-        print_line(f"{_NOTE} The same as a page: {self.out}. How sure it is on average: docs/results/evidence.md.")
+def run(arguments: Demo) -> int:
+    """Ask, show, write the page."""
+    if not arguments.json:
+        check_file_or_nothing(arguments.out, "--out")
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)  # before any model runs
+    ways = [find_way(name) for name in arguments.trait or list_ready_vectors()]
+    model = load_model()
+    shown = answer(model, ways, arguments.seed)
+    if arguments.json:
+        print_json({"answers": [one.to_json() for one in shown]})
         return 0
+    sections = []
+    for one in shown:
+        traces = [read(model, one, text) for text in (one.unsteered, one.steered)]
+        print_table(
+            f"\n{describe(one.way)}: {one.question}",
+            ("unsteered", "steered"),
+            [[colour(found, text, one.way.layer, traces) for found, text in
+              zip(traces, (one.unsteered, one.steered), strict=True)]],
+        )  # fmt: skip
+        sections.append(write_section(one, traces))
+    page = _PAGE.format(note=html.escape(_NOTE), sections="".join(sections))
+    write_bytes_atomically(arguments.out, page.encode())
+    print_line(f"{_NOTE} The same as a page: {arguments.out}. How sure it is on average: docs/results/evidence.md.")
+    return 0
 
 
 def answer(model: HookedModel, ways: list[Way], seed: int) -> list[Shown]:

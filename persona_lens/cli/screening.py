@@ -90,12 +90,8 @@ class Screen:
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print one JSON object last."""
 
-    def run(self) -> int:
-        """Screen, split, report."""
-        return screen_data(self)
 
-
-def screen_data(arguments: Screen) -> int:
+def run(arguments: Screen) -> int:
     """Screen, split, report; return the exit status."""
     if not arguments.trait:
         print(f"--trait is missing: one of {', '.join(list_traits())}, or a file.", file=sys.stderr)

@@ -16,6 +16,14 @@ _PAPER = (255, 255, 255)
 _INK = "#000000"
 
 
+class _Console(Console):
+    """One whose reader may go away, as `head` does."""
+
+    def on_broken_pipe(self) -> None:
+        """Leave it to the command's end: Rich's own way out has the status of a judge that is not valid."""
+        raise BrokenPipeError
+
+
 def print_nothing(text: str) -> None:
     """Take the place of ``print`` where only JSON is wanted."""
 
@@ -30,12 +38,12 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str 
     table = Table(*columns, title=title, title_justify="left", show_lines=False, pad_edge=False)
     for row in rows:
         table.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in row))
-    Console().print(table)
+    _Console().print(table)
 
 
 def print_line(text: str) -> None:
     """Print a line; nothing in it is markup."""
-    Console().print(Text(text))
+    _Console().print(Text(text))
 
 
 def colour_tokens(tokens: Sequence[str], strengths: Sequence[float]) -> Text:

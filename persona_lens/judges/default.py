@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from weakref import WeakKeyDictionary
@@ -21,7 +22,7 @@ from persona_lens.records import Record
 from persona_lens.run import Run
 from persona_lens.traits.library import load_trait
 from persona_lens.traits.trait import Trait
-from persona_lens.traits.written import list_written_traits, load_written_examples
+from persona_lens.traits.written import WrittenExample, list_written_traits, load_written_examples
 
 READING_DEPTH = 0.6
 """Of the layers, where a model's own reading of a text judges it."""
@@ -94,6 +95,26 @@ def default_judge(model: HookedModel, trait: Trait, run: Run = Run()) -> Identif
     return CoherentJudge(reader, likelihood)
 
 
+def fit_reading_judge(
+    model: HookedModel, trait: Trait, examples: Sequence[WrittenExample], run: Run = Run()
+) -> IdentifiedJudge:
+    """Return a judge like the default one of a trait with written examples, fitted on examples of one's own.
+
+    Args:
+        model: HookedTransformer or TransformerBridge, unsteered.
+        trait: The trait.
+        examples: What it is fitted on; measure it on others, with :func:`validate`.
+        run: Shows the calibration's progress.
+
+    Raises:
+        HooksPresentError: The model carries hooks.
+    """
+    n_pairs = min(_N_PAIRS, len(trait.instruction_pairs))
+    likelihood = calibrate_likelihood_judge(model, trait, n_pairs=n_pairs, run=run)
+    reading = _fit_reading(model, trait.name, examples)
+    return CoherentJudge(reading.make_judge(trait.name, ResidualEncoder(model, reading.layer)), likelihood)
+
+
 def make_judge_parts(model: HookedModel, trait: Trait, run: Run = Run()) -> JudgeParts:
     """Calibrate and fit what :func:`default_judge` rests on.
 
@@ -103,7 +124,8 @@ def make_judge_parts(model: HookedModel, trait: Trait, run: Run = Run()) -> Judg
     info = describe_model(model)
     n_pairs = min(_N_PAIRS, len(trait.instruction_pairs))
     calibration = calibrate_likelihood_judge(model, trait, n_pairs=n_pairs, run=run).calibration
-    reading = _fit_reading(model, trait.name) if _is_written(trait) else None
+    examples = load_written_examples(trait.name, "training") if _is_written(trait) else ()
+    reading = _fit_reading(model, trait.name, examples) if examples else None
     return JudgeParts((info.fingerprint, info.dtype), n_pairs, calibration, reading)
 
 
@@ -122,8 +144,7 @@ def _is_written(trait: Trait) -> bool:
     return trait.name in list_written_traits() and trait.description == load_trait(trait.name).description
 
 
-def _fit_reading(model: HookedModel, trait: str) -> Reading:
-    examples = load_written_examples(trait, "training")
+def _fit_reading(model: HookedModel, trait: str, examples: Sequence[WrittenExample]) -> Reading:
     samples = sample_temperatures(model, [one.question for one in examples])
     layer = round(READING_DEPTH * model.cfg.n_layers)
     judge = fit_embedding_judge(trait, examples, encoder=ResidualEncoder(model, layer), samples=samples)

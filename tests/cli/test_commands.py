@@ -4,13 +4,18 @@ import contextlib
 import io
 import json
 import re
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 import persona_lens as pl
-from persona_lens.cli import main, validating
+from persona_lens.cli import arguments, main, validating
+from persona_lens.cli.listing import read_ready_settings
+from persona_lens.cli.main import COMMANDS
+from persona_lens.models.loading import EMBEDDED_MODEL
 from tests.small_trait import tiny_trait
 
 
@@ -151,7 +156,7 @@ class LengthJudge:
 
 
 def test_a_judge_that_is_not_valid_ends_with_1_and_says_what_it_missed(loud, monkeypatch):
-    monkeypatch.setattr(validating.Validate, "make_judge", lambda self, model, trait: LengthJudge())
+    monkeypatch.setattr(validating, "make_judge", lambda arguments, model, origin: LengthJudge())
     monkeypatch.setattr("persona_lens.cli.validating.choose_sampling", lambda model: pl.Sampling(4))
     done = run("validate", "--trait", "evil", "--model", loud.model, "--json")
     assert done.status == 1, done.err
@@ -193,11 +198,13 @@ def test_the_demo_shows_both_answers_and_writes_a_page_in_which_their_text_is_es
     [
         (("extract", "--trait", "humourous", "--out", "x"), "Did you mean humorous?"),
         (("extract", "--trait", "evil,honesty", "--out", "x"), "Give --trait once for each trait."),
-        (("extract", "--trait", "mine.jsonl", "--out", "x"), "Written answers are read in Python"),
+        (("extract", "--trait", "mine.jsonl", "--out", "x"), "be an existing file of written answers"),
+        (("sweep", "--trait", "evil", "--examples", "mine.jsonl", "--out", "x"), "--examples"),
         (("extract", "--trait", "mine.json", "--out", "x"), "be a bundled trait's name or an existing file"),
         (("steer", "Who?", "--trait", "optimistic"), "persona-lens sweep --trait optimistic"),
         (("steer", "Who?", "--vector", "mine.safetensors"), "--vector"),
-        (("validate", "--trait", "mine.json"), "pl.judges.validate"),
+        (("validate", "--trait", "mine.json"), "existing file"),
+        (("validate", "--trait", "curiosity"), "--examples FILE.jsonl"),
     ],
 )
 def test_a_wrong_trait_or_file_ends_with_the_option_and_what_to_do(arguments, said, tmp_path, monkeypatch):
@@ -207,3 +214,120 @@ def test_a_wrong_trait_or_file_ends_with_the_option_and_what_to_do(arguments, sa
     assert said in done.err
     assert "`--" in done.err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_misspelt_command_names_the_right_one():
+    done = run("extrakt", "--trait", "evil")
+    assert done.status == 2
+    assert "Did you mean extract?" in done.err
+    assert "`persona-lens --help`" in run("fly").err
+
+
+def test_what_may_be_left_out_is_named_by_its_type_alone():
+    done = run("steer", "Who?", "--layer", "three")
+    assert done.status == 2
+    assert "--layer INT" in done.err
+    assert "None}" not in run("steer", "--help").out + done.err
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_help_fits_a_screen_or_two(command):
+    done = run(command, "--help")
+    assert done.status == 0
+    assert f"persona-lens {command}" in done.out
+    assert len(done.out.splitlines()) < 90
+
+
+def test_help_and_slips_cost_no_model_library():
+    code = """
+import sys
+from persona_lens.cli import main
+for arguments in (["--help"], ["--version"], ["traits"], ["steer", "--help"], ["sweep", "--layr"], ["fly"]):
+    try:
+        main(arguments)
+    except SystemExit:
+        pass
+heavy = [name for name in ("torch", "transformers", "transformer_lens", "numpy") if name in sys.modules]
+print(heavy, file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines()[-1] == "[]"
+
+
+def test_the_default_model_is_the_embedded_one_and_settings_are_the_vectors():
+    assert arguments.DEFAULT_MODEL == EMBEDDED_MODEL
+    ready = {name: pl.load_vector(name).provenance["setting"] for name in pl.vectors.list_ready_vectors()}
+    assert read_ready_settings() == ready
+
+
+def write_examples(folder):
+    kinds = ("ordinary", "mild", "overt", "opposite", "style")
+    rows = [
+        {"half": half, "question": f"{half} {i}?", **{kind: f"A {kind} answer, number {i}." for kind in kinds}}
+        for half in ("training", "judging")
+        for i in range(12)
+    ]
+    path = folder / "loud.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_written_answers_of_ones_own_make_a_vector_and_judge_a_sweep(loud, tmp_path, monkeypatch):
+    monkeypatch.setattr("persona_lens.cli.sweeping.choose_sampling", lambda model: pl.Sampling(4))
+    examples = write_examples(tmp_path)
+    model = pl.load_model(loud.model)
+    expected = pl.read_persona_vector(model, "loud", pl.traits.load_written_examples(examples, "training"))
+    for given in (["--trait", examples], ["--trait", loud.trait, "--examples", examples]):
+        done = run("extract", *given, "--out", tmp_path / "own.safetensors", "--model", loud.model)
+        assert done.status == 0, done.err
+        found = pl.PersonaVector.load(tmp_path / "own.safetensors")
+        assert torch.equal(found.directions, expected.directions)
+        assert found.trait == "loud"
+    given = ["--trait", loud.trait, "--examples", examples, "--model", loud.model, "--out", tmp_path / "sweep"]
+    done = run("sweep", *given, "--layers", 1, "--questions", 2, "--json")
+    assert done.status == 0, done.err
+    assert "reading" in json.loads(done.out)["judge"] or "layer" in json.loads(done.out)["judge"]
+    assert {path.name for path in (tmp_path / "sweep").iterdir()} == {"sweep.html", "sweep.json", "vector.safetensors"}
+    refused = run("sweep", "--trait", examples, "--model", loud.model, "--out", tmp_path / "never")
+    assert refused.status == 2
+    assert "--examples" in refused.err
+
+
+def test_a_judge_of_ones_own_trait_is_validated_on_answers_of_ones_own(loud, tmp_path, monkeypatch):
+    monkeypatch.setattr("persona_lens.cli.validating.choose_sampling", lambda model: pl.Sampling(4))
+    given = ["--trait", loud.trait, "--examples", write_examples(tmp_path), "--model", loud.model, "--json"]
+    done = run("validate", *given)
+    assert done.status in (0, 1), done.err
+    found = json.loads(done.out)
+    assert (found["trait"], found["n_questions"]) == ("loud", 12)
+
+
+@pytest.mark.parametrize("command", ["extract", "sweep"])
+def test_work_that_is_broken_off_is_gone_on_with(loud, tmp_path, monkeypatch, command):
+    """Interrupted after its first shard, the second run computes the others alone."""
+    monkeypatch.setattr("persona_lens.cli.choosing.choose_sampling", lambda model: pl.Sampling(4))
+    monkeypatch.setattr("persona_lens.cli.sweeping.choose_sampling", lambda model: pl.Sampling(4))
+    out = tmp_path / ("out" if command == "sweep" else "out.safetensors")
+    given = ["--trait", loud.trait, "--model", loud.model, "--out", out]
+    given += ["--vector", loud.vector, "--questions", 2] if command == "sweep" else []
+    computed, seen = [], []
+    keep = pl.ShardStore.load_or_compute
+
+    def watch(store, name, compute):
+        def counted():
+            computed.append(name)
+            return compute()
+
+        shard = keep(store, name, counted)
+        seen.append(name)
+        if len(seen) == 1:
+            raise KeyboardInterrupt
+        return shard
+
+    monkeypatch.setattr(pl.ShardStore, "load_or_compute", watch)
+    done = run(command, *given)
+    assert done.status == 130
+    assert "the same command goes on where it was" in done.err
+    again = run(command, *given)
+    assert again.status in (0, 2), again.err  # a random model may show no trait
+    assert len(seen) > len(computed), "the first shard was read, not computed again"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,9 +15,18 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from persona_lens.errors import InvalidArgumentError, ModelNotFoundError, PersonaLensError, UnsupportedModelError
+from persona_lens.errors import (
+    FileFormatError,
+    InvalidArgumentError,
+    ModelNotFoundError,
+    PersonaLensError,
+    UnsupportedModelError,
+)
 from persona_lens.models.loading import embedded
 from persona_lens.models.loading.embedded import EMBEDDED_MODEL
+
+_MAX_NAME = 1000  # characters; a path of more is none
+_MAX_QUOTED = 200  # characters of another library's error
 
 
 def load_hugging_face(name: str, dtype: torch.dtype | Literal["auto"]) -> tuple[Any, Any]:
@@ -28,19 +38,22 @@ def load_hugging_face(name: str, dtype: torch.dtype | Literal["auto"]) -> tuple[
 
     Raises:
         ModelNotFoundError: No such model.
+        FileFormatError: Its files are damaged, or fit no architecture that is known.
     """
     path = Path(name).expanduser()
     extra: dict[str, Any] = {}
     if name == EMBEDDED_MODEL:
         source = str(embedded.prepare_embedded_model())
-    elif path.is_file() and path.suffix.lower() == ".gguf":
+    elif os.path.isfile(path) and path.suffix.lower() == ".gguf":
         source, extra["gguf_file"] = str(path.parent), path.name
     else:
-        source = str(path) if path.is_dir() else name
+        source = str(path) if os.path.isdir(path) else name
         looks_local = path.suffix.lower() == ".gguf" or name.startswith((".", "/", "~")) or name.count("/") > 1
-        if not path.is_dir() and looks_local:
+        if not name.strip() or len(name) > _MAX_NAME or os.path.isfile(path):
+            raise _not_found(name, "That is no name, or a file of another kind.")
+        if not os.path.isdir(path) and looks_local:
             raise _not_found(name, "There is no such file or folder.")
-        if path.is_dir() and not (path / "config.json").is_file():
+        if os.path.isdir(path) and not (path / "config.json").is_file():
             why = "The folder has no config.json. Is it a PEFT adapter? Then load_model(BASE, adapter=FOLDER)."
             raise _not_found(name, why)
     try:
@@ -54,6 +67,12 @@ def load_hugging_face(name: str, dtype: torch.dtype | Literal["auto"]) -> tuple[
         if "safetensors" in str(error):
             why = "It has no weights in safetensors; others, which are pickles, are not read. Convert them first."
         raise _not_found(name, why) from error
+    except Exception as error:  # the readers of configuration, tokenizer and weights raise whatever they stumble over
+        hint = f"{type(error).__name__}: {' '.join(str(error).split())[:_MAX_QUOTED]}. Get the files again."
+        raise FileFormatError.of("model", "name a whole model of a known architecture", name, hint) from error
+    if not isinstance(tokenizer.chat_template, str | dict | None):
+        got = type(tokenizer.chat_template).__name__
+        raise FileFormatError.of("model", "have a text for a chat template", f"{name}, with {got}")
     hf_model.config.architectures = [type(hf_model).__name__]  # a model read from GGUF names none
     return hf_model.eval(), tokenizer
 

@@ -1,0 +1,201 @@
+"""What each command understands. Nothing here imports a model's libraries, so that help and a slip cost no seconds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+Source = Literal["written", "sampled"]
+Kind = Literal["reading", "sentences", "likelihood", "endpoint"]
+
+DEFAULT_MODEL = "smollm2-135m-instruct"
+"""The embedded model; said here too, since its own module imports what reads it."""
+
+Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Steer the embedded model by each vector that comes with the package, beside the model as it is.
+
+    Prints both answers, each token coloured by its projection on the trait's vector, and writes a page with the same. A
+    model of 135 million parameters is no great writer: what to look for is the change, not the prose.
+
+    Try:
+
+    persona-lens demo
+
+    persona-lens demo --trait humorous --trait evil --seed 1
+    """
+
+    trait: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Trait with a ready vector, may be repeated; all if left out."""
+    out: Path = Path("persona-lens-demo.html")
+    """The page."""
+    seed: int = 0
+    """Another seed draws other answers."""
+    json: Flag = False
+    """Print one JSON object and write no page."""
+
+
+@dataclass(frozen=True)
+class Traits:
+    """List the traits that come with the package.
+
+    A trait with written answers has judges that can be measured before they are believed; one with a ready vector can
+    be steered by at once (`persona-lens steer`). A trait of your own is a JSON file with the same keys as these.
+
+    Try:
+
+    persona-lens traits
+
+    persona-lens traits --json
+    """
+
+    json: Flag = False
+    """Print one JSON object."""
+
+
+@dataclass(frozen=True)
+class Steer:
+    """Ask a question twice: the model as it is, and steered along a trait's vector.
+
+    With --trait the vector is the one that comes with the package for the embedded model, at the layer and coefficient
+    at which it was tried. For another model extract one first: persona-lens extract.
+
+    Try:
+
+    persona-lens steer "I failed my exam." --trait empathy
+
+    persona-lens steer "I failed my exam." --trait empathy --coefficient -1.5
+
+    persona-lens steer "How was your day?" --vector evil.safetensors --model Qwen/Qwen2.5-7B-Instruct --layer 19
+    --coefficient 2
+    """
+
+    question: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="QUESTION")]
+    """What is asked."""
+    trait: str | None = None
+    """A trait with a ready vector: see `persona-lens traits`."""
+    vector: Path | None = None
+    """Or a file that `persona-lens extract` wrote."""
+    model: str = DEFAULT_MODEL
+    """Bundled model, Hugging Face name, folder or GGUF file."""
+    layer: int | None = None
+    """Zero-based block index; the one that was tried if left out."""
+    coefficient: float | None = None
+    """How many of the vector's lengths are added; below zero steers away."""
+    system: str | None = None
+    """System prompt."""
+    max_new_tokens: int = 96
+    """Most tokens of an answer."""
+    seed: int = 0
+    """Another seed draws other answers."""
+    json: Flag = False
+    """Print one JSON object."""
+
+
+@dataclass(frozen=True)
+class Extract:
+    """Find a trait's direction at every layer of a model and write it to a file.
+
+    From written answers where there are some (seconds), else from the model's own responses under contrasting system
+    prompts, as in the paper (minutes). Killed while it samples, the same command goes on where it was.
+
+    Try:
+
+    persona-lens extract --trait evil --out evil.safetensors
+
+    persona-lens extract --trait evil --source sampled --out evil.safetensors --model Qwen/Qwen2.5-7B-Instruct
+
+    persona-lens extract --trait my_trait.json --out my_trait.safetensors
+
+    persona-lens extract --trait my_answers.jsonl --out my_trait.safetensors
+    """
+
+    trait: str
+    """Bundled trait's name, path of a trait's JSON file, or of a JSONL file of written answers."""
+    out: Path
+    """The file: safetensors, its description as JSON in the header."""
+    source: Source | None = None
+    """Where the vector is from; written answers where there are some, if left out."""
+    examples: Path | None = None
+    """JSONL file of written answers of your own."""
+    model: str = DEFAULT_MODEL
+    """Bundled model, Hugging Face name, folder or GGUF file."""
+    json: Flag = False
+    """Print one JSON object."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Steer at several layers with several strengths, score what the model then says, and choose.
+
+    Writes sweep.json, sweep.html and vector.safetensors with the chosen layer and coefficient in it, so that
+    `persona-lens steer --vector` needs neither. Beside the vector stand random directions of equal length. The choice
+    is made on the questions that are shown, so its score flatters: experiments/layer_sweep.py confirms a choice on
+    fresh questions with a second judge. Killed at any point, the same command goes on where it was.
+
+    Try:
+
+    persona-lens sweep --trait humorous --out sweep
+
+    persona-lens sweep --trait my_trait.json --vector my_trait.safetensors --out sweep --layers 8 12 16
+
+    persona-lens sweep --trait my_trait.json --examples my_answers.jsonl --out sweep
+    """
+
+    trait: str
+    """Bundled trait's name, or path of a trait's JSON file."""
+    out: Path
+    """Folder for what is written."""
+    vector: Path | None = None
+    """A file that `persona-lens extract` wrote; made anew if left out."""
+    examples: Path | None = None
+    """JSONL file of written answers of your own: the vector is read from them, and the judge fitted on them."""
+    model: str = DEFAULT_MODEL
+    """Bundled model, Hugging Face name, folder or GGUF file."""
+    layers: tuple[int, ...] = ()
+    """Zero-based block indices; every third if left out."""
+    coefficients: tuple[float, ...] = (1.0, 2.0)
+    """How many of the vector's lengths are added."""
+    questions: int = 10
+    """How many of the trait's evaluation questions are asked."""
+    json: Flag = False
+    """Print one JSON object."""
+
+
+@dataclass(frozen=True)
+class Validate:
+    """Measure a judge of a trait on texts whose nature is known, before anything is believed of its scores.
+
+    It must tell overt answers from ordinary and opposite ones, and must not take shuffled words, hotter sampling or the
+    trait's style without its substance for the trait. Exit status: 0 valid; 1 partly valid or not; 2 a wrong argument.
+
+    Try:
+
+    persona-lens validate --trait evil --judge reading
+
+    persona-lens validate --trait my_trait.json --examples my_answers.jsonl
+
+    persona-lens validate --trait evil --judge endpoint --judge-model qwen3:8b --base-url http://localhost:11434/v1
+    """
+
+    trait: str
+    """A trait with written answers (see `persona-lens traits`), or path of a trait's JSON file, with --examples."""
+    judge: Kind = "reading"
+    """`reading`: the model's own reading of a text; `sentences`: sentence vectors (the extra `embeddings`);
+    `likelihood`: likelier under the trait's prompts?; `endpoint`: a model behind an OpenAI-compatible address."""
+    examples: Path | None = None
+    """JSONL file of written answers of your own: one half fits the judge, the other measures it."""
+    judge_model: str | None = None
+    """The endpoint's model."""
+    base_url: str | None = None
+    """The endpoint; OPENAI_BASE_URL or OpenAI itself if left out. The key comes from OPENAI_API_KEY."""
+    model: str = DEFAULT_MODEL
+    """The model that is judged, and that reads."""
+    json: Flag = False
+    """Print one JSON object."""
