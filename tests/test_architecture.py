@@ -39,6 +39,7 @@ ROOMS = {
     "progress_bars": ("progress bars", set()),
     "streams": ("the name of every random stream", set()),
     "ending": ("how a command or a script ends: its exit status, and one line", {"errors"}),
+    "texts": ("lists of texts, told from one text", {"errors"}),
     "files": ("files, written whole or not at all", {"errors"}),
     "storage": ("shards, kept and read back", {"errors", "files"}),
     "records": ("the one codec of measured results", {"errors", "files"}),

@@ -31,6 +31,7 @@ from persona_lens.statistics import Interval
 from persona_lens.statistics.missing import difference_interval, mean_interval
 from persona_lens.storage import Shard
 from persona_lens.streams import Stream
+from persona_lens.texts import check_texts
 
 # Conditions sampled and judged between two saves. Fixed, because a shard is computed as one stream: with another cut,
 # rows would share other batches.
@@ -162,9 +163,9 @@ def score_conditions(
         >>> ways = [pl.Condition(name="unsteered"), pl.Condition(pl.steer(vector, layer=14))]  # doctest: +SKIP
         >>> pl.score_conditions(model, judge, ways, trait.evaluation_questions)  # doctest: +SKIP
     """
-    for name, given in (("conditions", conditions), ("questions", questions)):
-        if isinstance(given, str) or not given:
-            raise InvalidArgumentError.of(name, "be a list of at least one", given)
+    questions = check_texts("questions", questions)
+    if not conditions:
+        raise InvalidArgumentError.of("conditions", "be a list of at least one", conditions)
     models = {id(one): one for one in (model, *(c.model for c in conditions)) if one is not None}
     for index, one in models.items():
         check_unsteered(one)

@@ -18,6 +18,7 @@ from persona_lens.statistics import Interval
 from persona_lens.statistics.crossed import mean_over_directions_interval
 from persona_lens.streams import Stream
 from persona_lens.tensors.directions import sample_random_directions
+from persona_lens.texts import check_texts
 from persona_lens.vectors.persona_vector import PersonaVector
 
 
@@ -99,6 +100,7 @@ def confirm_choice(
     """
     vector.check_model(model)
     check_unsteered(model)
+    questions = check_texts("questions", questions)
     if random_directions < 2:
         raise InvalidArgumentError.of("random_directions", "be at least 2", random_directions)
     randoms = sample_random_directions(

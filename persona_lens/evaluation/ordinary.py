@@ -20,6 +20,7 @@ from persona_lens.models.text.padding import pad_right
 from persona_lens.models.text.spans import TokenSpans
 from persona_lens.streams import Stream
 from persona_lens.tensors.directions import normalize
+from persona_lens.texts import check_texts
 from persona_lens.traits.everyday import load_ordinary_questions
 from persona_lens.vectors.ordinary import OrdinaryProjections
 from persona_lens.vectors.persona_vector import PersonaVector
@@ -77,9 +78,7 @@ def sample_ordinary_spans(model: HookedModel, questions: Sequence[str] | None, s
         InvalidArgumentError: No questions, or only empty responses.
         HooksPresentError: The model carries hooks.
     """
-    asked = load_ordinary_questions() if questions is None else tuple(questions)
-    if not asked:
-        raise InvalidArgumentError.of("questions", "hold at least one question", asked)
+    asked = check_texts("questions", load_ordinary_questions() if questions is None else questions)
     check_unsteered(model)
     requests = [RolloutRequest(question, (sampling.seed, Stream.ORDINARY, q)) for q, question in enumerate(asked)]
     spans = []

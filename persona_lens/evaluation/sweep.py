@@ -30,6 +30,7 @@ from persona_lens.storage import collect_versions
 from persona_lens.streams import Stream
 from persona_lens.tensors.directions import sample_random_directions
 from persona_lens.tensors.operations import Add
+from persona_lens.texts import check_texts
 from persona_lens.traits.trait import Trait
 from persona_lens.vectors.persona_vector import PersonaVector
 
@@ -267,9 +268,9 @@ def sweep_layers(
     check_unsteered(model)
     swept = resolve_layers(layers, model.cfg.n_layers)
     nulled = swept[1::3] or swept if null.layers is None else resolve_layers(null.layers, model.cfg.n_layers)
-    questions = tuple(trait.evaluation_questions if questions is None else questions)
+    questions = check_texts("questions", trait.evaluation_questions if questions is None else questions)
     coefficients = tuple(float(c) for c in coefficients)
-    _check_sweep(questions, coefficients)
+    _check_sweep(coefficients)
     judge = judge or default_judge(model, trait, run)
     randoms = sample_random_directions(vector.norms, model.cfg.d_model, null.directions, sampling.seed)
 
@@ -317,9 +318,8 @@ def shift_at(layer: int, direction: Float[Tensor, " d_model"], coefficient: floa
     return Condition(Intervention.of(layer, Add(direction, coefficient)))
 
 
-def _check_sweep(questions: Sequence[str], coefficients: Sequence[float]) -> None:
+def _check_sweep(coefficients: Sequence[float]) -> None:
     rules = (
-        ("questions", "hold at least one question", questions, len(questions) > 0),
         ("coefficients", "hold at least one number", coefficients, len(coefficients) > 0),
         ("coefficients", "be finite", coefficients, all(map(math.isfinite, coefficients))),
         ("coefficients", "differ from each other", coefficients, len(set(coefficients)) == len(coefficients)),

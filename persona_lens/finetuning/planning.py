@@ -25,6 +25,7 @@ from persona_lens.models.loading import load_model
 from persona_lens.records import Record, format_table
 from persona_lens.run import Run
 from persona_lens.statistics import Interval, bootstrap_mean, bootstrap_paired_difference
+from persona_lens.texts import check_texts
 from persona_lens.traits.everyday import load_ordinary_questions
 from persona_lens.vectors.persona_vector import PersonaVector
 
@@ -207,9 +208,7 @@ def plan_prevention(
         hint = f"{n_steps} steps of warm-up teach nothing. Raise n_rows or epochs, or lower warmup_steps."
         rule = f"make more optimiser steps than settings.warmup_steps, {settings.warmup_steps}"
         raise InvalidArgumentError.of("n_rows", rule, n_rows, hint)
-    asked = load_ordinary_questions() if questions is None else tuple(questions)
-    if len(asked) < 2:
-        raise InvalidArgumentError.of("questions", "hold at least 2", list(asked))
+    asked = check_texts("questions", load_ordinary_questions() if questions is None else questions, least=2)
     ways: list[tuple[Method, float, Intervention]] = [("none", 0.0, NOTHING)]
     ways += [("one layer", c, steer(vector, layer=layer, coefficient=c)) for c in trials.one_layer]
     ways += [("all layers", c, steer(vector, layers="all", coefficient=c)) for c in trials.all_layers]

@@ -10,7 +10,6 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from persona_lens.errors import InvalidArgumentError
 from persona_lens.models.engine.activations import project_residual_stream
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.sites import check_layer
@@ -19,6 +18,7 @@ from persona_lens.models.text.padding import pad_right
 from persona_lens.records import Record
 from persona_lens.statistics import Interval, bootstrap_mean
 from persona_lens.tensors.directions import normalize
+from persona_lens.texts import check_texts
 from persona_lens.vectors.persona_vector import PersonaVector
 
 _ROWS_AT_ONCE = 16
@@ -118,8 +118,7 @@ def project_questions(
 
 
 def _check_projectable(model: HookedModel, vector: PersonaVector, questions: Sequence[str]) -> None:
-    if not questions:
-        raise InvalidArgumentError.of("questions", "hold at least one question", questions)
+    check_texts("questions", questions)
     vector.check_model(model)
 
 

@@ -21,6 +21,7 @@ from persona_lens.models.hooks.points import check_unsteered
 from persona_lens.models.text.chat import build_messages
 from persona_lens.run import Run
 from persona_lens.streams import Stream
+from persona_lens.texts import check_texts
 from persona_lens.traits.trait import Trait
 
 # Responses are drawn in rounds of at most n, until this many times n were drawn in all.
@@ -79,7 +80,7 @@ def trait_dataset(
         raise InvalidArgumentError.of("level", f"be one of {get_args(Level)}", level)
     if n < 1:
         raise InvalidArgumentError.of("n", "be at least 1", n)
-    asked = tuple(trait.extraction_questions if questions is None else questions)
+    asked = check_texts("questions", trait.extraction_questions if questions is None else questions)
     judged_on = sorted(set(asked) & set(trait.evaluation_questions))
     if judged_on or not asked:
         rule = "hold at least one question, and none that the trait is judged on"

@@ -8,6 +8,7 @@ from typing import Protocol, runtime_checkable
 
 from persona_lens.errors import InvalidArgumentError
 from persona_lens.records import Record
+from persona_lens.texts import check_texts
 
 LONGER_THAN_CONTEXT = "longer than the judging model's context"
 """A local judge's reason for a response that it cannot read whole."""
@@ -60,11 +61,13 @@ class IdentifiedJudge(Judge, Protocol):
 
 
 def check_pairs(questions: Sequence[str], responses: Sequence[str]) -> None:
-    """Refuse lists of unequal length.
+    """Refuse lists of unequal length, and one text in place of a list.
 
     Raises:
-        InvalidArgumentError: The lengths differ.
+        InvalidArgumentError: The lengths differ, or a list is none.
     """
+    for name, texts in (("questions", questions), ("responses", responses)):
+        check_texts(name, texts, least=0)
     if len(questions) != len(responses):
         rule = f"be as many as `questions`, {len(questions)}"
         raise InvalidArgumentError.of("responses", rule, len(responses))

@@ -10,6 +10,7 @@ from persona_lens.models.engine.rollouts import RolloutRequest, sample_rollouts
 from persona_lens.models.engine.sampling import Sampling
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.streams import Stream
+from persona_lens.texts import check_texts
 
 
 def sample_temperatures(
@@ -31,6 +32,7 @@ def sample_temperatures(
         Both, for :func:`persona_lens.judges.fit_embedding_judge` and :func:`persona_lens.judges.validate`.
 
     Raises:
+        InvalidArgumentError: No questions, or one text in place of a list.
         HooksPresentError: The model carries hooks.
 
     Example:
@@ -38,6 +40,7 @@ def sample_temperatures(
         >>> questions = [one.question for one in pl.traits.load_written_examples("evil", "judging")]
         >>> pl.judges.sample_temperatures(model, questions)  # doctest: +SKIP
     """
+    questions = check_texts("questions", questions)
     requests = [
         RolloutRequest(question, (sampling.seed, Stream.TEMPERATURES, index))
         for index, question in enumerate(questions)

@@ -16,6 +16,7 @@ from persona_lens.records import Record
 from persona_lens.statistics import Interval
 from persona_lens.statistics.bootstrap import bootstrap, draw_multinomial
 from persona_lens.statistics.correlation import fisher_interval, standardize, weighted_pearson_r
+from persona_lens.texts import check_texts
 
 # A correlation of two or three questions is near ±1 whatever they say, and so are its resamples.
 _MIN_QUESTIONS = 5
@@ -142,6 +143,8 @@ def check_graded(projections: Tensor, scores: Tensor, conditions: Sequence[str],
         raise InvalidArgumentError.of(
             "projections", f"hold at least {_MIN_POINTS} graded prompts", n, "Grade more prompts."
         )
+    for name, texts in (("conditions", conditions), ("questions", questions)):
+        check_texts(name, texts, least=0)
     for name, values in (("scores", scores), ("conditions", conditions), ("questions", questions)):
         if len(values) != n:
             raise InvalidArgumentError.of(name, f"be as many as `projections`, {n}", len(values))

@@ -303,8 +303,8 @@ def _check_unicode(key: str, texts: Sequence[str]) -> None:
 
 
 def _check_texts(key: str, texts: Sequence[str]) -> None:
-    if not texts:
-        raise TraitFormatError.of(key, "hold at least one entry", [])
+    if not texts or isinstance(texts, str):  # a text would be taken letter by letter
+        raise TraitFormatError.of(key, "hold at least one entry, in a list", texts or [])
     _check_unicode(key, texts)
     empty = [index for index, text in enumerate(texts) if not text.strip()]
     if empty:
