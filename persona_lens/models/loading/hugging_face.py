@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from huggingface_hub import constants
+from huggingface_hub.utils import get_session
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
@@ -25,6 +27,7 @@ from persona_lens.errors import (
 from persona_lens.models.loading import embedded
 from persona_lens.models.loading.embedded import EMBEDDED_MODEL
 
+_TIMEOUT_SECONDS = 5.0
 _MAX_NAME = 1000  # characters; a path of more is none
 _MAX_QUOTED = 200  # characters of another library's error
 
@@ -56,11 +59,13 @@ def load_hugging_face(name: str, dtype: torch.dtype | Literal["auto"]) -> tuple[
         if os.path.isdir(path) and not (path / "config.json").is_file():
             why = "The folder has no config.json. Is it a PEFT adapter? Then load_model(BASE, adapter=FOLDER)."
             raise _not_found(name, why)
+        if not os.path.isdir(path):
+            extra["local_files_only"] = not _reach_hub()
     try:
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **extra)
             # A .bin file is a pickle.
-            weights = extra or {"use_safetensors": True}
+            weights = extra if "gguf_file" in extra else extra | {"use_safetensors": True}
             hf_model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, trust_remote_code=False, **weights)
     except OSError as error:  # what Hugging Face raises for a name that is not there or cannot be reached
         why = "No such folder here, and the Hugging Face hub does not have it or is out of reach."
@@ -134,6 +139,20 @@ def quiet() -> Iterator[None]:
         logging.getLogger().setLevel(root)
         if bars:
             transformers_logging.enable_progress_bar()
+
+
+def _reach_hub() -> bool:
+    """Ask once whether the hub answers at all: its client asks six times for each file, and waits in between.
+
+    Out of reach, or told to stay offline, what it downloaded before still loads.
+    """
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        get_session().head(constants.ENDPOINT, timeout=_TIMEOUT_SECONDS)
+    except Exception:  # of whichever HTTP library it uses
+        return False
+    return True
 
 
 def _not_found(name: str, why: str) -> PersonaLensError:
