@@ -15,7 +15,7 @@ import pyarrow as pa
 from persona_lens.conversations import BadRow, Conversation, read_conversations
 from persona_lens.errors import InvalidArgumentError, ModelMismatchError
 from persona_lens.models.loading import ModelInfo, describe_model, load_model
-from persona_lens.screening import shards
+from persona_lens.screening import files, shards
 from persona_lens.screening.scores import ScreenSettings
 from persona_lens.screening.screening import Screening
 from persona_lens.screening.shards import Rows, ScreenPlan, Source
@@ -111,23 +111,23 @@ def screen_on_ray(
     plan = shards.plan_screening(info, vectors, layers, settings, shard_rows, max_rows)
     folder = Path(out).absolute()
     shards.begin_screening(folder, plan)
-    digests = []
+    marks = []
     for index, chunk in enumerate(shards.split_into_shards(rows, shard_rows)):
-        digest = shards.digest_rows(chunk)
+        mark = shards.mark_shard(chunk, plan)
         if index == 0:
-            shards.check_same_data(folder, digest)
-        if shards.read_shard(shards.shard_path(folder, index), digest) is None:
+            shards.check_same_data(folder, mark)
+        if files.read_shard(files.shard_path(folder, index), mark) is None:
             _write_rows(folder / _WAITING / f"{index:08d}.json", chunk)
-        digests.append(digest)
-    if digests:
-        jobs = [{"shard": index, "digest": digest} for index, digest in enumerate(digests)]
+        marks.append(mark)
+    if marks:
+        jobs = [{"shard": index, "mark": mark} for index, mark in enumerate(marks)]
         shutil.rmtree(folder / _PARQUET, ignore_errors=True)
         scored = ray.data.from_items(jobs, override_num_blocks=len(jobs)).map_batches(
             _Worker, fn_constructor_args=(source, plan, str(folder)), batch_size=1, batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(size=workers.n), **resources,
         )  # fmt: skip
         scored.write_parquet(str(folder / _PARQUET))
-    shards.finish_screening(folder, plan, digests)
+    shards.finish_screening(folder, plan, marks)
     shutil.rmtree(folder / _WAITING, ignore_errors=True)
     return Screening.load(folder)
 
@@ -146,12 +146,13 @@ class _Worker:
         self.folder = Path(folder)
 
     def __call__(self, job: pa.Table) -> pa.Table:
-        index, digest = job["shard"][0].as_py(), job["digest"][0].as_py()
-        path = shards.shard_path(self.folder, index)
-        table = shards.read_shard(path, digest)
+        index, mark = job["shard"][0].as_py(), job["mark"][0].as_py()
+        path = files.shard_path(self.folder, index)
+        table = files.read_shard(path, mark)
         if table is None:  # not there yet: neither from an earlier run nor from a worker that died after writing it
-            table = shards.make_shard(self.model, _read_rows(self.folder / _WAITING / f"{index:08d}.json"), self.plan)
-            shards.write_shard(path, table, digest)
+            rows = _read_rows(self.folder / _WAITING / f"{index:08d}.json")
+            table = shards.make_shard(self.model, rows, self.plan)
+            files.write_shard(path, table, shards.mark_shard(rows, self.plan))
         return table.replace_schema_metadata(None)
 
 

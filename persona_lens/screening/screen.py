@@ -11,7 +11,7 @@ from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.points import check_unsteered
 from persona_lens.models.loading import describe_model
 from persona_lens.run import Run
-from persona_lens.screening import shards
+from persona_lens.screening import files, shards
 from persona_lens.screening.scores import ScreenSettings
 from persona_lens.screening.screening import Screening
 from persona_lens.screening.shards import Source
@@ -72,18 +72,18 @@ def screen(
     folder = Path(out)
     rows = itertools.islice(read_conversations(data), max_rows)
     shards.begin_screening(folder, plan)
-    digests: list[str] = []
+    marks: list[str] = []
     with run.progress("screening (rows)", _count_rows(data, max_rows)) as advance:
         for chunk in shards.split_into_shards(rows, shard_rows):
-            path, digest = shards.shard_path(folder, len(digests)), shards.digest_rows(chunk)
-            if not digests:
-                shards.check_same_data(folder, digest)
-            if shards.read_shard(path, digest) is None:
-                shards.write_shard(path, shards.make_shard(model, chunk, plan, advance), digest)
+            path, mark = files.shard_path(folder, len(marks)), shards.mark_shard(chunk, plan)
+            if not marks:
+                shards.check_same_data(folder, mark)
+            if files.read_shard(path, mark) is None:
+                files.write_shard(path, shards.make_shard(model, chunk, plan, advance), mark)
             else:
                 advance(len(chunk))
-            digests.append(digest)
-    shards.finish_screening(folder, plan, digests)
+            marks.append(mark)
+    shards.finish_screening(folder, plan, marks)
     return Screening.load(folder)
 
 

@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import datasets
 import numpy as np
-import pyarrow as pa
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from persona_lens.errors import FileFormatError, InvalidArgumentError
 from persona_lens.records import Record
-from persona_lens.screening.shards import RECORD, list_shards
+from persona_lens.screening.files import RECORD, find_checksum, read_mark, read_record, shard_path
 from persona_lens.statistics import Interval, bootstrap_mean, bootstrap_pearson_r
 
 if TYPE_CHECKING:
@@ -57,6 +56,7 @@ class Screening:
         n_without_base: Scored rows to whose prompt the model says nothing itself: they have no ΔP.
         max_rows: Rows that were read at most; None for all.
         config: What the scores depend on.
+        shards: Checksum of each shard's content, SHA-256.
     """
 
     folder: Path
@@ -66,6 +66,7 @@ class Screening:
     n_without_base: int
     max_rows: int | None
     config: dict[str, Any]
+    shards: tuple[str, ...]
 
     @property
     def rows(self) -> datasets.Dataset:
@@ -74,15 +75,21 @@ class Screening:
         A scored row has ``question``, ``response``, ``base_response`` and for each trait ``TRAIT.raw``, ``.base``,
         ``.prompt`` and ``.delta``, in residual-stream units.
         """
-        return datasets.concatenate_datasets(
-            [datasets.Dataset.from_file(str(path)) for path in list_shards(self.folder)]
-        )
+        return datasets.concatenate_datasets([datasets.Dataset.from_file(str(path)) for path in self._list_shards()])
 
     @property
     def digest(self) -> str:
         """A hash of the rows that were screened and of what the scores depend on."""
-        rows = [pa.ipc.open_stream(path).schema.metadata[b"rows"].decode() for path in list_shards(self.folder)]
+        rows = [read_mark(path) for path in self._list_shards()]
         return hashlib.sha256(json.dumps([rows, self.config]).encode()).hexdigest()[:16]
+
+    def _list_shards(self) -> list[Path]:
+        paths = [shard_path(self.folder, index) for index in range(len(self.shards))]
+        for path in paths:
+            if not path.is_file():
+                rule, hint = f"hold {path.name}", "Run the screening again: it is computed anew."
+                raise FileFormatError.of("folder", rule, str(self.folder), hint)
+        return paths
 
     def values(self, trait: str, column: str = "delta") -> Float[Tensor, " sample"]:
         """Return one number for each scored row; rows without a base response are left out of ``delta`` and ``base``.
@@ -157,18 +164,25 @@ class Screening:
 
         Raises:
             FileNotFoundError: No such screening.
-            FileFormatError: One that was not finished.
+            FileFormatError: One that was not finished, or whose record or shards are missing, cut or damaged; every
+                shard is read for that.
         """
-        path = Path(folder) / RECORD
-        if not path.is_file():
+        folder = Path(folder)
+        if not (folder / RECORD).is_file():
             raise FileNotFoundError(f"`folder` must hold a screening, with {RECORD}. Got {str(folder)!r}.")
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_record(folder)
+        hint = "Run the same screening again: it goes on where it was, and computes anew what is damaged."
+        if content is None:
+            raise FileFormatError.of("folder", f"hold {RECORD} as it was written", str(folder), hint)
         if "counts" not in content:
-            hint = "Run the same command again: it goes on where it was."
             raise FileFormatError.of("folder", "hold a finished screening", str(folder), hint)
+        for index, checksum in enumerate(content["shards"]):
+            path = shard_path(folder, index)
+            if find_checksum(path) != checksum:
+                raise FileFormatError.of("folder", f"hold {path.name} as it was written", str(folder), hint)
         config = content["config"]
         counted = (content["counts"], content["n_cut"], content["n_without_base"], content["max_rows"])
-        return cls(Path(folder), tuple(config["traits"]), *counted, config)
+        return cls(folder, tuple(config["traits"]), *counted, config, tuple(content["shards"]))
 
     def plot(self) -> Figure:
         """Draw each trait's distribution of ΔP; returns a plotly Figure."""

@@ -24,6 +24,16 @@ from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.sites import check_layer
 from persona_lens.models.loading import ModelInfo
 from persona_lens.progress_bars import Advance, count_nothing
+from persona_lens.screening.files import (
+    RECORD,
+    find_checksum,
+    list_shards,
+    read_mark,
+    read_record,
+    read_shard,
+    shard_path,
+    write_record,
+)
 from persona_lens.screening.scores import ScoredRow, ScreenSettings, score_rows
 from persona_lens.storage import collect_versions
 from persona_lens.vectors.persona_vector import PersonaVector
@@ -31,9 +41,7 @@ from persona_lens.vectors.persona_vector import PersonaVector
 Source: TypeAlias = str | Path | datasets.Dataset | datasets.IterableDataset | Iterable[Any]
 Rows: TypeAlias = Sequence[Conversation | BadRow]
 
-RECORD = "screening.json"
 SCORED = "scored"
-_SHARDS = "shards"
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +61,11 @@ class ScreenPlan:
     shard_rows: int
     max_rows: int | None
     config: dict[str, Any]
+
+    @property
+    def digest(self) -> str:
+        """A hash of what the scores depend on besides the rows."""
+        return hashlib.sha256(json.dumps(self.config, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def check_by_trait(vectors: Mapping[str, PersonaVector], layers: Mapping[str, int]) -> None:
@@ -104,31 +117,63 @@ def plan_screening(
     return ScreenPlan(units, settings, shard_rows, max_rows, config)
 
 
+def check_out(folder: Path, config: Mapping[str, Any], max_rows: int | None) -> None:
+    """Find that a folder is new, or this same screening's.
+
+    Args:
+        folder: Where scores are to go.
+        config: What is known of what they depend on; as much of it as is there is compared.
+        max_rows: Rows to read; None for all.
+
+    Raises:
+        InvalidArgumentError: It holds another screening, one of more rows, or other files.
+    """
+    rule, hint = "be new, or hold this screening", "Choose a new folder."
+    if not (folder / RECORD).is_file():
+        # Hidden files are what a run left that was killed while it wrote its first one.
+        if folder.exists() and not folder.is_dir():
+            raise InvalidArgumentError.of("out", "be a folder, or not there yet", str(folder), hint)
+        if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
+            raise InvalidArgumentError.of("out", rule, "other files", hint)
+        return
+    record = read_record(folder)
+    if record is None:  # damaged; what is whole is in its shards, and `begin_screening` asks them
+        return
+    found, had = record["config"], record["max_rows"]
+    if max_rows is not None and (had is None or had > max_rows):
+        rule = f"be at least that of the screening in {str(folder)!r}, {had}"
+        raise InvalidArgumentError.of("max_rows", rule, max_rows, hint)
+    # What follows from the others comes last: the message may be cut.
+    known = json.loads(json.dumps({key: config[key] for key in sorted(config, key=("vectors", "norms").__contains__)}))
+    changes = list(_list_changes(found, known, ""))
+    if changes:
+        raise InvalidArgumentError.of("out", rule, f"one with {', '.join(changes)}", hint)
+
+
+def _list_changes(found: Any, known: Any, name: str) -> Iterator[str]:
+    if isinstance(found, dict) and isinstance(known, dict):
+        for key, value in known.items():
+            yield from _list_changes(found.get(key), value, f"{name}.{key}".lstrip("."))
+    elif found != known:
+        yield f"{name} {found}, not {known}"
+
+
 def begin_screening(folder: Path, plan: ScreenPlan) -> None:
     """Claim a folder, or find that it is this same screening's.
 
     Raises:
         InvalidArgumentError: It holds another screening, one of more rows, or other files.
     """
-    path = folder / RECORD
-    if path.is_file():
-        record = json.loads(path.read_text(encoding="utf-8"))
-        found, had = record["config"], record["max_rows"]
-        if plan.max_rows is not None and (had is None or had > plan.max_rows):
-            rule, hint = f"be at least that of the screening in {str(folder)!r}, {had}", "Choose a new folder."
-            raise InvalidArgumentError.of("max_rows", rule, plan.max_rows, hint)
-        config = json.loads(json.dumps(plan.config))
-        if found != config:
-            changed = sorted(key for key in config if found.get(key) != config[key])
-            got, hint = f"one with other {', '.join(changed)}", "Choose a new folder."
-            raise InvalidArgumentError.of("out", "be new, or hold this screening", got, hint)
-    # Hidden files are what a run left that was killed while it wrote its first one.
-    elif folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
-        raise InvalidArgumentError.of("out", "be new, or hold this screening", "other files", "Choose a new folder.")
-    write_json(path, {"config": plan.config, "max_rows": plan.max_rows})  # without counts: not finished
+    check_out(folder, plan.config, plan.max_rows)
+    if (folder / RECORD).is_file() and read_record(folder) is None:
+        marks = filter(None, map(read_mark, list_shards(folder)))
+        if any(not mark.endswith(f" {plan.digest}") for mark in marks):
+            rule, hint = "be new, or hold this screening", "Choose a new folder."
+            raise InvalidArgumentError.of("out", rule, f"another screening, with a damaged {RECORD}", hint)
+    write_record(folder, {"config": plan.config, "max_rows": plan.max_rows})  # without counts: not finished
 
 
-def finish_screening(folder: Path, plan: ScreenPlan, digests: Sequence[str]) -> None:
+def finish_screening(folder: Path, plan: ScreenPlan, marks: Sequence[str]) -> None:
     """Check that every shard is there and count what became of the rows, which marks the screening as finished.
 
     Raises:
@@ -138,11 +183,14 @@ def finish_screening(folder: Path, plan: ScreenPlan, digests: Sequence[str]) -> 
     counts: Counter[str] = Counter()
     n_cut = n_without_base = 0
     delta = f"{next(iter(plan.units))}.delta"
-    for index, digest in enumerate(digests):
-        table = read_shard(shard_path(folder, index), digest)
-        if table is None:
-            rule, hint = f"hold {shard_path(folder, index).name}, whole", "Run the same command again."
+    checksums = []
+    for index, mark in enumerate(marks):
+        path = shard_path(folder, index)
+        table, checksum = read_shard(path, mark), find_checksum(path)
+        if table is None or checksum is None:
+            rule, hint = f"hold {path.name}, whole", "Run the same command again."
             raise FileFormatError.of("out", rule, "none, or one of other rows", hint)
+        checksums.append(checksum)
         columns = table.select(["status", "is_cut", delta]).to_pydict()
         counts.update(columns["status"])
         n_cut += sum(filter(None, columns["is_cut"]))
@@ -152,13 +200,14 @@ def finish_screening(folder: Path, plan: ScreenPlan, digests: Sequence[str]) -> 
         found = dict(counts) or "no row at all"
         hint = 'A row is {"messages": [{"role": "user", "content": ...}, {"role": "assistant", "content": ...}]}, '
         hint += 'or {"conversations": [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}]}.'
-        if len(list_shards(folder)) == len(digests):  # else it holds what other data scored
+        if len(list_shards(folder)) == len(marks):  # else it holds what other data scored
             _discard(folder)  # the same folder can take what is meant
         raise InvalidArgumentError.of("data", rule, found, hint)
-    for stale in list_shards(folder)[len(digests) :]:  # of longer data that this folder once held
+    for stale in list_shards(folder)[len(marks) :]:  # of longer data that this folder once held
         stale.unlink()
     content = {"counts": dict(counts.most_common()), "n_cut": n_cut, "n_without_base": n_without_base}
-    write_json(folder / RECORD, {"config": plan.config, "max_rows": plan.max_rows, **content})
+    head = {"config": plan.config, "max_rows": plan.max_rows, "shards": checksums}
+    write_record(folder, head | content)
 
 
 def _discard(folder: Path) -> None:
@@ -169,18 +218,17 @@ def _discard(folder: Path) -> None:
         shard_path(folder, 0).parent.rmdir()
 
 
-def check_same_data(folder: Path, digest: str) -> None:
+def check_same_data(folder: Path, mark: str) -> None:
     """Refuse to write the scores of other data over finished ones.
 
     Args:
         folder: The screening's.
-        digest: Of the first shard's rows, as they come now.
+        mark: Of the first shard's rows, as they come now.
 
     Raises:
         InvalidArgumentError: The first finished shard is whole and of other rows.
     """
-    found = _read_digest(shard_path(folder, 0))
-    if found not in (None, digest):
+    if read_mark(shard_path(folder, 0)) not in (None, mark):
         hint = "Choose a new folder."
         raise InvalidArgumentError.of("out", "hold a screening of these data", "of other data", hint)
 
@@ -195,58 +243,21 @@ def make_shard(model: HookedModel, rows: Rows, plan: ScreenPlan, advance: Advanc
     return pa.Table.from_pylist(lines, _make_schema(traits))
 
 
-def write_shard(path: Path, table: pa.Table, digest: str) -> None:
-    """Write a shard so that a reader sees all of it or none, with the digest of its rows."""
-    sink = pa.BufferOutputStream()
-    marked = table.replace_schema_metadata({"rows": digest})
-    with pa.ipc.new_stream(sink, marked.schema) as writer:  # the stream form, which datasets maps into memory
-        writer.write_table(marked)
-    write_bytes_atomically(path, sink.getvalue().to_pybytes())
-
-
-def read_shard(path: Path, digest: str) -> pa.Table | None:
-    """Return a finished shard; None if it is missing, damaged or of other rows."""
-    if _read_digest(path) != digest:
-        return None
-    try:
-        with pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as reader:
-            return reader.read_all()
-    except (pa.ArrowInvalid, OSError):
-        return None
-
-
-def _read_digest(path: Path) -> str | None:
-    """Return the digest of a shard's rows; None if the shard is missing or damaged at its beginning."""
-    if not path.is_file():
-        return None
-    try:
-        with pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as reader:
-            metadata: dict[bytes, bytes] = reader.schema.metadata or {}
-            return metadata.get(b"rows", b"").decode()
-    except (pa.ArrowInvalid, OSError):
-        return None
-
-
 def digest_rows(rows: Rows) -> str:
     """Return what tells these rows from others."""
     content = json.dumps([asdict(row) for row in rows], ensure_ascii=True)
     return hashlib.sha256(content.encode()).hexdigest()[:32]
 
 
+def mark_shard(rows: Rows, plan: ScreenPlan) -> str:
+    """Return what tells a shard from others: its rows, and what is done to them."""
+    return f"{digest_rows(rows)} {plan.digest}"
+
+
 def split_into_shards(rows: Iterator[Any], size: int) -> Iterator[list[Any]]:
     """Yield the rows in lists of ``size``; the last may be shorter."""
     while chunk := list(itertools.islice(rows, size)):
         yield chunk
-
-
-def shard_path(folder: Path, index: int) -> Path:
-    """Return where a shard of a screening lies."""
-    return folder / _SHARDS / f"{index:08d}.arrow"
-
-
-def list_shards(folder: Path) -> list[Path]:
-    """Return a screening's shards in order; not the caches that `datasets` puts beside them."""
-    return sorted((folder / _SHARDS).glob(f"{'[0-9]' * 8}.arrow"))
 
 
 def _to_line(row: ScoredRow | BadRow, traits: list[str]) -> dict[str, Any]:

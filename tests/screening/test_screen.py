@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import persona_lens as pl
-from persona_lens.screening import shards
+from persona_lens.screening import files, shards
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = pl.screening.ScreenSettings(max_response_tokens=4, max_prompt_tokens=80)
@@ -73,7 +73,7 @@ def test_every_row_comes_out_in_order_scored_or_with_its_reason(tiny_model, mixe
 
 def test_a_screening_shows_itself_without_reading_its_rows(tiny_model, mixed, tmp_path, monkeypatch):
     found = run(tiny_model, mixed, tmp_path / "out")
-    monkeypatch.setattr("persona_lens.screening.screening.list_shards", lambda _: pytest.fail("reads the shards"))
+    monkeypatch.setattr("persona_lens.screening.screening.shard_path", lambda _: pytest.fail("reads the shards"))
     assert repr(found).startswith("Screening('out', {'scored': 9,")
     assert repr(found).endswith("traits: one, two)")
 
@@ -222,13 +222,13 @@ def test_finished_scores_are_not_overwritten_by_those_of_other_data(tiny_model, 
 
 def test_a_shard_that_another_process_took_away_is_noticed_at_the_end(tiny_model, tmp_path, monkeypatch):
 
-    write_shard = shards.write_shard
+    write_shard = files.write_shard
 
     def write_and_lose(path, table, digest):
         if path.name != "00000001.arrow":
             write_shard(path, table, digest)
 
-    monkeypatch.setattr(shards, "write_shard", write_and_lose)
+    monkeypatch.setattr(files, "write_shard", write_and_lose)
     with pytest.raises(pl.errors.FileFormatError, match=r"00000001\.arrow"):
         run(tiny_model, make_rows(12), tmp_path / "out")
     with pytest.raises(pl.errors.FileFormatError, match="finished"):
