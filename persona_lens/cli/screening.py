@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,7 +14,7 @@ import tyro
 
 from persona_lens.cli.choosing import find_vector, read_trait
 from persona_lens.cli.terminal import print_json, print_nothing
-from persona_lens.conversations import read_conversations, resolve_source
+from persona_lens.conversations import UNREAD, ReadLimits, read_conversations, resolve_source
 from persona_lens.errors import InvalidArgumentError
 from persona_lens.files import write_bytes_atomically
 from persona_lens.judges.default import default_judge
@@ -22,11 +24,13 @@ from persona_lens.plots.screening import report_screening
 from persona_lens.screening.scores import ScreenSettings
 from persona_lens.screening.screen import screen
 from persona_lens.screening.screening import Screening
-from persona_lens.screening.shards import SCORED
-from persona_lens.screening.splitting import split_rows
+from persona_lens.screening.shards import check_data, check_out
+from persona_lens.screening.splitting import check_outputs, split_rows
 from persona_lens.traits.library import list_traits
 
 ABOVE_LIMIT, TOO_MANY_BAD = 3, 4
+_KEPT, _HELD, _REPORT = "kept.jsonl", "held.jsonl", "report.html"
+_SCORES, _CLEAN = "scores", "clean"
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class Screen:
     or --judge also kept.jsonl and held.jsonl. Killed at any point, the same command goes on where it was.
 
     Exit status: 0 done; 2 a wrong argument or file; 3 a trait's projection difference is surely above --fail-above, or
-    cannot be measured; 4 more rows could not be scored than --max-bad allows.
+    cannot be measured; 4 more rows have none than --max-bad allows, or the data could not be read to their end.
 
     Try:
 
@@ -85,8 +89,18 @@ class Screen:
     exact."""
     fail_above: float | None = None
     """Exit with 3 if a trait's whole interval lies above this many lengths of its vector."""
-    max_bad: float = 1.0
-    """Exit with 4 if more than this fraction of the rows could not be scored."""
+    max_bad: float | None = None
+    """Exit with 4 if more than this fraction of the rows has no projection difference: rows that could not be read or
+    scored, or to whose prompt the model says nothing itself. Left out, 0 with --fail-above, else any number may."""
+    allow_unread: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Let data pass that could not be read to their end, as where a file was cut off; else the exit is 4, as nobody
+    knows how many rows are missing."""
+    max_row_bytes: int = ReadLimits().max_row_bytes
+    """A row of a file that is larger is listed, not read."""
+    max_depth: int = ReadLimits().max_depth
+    """A row of JSON with more brackets open at once is listed, not read."""
+    max_ratio: int = ReadLimits().max_ratio
+    """A compressed file is read up to so many times its size, or 64 MiB."""
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print one JSON object last."""
 
@@ -97,7 +111,7 @@ def run(arguments: Screen) -> int:
         print(f"--trait is missing: one of {', '.join(list_traits())}, or a file.", file=sys.stderr)
         return 2
     traits = [read_trait(name) for name in arguments.trait]
-    data, settings = check_before_work(arguments)
+    data, settings = check_before_work(arguments, [trait.name for trait in traits])
     model = load_model(arguments.model)
     layer = check_layer(model.cfg.n_layers // 2 if arguments.layer is None else arguments.layer, model.cfg.n_layers)
     folder = arguments.vectors or arguments.out / "vectors"
@@ -112,17 +126,17 @@ def run(arguments: Screen) -> int:
 
     thresholds: dict[str, float] = {}
     held: dict[str, int] = {}
+    clean = None
     if arguments.clean is not None:
-        clean = screen_into(arguments.clean, "clean")
+        clean = screen_into(arguments.clean, _CLEAN)
         thresholds = {trait: clean.threshold(trait, arguments.quantile) for trait in vectors}
-    found = screen_into(data, "scores")
+    found = screen_into(data, _SCORES)
     judges = {trait.name: default_judge(model, trait) for trait in (traits if arguments.judge else ())}
     if thresholds or judges:
-        kept, left = arguments.out / "kept.jsonl", arguments.out / "held.jsonl"
-        split = split_rows(found, data, thresholds, kept, left, judges=judges)
+        split = split_rows(found, data, thresholds, arguments.out / _KEPT, arguments.out / _HELD, judges=judges)
         held = split.held
         say(f"kept {split.kept} rows ({split.kept_cut} of them longer than was screened), held back: {held}")
-    report = arguments.out / "report.html"
+    report = arguments.out / _REPORT
     write_bytes_atomically(report, report_screening(found, thresholds, held).encode())
     say(f"rows: {found.counts}")
     measured, above = {}, []
@@ -133,47 +147,71 @@ def run(arguments: Screen) -> int:
         if arguments.fail_above is not None and not interval.low / length <= arguments.fail_above:  # NaN fails too
             above.append(trait)
     say(f"read {report}")
-    status = decide(arguments, found, above)
+    status = decide(arguments, found, clean, above)
     if arguments.json:
         print_json(
             {
-                "rows": dict(found.counts), "layer": layer, "held": held, "report": str(report), "exit_status": status,
+                "rows": dict(found.counts), "bad_rows": found.n_bad, "read_to_the_end": found.is_whole,
+                "layer": layer, "held": held, "report": str(report), "exit_status": status,
                 "projection_difference_in_lengths": measured,
             }
         )  # fmt: skip
     return status
 
 
-def check_before_work(arguments: Screen) -> tuple[Any, ScreenSettings]:
-    """Open the files and check the numbers, before minutes of work.
+def check_before_work(arguments: Screen, traits: Sequence[str]) -> tuple[Any, ScreenSettings]:
+    """Check numbers and folders, and look into the data, before minutes of work.
 
     Raises:
-        InvalidArgumentError: A number out of range.
+        InvalidArgumentError: A number out of range; an output that would be written over what is read; a folder that
+            holds another screening; data without a conversation.
     """
-    data = resolve_source(arguments.data, split=arguments.split, subset=arguments.subset)
-    read_conversations(data)
-    if arguments.clean is not None:
-        read_conversations(arguments.clean)
     if not 0 < arguments.quantile < 1:
         raise InvalidArgumentError.of("--quantile", "be in (0, 1)", arguments.quantile)
     if arguments.max_rows is not None and arguments.max_rows < 1:
         raise InvalidArgumentError.of("--max-rows", "be at least 1", arguments.max_rows)
-    if not 0 <= arguments.max_bad <= 1:
+    if arguments.max_bad is not None and not 0 <= arguments.max_bad <= 1:
         raise InvalidArgumentError.of("--max-bad", "be in [0, 1]", arguments.max_bad)
-    return data, ScreenSettings(
+    if arguments.fail_above is not None and not math.isfinite(arguments.fail_above):
+        raise InvalidArgumentError.of("--fail-above", "be finite", arguments.fail_above)
+    settings = ScreenSettings(
         turn=arguments.turn, base=arguments.base, max_prompt_tokens=arguments.max_prompt_tokens,
         max_response_tokens=arguments.max_response_tokens,
+        limits=ReadLimits(arguments.max_row_bytes, arguments.max_depth, arguments.max_ratio),
     )  # fmt: skip
+    for name, folder in (("--out", arguments.out), ("--vectors", arguments.vectors)):
+        if folder is not None and folder.exists() and not folder.is_dir():
+            raise InvalidArgumentError.of(name, "be a folder, or not there yet", str(folder))
+    data = resolve_source(arguments.data, split=arguments.split, subset=arguments.subset)
+    known: dict[str, Any] = {"traits": list(traits), "settings": asdict(settings)}
+    if arguments.layer is not None:
+        known["layers"] = dict.fromkeys(traits, arguments.layer)
+    outputs = {f"--out {name}": arguments.out / name for name in (_KEPT, _HELD, _REPORT)}
+    for name, source, part in (("DATA", data, _SCORES), ("--clean", arguments.clean, _CLEAN)):
+        if source is not None:
+            check_outputs(outputs, source)
+            check_out(arguments.out / part, known, arguments.max_rows)
+            check_data(islice(read_conversations(source, limits=settings.limits), arguments.max_rows), name)
+    return data, settings
 
 
-def decide(arguments: Screen, found: Screening, above: Sequence[str]) -> int:
+def decide(arguments: Screen, found: Screening, clean: Screening | None, above: Sequence[str]) -> int:
     """Return the exit status, and say on standard error why it is not 0."""
-    bad = 1 - found.counts[SCORED] / sum(found.counts.values())
-    if bad > arguments.max_bad:
-        report = arguments.out / "report.html"
-        print(f"{100 * bad:.1f} % of the rows could not be scored; see {report}", file=sys.stderr)
-        return TOO_MANY_BAD
+    status = 0
+    for name, screening in (("the data", found), ("--clean", clean)):
+        if screening is not None and not screening.is_whole and not arguments.allow_unread:
+            why = ", ".join(UNREAD & screening.counts.keys())
+            print(f"{name} could not be read to the end ({why}): nobody knows how many rows are missing. Get the file "
+                  "again, or pass --allow-unread", file=sys.stderr)  # fmt: skip
+            status = TOO_MANY_BAD
+    bad = found.n_bad / sum(found.counts.values())
+    most = (1.0 if arguments.fail_above is None else 0.0) if arguments.max_bad is None else arguments.max_bad
+    if bad > most:
+        report = arguments.out / _REPORT
+        print(f"{found.n_bad} rows ({100 * bad:.1f} %) have no projection difference, and --max-bad allows "
+              f"{100 * most:g} %; see {report}", file=sys.stderr)  # fmt: skip
+        status = TOO_MANY_BAD
     if above:
         limit = f"{arguments.fail_above:g} lengths of the vector"
         print(f"surely above {limit}, or not measurable: {', '.join(above)}", file=sys.stderr)
-    return ABOVE_LIMIT if above else 0
+    return status or (ABOVE_LIMIT if above else 0)

@@ -102,6 +102,9 @@ def report_screening(screening: Screening, thresholds: Mapping[str, float], held
         f"{screening.n_without_base} prompts the model says nothing itself, so these rows have no ΔP.</p>",
         "<h2>Traits</h2>", summary, figure,
     ]  # fmt: skip
+    if not screening.is_whole:
+        parts.insert(2, "<p><strong>The data could not be read to their end: nobody knows how many rows are "
+                     "missing.</strong></p>")  # fmt: skip
     if held:
         parts += ["<h2>Held back</h2>", _table(("reason", "rows"), list(held.items()))]
     rows = screening.rows

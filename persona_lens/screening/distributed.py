@@ -103,7 +103,7 @@ def screen_on_ray(
     """
     shards.check_by_trait(vectors, layers)
     ray = _import_ray()
-    rows = itertools.islice(read_conversations(data), max_rows)
+    rows = itertools.islice(read_conversations(data, limits=settings.limits), max_rows)
     source: dict[str, Any] = {"model": str(model), "adapter": adapter and str(adapter), "dtype": workers.dtype}
     resources = {"num_cpus": workers.cpus, "num_gpus": workers.gpus}
     # Asked of a worker: this machine may have no room for the model, and computes in another dtype perhaps.

@@ -14,9 +14,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from persona_lens.storage import write_bytes_atomically, write_json
+from persona_lens.files import write_bytes_atomically, write_json
 
 RECORD = "screening.json"
+SCORED = "scored"
+"""Status of a row that was scored."""
 _SHARDS = "shards"
 _CHECKSUM = "sha256"
 _N_END = len("sha256:") + 64  # bytes behind a shard's stream

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from persona_lens.conversations import BadRow, Conversation
+from persona_lens.conversations.limits import ReadLimits
 from persona_lens.errors import ChatTemplateError, InvalidArgumentError
 from persona_lens.models.engine.activations import pool_residual_stream
 from persona_lens.models.engine.sampling import (
@@ -26,6 +27,8 @@ from persona_lens.models.text.spans import TokenSpans
 from persona_lens.models.text.tokens import stop_token_ids
 from persona_lens.progress_bars import Advance, count_nothing
 
+_LARGEST = torch.finfo(torch.float32).max
+
 
 @dataclass(frozen=True)
 class ScreenSettings:
@@ -39,6 +42,7 @@ class ScreenSettings:
         batch_size: Rows sampled at once.
         base: What the response is compared with: the model's own greedy response (``sampled``), or the prompt's last
             token (``last_prompt``), the paper's approximation that samples nothing (appendix I).
+        limits: What a file of conversations may ask of its reader.
     """
 
     turn: Literal["first", "last"] = "first"
@@ -46,6 +50,7 @@ class ScreenSettings:
     max_prompt_tokens: int = 512
     max_response_tokens: int = 64
     batch_size: int = 128
+    limits: ReadLimits = ReadLimits()
 
     def __post_init__(self) -> None:
         if self.turn not in ("first", "last"):
@@ -108,7 +113,8 @@ def score_rows(
         advance: Called with 1 for every row, when most of its work is done.
 
     Returns:
-        One entry a row, in order; prompts that are too long or cannot be rendered as bad rows.
+        One entry a row, in order; as bad rows, prompts that are too long or cannot be rendered, and projections that
+        are not finite.
 
     Reference:
         Persona Vectors (arXiv 2507.21509), section 6.1.
@@ -161,7 +167,7 @@ def score_rows(
             residuals = own[at].residuals
             if residuals is not None:
                 base = {**_project(residuals.response_mean, units)}
-        found[index] = ScoredRow(
+        scored = ScoredRow(
             conversation=row,
             question=messages[-2]["content"],
             response=messages[-1]["content"],
@@ -173,6 +179,8 @@ def score_rows(
             base=base,
             prompt=prompt,
         )
+        lost = _find_lost(scored, units)
+        found[index] = scored if lost is None else BadRow(row.place, row.index, "not finite", lost)
     return [one for one in found if one is not None]
 
 
@@ -206,3 +214,14 @@ def _project(
     means: Float[Tensor, "layer d_model"], units: Mapping[str, tuple[int, Float[Tensor, " d_model"]]]
 ) -> dict[str, float]:
     return {trait: float(torch.dot(means[layer].cpu().float(), unit)) for trait, (layer, unit) in units.items()}
+
+
+def _find_lost(row: ScoredRow, units: Mapping[str, tuple[int, Float[Tensor, " d_model"]]]) -> str | None:
+    """Say which projection is not finite, or beyond what single precision holds; None if all can be compared."""
+    for trait, (layer, _) in units.items():
+        raw, base, prompt = row.raw[trait], row.base[trait], row.prompt[trait]
+        delta = 0.0 if base is None else raw - base
+        for name, value in (("response", raw), ("base", base), ("prompt", prompt), ("difference", delta)):
+            if value is not None and not abs(value) <= _LARGEST:  # NaN too
+                return f"the {name}'s projection on {trait} at layer {layer} is {value}"
+    return None

@@ -70,7 +70,7 @@ def screen(
     plan = shards.plan_screening(describe_model(model), vectors, layers, settings, shard_rows, max_rows)
     check_unsteered(model)
     folder = Path(out)
-    rows = itertools.islice(read_conversations(data), max_rows)
+    rows = itertools.islice(read_conversations(data, limits=settings.limits), max_rows)
     shards.begin_screening(folder, plan)
     marks: list[str] = []
     with run.progress("screening (rows)", _count_rows(data, max_rows)) as advance:

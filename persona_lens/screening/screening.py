@@ -14,9 +14,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from persona_lens.conversations import UNREAD
 from persona_lens.errors import FileFormatError, InvalidArgumentError
 from persona_lens.records import Record
-from persona_lens.screening.files import RECORD, find_checksum, read_mark, read_record, shard_path
+from persona_lens.screening.files import RECORD, SCORED, find_checksum, read_mark, read_record, shard_path
 from persona_lens.statistics import Interval, bootstrap_mean, bootstrap_pearson_r
 
 if TYPE_CHECKING:
@@ -67,6 +68,16 @@ class Screening:
     max_rows: int | None
     config: dict[str, Any]
     shards: tuple[str, ...]
+
+    @property
+    def n_bad(self) -> int:
+        """Rows without a projection difference: those not scored, and those to whose prompt the model says nothing."""
+        return sum(self.counts.values()) - self.counts.get(SCORED, 0) + self.n_without_base
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the data were read to their end, or to ``max_rows``; else nobody knows how many rows are missing."""
+        return not UNREAD & self.counts.keys()
 
     @property
     def rows(self) -> datasets.Dataset:

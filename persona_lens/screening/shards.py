@@ -18,14 +18,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from persona_lens.conversations import BadRow, Conversation
-from persona_lens.errors import FileFormatError, InvalidArgumentError
-from persona_lens.files import write_bytes_atomically, write_json
+from persona_lens.errors import FileFormatError, InvalidArgumentError, PersonaLensError
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.sites import check_layer
 from persona_lens.models.loading import ModelInfo
 from persona_lens.progress_bars import Advance, count_nothing
 from persona_lens.screening.files import (
     RECORD,
+    SCORED,
     find_checksum,
     list_shards,
     read_mark,
@@ -40,8 +40,6 @@ from persona_lens.vectors.persona_vector import PersonaVector
 
 Source: TypeAlias = str | Path | datasets.Dataset | datasets.IterableDataset | Iterable[Any]
 Rows: TypeAlias = Sequence[Conversation | BadRow]
-
-SCORED = "scored"
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,6 +113,31 @@ def plan_screening(
         "versions": collect_versions(),
     }
     return ScreenPlan(units, settings, shard_rows, max_rows, config)
+
+
+def check_data(rows: Iterable[Conversation | BadRow], name: str) -> None:
+    """Read up to the first conversation.
+
+    Args:
+        rows: As they come.
+        name: Of the parameter that they came by.
+
+    Raises:
+        InvalidArgumentError: There is none.
+    """
+    counts: Counter[str] = Counter()
+    for row in rows:
+        if isinstance(row, Conversation):
+            return
+        counts[row.reason] += 1
+    raise _refuse_data(counts, name)
+
+
+def _refuse_data(counts: Mapping[str, int], name: str) -> PersonaLensError:
+    rule, found = "hold a conversation that can be scored", dict(counts) or "no row at all"
+    hint = 'A row is {"messages": [{"role": "user", "content": ...}, {"role": "assistant", "content": ...}]}, '
+    hint += 'or {"conversations": [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}]}.'
+    return InvalidArgumentError.of(name, rule, found, hint)
 
 
 def check_out(folder: Path, config: Mapping[str, Any], max_rows: int | None) -> None:
@@ -196,13 +219,9 @@ def finish_screening(folder: Path, plan: ScreenPlan, marks: Sequence[str]) -> No
         n_cut += sum(filter(None, columns["is_cut"]))
         n_without_base += sum(s == SCORED and d is None for s, d in zip(columns["status"], columns[delta], strict=True))
     if not counts[SCORED]:
-        rule = "hold a conversation that can be scored"
-        found = dict(counts) or "no row at all"
-        hint = 'A row is {"messages": [{"role": "user", "content": ...}, {"role": "assistant", "content": ...}]}, '
-        hint += 'or {"conversations": [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}]}.'
         if len(list_shards(folder)) == len(marks):  # else it holds what other data scored
             _discard(folder)  # the same folder can take what is meant
-        raise InvalidArgumentError.of("data", rule, found, hint)
+        raise _refuse_data(counts, "data")
     for stale in list_shards(folder)[len(marks) :]:  # of longer data that this folder once held
         stale.unlink()
     content = {"counts": dict(counts.most_common()), "n_cut": n_cut, "n_without_base": n_without_base}

@@ -5,21 +5,23 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from io import BufferedWriter
 from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
-from persona_lens.conversations import BadRow, Conversation, read_conversations
+from persona_lens.conversations import BadRow, Conversation, ReadLimits, read_conversations
 from persona_lens.errors import InvalidArgumentError
 from persona_lens.files import write_atomically
 from persona_lens.judges.judgement import Judge
 from persona_lens.records import Record
+from persona_lens.screening.files import RECORD, SCORED, list_shards
 from persona_lens.screening.scores import choose_turn
 from persona_lens.screening.screening import Screening
-from persona_lens.screening.shards import SCORED, Source
+from persona_lens.screening.shards import Source
 
 _JUDGED_AT_ONCE = 64
 
@@ -70,7 +72,8 @@ def split_rows(
         How many rows went where.
 
     Raises:
-        InvalidArgumentError: A trait that was not screened for, or data that are not those screened.
+        InvalidArgumentError: A trait that was not screened for, a limit that is not finite, data that are not those
+            screened, or an output that is the other one, the data's file, a file of the screening, or a folder.
 
     Reference:
         Persona Vectors (arXiv 2507.21509), appendix K.
@@ -86,10 +89,14 @@ def split_rows(
     bad = {trait: limit for trait, limit in thresholds.items() if not math.isfinite(limit)}
     if bad:
         raise InvalidArgumentError.of("thresholds", "be finite", bad)
+    if not math.isfinite(max_score):
+        raise InvalidArgumentError.of("max_score", "be finite", max_score)
+    check_outputs({"kept": kept, "held": held}, data, [screening.folder / RECORD, *list_shards(screening.folder)])
     n_kept = n_kept_cut = 0
     reasons: Counter[str] = Counter()
     scores = iter(screening.rows)
-    rows = islice(read_conversations(data), screening.max_rows)
+    limits = ReadLimits(**screening.config["settings"]["limits"])
+    rows = islice(read_conversations(data, limits=limits), screening.max_rows)
     with write_atomically(Path(kept), "kept") as kept_file, write_atomically(Path(held), "held") as held_file:
         while chunk := list(islice(rows, _JUDGED_AT_ONCE)):
             scored = list(islice(scores, len(chunk)))
@@ -109,6 +116,36 @@ def split_rows(
         if next(scores, None) is not None:
             raise InvalidArgumentError.of("data", "be the rows that were screened", "fewer rows")
     return SplitCounts(n_kept, n_kept_cut, dict(reasons.most_common()))
+
+
+def check_outputs(outputs: Mapping[str, str | Path], data: Source, others: Iterable[Path] = ()) -> None:
+    """Refuse to write over what is read, or twice into one file, however it is spelled or linked.
+
+    Args:
+        outputs: Files to be written, by the name of their parameter.
+        data: What is read.
+        others: Further files that are to stay.
+
+    Raises:
+        InvalidArgumentError: An output is another one, the data's file, one of the others, or a folder.
+    """
+    taken: dict[str, Path] = {"the file of the data": Path(data)} if isinstance(data, (str, Path)) else {}
+    taken |= {f"{path.name} of the screening": path for path in others}
+    hint = "Choose another path."
+    for name, output in outputs.items():
+        path = Path(output)
+        if path.is_dir():
+            raise InvalidArgumentError.of(name, "be a file", str(path), hint)
+        for what, other in taken.items():
+            if _are_one_file(path, other):
+                raise InvalidArgumentError.of(name, f"be another file than {what}, {str(other)!r}", str(path), hint)
+        taken[f"`{name}`"] = path
+
+
+def _are_one_file(one: Path, two: Path) -> bool:
+    with suppress(OSError):  # one of them is not there
+        return one.samefile(two)
+    return os.path.realpath(one) == os.path.realpath(two)
 
 
 def _is_same(row: Conversation | BadRow, score: Mapping[str, Any] | None, turn: Literal["first", "last"]) -> bool:
@@ -139,7 +176,7 @@ def _judge(scored: list[dict[str, Any]], judges: Mapping[str, Judge], max_score:
     for trait, judge in judges.items():
         found = judge.score([scored[i]["question"] for i in good], [scored[i]["response"] for i in good])
         for index, judgement in zip(good, found, strict=True):
-            if judgement.score is None:
+            if judgement.score is None or not math.isfinite(judgement.score):
                 verdicts[index] = verdicts[index] or f"no score by the judge of {trait}"
             elif judgement.score > max_score:
                 verdicts[index] = verdicts[index] or f"judge of {trait}: {judgement.score:.0f} above {max_score:g}"

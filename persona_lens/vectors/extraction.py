@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -213,13 +214,13 @@ def _sort_out(
         plus, minus = judged[i], judged[n + i]
         if empty[i] or empty[n + i]:
             reasons.append("dropped_empty")
-        elif plus.score is None or minus.score is None:
+        elif plus.score is None or minus.score is None or not math.isfinite(plus.score + minus.score):
             reasons.append("dropped_unscored")
         elif plus.score <= 50:
             reasons.append("dropped_positive_score")
         elif minus.score >= 50:
             reasons.append("dropped_negative_score")
-        elif any(j.coherence is not None and j.coherence < min_coherence for j in (plus, minus)):
+        elif any(j.coherence is not None and not j.coherence >= min_coherence for j in (plus, minus)):
             reasons.append("dropped_incoherent")
         else:
             reasons.append("kept")

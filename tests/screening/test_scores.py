@@ -104,3 +104,28 @@ def test_whitespace_around_an_answer_changes_no_score_and_an_empty_first_answer_
 def test_settings_out_of_range_are_refused(name):
     with pytest.raises(pl.errors.InvalidArgumentError, match=name):
         pl.screening.ScreenSettings(**{name: 0})
+
+
+def test_one_row_that_is_not_finite_is_a_bad_row_with_trait_and_layer_and_its_neighbours_keep_their_scores(
+    tiny_folder, units
+):
+    rows = [converse("Why?", "So."), converse("What?", "A broken £ here."), converse("Who £?", "I.")]
+    whole = score(pl.load_model(tiny_folder("llama"), dtype="float32", device="cpu"), units, rows)
+    model = pl.load_model(tiny_folder("llama"), dtype="float32", device="cpu")
+    with torch.no_grad():  # as a weight that overflows does to the rows that use it
+        model.embed.W_E[model.tokenizer("£", add_special_tokens=False).input_ids[0]] = torch.nan
+    last_prompt = pl.screening.ScreenSettings(max_response_tokens=60, max_prompt_tokens=80, base="last_prompt")
+    for settings in (SETTINGS, last_prompt):
+        good, broken, asked = score(model, units, rows, settings)
+        assert good.raw == pytest.approx(whole[0].raw, abs=1e-4) or settings is last_prompt
+        for bad in (asked, broken) if settings is last_prompt else (asked,):
+            assert isinstance(bad, BadRow)
+            assert bad.reason == "not finite"
+            assert "on one at layer 1" in bad.detail
+
+
+@pytest.mark.parametrize("size", [1e38, 1e30])
+def test_projections_beyond_what_a_shard_can_hold_are_not_finite(tiny_model, units, size):
+    rows = [converse("Why?", "So.")]
+    (found,) = score(tiny_model, {"one": (1, units["one"][1] * size * 1e8)}, rows)
+    assert isinstance(found, BadRow) == (size == 1e38)

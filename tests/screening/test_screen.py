@@ -358,3 +358,57 @@ def test_what_is_no_mapping_by_trait_is_refused_with_an_example():
         check({}, 15)
     with pytest.raises(pl.errors.InvalidArgumentError, match="`vectors` must be a mapping by trait"):
         check("evil", {})
+
+
+def test_one_row_that_is_not_finite_leaves_thresholds_plot_and_report_whole(tmp_path, tiny_folder):
+    from persona_lens.plots import report_screening
+
+    model = pl.load_model(tiny_folder("llama"), dtype="float32", device="cpu")
+    with torch.no_grad():
+        model.embed.W_E[model.tokenizer("£", add_special_tokens=False).input_ids[0]] = torch.nan
+    rows = [*make_rows(4), converse("£?", "So."), *make_rows(8)[4:]]
+    settings = dataclasses.replace(SETTINGS, base="last_prompt")  # which does not sample the broken token
+    found = run(model, rows, tmp_path / "out", settings=settings)
+    assert found.counts == {"scored": 8, "not finite": 1}
+    assert torch.isfinite(torch.tensor([found.threshold("one"), found.measure("one").estimate])).all()
+    assert found.plot().data
+    assert "not finite" in report_screening(found, {"one": found.threshold("one")}, {})
+    assert "layer 1" in found.rows[4]["detail"]
+    alone = run(model, make_rows(8), tmp_path / "alone", settings=settings)
+    assert found.threshold("one") == pytest.approx(alone.threshold("one"), abs=1e-4)
+
+
+def test_rows_without_a_projection_difference_are_counted_whatever_the_cause(tmp_path, tiny_folder):
+    model = pl.load_model(tiny_folder("llama"), dtype="float32", device="cpu")
+    found = run(model, [*make_rows(3), {"text": "x"}], tmp_path / "out")
+    assert (found.n_bad, found.is_whole) == (1 + found.n_without_base, True)
+    with torch.no_grad():  # says nothing but the end of its turn
+        model.unembed.W_U.zero_()
+        model.unembed.b_U[model.tokenizer.eos_token_id] = 9.0
+    vectors = {"one": pl.PersonaVector("one", pl.describe_model(model), {"response_mean": torch.randn(3, 48)})}
+    silent = pl.screen(model, [*make_rows(3), {"text": "x"}], vectors, tmp_path / "silent", layers={"one": 1})
+    assert (silent.n_without_base, silent.n_bad) == (3, 4)
+
+
+@pytest.mark.parametrize("n_lost", [1, 3, 30])
+def test_a_file_that_breaks_off_is_screened_up_to_there_and_is_not_whole(tiny_model, tmp_path, n_lost):
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps(make_rows(6))[:-n_lost])
+    found = run(tiny_model, path, tmp_path / "out")
+    assert found.counts == {"scored": 6 if n_lost == 1 else 5, "cut off": 1}
+    assert not found.is_whole
+    assert not pl.screening.Screening.load(tmp_path / "out").is_whole
+    path.write_text(json.dumps(make_rows(6)))
+    assert run(tiny_model, path, tmp_path / "out").is_whole
+
+
+def test_limits_of_reading_are_the_screening_s_own(tiny_model, tmp_path):
+    path = write_lines(tmp_path / "rows.jsonl", [json.dumps(row).encode() for row in make_rows(5)])
+    longest = max(len(line) for line in path.read_bytes().splitlines())
+    settings = dataclasses.replace(SETTINGS, limits=pl.conversations.ReadLimits(max_row_bytes=longest))
+    found = run(tiny_model, path, tmp_path / "out", settings=settings)
+    assert found.counts == {"scored": 4, "row too large": 1}  # with its newline
+    counts = pl.screening.split_rows(found, path, {"one": 1e9}, tmp_path / "kept.jsonl", tmp_path / "held.jsonl")
+    assert (counts.kept, counts.held) == (4, {"not scored (row too large)": 1})
+    with pytest.raises(pl.errors.InvalidArgumentError, match="limits"):
+        run(tiny_model, path, tmp_path / "out")

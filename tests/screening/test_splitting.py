@@ -1,4 +1,6 @@
 import json
+import math
+import os
 
 import pytest
 
@@ -90,3 +92,88 @@ def test_a_trait_that_was_not_screened_for_is_refused(screened, tmp_path):
         pl.screening.split_rows(
             screened[0], screened[1], {"evil": 0.0}, tmp_path / "kept.jsonl", tmp_path / "held.jsonl"
         )
+
+
+@pytest.mark.parametrize("limit", [math.nan, math.inf, -math.inf])
+def test_a_limit_that_is_no_number_is_refused_before_anything_is_written(screened, tmp_path, limit):
+    files = tmp_path / "kept.jsonl", tmp_path / "held.jsonl"
+    with pytest.raises(pl.errors.InvalidArgumentError, match="max_score"):
+        pl.screening.split_rows(*screened, {}, *files, judges={"loud": ShoutJudge()}, max_score=limit)
+    with pytest.raises(pl.errors.InvalidArgumentError, match="thresholds"):
+        pl.screening.split_rows(*screened, {"one": limit}, *files)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
+def test_what_a_judge_scores_nan_is_held_back(screened, tmp_path):
+    class LostJudge(ShoutJudge):
+        def score(self, questions, responses):
+            return [pl.judges.Judgement(math.nan, None) for _ in responses]
+
+    found, rows = screened
+    counts = pl.screening.split_rows(
+        found, rows, {}, tmp_path / "kept.jsonl", tmp_path / "held.jsonl", judges={"loud": LostJudge()}
+    )
+    assert (counts.kept, counts.held["no score by the judge of loud"]) == (0, 8)
+
+
+def make_aliases(path, folder):
+    """Other spellings of a file, those that exist and those that would only."""
+    (folder / "a folder").mkdir()
+    (folder / "linked folder").symlink_to(path.parent)
+    (folder / "link.jsonl").symlink_to(path)
+    spellings = {
+        "itself": path,
+        "dots": path.parent / "x" / ".." / path.name,
+        "relative": os.path.relpath(path),
+        "through a linked folder": folder / "linked folder" / path.name,
+        "a link": folder / "link.jsonl",
+    }
+    if path.exists():
+        os.link(path, folder / "hard.jsonl")
+        spellings["a hard link"] = folder / "hard.jsonl"
+    (path.parent / "x").mkdir()
+    return spellings
+
+
+ALIASES = ["itself", "dots", "relative", "through a linked folder", "a link", "a hard link"]
+
+
+@pytest.mark.parametrize("alias", ALIASES)
+@pytest.mark.parametrize("role", ["kept", "held"])
+def test_an_output_that_is_the_source_is_refused_by_name_and_the_source_stays(tiny_model, tmp_path, alias, role):
+    (tmp_path / "data").mkdir()
+    path = tmp_path / "data" / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in make_rows(4)))
+    before = path.read_bytes()
+    found = run(tiny_model, path, tmp_path / "out")
+    given = {"kept": tmp_path / "kept.jsonl", "held": tmp_path / "held.jsonl"} | {
+        role: make_aliases(path, tmp_path)[alias]
+    }
+    for source in (path, str(path)):
+        with pytest.raises(pl.errors.InvalidArgumentError, match=f"`{role}`"):
+            pl.screening.split_rows(found, source, {"one": 1e9}, **given)
+    assert path.read_bytes() == before
+    assert not {"kept.jsonl", "held.jsonl"} & {each.name for each in tmp_path.iterdir()}
+
+
+@pytest.mark.parametrize("alias", ALIASES)
+@pytest.mark.parametrize("exists", [False, True])
+def test_both_outputs_in_one_file_are_refused_by_name(screened, tmp_path, alias, exists):
+    found, rows = screened
+    (tmp_path / "new").mkdir()
+    kept = tmp_path / "new" / "kept.jsonl"
+    if exists:
+        kept.write_text("mine")
+    held = make_aliases(kept, tmp_path).get(alias, kept)
+    with pytest.raises(pl.errors.InvalidArgumentError, match="`held`"):
+        pl.screening.split_rows(found, rows, {"one": 0.0}, kept, held)
+    assert kept.exists() == exists
+    assert not exists or kept.read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["screening.json", "shards/00000001.arrow", "shards"])
+def test_an_output_that_is_the_screening_or_a_folder_is_refused_by_name(screened, tmp_path, name):
+    found, rows = screened
+    with pytest.raises(pl.errors.InvalidArgumentError, match="`kept`"):
+        pl.screening.split_rows(found, rows, {"one": 0.0}, found.folder / name, tmp_path / "held.jsonl")
+    assert pl.screening.Screening.load(found.folder).counts == found.counts

@@ -1,4 +1,5 @@
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -59,6 +60,9 @@ def test_counts_add_up_and_every_reason_is_named(tiny_model):
         ((50.0, 90.0), (10.0, 90.0)): "dropped_positive_score",
         ((90.0, 90.0), (50.0, 90.0)): "dropped_negative_score",
         ((None, None, "no"), (10.0, 90.0)): "dropped_unscored",
+        ((math.nan, 90.0), (10.0, 90.0)): "dropped_unscored",
+        ((90.0, 90.0), (math.nan, 90.0)): "dropped_unscored",
+        ((90.0, math.nan), (10.0, 90.0)): "dropped_incoherent",
         ((90.0, 20.0), (10.0, 90.0)): "dropped_incoherent",
         ((90.0, 90.0), (10.0, 49.0)): "dropped_incoherent",
     }
