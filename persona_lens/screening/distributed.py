@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from persona_lens.conversations import BadRow, Conversation, read_conversations
 from persona_lens.errors import InvalidArgumentError, ModelMismatchError
+from persona_lens.files import write_bytes_atomically
 from persona_lens.models.loading import ModelInfo, describe_model, load_model
 from persona_lens.screening import files, shards
 from persona_lens.screening.scores import ScreenSettings
@@ -164,9 +165,8 @@ def _describe(source: dict[str, Any], vectors: dict[str, PersonaVector]) -> Mode
 
 
 def _write_rows(path: Path, rows: Rows) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     lines = [{"is_bad": isinstance(row, BadRow), "row": asdict(row)} for row in rows]
-    path.write_text(json.dumps(lines), encoding="utf-8")
+    write_bytes_atomically(path, json.dumps(lines).encode())
 
 
 def _read_rows(path: Path) -> Rows:

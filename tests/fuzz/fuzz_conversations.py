@@ -6,7 +6,7 @@ By hand, in an environment that has atheris besides the package, for a kind of f
     python tests/fuzz/fuzz_conversations.py jsonl -max_total_time=300
     python tests/fuzz/fuzz_conversations.py parquet -max_total_time=300 FOLDER_OF_FINDS
 
-What it finds lies beside the folder it was started in, as ``crash-...``; put it into ``finds/KIND``, where
+What it finds lies in the folder it was started in, as ``crash-...``; put it into ``finds/KIND``, where
 ``test_finds.py`` tries each again. Arrow's own crashes end the process and are found as well.
 """
 
