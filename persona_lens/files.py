@@ -72,8 +72,12 @@ def write_text(path: str | Path, text: str) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON atomically, indented, with keys in the order given; NaN is refused."""
-    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
-    write_text(path, text + "\n")
+    write_bytes_atomically(path, encode_json(content))
+
+
+def encode_json(content: Any) -> bytes:
+    """Return the bytes that :func:`write_json` writes."""
+    return (json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def check_file_or_nothing(path: Path, parameter: str) -> None:

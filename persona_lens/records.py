@@ -25,6 +25,7 @@ from cattrs.gen import make_dict_structure_fn
 from jaxtyping import AbstractArray
 from torch import Tensor
 
+from persona_lens.checksums import hash_json
 from persona_lens.errors import FileFormatError
 from persona_lens.files import write_json
 
@@ -33,7 +34,8 @@ __all__ = ["Record"]
 _T = TypeVar("_T")
 _R = TypeVar("_R", bound="Record")  # not Self, which beartype takes in classes alone
 
-_HEAD = ("format", "version")
+_CHECKSUM = "checksum"
+_HEAD = ("format", "version", _CHECKSUM)
 _SPECIAL = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 # What a plain nested list is read as: the tensor's type is written only where it is another.
 _PLAIN_DTYPES = {"float32": torch.float32, "int64": torch.int64, "bool": torch.bool}
@@ -75,17 +77,19 @@ class Record:
 
         Raises:
             FileFormatError: Another format, a later version, a key that is missing or unknown (what is not understood
-                would else be lost in silence), or a value of another type; the message names each.
+                would else be lost in silence), a value of another type, or, if there is a checksum, another content;
+                the message names each.
         """
         return read_headed(content, cls, cls.__name__, cls._version)
 
     def save(self, path: str | Path) -> None:
-        """Write the record as JSON, all of it or nothing."""
-        write_json(Path(path), self.to_json())
+        """Write the record as JSON with a checksum of it, all of it or nothing."""
+        content = self.to_json()
+        write_json(Path(path), {**content, _CHECKSUM: hash_json(content)})
 
     @classmethod
     def load(cls: type[_R], path: str | Path) -> _R:
-        """Read what :meth:`save` wrote.
+        """Read what :meth:`save` wrote; a file that an earlier version wrote without a checksum is read as it is.
 
         Raises:
             FileNotFoundError: No such file.
@@ -144,6 +148,10 @@ def read_headed(content: Any, kind: type[_T], name: str, version: int) -> _T:
     if type(found) is not int or found > version:
         hint = "Update persona-lens." if type(found) is int else "Make it again."
         raise FileFormatError(f"`content` must hold a {name} of version {version} or lower. Got {found!r}. {hint}")
+    rest = {key: value for key, value in content.items() if key != _CHECKSUM}
+    if _CHECKSUM in content and content[_CHECKSUM] != hash_json(rest):
+        rule, hint = "hold what was written", f"If it was changed on purpose, take out {_CHECKSUM!r}."
+        raise FileFormatError.of("content", rule, f"a {name} with another checksum", hint)
     try:
         return _CONVERTER.structure({key: value for key, value in content.items() if key not in _HEAD}, kind)
     except Exception as error:  # cattrs collects whatever the fields' own checks raise

@@ -1,4 +1,4 @@
-"""Results on disk: safetensors with JSON metadata, written atomically; never pickle.
+"""Results on disk: safetensors with JSON metadata and a checksum, written atomically; never pickle.
 
 A :class:`ShardStore` makes long work resumable. The work is cut into shards whose rows are fixed beforehand; each
 finished shard is one file, put in place by a rename. Killed at any point, the next run reads the finished shards
@@ -20,12 +20,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from persona_lens.checksums import hash_json, hash_tensors
 from persona_lens.errors import FileFormatError, InvalidArgumentError
-from persona_lens.files import write_bytes_atomically, write_json
+from persona_lens.files import encode_json, write_bytes_atomically, write_json
 
 __all__ = ["Shard", "ShardStore", "collect_versions"]
 
-_METADATA_KEY = "persona_lens"
+# The header's one entry (safetensors keeps several in no order): a checksum, a blank, and the records as JSON.
+_SEALED = "persona_lens_sealed"
+_UNSEALED = "persona_lens"  # the records alone, as earlier versions wrote them
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,41 +45,56 @@ class Shard:
 
 
 def save_shard(path: Path, shard: Shard) -> None:
-    """Write a shard as one safetensors file, its records as JSON in the header."""
-    header = {_METADATA_KEY: json.dumps(shard.records, ensure_ascii=False)}
+    """Write a shard as one safetensors file, its records as JSON in the header, with a checksum of both."""
+    records = json.dumps(shard.records, ensure_ascii=False)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in shard.tensors.items()}
+    header = {_SEALED: f"{_hash_shard(records, tensors)} {records}"}
     write_bytes_atomically(path, save(tensors, metadata=header))
 
 
 def load_shard(path: Path) -> Shard:
-    """Read what :func:`save_shard` wrote.
+    """Read what :func:`save_shard` wrote; a file that an earlier version wrote without a checksum is read as it is.
 
     Raises:
         FileNotFoundError: No such file.
-        FileFormatError: A truncated or foreign file.
+        FileFormatError: A truncated, damaged or foreign file.
     """
-    path = Path(path)
+    return _read_shard(Path(path), needs_checksum=False)
+
+
+def _read_shard(path: Path, *, needs_checksum: bool) -> Shard:
     if not path.is_file():
         raise FileNotFoundError(f"`path` must name an existing file. Got {str(path)!r}.")
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            # Copies: what was checked stays as it is, whatever becomes of the file.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (SafetensorError, OSError, ValueError) as error:
         raise FileFormatError(
             f"`path` must name a whole safetensors file. Got {str(path)!r}, which cannot be read: {error}. "
             "It may have been cut off while it was copied; get it again."
         ) from error
-    if _METADATA_KEY not in header:
-        raise FileFormatError(
-            f"`path` must name a file that persona_lens wrote. Got {str(path)!r}, whose header has no "
-            f"{_METADATA_KEY!r} entry."
-        )
+    if _SEALED in header:
+        expected, _, records = header[_SEALED].partition(" ")
+        found = _hash_shard(records, tensors)
+        if found != expected:
+            rule, got = f"name a file with the content that was written, checksum {expected}", f"{path} with {found}"
+            raise FileFormatError.of("path", rule, got, "It is damaged; get it again.")
+    elif _UNSEALED in header and not needs_checksum:
+        records = header[_UNSEALED]
+    else:
+        rule = f"name a file that persona_lens wrote, with the entry {_SEALED!r} in its header"
+        raise FileFormatError.of("path", rule, str(path))
     try:
-        return Shard(tensors, json.loads(header[_METADATA_KEY]))
+        return Shard(tensors, json.loads(records))
     except (ValueError, RecursionError) as error:
-        rule = f"name a file whose {_METADATA_KEY!r} entry is JSON"
+        rule = "name a file whose records are JSON"
         raise FileFormatError.of("path", rule, str(path), f"It is damaged: {error}.") from error
+
+
+def _hash_shard(records: str, tensors: Mapping[str, Tensor]) -> str:
+    return hash_json([records, hash_tensors(tensors)])
 
 
 class ShardStore:
@@ -99,8 +117,9 @@ class ShardStore:
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
         text = json.dumps(config, sort_keys=True, ensure_ascii=False)
         self.folder = Path(folder) / hashlib.sha256(text.encode()).hexdigest()[:16]
-        if not (self.folder / "config.json").exists():
-            write_json(self.folder / "config.json", dict(config))
+        path = self.folder / "config.json"  # for readers; the folder's name says what is in it
+        if not path.is_file() or path.read_bytes() != encode_json(dict(config)):
+            write_json(path, dict(config))
 
     def part(self, config: Mapping[str, Any]) -> ShardStore:
         """Return a store within this one, for work that depends on ``config`` too, such as one of several traits."""
@@ -110,20 +129,18 @@ class ShardStore:
         """Return the shard of that name, computing and keeping it if it is not there.
 
         The shard is read back even when it was just computed, so that a resumed run and an uninterrupted one go on
-        from the same bytes. A damaged file is computed again.
+        from the same bytes. A file that is damaged, or has no checksum, is computed again.
 
         Raises:
             InvalidArgumentError: A name that would lead out of the folder, or that no file can have.
         """
         _check_name(name)
         path = self.folder / f"{name}.safetensors"
-        if path.exists():
-            try:
-                return load_shard(path)
-            except FileFormatError:
-                path.unlink()
-        save_shard(path, compute())
-        return load_shard(path)
+        try:
+            return _read_shard(path, needs_checksum=True)
+        except (FileNotFoundError, FileFormatError):
+            save_shard(path, compute())
+        return _read_shard(path, needs_checksum=True)
 
 
 def _check_name(name: str) -> None:

@@ -24,6 +24,7 @@ PAGE = ROOT / "docs" / "developing" / "architecture.md"
 FOUNDATION = {
     "ending",
     "errors",
+    "checksums",
     "files",
     "progress_bars",
     "storage",
@@ -36,13 +37,14 @@ FOUNDATION = {
 MODELS = FOUNDATION | {"tensors", "traits", "models", "judges", "vectors"}
 ROOMS = {
     "errors": ("every exception and warning", set()),
+    "checksums": ("checksums of JSON, tensors, files and folders", set()),
     "progress_bars": ("progress bars", set()),
     "streams": ("the name of every random stream", set()),
     "ending": ("how a command or a script ends: its exit status, and one line", {"errors"}),
     "texts": ("lists of texts, told from one text", {"errors"}),
     "files": ("files, written whole or not at all", {"errors"}),
-    "storage": ("shards, kept and read back", {"errors", "files"}),
-    "records": ("the one codec of measured results", {"errors", "files"}),
+    "storage": ("shards, kept and read back", {"errors", "checksums", "files"}),
+    "records": ("the one codec of measured results", {"errors", "checksums", "files"}),
     "run": ("where long work is kept and shown", {"errors", "progress_bars", "records", "storage"}),
     "statistics": ("intervals, bootstraps, correlations, AUROC: numbers in, numbers out", {"errors"}),
     "plots": ("one file a result: values in, figures out", {"errors", "files", "statistics"}),
@@ -50,7 +52,7 @@ ROOMS = {
     "traits": ("traits in words", {"errors", "files"}),
     "models": (
         "loading, text, engine and hooks: everything that touches TransformerLens",
-        {"errors", "progress_bars", "tensors"},
+        {"errors", "checksums", "progress_bars", "tensors"},
     ),
     "conversations": ("conversations from files and datasets", {"errors", "models"}),
     "judges": ("who scores responses", FOUNDATION | {"traits", "models"}),

@@ -199,6 +199,47 @@ def test_a_file_holds_the_record_or_is_refused(tmp_path: Path) -> None:
             Part.load(path)
 
 
+def test_a_file_carries_a_checksum_of_its_content_and_one_without_is_read_as_well(tmp_path: Path) -> None:
+    path = tmp_path / "part.json"
+    part = make().parts[0]
+    part.save(path)
+    content = json.loads(path.read_text())
+    assert len(content.pop("checksum")) == 64
+    assert content == part.to_json()
+    path.write_text(json.dumps(content, sort_keys=True))  # as versions before wrote it, and in another order
+    assert Part.load(path) == part
+
+
+def test_a_file_that_was_changed_is_refused_saying_how_a_change_that_was_meant_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "part.json"
+    make().parts[0].save(path)
+    path.write_text(path.read_text().replace('"score": 1.0', '"score": 2.0'))
+    with pytest.raises(FileFormatError, match=r"part\.json: `content` must hold what was written.*take out 'checksum'"):
+        Part.load(path)
+    with pytest.raises(FileFormatError, match="what was written"):
+        Part.from_json(json.loads(path.read_text()))
+    for checksum in (None, 3, [], "0"):
+        with pytest.raises(FileFormatError, match="what was written"):
+            Part.from_json({**make().parts[0].to_json(), "checksum": checksum})
+
+
+def test_no_flipped_bit_of_a_record_is_read_as_another_content(tmp_path: Path) -> None:
+    path = tmp_path / "part.json"
+    part = make().parts[0]
+    part.save(path)
+    whole = path.read_bytes()
+    refused = 0
+    for bit in range(8 * len(whole)):
+        changed = bytearray(whole)
+        changed[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(changed)
+        try:
+            assert Part.load(path) == part, bit
+        except FileFormatError:
+            refused += 1
+    assert refused > 0.9 * 8 * len(whole)  # blanks between values may turn into others
+
+
 def test_nan_in_what_is_kept_as_it_is_writes_no_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON"):
         make(provenance={"x": math.nan}).save(tmp_path / "whole.json")

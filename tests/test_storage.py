@@ -1,5 +1,6 @@
 import json
 import os
+import random
 
 import pytest
 import safetensors.torch
@@ -27,6 +28,90 @@ def test_every_truncation_of_a_shard_is_noticed(tmp_path):
         path.write_bytes(whole[:length])
         with pytest.raises(FileFormatError, match="cut off"):
             load_shard(path)
+
+
+SHARD = Shard(
+    {"x": torch.linspace(-3, 3, 24).view(4, 6), "n": torch.arange(5), "flags": torch.tensor([True, False])},
+    {"texts": ["a text", "né"], "scores": [1.5, None, 2.25]},
+)
+
+
+def is_alike(one, other):
+    """Whether two shards are the same, bit by bit."""
+    types = [{name: (t.dtype, t.shape) for name, t in shard.tensors.items()} for shard in (one, other)]
+    return (one.records, types[0]) == (other.records, types[1]) and all(
+        torch.equal(tensor, other.tensors[name]) for name, tensor in one.tensors.items()
+    )
+
+
+def flip(data, bit):
+    changed = bytearray(data)
+    changed[bit // 8] ^= 1 << bit % 8
+    return bytes(changed)
+
+
+def test_no_flipped_bit_of_a_shard_is_read_as_another_content(tmp_path):
+    path = tmp_path / "a.safetensors"
+    save_shard(path, SHARD)
+    whole = path.read_bytes()
+    bits = range(0, 8 * len(whole), 5)  # each place in a byte, throughout
+    refused = 0
+    for bit in bits:
+        path.write_bytes(flip(whole, bit))
+        try:
+            assert is_alike(load_shard(path), SHARD), bit
+        except FileFormatError:
+            refused += 1
+    assert refused > 0.99 * len(bits)
+
+
+def test_a_store_computes_anew_whatever_is_damaged_and_reads_what_it_computed(tmp_path):
+    """Bits flipped, tails zeroed, bytes missing or added: never another content, never an error."""
+    store = pl.ShardStore(tmp_path, {})
+    path = store.folder / "a.safetensors"
+    store.load_or_compute("a", lambda: SHARD)
+    whole = path.read_bytes()
+    draw = random.Random(0)
+    damaged = [flip(whole, draw.randrange(8 * len(whole))) for _ in range(300)]
+    damaged += [whole[:-n] + bytes(n) for n in (1, 8, 100, len(whole))] + [whole[:-1], whole + b"\0", b""]
+    computed = []
+    for data in damaged:
+        path.write_bytes(data)
+        found = store.load_or_compute("a", lambda: computed.append(1) or SHARD)
+        assert is_alike(found, SHARD)
+        assert is_alike(load_shard(path), SHARD)
+    assert len(computed) > 0.95 * len(damaged)  # a tail may have been zero, and True has 255 ways to be written
+
+
+def test_a_shard_without_a_checksum_is_read_by_name_and_computed_anew_in_a_store(tmp_path):
+    """As versions before wrote them."""
+    store = pl.ShardStore(tmp_path, {})
+    path = store.folder / "a.safetensors"
+    write_bytes_atomically(path, safetensors.torch.save({"x": torch.ones(2)}, metadata={"persona_lens": "1"}))
+    assert load_shard(path).records == 1
+    assert store.load_or_compute("a", lambda: Shard(records=2)).records == 2
+
+
+def test_the_same_shard_is_the_same_file(tmp_path):
+    for name in ("a", "b", "c"):
+        save_shard(tmp_path / name, SHARD)
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+
+
+def test_a_tensor_that_was_read_stays_when_its_file_is_written_over(tmp_path):
+    path = tmp_path / "a.safetensors"
+    save_shard(path, SHARD)
+    shard = load_shard(path)
+    path.write_bytes(bytes(path.stat().st_size))
+    assert is_alike(shard, SHARD)
+
+
+@pytest.mark.parametrize("text", ["", "{junk", "{}", '{"seed": 1}'])
+def test_a_stores_damaged_config_is_written_anew(tmp_path, text):
+    store = pl.ShardStore(tmp_path, {"seed": 0})
+    (store.folder / "config.json").write_text(text)
+    pl.ShardStore(tmp_path, {"seed": 0})
+    assert json.loads((store.folder / "config.json").read_text()) == {"seed": 0}
 
 
 def test_a_foreign_safetensors_file_is_refused(tmp_path):
