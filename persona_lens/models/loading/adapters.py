@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from persona_lens.checksums import hash_file
 from persona_lens.errors import FileFormatError, ModelMismatchError
 from persona_lens.models.hooked_model import HookedModel
-from persona_lens.models.loading.embedded import hash_file
 
 # What finetune writes beside an adapter: how it was trained, and on which weights.
 ADAPTER_RECORD = "persona_lens.json"

