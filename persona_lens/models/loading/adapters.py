@@ -7,13 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from persona_lens.checksums import hash_file
+import torch
+from torch import Tensor
+
+from persona_lens.checksums import hash_file, list_changed
 from persona_lens.errors import FileFormatError, ModelMismatchError
 from persona_lens.models.hooked_model import HookedModel
 
 # What finetune writes beside an adapter: how it was trained, and on which weights.
 ADAPTER_RECORD = "persona_lens.json"
-_WEIGHTS = "adapter_model.safetensors"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+_N_NAMED = 3
 _ORIGIN = "persona_lens_origin"
 
 
@@ -32,7 +36,7 @@ class Origin:
 
 def remember_origin(model: HookedModel, folder: Path, base_fingerprint: str | None) -> None:
     """Note in a model which adapter was merged into it, and into what."""
-    model.__dict__[_ORIGIN] = Origin(base_fingerprint, hash_file(folder / _WEIGHTS))
+    model.__dict__[_ORIGIN] = Origin(base_fingerprint, hash_file(folder / ADAPTER_WEIGHTS))
 
 
 def read_origin(model: HookedModel) -> Origin | None:
@@ -41,32 +45,91 @@ def read_origin(model: HookedModel) -> Origin | None:
 
 
 def check_adapter(folder: Path) -> None:
-    """Refuse a folder that holds no PEFT adapter in safetensors, before a model is loaded."""
-    names = ("adapter_config.json", _WEIGHTS)
+    """Refuse a folder that holds no PEFT adapter in safetensors, or not as it was written, before a model is loaded.
+
+    Raises:
+        FileFormatError: A file is missing, or not the one that :func:`persona_lens.finetune` wrote.
+    """
+    names = ("adapter_config.json", ADAPTER_WEIGHTS)
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         # An adapter_model.bin is a pickle, which runs whatever code it holds.
         rule = f"name the folder of a PEFT adapter with {' and '.join(names)}"
         raise FileFormatError.of("adapter", rule, str(folder), f"Missing: {', '.join(missing)}.")
+    changed = list_changed(folder, _read_record(folder).get("files", {}))
+    if changed:
+        got, hint = f"{folder} with other {', '.join(changed)}", "It is damaged; get it again, or train it again."
+        hint += f" If the files were changed on purpose, remove {ADAPTER_RECORD}."
+        raise FileFormatError.of("adapter", "hold the files that were written", got, hint)
 
 
 def check_base(adapter: Path, name: str, fingerprint: str | None) -> None:
     """Refuse an adapter that :func:`persona_lens.finetune` trained for other weights; others' do not say."""
-    record = adapter / ADAPTER_RECORD
-    content = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
-    trained_on = content.get("config", {}).get("fingerprint")
+    trained_on = _read_record(adapter).get("config", {}).get("fingerprint")
     if None not in (trained_on, fingerprint) and trained_on != fingerprint:
         rule, got = f"be trained on this model, {name} (fingerprint {fingerprint})", f"one trained on {trained_on}"
         raise ModelMismatchError.of("adapter", rule, got, "Name the model it was trained on.")
 
 
+def _read_record(folder: Path) -> dict[str, Any]:
+    """Return what is written beside an adapter; nothing where there is no record."""
+    path = folder / ADAPTER_RECORD
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict) or not all(isinstance(content.get(key, {}), dict) for key in ("config", "files")):
+        hint = "It is damaged; get it again, or remove it if the adapter is not ours."
+        raise FileFormatError.of("adapter", f"have a record that is whole, {ADAPTER_RECORD}", str(folder), hint)
+    return content
+
+
 def merge_adapter(hf_model: Any, adapter: Path) -> Any:
-    """Merge a PEFT adapter into a model's weights."""
-    from peft import PeftModel  # half a second that only adapters need
+    """Merge a PEFT adapter into a model's weights.
+
+    Raises:
+        FileFormatError: A weight of the adapter has no place in the model, a place that its config names has no weight,
+            or weights are of another shape or not finite.
+    """
+    from peft import PeftConfig, get_peft_model  # half a second that only adapters need
+    from peft.utils import load_peft_weights
 
     try:
-        merged = PeftModel.from_pretrained(hf_model, str(adapter), is_trainable=False).merge_and_unload()
-    except (RuntimeError, ValueError) as error:  # weights of another shape, or modules that are not there
-        raise FileFormatError.of("adapter", "be an adapter of this model", str(adapter), str(error)[:500]) from error
+        peft_model = get_peft_model(hf_model, PeftConfig.from_pretrained(str(adapter)))
+        _place_weights(peft_model, load_peft_weights(str(adapter), device="cpu"))
+        merged = peft_model.merge_and_unload(safe_merge=True)  # which refuses sums that are not finite
+    except Exception as error:  # whatever PEFT makes of a config and weights that are damaged or of another model
+        why = " ".join(str(error).split())[:500]
+        raise FileFormatError.of("adapter", "be an adapter of this model", str(adapter), why) from error
     merged.config.architectures = [type(merged).__name__]
     return merged.eval()
+
+
+def _place_weights(peft_model: Any, weights: dict[str, Tensor]) -> None:
+    """Give each place of a fresh adapter its weight; PEFT would pass over those that do not match."""
+    from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+
+    def read_places() -> dict[str, Tensor]:
+        places: dict[str, Tensor] = get_peft_model_state_dict(peft_model, save_embedding_layers=False)
+        return places
+
+    infinite = [name for name, weight in weights.items() if not bool(weight.isfinite().all())]
+    if infinite:
+        raise ValueError(f"It is not finite in {_name_some(infinite)}.")
+    with torch.no_grad():
+        for place in read_places().values():  # what is still NaN afterwards got no weight, whatever PEFT calls it
+            place.fill_(torch.nan)
+    placed: Any = set_peft_model_state_dict(peft_model, weights)
+    left_over = placed.unexpected_keys
+    if left_over:
+        raise ValueError(f"The model has no place for {_name_some(left_over)}.")
+    without = [name for name, place in read_places().items() if bool(place.isnan().any())]
+    if without:
+        raise ValueError(f"The adapter has no weight for {_name_some(without)}.")
+
+
+def _name_some(names: list[str]) -> str:
+    more = f" and {len(names) - _N_NAMED} more" if len(names) > _N_NAMED else ""
+    return ", ".join(names[:_N_NAMED]) + more
