@@ -29,6 +29,7 @@ from persona_lens.models.loading import (
     fingerprint_hugging_face,
     load_hugging_face,
     resolve_dtype,
+    round_weights,
 )
 from persona_lens.records import Record
 from persona_lens.run import Run
@@ -141,15 +142,16 @@ def finetune(
     _check_writable(folder)
     dtype = resolve_dtype(settings.dtype, state.device)
     # The frozen weights in the precision of the autocast; the adapter itself is kept in float32 by PEFT.
-    hf_model, tokenizer = load_hugging_face(str(model), dtype)
+    hf_model, tokenizer = load_hugging_face(str(model), "auto" if dtype == torch.float16 else dtype)
+    fingerprint = fingerprint_hugging_face(hf_model)  # which a rounding to float16 would change
+    round_weights(hf_model, dtype)
     blocks, d_model = find_blocks(hf_model), hf_model.config.get_text_config().hidden_size
     penalized = () if penalty is None else (Step(penalty.layer, Ablate(penalty.direction)),)
     check_steps([*intervention.steps, *penalized], len(blocks), d_model)  # a penalty must fit as they do
-    fingerprint = fingerprint_hugging_face(hf_model)
     made_from = {"track": track.fingerprints} if track is not None else {}
     made_from |= {"intervention": {intervention.fingerprint}} if intervention.fingerprint is not None else {}
     for name, fingerprints in made_from.items():
-        if fingerprint is not None and fingerprints != {fingerprint}:
+        if fingerprints != {fingerprint}:
             rule = f"come from vectors of the model that is trained, fingerprint {fingerprint}"
             raise ModelMismatchError.of(name, rule, sorted(fingerprints))
     max_tokens = min(settings.max_tokens, hf_model.config.get_text_config().max_position_embeddings)

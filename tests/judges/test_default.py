@@ -96,7 +96,7 @@ def test_a_trait_of_ones_own_by_a_bundled_name_is_not_judged_as_that_one(model, 
 
 @pytest.mark.parametrize("trait", sorted(pl.traits.list_written_traits()))
 def test_the_embedded_models_judge_comes_with_the_package_for_that_model_and_that_trait_alone(trait):
-    parts = default._load_ready(("2c03f35c01c47410", "bfloat16"), pl.load_trait(trait))
+    parts = default._load_ready(("7420c29508998007", "bfloat16"), pl.load_trait(trait))
     assert parts.reading.layer == 18
     assert parts.reading.weights.shape == (576,)
     few = replace(pl.load_trait(trait), extraction_questions=pl.load_trait(trait).extraction_questions[:2])

@@ -1,9 +1,12 @@
+import json
+from importlib.resources import files
+
 import pytest
 import torch
 
 import persona_lens as pl
 from persona_lens.errors import InvalidArgumentError
-from persona_lens.models.loading import prepare_embedded_model
+from tests.backends import BACKENDS
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +44,24 @@ def test_one_read_from_written_answers_is_what_reading_them_gives(embedded):
     assert torch.allclose(ready.norms, read.norms, rtol=0.05)
 
 
-def test_it_fits_the_embedded_model(embedded):
-    pl.load_vector("evil").check_model(embedded)
-    assert prepare_embedded_model()
+@pytest.mark.parametrize("trait", pl.vectors.list_ready_vectors())
+def test_it_fits_the_embedded_model(embedded, trait):
+    pl.load_vector(trait).check_model(embedded)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_it_fits_the_embedded_model_in_every_dtype_and_class(backend, dtype):
+    pl.load_vector("evil").check_model(pl.load_model(backend=backend, dtype=dtype, device="cpu"))
+
+
+def test_the_ready_judges_are_the_embedded_models_too(embedded):
+    """In another dtype than their own they would be made anew."""
+    for path in (files("persona_lens") / "data" / "judges").iterdir():
+        if path.name.endswith(".json"):
+            made_with = json.loads(path.read_text(encoding="utf-8"))["model"]
+            assert made_with == [pl.describe_model(embedded).fingerprint, "bfloat16"]
 
 
 def test_a_trait_without_one_is_refused_with_the_nearest_name():

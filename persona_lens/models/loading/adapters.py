@@ -1,9 +1,8 @@
-"""PEFT adapters: checked, merged, and remembered by the model that they were merged into."""
+"""PEFT adapters: checked, and merged into a model's weights."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,36 +11,16 @@ from torch import Tensor
 
 from persona_lens.checksums import hash_file, list_changed
 from persona_lens.errors import FileFormatError, ModelMismatchError
-from persona_lens.models.hooked_model import HookedModel
 
 # What finetune writes beside an adapter: how it was trained, and on which weights.
 ADAPTER_RECORD = "persona_lens.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _N_NAMED = 3
-_ORIGIN = "persona_lens_origin"
 
 
-@dataclass(frozen=True)
-class Origin:
-    """What an adapter made a model of.
-
-    Args:
-        base_fingerprint: Fingerprint of the weights that it was merged into; None where they cannot be named.
-        adapter_hash: SHA-256 of its weights.
-    """
-
-    base_fingerprint: str | None
-    adapter_hash: str
-
-
-def remember_origin(model: HookedModel, folder: Path, base_fingerprint: str | None) -> None:
-    """Note in a model which adapter was merged into it, and into what."""
-    model.__dict__[_ORIGIN] = Origin(base_fingerprint, hash_file(folder / ADAPTER_WEIGHTS))
-
-
-def read_origin(model: HookedModel) -> Origin | None:
-    """Return what an adapter made a model of; None where no adapter was merged."""
-    return model.__dict__.get(_ORIGIN)
+def hash_adapter(folder: Path) -> str:
+    """Return the SHA-256 of an adapter's weights."""
+    return hash_file(folder / ADAPTER_WEIGHTS)
 
 
 def check_adapter(folder: Path) -> None:
@@ -63,10 +42,10 @@ def check_adapter(folder: Path) -> None:
         raise FileFormatError.of("adapter", "hold the files that were written", got, hint)
 
 
-def check_base(adapter: Path, name: str, fingerprint: str | None) -> None:
+def check_base(adapter: Path, name: str, fingerprint: str) -> None:
     """Refuse an adapter that :func:`persona_lens.finetune` trained for other weights; others' do not say."""
     trained_on = _read_record(adapter).get("config", {}).get("fingerprint")
-    if None not in (trained_on, fingerprint) and trained_on != fingerprint:
+    if trained_on not in (None, fingerprint):
         rule, got = f"be trained on this model, {name} (fingerprint {fingerprint})", f"one trained on {trained_on}"
         raise ModelMismatchError.of("adapter", rule, got, "Name the model it was trained on.")
 

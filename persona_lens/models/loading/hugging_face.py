@@ -81,6 +81,16 @@ def load_hugging_face(name: str, dtype: torch.dtype | Literal["auto"]) -> tuple[
     return hf_model.eval(), tokenizer
 
 
+def round_weights(hf_model: Any, dtype: torch.dtype) -> None:
+    """Give a Hugging Face model's weights a dtype, in place, as loading it in that dtype would.
+
+    ``hf_model.to(dtype)`` would round the frequencies of its rotary embedding as well, which move every position.
+    """
+    for parameter in hf_model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    hf_model.config.dtype = dtype
+
+
 def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
     """Return the dtype that a model will have.
 

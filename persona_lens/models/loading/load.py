@@ -10,11 +10,11 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from persona_lens.errors import InvalidArgumentError, UnsupportedModelError
 from persona_lens.models.hooked_model import HookedModel
-from persona_lens.models.loading.adapters import check_adapter, check_base, merge_adapter, remember_origin
+from persona_lens.models.loading.adapters import check_adapter, check_base, hash_adapter, merge_adapter
 from persona_lens.models.loading.embedded import EMBEDDED_MODEL
+from persona_lens.models.loading.fingerprints import fingerprint_adapted, fingerprint_hugging_face, remember_origin
 from persona_lens.models.loading.hooked import CONVERTERS, build_hooked, optimize_memory_layout
-from persona_lens.models.loading.hugging_face import load_hugging_face, quiet, resolve_dtype
-from persona_lens.models.loading.info import fingerprint_hugging_face
+from persona_lens.models.loading.hugging_face import load_hugging_face, quiet, resolve_dtype, round_weights
 
 Backend = Literal["hooked", "bridge"]
 
@@ -69,14 +69,17 @@ def load_model(
     name = str(model)
     with quiet():
         base_fingerprint = None
-        if adapter is None:
-            hf_model, tokenizer = load_hugging_face(name, resolved)
-        else:
-            # In the checkpoint's own precision, so that what the adapter adds is rounded once, with the sum.
-            hf_model, tokenizer = load_hugging_face(name, "auto")
-            base_fingerprint = fingerprint_hugging_face(hf_model)
+        # With an adapter in the files' own precision, so that what it adds is rounded once, with the sum; for float16,
+        # since its rounding cannot be told from another model's.
+        exact = adapter is not None or resolved == torch.float16
+        hf_model, tokenizer = load_hugging_face(name, "auto" if exact else resolved)
+        fingerprint = fingerprint_hugging_face(hf_model)
+        if adapter is not None:
+            base_fingerprint = fingerprint
             check_base(Path(adapter), name, base_fingerprint)
-            hf_model = merge_adapter(hf_model, Path(adapter)).to(resolved)
+            hf_model = merge_adapter(hf_model, Path(adapter))
+            fingerprint = fingerprint_adapted(hf_model, hash_adapter(Path(adapter)))
+        round_weights(hf_model, resolved)
         # A result must not carry a path of the machine that it was made on.
         name = Path(name).name if Path(name).expanduser().exists() else name
         name = name if adapter is None else f"{name} + {Path(adapter).resolve().name}"
@@ -98,8 +101,7 @@ def load_model(
                 if backend == "hooked":
                     raise
                 loaded = _build_bridge(name, hf_model, tokenizer, resolved)
-    if adapter is not None:
-        remember_origin(loaded, Path(adapter), base_fingerprint)
+    remember_origin(loaded, fingerprint, base_fingerprint)
     return loaded
 
 

@@ -13,6 +13,7 @@ import persona_lens as pl
 from persona_lens.errors import InvalidArgumentError, ModelNotFoundError, UnsupportedModelError
 from persona_lens.models.loading import prepare_embedded_model
 from persona_lens.models.loading.hooked import optimize_memory_layout
+from persona_lens.models.loading.hugging_face import round_weights
 from tests.backends import ARCHITECTURES, BACKENDS
 from tests.tiny import make_hf_model, make_tokenizer, save_tiny
 
@@ -35,6 +36,18 @@ def hidden_states(hf_model, tokens):
     for handle in handles:
         handle.remove()
     return torch.stack([outputs[i] for i in range(len(handles))]), logits
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rounded_weights_make_the_model_that_is_read_in_that_dtype(tiny_folder, dtype):
+    """The angles of the rotary embedding stay as exact as they were."""
+    rounded = AutoModelForCausalLM.from_pretrained(tiny_folder("llama"), dtype=torch.float32)
+    round_weights(rounded, dtype)
+    expected = AutoModelForCausalLM.from_pretrained(tiny_folder("llama"), dtype=dtype)
+    tokens = random_tokens(256, (2, 200))
+    with torch.no_grad():
+        assert torch.equal(rounded(tokens).logits, expected(tokens).logits)
+    assert rounded.dtype == expected.dtype == rounded.config.dtype == dtype
 
 
 def random_tokens(vocab, shape):

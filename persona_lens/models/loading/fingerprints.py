@@ -1,0 +1,157 @@
+"""The hashes that tell models apart: of a sample of every weight, the same in every dtype.
+
+Rounding comes in between: a weight that was rounded to float16 and then to bfloat16 is not always the one that was
+rounded to bfloat16 at once, and TransformerLens adds one to Gemma's norms. No hash of the weights as they lie in memory
+agrees in all cases. A model therefore keeps the fingerprint of the weights that it was loaded from, beside a hash of
+what they became: while that holds, so does the fingerprint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformer_lens.model_bridge import TransformerBridge
+
+from persona_lens.models.hooked_model import HookedModel
+
+# Rows of each matrix that are hashed, spread evenly: training moves all of them. Vectors are hashed whole.
+_ROWS_OF_EMBEDDINGS = 64
+_ROWS = 16
+# The bridge names a Hugging Face module with its wrapper's attribute in between.
+_WRAPPED = "_original_component."
+_ORIGIN = "persona_lens_origin"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the weights of a loaded model come from.
+
+    Args:
+        fingerprint: Of the weights that it was loaded from, before they were rounded to its dtype.
+        as_loaded: Hashes of what they became: as they lie in memory, and after a rounding to float16.
+        base_fingerprint: Of the model that an adapter was merged into; None without one.
+    """
+
+    fingerprint: str
+    as_loaded: frozenset[str]
+    base_fingerprint: str | None
+
+
+def remember_origin(model: HookedModel, fingerprint: str, base_fingerprint: str | None) -> None:
+    """Note in a model that was just loaded where its weights come from."""
+    as_loaded = {_hash_in_memory(model, dtype) for dtype in (None, torch.float16)}
+    model.__dict__[_ORIGIN] = Origin(fingerprint, frozenset(as_loaded), base_fingerprint)
+
+
+def read_origin(model: HookedModel) -> Origin | None:
+    """Return where a model's weights come from; None if it was loaded elsewhere."""
+    return model.__dict__.get(_ORIGIN)
+
+
+def forget_origin(model: HookedModel) -> None:
+    """Make a model as if it were loaded elsewhere."""
+    model.__dict__.pop(_ORIGIN, None)
+
+
+def fingerprint(model: HookedModel) -> str:
+    """Return the fingerprint of the weights that a model was loaded from, or that of its own.
+
+    Of its own where it was loaded elsewhere, or changed since: the same as of the Hugging Face model, as far as both
+    store their weights alike; that is in float32 and bfloat16, of the architectures that a HookedTransformer can hold,
+    but for Gemma's.
+
+    Args:
+        model: HookedTransformer or TransformerBridge.
+    """
+    origin = read_origin(model)
+    if origin is not None and _hash_in_memory(model) in origin.as_loaded:
+        return origin.fingerprint
+    if isinstance(model, TransformerBridge):
+        return fingerprint_hugging_face(model.original_model)
+    named = _name_hooked_weights(model)
+    return _hash_in_memory(model) if named is None else _hash_weights(model.cfg.n_heads, named)
+
+
+def fingerprint_hugging_face(hf_model: Any) -> str:
+    """Return a hash of a sample of every weight of a Hugging Face model, rounded to bfloat16.
+
+    The same in float32 and bfloat16; another after fine-tuning, if that changed any weight of the sample by more than
+    the rounding.
+    """
+    # Named apart, as they may be one tensor, or, once more than one part of a program has them, two.
+    named = {"embed": hf_model.get_input_embeddings().weight, "unembed": hf_model.get_output_embeddings().weight}
+    for name, weight in hf_model.named_parameters():
+        if not any(weight is embedding for embedding in named.values()):
+            named[name.replace(_WRAPPED, "")] = weight
+    return _hash_weights(hf_model.config.get_text_config().num_attention_heads, named)
+
+
+def fingerprint_adapted(merged: Any, adapter_hash: str) -> str:
+    """Return the fingerprint of a Hugging Face model with a merged adapter, however little that changed.
+
+    Args:
+        merged: The model.
+        adapter_hash: SHA-256 of the adapter's weights.
+    """
+    return hashlib.sha256(f"{fingerprint_hugging_face(merged)} {adapter_hash}".encode()).hexdigest()[:16]
+
+
+def _hash_in_memory(model: Any, rounded_to: torch.dtype | None = None) -> str:
+    return _hash_weights(model.cfg.n_heads, dict(model.named_parameters()), rounded_to)
+
+
+def _name_hooked_weights(model: Any) -> dict[str, Tensor] | None:
+    """Return a HookedTransformer's weights under Llama's names and in its shapes; None if it stores others."""
+    is_gated = all(isinstance(getattr(block.mlp, "W_gate", None), Tensor) for block in model.blocks)
+    if not is_gated or str(model.cfg.original_architecture).startswith("Gemma") or not hasattr(model.ln_final, "w"):
+        return None
+    named = {"embed": model.embed.W_E, "unembed": model.unembed.W_U.T, "model.norm.weight": model.ln_final.w}
+    for layer, block in enumerate(model.blocks):
+        named |= {f"model.layers.{layer}.{name}": weight for name, weight in _name_block_weights(block).items()}
+    return named
+
+
+def _name_block_weights(block: Any) -> dict[str, Tensor]:
+    attn, mlp = block.attn, block.mlp
+    named = {"self_attn.o_proj.weight": attn.W_O.flatten(0, 1).T, "self_attn.o_proj.bias": attn.b_O}
+    for head in "QKV":
+        # Keys and values of grouped heads are stored once, under a name of their own, and repeated when they are read.
+        own = attn._parameters
+        named[f"self_attn.{head.lower()}_proj.weight"] = own.get(f"_W_{head}", own.get(f"W_{head}")).mT.flatten(0, 1)
+        named[f"self_attn.{head.lower()}_proj.bias"] = own.get(f"_b_{head}", own.get(f"b_{head}")).flatten()
+    for name, weight, bias in (("gate", mlp.W_gate, None), ("up", mlp.W_in, mlp.b_in), ("down", mlp.W_out, mlp.b_out)):
+        named |= {f"mlp.{name}_proj.weight": weight.T} | ({} if bias is None else {f"mlp.{name}_proj.bias": bias})
+    norms: dict[str, nn.Module | None] = {
+        "input_layernorm": block.ln1,
+        "post_attention_layernorm": block.ln2,
+        "self_attn.q_norm": getattr(attn, "q_norm", None),
+        "self_attn.k_norm": getattr(attn, "k_norm", None),
+    }
+    return named | {f"{name}.weight": norm.w for name, norm in norms.items() if isinstance(norm, nn.Module)}
+
+
+def _hash_weights(n_heads: int, weights: Mapping[str, Tensor], rounded_to: torch.dtype | None = None) -> str:
+    digest = hashlib.sha256(str(n_heads).encode())
+    for name, weight in sorted(weights.items()):
+        # A HookedTransformer holds zeros where Hugging Face has no bias.
+        if name.rpartition(".")[2].startswith("b") and not weight.any():
+            continue
+        sample = _sample(weight.detach(), _ROWS_OF_EMBEDDINGS if "embed" in name else _ROWS)
+        digest.update(f"{name} {list(weight.shape)}".encode())
+        rounded = sample.to("cpu", rounded_to or sample.dtype).to(torch.bfloat16)
+        digest.update(rounded.contiguous().view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _sample(weight: Tensor, n_rows: int) -> Tensor:
+    """Return rows spread over a matrix, or over matrices as if they were one; a vector whole."""
+    if weight.ndim < 2:
+        return weight
+    shape = weight.shape[:-1]
+    rows = torch.linspace(0, shape.numel() - 1, n_rows).long().to(weight.device)
+    return weight[torch.unravel_index(rows, shape)]
