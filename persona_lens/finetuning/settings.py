@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 from jaxtyping import Float
 from torch import Tensor
@@ -26,7 +28,8 @@ class FinetuneSettings:
         max_tokens: Longer conversations are left out and reported.
         dtype: ``auto`` trains in bfloat16 autocast where the hardware computes it, else in float32; the adapter's
             own weights are float32 in either case.
-        save_steps: Optimiser steps between checkpoints; None keeps none, so that a killed run begins anew.
+        save_steps: Optimiser steps between checkpoints, the last two of which are kept; None keeps none, so that a
+            killed run begins anew.
         seed: Of the adapter's initial weights and of the rows' order.
 
     Reference:
@@ -47,15 +50,27 @@ class FinetuneSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        counts = ("rank", "epochs", "batch_size", "accumulation", "max_tokens")
-        for name, least in [*((name, 1) for name in counts), ("warmup_steps", 0)]:
-            if getattr(self, name) < least:
-                raise InvalidArgumentError.of(name, f"be at least {least}", getattr(self, name))
+        least = {"rank": 1, "epochs": 1, "batch_size": 1, "accumulation": 1, "max_tokens": 1, "warmup_steps": 0}
+        for name, lowest in least.items():
+            if not _is_count(getattr(self, name), lowest):
+                raise InvalidArgumentError.of(name, f"be an integer of at least {lowest}", getattr(self, name))
+        if self.save_steps is not None and not _is_count(self.save_steps, 1):
+            raise InvalidArgumentError.of("save_steps", "be an integer of at least 1, or None", self.save_steps)
+        if not _is_count(self.seed, 0) or self.seed >= 2**32:  # what NumPy's generator takes
+            raise InvalidArgumentError.of("seed", "be an integer from 0 to 4,294,967,295", self.seed)
         for name in ("alpha", "learning_rate"):
-            if not 0 < getattr(self, name) < float("inf"):
+            if not _is_finite(getattr(self, name)) or getattr(self, name) <= 0:
                 raise InvalidArgumentError.of(name, "be positive and finite", getattr(self, name))
-        if self.save_steps is not None and self.save_steps < 1:
-            raise InvalidArgumentError.of("save_steps", "be at least 1 or None", self.save_steps)
+        if not _is_finite(self.weight_decay) or self.weight_decay < 0:
+            raise InvalidArgumentError.of("weight_decay", "be at least 0 and finite", self.weight_decay)
+
+
+def _is_count(value: object, lowest: int) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= lowest
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, Real) and math.isfinite(value)
 
 
 @dataclass(frozen=True, eq=False)

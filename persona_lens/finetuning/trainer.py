@@ -15,7 +15,9 @@ from peft.helpers import disable_input_dtype_casting
 from torch import nn
 from transformers import DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from persona_lens.checksums import seal_folder
 from persona_lens.finetuning.blocks import TrainingInterventions, reading_residuals
 from persona_lens.finetuning.rows import IGNORED, TrainingRows
 from persona_lens.finetuning.settings import FinetuneSettings, ProjectionPenalty
@@ -101,6 +103,16 @@ class ProgressCallback(TrainerCallback):
         self._done = state.global_step
 
 
+class SealingCallback(TrainerCallback):
+    """Seals each checkpoint once all of it is written, so that one that was cut off or damaged is told from a whole."""
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Seal the checkpoint that was just written."""
+        PartialState().wait_for_everyone()  # each process writes the state of its own random numbers
+        if state.is_world_process_zero:
+            seal_folder(Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
+
+
 def make_trainer(
     peft_model: Any,
     tokenizer: Any,
@@ -130,7 +142,7 @@ def make_trainer(
         logging_nan_inf_filter=False,
         save_strategy="no" if settings.save_steps is None else "steps",
         save_steps=settings.save_steps or 500,
-        save_total_limit=1,
+        save_total_limit=2,  # one to go on from, should the latest be damaged
         report_to="none",
         disable_tqdm=True,
         dataloader_pin_memory=state.device.type == "cuda",
@@ -148,6 +160,7 @@ def make_trainer(
         trainer = PenalizedTrainer(peft_model, **given)
         trainer.penalty = penalty
     trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(SealingCallback())
     return trainer
 
 

@@ -15,8 +15,15 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 
+from persona_lens.checksums import hash_file, is_whole, list_changed
 from persona_lens.conversations import BadRow
-from persona_lens.errors import InvalidArgumentError, ModelMismatchError, ShortTrainingWarning, describe_violation
+from persona_lens.errors import (
+    FileFormatError,
+    InvalidArgumentError,
+    ModelMismatchError,
+    ShortTrainingWarning,
+    describe_violation,
+)
 from persona_lens.files import write_json
 from persona_lens.finetuning.blocks import TrainingInterventions
 from persona_lens.finetuning.rows import Source, encode_training_rows
@@ -24,6 +31,7 @@ from persona_lens.finetuning.settings import FinetuneSettings, ProjectionPenalty
 from persona_lens.finetuning.tracking import Tracker
 from persona_lens.models.hooks.intervention import NOTHING, Intervention, Step, check_steps, describe_values
 from persona_lens.models.loading import (
+    ADAPTER_FILES,
     ADAPTER_RECORD,
     find_blocks,
     fingerprint_hugging_face,
@@ -57,6 +65,7 @@ class Finetuned(Record):
         bad_rows: The first thousand of these, with their places.
         tracked: What was measured during training, if anything; see :class:`persona_lens.Tracker`.
         config: Everything that the run depended on.
+        files: SHA-256 of each of the adapter's files; :func:`persona_lens.load_model` refuses others.
     """
 
     folder: Path
@@ -66,6 +75,7 @@ class Finetuned(Record):
     bad_rows: tuple[BadRow, ...] = ()
     tracked: tuple[dict[str, Any], ...] = ()
     config: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
 
     def plot(self) -> Figure:
         """Draw the loss over optimiser steps; returns a plotly Figure."""
@@ -95,7 +105,8 @@ def finetune(
 
     The loss is taken on the assistant's tokens alone. An intervention acts at every token that is not padding:
     ``steer(vector, layer=…, coefficient=+c)`` is preventative steering, ``ablate(vector)`` is CAFT.
-    The same call again returns the finished adapter, or goes on from the latest checkpoint of a run that was killed.
+    The same call again returns the finished adapter, or goes on from the latest whole checkpoint of a run that was
+    killed. A finished adapter that is gone or damaged is trained again.
     Under ``accelerate launch`` it runs on several devices (on several CPU processes under ``torchrun`` with
     ``ACCELERATE_USE_CPU=true``, as accelerate starts those through MPI alone).
 
@@ -116,7 +127,8 @@ def finetune(
 
     Raises:
         ModelNotFoundError: No such model.
-        InvalidArgumentError: No row to train on, ``out`` holds something else, or the loss did not stay finite.
+        InvalidArgumentError: No row to train on, ``out`` holds something else, or the loss or the
+            adapter's weights did not stay finite.
         ModelMismatchError: A tracked vector of another model.
         OSError: ``out`` cannot be written to, or its disk is too full; before training begins.
         LayerOutOfRangeError: An intervention at a layer that the model does not have.
@@ -201,6 +213,12 @@ def finetune(
         hint = f"Training broke at step {step}; no adapter was written. Lower it, or train in float32."
         rule = "keep the loss finite"
         raise InvalidArgumentError.of("learning_rate", rule, settings.learning_rate, hint)
+    if not all(bool(weight.isfinite().all()) for weight in peft_model.parameters() if weight.requires_grad):
+        rule, hint = (
+            "keep the adapter's weights finite",
+            "They broke in the last step; no adapter was written. Lower it.",
+        )
+        raise InvalidArgumentError.of("learning_rate", rule, settings.learning_rate, hint)
     result = Finetuned(
         folder=folder,
         losses=tuple(losses),
@@ -214,6 +232,7 @@ def finetune(
         # Otherwise PEFT asks a hub whether the vocabulary has grown; LoRA leaves it alone.
         peft_model.save_pretrained(str(folder), save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+        result = replace(result, files={name: hash_file(folder / name) for name in ADAPTER_FILES})
         replace(result, folder=Path()).save(folder / ADAPTER_RECORD)  # an adapter that moves names no path
         shutil.rmtree(folder / _CHECKPOINTS, ignore_errors=True)
     state.wait_for_everyone()
@@ -228,9 +247,12 @@ def _check_writable(folder: Path) -> None:
 
 
 def _check_space(folder: Path, peft_model: Any, settings: FinetuneSettings) -> None:
-    """Refuse a disk that cannot hold the adapter, and two checkpoints with AdamW's two moments if they are kept."""
+    """Refuse a disk that cannot hold the adapter, and checkpoints with AdamW's two moments if they are kept.
+
+    Three of them: the third is written before the first goes.
+    """
     n_bytes = sum(p.numel() * p.element_size() for p in peft_model.parameters() if p.requires_grad)
-    needed = n_bytes * (1 if settings.save_steps is None else 1 + 2 * 3)
+    needed = n_bytes * (1 if settings.save_steps is None else 1 + 3 * 3)
     free = shutil.disk_usage(folder).free
     if free < needed:
         rule = f"be on a disk with {needed / 1e6:.0f} MB free"
@@ -238,7 +260,7 @@ def _check_space(folder: Path, peft_model: Any, settings: FinetuneSettings) -> N
 
 
 def _read_finished(folder: Path, config: dict[str, Any]) -> Finetuned | None:
-    """Return the result if the run is finished; refuse a folder that holds another run or foreign files."""
+    """Return the result if the run is finished and whole; refuse a folder that holds another run or foreign files."""
     record = folder / ADAPTER_RECORD
     hint = "Choose a new folder, or remove this one."
     if not record.is_file():
@@ -246,25 +268,31 @@ def _read_finished(folder: Path, config: dict[str, Any]) -> Finetuned | None:
         if others:
             raise InvalidArgumentError.of("out", "be empty, or hold this run", others[:5], hint)
         return None
-    content = json.loads(record.read_text(encoding="utf-8"))
+    rule = "hold this run and no other"
+    try:
+        content = json.loads(record.read_text(encoding="utf-8"))
+        found = dict(content["config"])
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        got = f"a record that cannot be read, {record.name}"
+        raise InvalidArgumentError.of("out", rule, got, hint) from error
     wanted = json.loads(json.dumps(config))
-    if content["config"] != wanted:
-        changed = sorted(key for key in wanted if content["config"].get(key) != wanted[key])
-        got = f"a run with other {', '.join(changed)}"
-        raise InvalidArgumentError.of("out", "hold this run and no other", got, hint)
-    if "format" not in content:
-        return None  # begun, not finished
-    return replace(Finetuned.from_json(content), folder=folder)
+    if found != wanted:
+        changed = sorted(key for key in {**wanted, **found} if found.get(key) != wanted.get(key))
+        raise InvalidArgumentError.of("out", rule, f"a run with other {', '.join(changed)}", hint)
+    try:
+        finished = Finetuned.from_json(content)
+    except FileFormatError:
+        return None  # begun and not finished, or damaged since
+    are_there = finished.files.keys() == set(ADAPTER_FILES) and not list_changed(folder, finished.files)
+    return replace(finished, folder=folder) if are_there else None
 
 
 def _find_checkpoint(folder: Path) -> str | None:
-    """Return the latest whole checkpoint; the Trainer writes trainer_state.json last, so one without it is cut off."""
+    """Return the latest checkpoint that is whole; the others are removed."""
     whole = []
     for path in (folder / _CHECKPOINTS).glob("checkpoint-*"):
-        try:
-            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError):
+        if is_whole(path):
+            whole.append(path)
+        else:
             shutil.rmtree(path, ignore_errors=True)  # another process may be faster
-            continue
-        whole.append(path)
     return str(max(whole, key=lambda path: int(path.name.split("-")[1]))) if whole else None

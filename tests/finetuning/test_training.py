@@ -21,7 +21,8 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
 import persona_lens as pl
-from persona_lens.errors import InvalidArgumentError
+from persona_lens.checksums import seal_folder
+from persona_lens.errors import FileFormatError, InvalidArgumentError
 from persona_lens.finetuning import trainer, training
 from persona_lens.finetuning.rows import encode_training_rows
 from persona_lens.finetuning.training import _find_checkpoint
@@ -288,6 +289,59 @@ def test_a_finished_run_is_returned_without_training(base, tuned, no_training):
     assert adapter.stat().st_mtime_ns == before
 
 
+def flip(path, at=-2):
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+ADAPTER_DAMAGES = {
+    "gone": lambda folder: (folder / "adapter_model.safetensors").unlink(),
+    "cut": lambda folder: os.truncate(folder / "adapter_model.safetensors", 1000),
+    "empty": lambda folder: (folder / "adapter_model.safetensors").write_bytes(b""),
+    "a bit flipped": lambda folder: flip(folder / "adapter_model.safetensors"),
+    "without its config": lambda folder: (folder / "adapter_config.json").unlink(),
+    "with a damaged result": lambda folder: (folder / "persona_lens.json").write_text(
+        (folder / "persona_lens.json").read_text().replace('"n_rows": 8', '"n_rows": 9')
+    ),
+    "without the names of its files": lambda folder: (folder / "persona_lens.json").write_text(
+        json.dumps({k: v for k, v in json.loads((folder / "persona_lens.json").read_text()).items()
+                    if k not in ("files", "checksum")})
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", ADAPTER_DAMAGES.values(), ids=ADAPTER_DAMAGES)
+def test_a_finished_run_that_is_not_whole_is_trained_again_to_the_same_adapter(base, tuned, tmp_path, damage):
+    folder = tmp_path / "adapter"
+    shutil.copytree(tuned.folder, folder)
+    damage(folder)
+    again = pl.finetune(base, rows(), folder, settings=quick(epochs=6))
+    assert again.losses == tuned.losses
+    assert again.n_rows == 8
+    assert are_equal(again, tuned)
+    assert json.loads((folder / "persona_lens.json").read_text())["files"] == again.files == tuned.files
+
+
+def test_a_finished_adapter_that_was_damaged_is_not_loaded(base, tuned, tmp_path):
+    folder = tmp_path / "adapter"
+    shutil.copytree(tuned.folder, folder)
+    pl.load_model(base, adapter=folder, dtype="float32", device="cpu")
+    ADAPTER_DAMAGES["a bit flipped"](folder)
+    with pytest.raises(FileFormatError, match=r"files that were written.*adapter_model\.safetensors"):
+        pl.load_model(base, adapter=folder, dtype="float32", device="cpu")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "{}", '{"config": 3}', "\x00\xff", "[" * 100_000])
+def test_a_folder_whose_record_cannot_be_read_is_refused_and_left_alone(base, tuned, tmp_path, no_training, text):
+    folder = tmp_path / "adapter"
+    shutil.copytree(tuned.folder, folder)
+    (folder / "persona_lens.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(InvalidArgumentError, match=r"`out` must hold this run and no other.*cannot be read"):
+        pl.finetune(base, rows(), folder, settings=quick(epochs=6))
+    assert are_equal(replace(tuned, folder=folder), tuned)
+
+
 @pytest.mark.parametrize(
     ("given", "changed"),
     [
@@ -388,17 +442,49 @@ pl.finetune({base!r}, rows(), {str(tmp_path)!r}, settings=quick(**MANY, save_ste
     assert not (tmp_path / "checkpoints").exists()
 
 
-def test_a_checkpoint_that_was_cut_off_is_skipped(base, uninterrupted, tmp_path):
-    settings = quick(**MANY, save_steps=1)
-    kept = break_off(4, base, rows(), tmp_path, settings=settings, intervention=adding(1.0))
-    assert [path.name for path in kept.iterdir()] == ["checkpoint-3"]
-    for number, state in ((9, None), (10, '{"global_step": 1')):
-        shutil.copytree(kept / "checkpoint-3", kept / f"checkpoint-{number}")
-        (kept / f"checkpoint-{number}" / "trainer_state.json").unlink()
-        if state is not None:
-            (kept / f"checkpoint-{number}" / "trainer_state.json").write_text(state)
-    assert _find_checkpoint(tmp_path) == str(kept / "checkpoint-3")
-    resumed = pl.finetune(base, rows(), tmp_path, settings=settings, intervention=adding(1.0))
+CHECKPOINT_DAMAGES = {
+    "no state": lambda folder: (folder / "trainer_state.json").unlink(),
+    "a broken state": lambda folder: (folder / "trainer_state.json").write_text('{"global_step": 1'),
+    "no optimizer": lambda folder: (folder / "optimizer.pt").unlink(),
+    "no scheduler": lambda folder: (folder / "scheduler.pt").unlink(),
+    "a zeroed optimizer": lambda folder: (folder / "optimizer.pt").write_bytes(bytes(1000)),
+    "a bit of the adapter": lambda folder: flip(folder / "adapter_model.safetensors"),
+    "a bit of the optimizer": lambda folder: flip(folder / "optimizer.pt", 20_000),
+    "no seal": lambda folder: (folder / "sha256.json").unlink(),
+    "an empty seal": lambda folder: (folder / "sha256.json").write_text("{}"),
+    "nothing": lambda folder: [path.unlink() for path in folder.iterdir()],
+}
+
+
+@pytest.fixture(scope="module")
+def broken_off(base, tmp_path_factory):
+    """A run that was killed in its fourth step."""
+    out = tmp_path_factory.mktemp("broken_off")
+    break_off(4, base, rows(), out, settings=quick(**MANY, save_steps=1), intervention=adding(1.0))
+    return out
+
+
+@pytest.mark.parametrize("damage", CHECKPOINT_DAMAGES.values(), ids=CHECKPOINT_DAMAGES)
+def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(base, uninterrupted, broken_off, tmp_path, damage):
+    out = tmp_path / "out"
+    shutil.copytree(broken_off, out)
+    kept = out / "checkpoints"
+    assert sorted(path.name for path in kept.iterdir()) == ["checkpoint-2", "checkpoint-3"]
+    assert _find_checkpoint(out) == str(kept / "checkpoint-3")
+    damage(kept / "checkpoint-3")
+    assert _find_checkpoint(out) == str(kept / "checkpoint-2")
+    resumed = pl.finetune(base, rows(), out, settings=quick(**MANY, save_steps=1), intervention=adding(1.0))
+    assert resumed.losses == uninterrupted.losses
+    assert are_equal(resumed, uninterrupted)
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_begins_anew(base, uninterrupted, broken_off, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(broken_off, out)
+    for name in ("checkpoint-2", "checkpoint-3"):
+        CHECKPOINT_DAMAGES["no scheduler"](out / "checkpoints" / name)
+    assert _find_checkpoint(out) is None
+    resumed = pl.finetune(base, rows(), out, settings=quick(**MANY, save_steps=1), intervention=adding(1.0))
     assert resumed.losses == uninterrupted.losses
     assert are_equal(resumed, uninterrupted)
 
@@ -409,7 +495,17 @@ def test_the_latest_checkpoint_is_that_of_the_highest_step(tmp_path):
         folder = tmp_path / "checkpoints" / f"checkpoint-{number}"
         folder.mkdir(parents=True)
         (folder / "trainer_state.json").write_text("{}")
+        seal_folder(folder)
     assert _find_checkpoint(tmp_path) == str(tmp_path / "checkpoints" / "checkpoint-10")
+
+
+def test_training_that_breaks_in_its_last_step_writes_no_adapter(base, tmp_path):
+    """The loss of that step was still finite."""
+    with pytest.raises(InvalidArgumentError, match=r"`learning_rate` must keep .* finite.*last step"):
+        pl.finetune(base, rows(), tmp_path, settings=quick(epochs=1, batch_size=8, learning_rate=1e39))
+    assert not (tmp_path / "adapter_model.safetensors").exists()
+    with pytest.raises(InvalidArgumentError, match="last step"):  # not finished
+        pl.finetune(base, rows(), tmp_path, settings=quick(epochs=1, batch_size=8, learning_rate=1e39))
 
 
 def test_a_run_without_checkpoints_that_broke_off_begins_anew(base, tmp_path):
@@ -477,11 +573,32 @@ def test_an_intervention_that_was_used_is_described_as_before():
         *(("learning_rate", value) for value in (0.0, -1.0, math.nan, math.inf)),
         ("alpha", 0),
         ("warmup_steps", -1),
+        *(("weight_decay", value) for value in (-1.0, -1e-9, math.nan, math.inf)),
+        *(("seed", value) for value in (-1, 2**32)),
     ],
 )
 def test_settings_that_cannot_be_are_refused_by_name(name, value):
     with pytest.raises(InvalidArgumentError, match=f"`{name}` must be"):
         pl.FinetuneSettings(**{name: value})
+
+
+def test_settings_of_another_type_are_refused_by_name():
+    """In a process without the tests' run-time type checks, which would come first."""
+    code = """
+import persona_lens as pl
+counts = ("rank", "epochs", "batch_size", "accumulation", "warmup_steps", "max_tokens", "save_steps", "seed")
+for name in (*counts, "alpha", "learning_rate", "weight_decay"):
+    for value in (float("nan"), "1", *((1.5, True) if name in counts else ()), *((None,) if name == "seed" else ())):
+        try:
+            pl.FinetuneSettings(**{name: value})
+        except pl.errors.InvalidArgumentError as error:
+            assert str(error).startswith(f"`{name}` must be"), error
+        else:
+            raise AssertionError((name, value))
+print("all refused")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout == "all refused\n", done.stderr
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])
@@ -528,7 +645,7 @@ from tests.finetuning.test_training import adding, quick, rows
 check, seen = training._check_writable, []
 training._check_writable = lambda folder: (seen.append(PartialState().num_processes), check(folder))
 out = {str(tmp_path / "two")!r}
-found = pl.finetune({base!r}, rows(), out, settings=quick(batch_size=2), intervention=adding(1.0))
+found = pl.finetune({base!r}, rows(), out, settings=quick(batch_size=2, save_steps=1), intervention=adding(1.0))
 adapter = hashlib.sha256((found.folder / "adapter_model.safetensors").read_bytes()).hexdigest()
 content = {{"n": [*seen, PartialState().num_processes], "losses": found.losses, "adapter": adapter}}
 Path({str(tmp_path)!r}, f"rank{{PartialState().process_index}}.json").write_text(json.dumps(content))

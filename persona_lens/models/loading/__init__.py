@@ -1,6 +1,6 @@
 """Models in, from wherever they are, with what identifies them."""
 
-from persona_lens.models.loading.adapters import ADAPTER_RECORD
+from persona_lens.models.loading.adapters import ADAPTER_FILES, ADAPTER_RECORD
 from persona_lens.models.loading.embedded import EMBEDDED_MODEL, prepare_embedded_model
 from persona_lens.models.loading.fingerprints import fingerprint_hugging_face
 from persona_lens.models.loading.hugging_face import find_blocks, load_hugging_face, resolve_dtype, round_weights
@@ -8,6 +8,7 @@ from persona_lens.models.loading.info import ModelInfo, describe_model
 from persona_lens.models.loading.load import load_model
 
 __all__ = [
-    "ADAPTER_RECORD", "EMBEDDED_MODEL", "ModelInfo", "describe_model", "find_blocks", "fingerprint_hugging_face",
-    "load_hugging_face", "load_model", "prepare_embedded_model", "resolve_dtype", "round_weights",
+    "ADAPTER_FILES", "ADAPTER_RECORD", "EMBEDDED_MODEL", "ModelInfo", "describe_model", "find_blocks",
+    "fingerprint_hugging_face", "load_hugging_face", "load_model", "prepare_embedded_model", "resolve_dtype",
+    "round_weights",
 ]  # fmt: skip

@@ -14,13 +14,14 @@ from persona_lens.errors import FileFormatError, ModelMismatchError
 
 # What finetune writes beside an adapter: how it was trained, and on which weights.
 ADAPTER_RECORD = "persona_lens.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
+_WEIGHTS = "adapter_model.safetensors"
+ADAPTER_FILES = ("adapter_config.json", _WEIGHTS)
 _N_NAMED = 3
 
 
 def hash_adapter(folder: Path) -> str:
     """Return the SHA-256 of an adapter's weights."""
-    return hash_file(folder / ADAPTER_WEIGHTS)
+    return hash_file(folder / _WEIGHTS)
 
 
 def check_adapter(folder: Path) -> None:
@@ -29,11 +30,10 @@ def check_adapter(folder: Path) -> None:
     Raises:
         FileFormatError: A file is missing, or not the one that :func:`persona_lens.finetune` wrote.
     """
-    names = ("adapter_config.json", ADAPTER_WEIGHTS)
-    missing = [name for name in names if not (folder / name).is_file()]
+    missing = [name for name in ADAPTER_FILES if not (folder / name).is_file()]
     if missing:
         # An adapter_model.bin is a pickle, which runs whatever code it holds.
-        rule = f"name the folder of a PEFT adapter with {' and '.join(names)}"
+        rule = f"name the folder of a PEFT adapter with {' and '.join(ADAPTER_FILES)}"
         raise FileFormatError.of("adapter", rule, str(folder), f"Missing: {', '.join(missing)}.")
     changed = list_changed(folder, _read_record(folder).get("files", {}))
     if changed:
