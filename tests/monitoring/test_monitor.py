@@ -77,7 +77,7 @@ def test_a_monitor_of_a_later_version_or_cut_short_or_missing_is_refused(monitor
     path.write_text(json.dumps(content | {"version": 99}))
     with pytest.raises(FileFormatError, match="Update"):
         PersonaMonitor.load(path)
-    del content["traits"][0]["unit"]
+    del content["traits"][0]["unit"], content["checksum"]
     path.write_text(json.dumps(content))
     with pytest.raises(FileFormatError, match="unit"):
         PersonaMonitor.load(path)

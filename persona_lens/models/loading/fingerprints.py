@@ -102,7 +102,12 @@ def fingerprint_adapted(merged: Any, adapter_hash: str) -> str:
 
 
 def _hash_in_memory(model: Any, rounded_to: torch.dtype | None = None) -> str:
-    return _hash_weights(model.cfg.n_heads, dict(model.named_parameters()), rounded_to)
+    # Along the longer axis: a row of TransformerLens' unembedding is as long as the vocabulary.
+    weights = {
+        name: weight.T if weight.ndim == 2 and weight.shape[0] < weight.shape[1] else weight
+        for name, weight in model.named_parameters()
+    }
+    return _hash_weights(model.cfg.n_heads, weights, rounded_to)
 
 
 def _name_hooked_weights(model: Any) -> dict[str, Tensor] | None:
