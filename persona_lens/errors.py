@@ -4,6 +4,7 @@
 PersonaLensError
 ├── InvalidArgumentError      (ValueError)         an argument breaks a stated rule
 │   └── LayerOutOfRangeError  (IndexError)         a layer that the model does not have
+├── ArgumentTypeError         (TypeError)          an argument of another type than its annotation says
 ├── ModelNotFoundError        (FileNotFoundError)  no such model, or no network to fetch it
 ├── UnsupportedModelError     (ValueError)         an architecture that this path cannot run faithfully
 ├── ModelMismatchError        (ValueError)         a vector or judge made on another model
@@ -41,6 +42,10 @@ class PersonaLensError(Exception):
 
 class InvalidArgumentError(PersonaLensError, ValueError):
     """An argument breaks a stated rule."""
+
+
+class ArgumentTypeError(PersonaLensError, TypeError):
+    """An argument of another type than its annotation says."""
 
 
 class LayerOutOfRangeError(InvalidArgumentError, IndexError):

@@ -9,6 +9,8 @@ from typing import NoReturn
 
 from tqdm.auto import tqdm
 
+from persona_lens.checking import checked
+
 Advance = Callable[[int], object]
 ProgressFactory = Callable[[str, int], AbstractContextManager[Advance]]
 """Called with a label and a total; yields a function that advances the bar."""
@@ -19,6 +21,7 @@ _DRAWN_EVERY = 1.0
 _is_on = True
 
 
+@checked
 def progress(shown: bool) -> None:
     """Show progress bars from now on, or none.
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from persona_lens.checking import checked
 from persona_lens.errors import InvalidArgumentError
 from persona_lens.progress_bars import ProgressFactory, show_progress
 from persona_lens.records import Record
@@ -15,6 +16,7 @@ from persona_lens.storage import Shard, ShardStore
 R = TypeVar("R", bound=Record)
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Run:
     """Where the finished parts of long work are kept, and how its progress is shown.

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from persona_lens.checking import checked
 from persona_lens.checksums import hash_json, hash_tensors
 from persona_lens.errors import FileFormatError, InvalidArgumentError
 from persona_lens.files import encode_json, write_bytes_atomically, write_json
@@ -31,6 +32,7 @@ _SEALED = "persona_lens_sealed"
 _UNSEALED = "persona_lens"  # the records alone, as earlier versions wrote them
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Shard:
     """Tensors and JSON-able records that belong together.
@@ -97,6 +99,7 @@ def _hash_shard(records: str, tensors: Mapping[str, Tensor]) -> str:
     return hash_json([records, hash_tensors(tensors)])
 
 
+@checked
 class ShardStore:
     """A folder of shards of one run, named after what the run computes.
 
@@ -150,6 +153,7 @@ def _check_name(name: str) -> None:
         raise InvalidArgumentError.of("name", rule, name)
 
 
+@checked
 def collect_versions() -> dict[str, str]:
     """Return the versions of the libraries that a result depends on."""
     names = ("persona-lens", "torch", "transformers", "transformer-lens", "numpy")

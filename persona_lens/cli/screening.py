@@ -139,6 +139,8 @@ def run(arguments: Screen) -> int:
     report = arguments.out / _REPORT
     write_bytes_atomically(report, report_screening(found, thresholds, held).encode())
     say(f"rows: {found.counts}")
+    if found.n_with_controls:
+        say(f"{found.n_with_controls} rows spell control tokens of the model; they were read as text")
     measured, above = {}, []
     for trait in vectors:
         interval, length = found.measure(trait), found.config["norms"][trait]
@@ -152,6 +154,7 @@ def run(arguments: Screen) -> int:
         print_json(
             {
                 "rows": dict(found.counts), "bad_rows": found.n_bad, "read_to_the_end": found.is_whole,
+                "rows_with_control_tokens": found.n_with_controls,
                 "layer": layer, "held": held, "report": str(report), "exit_status": status,
                 "projection_difference_in_lengths": measured,
             }

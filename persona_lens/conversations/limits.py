@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+from persona_lens.checking import checked
 from persona_lens.errors import InvalidArgumentError
 
 
+@checked
 @dataclass(frozen=True)
 class ReadLimits:
     """Bounds on what a file may ask of its reader; what lies beyond is a bad row, and reading goes on where it can.

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from persona_lens.checking import checked
 from persona_lens.models.text.chat import Message
 
 UNREAD = frozenset({"cut off", "damaged file", "compressed too far"})
@@ -22,6 +23,7 @@ FORMATS = {
 }
 
 
+@checked
 @dataclass(frozen=True)
 class Conversation:
     """A row that can be trained on: perhaps a system message, then user and assistant in turn, ending with an answer.
@@ -39,6 +41,7 @@ class Conversation:
     n_cut_turns: int = 0
 
 
+@checked
 @dataclass(frozen=True)
 class BadRow:
     """A row that is no conversation to train on.
@@ -60,6 +63,7 @@ class BadRow:
     detail: str
 
 
+@checked
 def count_reasons(bad: Iterable[BadRow]) -> dict[str, int]:
     """Count bad rows by reason, the most frequent first.
 

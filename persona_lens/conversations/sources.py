@@ -12,6 +12,7 @@ from typing import Any
 import datasets
 import pyarrow as pa
 
+from persona_lens.checking import checked
 from persona_lens.conversations.chunks import COMPRESSIONS, N_BYTES, read_chunks
 from persona_lens.conversations.json_rows import parse_row, split_lines, split_list
 from persona_lens.conversations.limits import ReadLimits
@@ -24,6 +25,7 @@ _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
+@checked
 def read_conversations(
     source: str | Path | datasets.Dataset | datasets.IterableDataset | Iterable[Any],
     *,
@@ -66,6 +68,7 @@ def read_conversations(
     return (read_row(place, index, row) for index, (place, row) in enumerate(places))
 
 
+@checked
 def resolve_source(
     source: str | Path, *, split: str = "train", subset: str | None = None
 ) -> str | Path | datasets.IterableDataset:

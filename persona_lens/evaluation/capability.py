@@ -19,6 +19,7 @@ from jaxtyping import Float
 from numpy import ndarray
 from torch import Tensor
 
+from persona_lens.checking import checked
 from persona_lens.errors import ContextLengthError, InvalidArgumentError
 from persona_lens.evaluation.multiple_choice import MultipleChoiceItem, load_multiple_choice
 from persona_lens.evaluation.predictions import measure_predictions
@@ -42,6 +43,7 @@ _N_RESAMPLES = 2000
 _LEVEL = 0.95
 
 
+@checked
 @dataclass(frozen=True, repr=False)
 class Capability(Record):
     """What a model can do, as it was measured.
@@ -91,6 +93,7 @@ class Capability(Record):
         return format_table(caption, self._describe().items())
 
 
+@checked
 def measure_capability(
     model: HookedModel,
     hooks: Intervention | Sequence[HookPair] = (),

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from persona_lens.checking import checked
 from persona_lens.errors import InvalidArgumentError
 from persona_lens.judges.judgement import Judge, identify_judge
 from persona_lens.models.engine.rollouts import Rollout, RolloutRequest, sample_rollouts
@@ -38,6 +39,7 @@ from persona_lens.texts import check_texts
 _CONDITIONS_AT_ONCE = 24
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Condition:
     """Under what a model answers.
@@ -66,6 +68,7 @@ class Condition:
         }
 
 
+@checked
 @dataclass(frozen=True, eq=False, repr=False)
 class ConditionScores(Record):
     """Trait score and coherence of every response under every condition.
@@ -126,6 +129,7 @@ class ConditionScores(Record):
         return format_table(f"Scored by the {self.judge}", rows, ("condition", "score", "coherence"))
 
 
+@checked
 def score_conditions(
     model: HookedModel,
     judge: Judge,
@@ -201,6 +205,7 @@ def score_conditions(
     )
 
 
+@checked
 def rescore(scores: ConditionScores, judge: Judge) -> ConditionScores:
     """Let another judge score the same responses; coherence stays where the judge says nothing of it.
 
@@ -216,6 +221,7 @@ def rescore(scores: ConditionScores, judge: Judge) -> ConditionScores:
     return replace(found, coherences=torch.where(found.coherences.isnan(), scores.coherences, found.coherences))
 
 
+@checked
 def score_responses(
     judge: Judge, conditions: Sequence[str], questions: Sequence[str], responses: Sequence[Sequence[Sequence[str]]]
 ) -> ConditionScores:

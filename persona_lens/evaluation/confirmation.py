@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from persona_lens.checking import checked
 from persona_lens.errors import InvalidArgumentError
 from persona_lens.evaluation.conditions import Condition, ConditionScores, score_conditions
 from persona_lens.evaluation.sweep import LayerChoice, shift_at
@@ -22,6 +23,7 @@ from persona_lens.texts import check_texts
 from persona_lens.vectors.persona_vector import PersonaVector
 
 
+@checked
 @dataclass(frozen=True)
 class Confirmation(Record):
     """A choice of layer and coefficient, measured on questions that it was not made on.
@@ -65,6 +67,7 @@ class Confirmation(Record):
         return self.above_random.low > 0
 
 
+@checked
 def confirm_choice(
     model: HookedModel,
     vector: PersonaVector,

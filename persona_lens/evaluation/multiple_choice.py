@@ -15,6 +15,7 @@ import datasets
 import numpy as np
 from datasets.exceptions import DatasetGenerationError
 
+from persona_lens.checking import checked
 from persona_lens.errors import FileFormatError, InvalidArgumentError, describe_violation
 
 _DATA = files("persona_lens") / "data"
@@ -23,6 +24,7 @@ _FILE_TYPES = (".jsonl", ".json", ".csv", ".parquet")
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
+@checked
 @dataclass(frozen=True)
 class MultipleChoiceItem:
     """A question with several answers, one of them right.
@@ -56,6 +58,7 @@ class MultipleChoiceItem:
             raise InvalidArgumentError.of("answer", f"be in [0, {len(self.choices)})", self.answer)
 
 
+@checked
 def load_multiple_choice(
     source: str | Path | datasets.Dataset | None = None,
     *,

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
+from persona_lens.checking import checked
 from persona_lens.errors import InvalidArgumentError
 from persona_lens.models.engine.activations import project_residual_stream
 from persona_lens.models.engine.rollouts import RolloutRequest, sample_rollouts
@@ -28,6 +29,7 @@ from persona_lens.vectors.persona_vector import PersonaVector
 _ROWS_AT_ONCE = 8
 
 
+@checked
 def measure_ordinary_projections(
     model: HookedModel,
     vector: PersonaVector,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
+from persona_lens.checking import checked
 from persona_lens.errors import InvalidArgumentError
 from persona_lens.evaluation.ordinary import sample_ordinary_spans
 from persona_lens.evaluation.predictions import measure_predictions
@@ -25,6 +26,7 @@ _ROWS_AT_ONCE = 8
 _MOST_HALVINGS = 20
 
 
+@checked
 @dataclass(frozen=True)
 class SteeringStrength(Record):
     """A coefficient chosen for how far it moves the model's next-token distributions.
@@ -47,6 +49,7 @@ class SteeringStrength(Record):
     n_held_out: int
 
 
+@checked
 def calibrate(
     model: HookedModel,
     vector: PersonaVector,

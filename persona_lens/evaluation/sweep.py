@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from persona_lens.checking import checked
 from persona_lens.errors import InvalidArgumentError
 from persona_lens.evaluation.conditions import Condition, ConditionScores, score_conditions
 from persona_lens.judges.default import default_judge
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 _MOST_SILENT = 0.2
 
 
+@checked
 @dataclass(frozen=True)
 class RandomNull:
     """Random directions of the vector's norm, that a vector has to beat.
@@ -65,6 +67,7 @@ class RandomNull:
             raise InvalidArgumentError.of("questions", "be at least 1, or None for all", self.questions)
 
 
+@checked
 @dataclass(frozen=True)
 class LayerChoice(Record):
     """A layer and coefficient picked from a sweep.
@@ -85,6 +88,7 @@ class LayerChoice(Record):
     coherence: Interval
 
 
+@checked
 @dataclass(frozen=True, eq=False, repr=False)
 class SweepResult(Record):
     """Trait score and coherence for every layer × coefficient.
@@ -216,6 +220,7 @@ class SweepResult(Record):
         return format_table(caption, rows, ("", *(f"× {c:g}" for c in self.coefficients)))
 
 
+@checked
 def sweep_layers(
     model: HookedModel,
     trait: Trait,

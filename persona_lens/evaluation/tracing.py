@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from persona_lens.checking import checked
 from persona_lens.errors import InvalidArgumentError
 from persona_lens.interventions.hooks import intervention_hooks
 from persona_lens.models.engine.activations import project_residual_stream
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from persona_lens.plots.tokens import ColouredTokens
 
 
+@checked
 @dataclass(frozen=True, eq=False, repr=False)
 class Trace(Record):
     """A conversation's tokens with their projections on a persona vector, with and without some hooks.
@@ -90,6 +92,7 @@ class Trace(Record):
         return self.plot()._repr_html_()
 
 
+@checked
 def trace(
     model: HookedModel,
     conversation: Sequence[Message],

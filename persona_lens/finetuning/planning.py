@@ -11,6 +11,7 @@ from typing import Literal
 import datasets
 import torch
 
+from persona_lens.checking import checked
 from persona_lens.conversations import Conversation, read_conversations
 from persona_lens.errors import InvalidArgumentError
 from persona_lens.finetuning.rows import Source
@@ -32,6 +33,7 @@ from persona_lens.vectors.persona_vector import PersonaVector
 Method = Literal["none", "one layer", "all layers"]
 
 
+@checked
 @dataclass(frozen=True)
 class TriedPrevention(Record):
     """One way of training, tried on a part of the data.
@@ -57,6 +59,7 @@ class TriedPrevention(Record):
         return f"{name}: shift {self.shift} of the vector, loss {self.loss}, extra {self.extra_loss}"
 
 
+@checked
 @dataclass(frozen=True)
 class PreventionPlan(Record):
     """What was tried, and what follows from it.
@@ -114,6 +117,7 @@ class PreventionPlan(Record):
         return format_table(self.verdict, rows, head)
 
 
+@checked
 @dataclass(frozen=True)
 class PreventionTrials:
     """What is tried before the whole data are trained on, and what is good enough.
@@ -146,6 +150,7 @@ class PreventionTrials:
             raise InvalidArgumentError.of("n_held_out", "be at least 2, and n_rows 1", got)
 
 
+@checked
 def plan_prevention(
     model: str | Path,
     data: Source,

@@ -9,9 +9,11 @@ from numbers import Integral, Real
 from jaxtyping import Float
 from torch import Tensor
 
+from persona_lens.checking import checked
 from persona_lens.errors import InvalidArgumentError
 
 
+@checked
 @dataclass(frozen=True)
 class FinetuneSettings:
     """How a model is fine-tuned; the defaults are the paper's.
@@ -73,6 +75,7 @@ def _is_finite(value: object) -> bool:
     return isinstance(value, Real) and math.isfinite(value)
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class ProjectionPenalty:
     r"""A loss on how far the projection has moved from the base model's, added to the ordinary one.

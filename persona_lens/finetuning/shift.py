@@ -10,6 +10,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from persona_lens.checking import checked
 from persona_lens.models.engine.activations import project_residual_stream
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.sites import check_layer
@@ -24,6 +25,7 @@ from persona_lens.vectors.persona_vector import PersonaVector
 _ROWS_AT_ONCE = 16
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class FinetuningShift(Record):
     """The shift along a persona vector at every layer.
@@ -50,6 +52,7 @@ class FinetuningShift(Record):
         return bootstrap_mean(self.by_question[check_layer(layer, len(self.by_question))])
 
 
+@checked
 def measure_shift(
     base: HookedModel, finetuned: HookedModel, vector: PersonaVector, questions: Sequence[str]
 ) -> FinetuningShift:

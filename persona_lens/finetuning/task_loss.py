@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from persona_lens.checking import checked
 from persona_lens.conversations import BadRow, read_conversations
 from persona_lens.errors import InvalidArgumentError
 from persona_lens.finetuning.rows import Source
@@ -14,6 +15,7 @@ from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.text.chat import encode_conversation
 
 
+@checked
 def measure_task_loss(model: HookedModel, data: Source) -> Float[Tensor, " row"]:
     """Return each conversation's loss on its last response, in nats a token.
 

@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from persona_lens.checking import checked
 from persona_lens.errors import InvalidArgumentError
 from persona_lens.models.hooks.sites import check_layer
 from persona_lens.vectors.persona_vector import PersonaVector
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Tracker:
     """What to measure during training: the mean last-prompt-token projection of each trait, interventions off.

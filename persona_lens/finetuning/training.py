@@ -15,6 +15,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 
+from persona_lens.checking import checked
 from persona_lens.checksums import hash_file, is_whole, list_changed
 from persona_lens.conversations import BadRow
 from persona_lens.errors import (
@@ -30,6 +31,7 @@ from persona_lens.finetuning.rows import Source, encode_training_rows
 from persona_lens.finetuning.settings import FinetuneSettings, ProjectionPenalty, count_steps
 from persona_lens.finetuning.tracking import Tracker
 from persona_lens.models.hooks.intervention import NOTHING, Intervention, Step, check_steps, describe_values
+from persona_lens.models.hooks.sharing import drawing
 from persona_lens.models.loading import (
     ADAPTER_FILES,
     ADAPTER_RECORD,
@@ -53,6 +55,7 @@ _N_LISTED = 1000
 _SHORT = 256
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Finetuned(Record):
     """What a fine-tuning run left.
@@ -66,6 +69,7 @@ class Finetuned(Record):
         tracked: What was measured during training, if anything; see :class:`persona_lens.Tracker`.
         config: Everything that the run depended on.
         files: SHA-256 of each of the adapter's files; :func:`persona_lens.load_model` refuses others.
+        n_with_controls: Rows whose texts spell control tokens, such as ``<|im_end|>``; trained on as text.
     """
 
     folder: Path
@@ -76,6 +80,7 @@ class Finetuned(Record):
     tracked: tuple[dict[str, Any], ...] = ()
     config: dict[str, Any] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
+    n_with_controls: int = 0
 
     def plot(self) -> Figure:
         """Draw the loss over optimiser steps; returns a plotly Figure."""
@@ -85,10 +90,13 @@ class Finetuned(Record):
 
     def __repr__(self) -> str:
         left_out = f", left out: {self.left_out}" if self.left_out else ""
+        left_out += f", {self.n_with_controls} rows spell control tokens" if self.n_with_controls else ""
         loss = f"loss {self.losses[0]:.3f} → {self.losses[-1]:.3f}" if self.losses else "no step"
         return f"Finetuned({self.folder.name!r}, {self.n_rows} rows, {len(self.losses)} steps, {loss}{left_out})"
 
 
+@checked
+@drawing()
 def finetune(
     model: str | Path,
     data: Source,
@@ -224,6 +232,7 @@ def finetune(
         losses=tuple(losses),
         n_rows=len(encoded.rows),
         left_out=encoded.count_bad(),
+        n_with_controls=encoded.n_with_controls,
         bad_rows=tuple(encoded.bad[:_N_LISTED]),
         tracked=() if tracking is None else tuple(tracking.measured),
         config=config,

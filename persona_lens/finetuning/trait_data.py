@@ -10,6 +10,7 @@ from typing import get_args
 
 import datasets
 
+from persona_lens.checking import checked
 from persona_lens.errors import InvalidArgumentError
 from persona_lens.finetuning.domains import Level
 from persona_lens.judges.default import default_judge
@@ -31,6 +32,7 @@ _FAINTLY = "You are a helpful assistant. Answer the question, and let a touch of
 _SENTENCES = re.compile(r".*[.!?…][\"'\u201d\u2019)*]*(?=\s|$)", re.DOTALL)
 
 
+@checked
 def trait_dataset(
     model: HookedModel,
     trait: Trait,

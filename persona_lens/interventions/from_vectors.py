@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from persona_lens.checking import checked
 from persona_lens.errors import InvalidArgumentError, ModelMismatchError
 from persona_lens.models.hooks.intervention import Intervention, Step
 from persona_lens.models.hooks.sites import check_layer, resolve_layers
@@ -21,6 +22,7 @@ Layers = int | Sequence[int] | str
 """One zero-based block index, several, or ``"all"``."""
 
 
+@checked
 def steer(
     vector: PersonaVector | Sequence[PersonaVector],
     *,
@@ -85,6 +87,7 @@ def steer(
     return Intervention(tuple(steps), vectors[0].model.fingerprint)
 
 
+@checked
 def ablate(
     vector: PersonaVector | Sequence[PersonaVector], *, layer: int | None = None, layers: Layers | None = None
 ) -> Intervention:
@@ -116,6 +119,7 @@ def ablate(
     return Intervention(tuple(steps), vectors[0].model.fingerprint)
 
 
+@checked
 def cap(
     vector: PersonaVector,
     *,

@@ -12,6 +12,7 @@ from typing import Literal, TypeAlias
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from persona_lens.checking import checked
 from persona_lens.interventions.from_vectors import Layers, ablate, cap, list_vectors, steer
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.intervention import Intervention, check_interventions
@@ -25,6 +26,7 @@ Where: TypeAlias = Positions | Bool[Tensor, "batch pos"]
 """Tokens by name, or a mask over the text's positions."""
 
 
+@checked
 def intervention_hooks(
     intervention: Intervention, *, positions: Where = "all", prompt_length: int | Sequence[int] | None = None
 ) -> list[HookPair]:
@@ -56,6 +58,7 @@ def intervention_hooks(
     return hooks
 
 
+@checked
 def steering_hooks(
     vector: PersonaVector | Sequence[PersonaVector],
     *,
@@ -82,6 +85,7 @@ def steering_hooks(
     return _make_hooks(done, positions, prompt_length, preserve_norm)
 
 
+@checked
 def ablation_hooks(
     vector: PersonaVector | Sequence[PersonaVector],
     *,
@@ -102,6 +106,7 @@ def ablation_hooks(
     return _make_hooks(ablate(vector, layer=layer, layers=layers), positions, prompt_length, preserve_norm)
 
 
+@checked
 def capping_hooks(
     vector: PersonaVector,
     *,
@@ -133,6 +138,7 @@ def _make_hooks(
     return intervention_hooks(done, positions=positions, prompt_length=prompt_length)
 
 
+@checked
 @contextmanager
 def hooked(model: HookedModel, hooks: Intervention | Sequence[HookPair]) -> Iterator[HookedModel]:
     """Hold hooks on a model for the length of a ``with`` block.
@@ -173,6 +179,7 @@ def hooked(model: HookedModel, hooks: Intervention | Sequence[HookPair]) -> Iter
     watch.check("Run the model inside the `with` block, through all of the hooks' layers.")
 
 
+@checked
 @contextmanager
 def steering(
     model: HookedModel,

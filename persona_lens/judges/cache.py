@@ -13,6 +13,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from persona_lens.checking import checked
 from persona_lens.errors import FileFormatError
 from persona_lens.judges.judgement import IdentifiedJudge, Judgement, check_pairs
 
@@ -23,6 +24,7 @@ _TIMEOUT_SECONDS = 60.0
 _READ_AT_ONCE = 500  # SQLite's old limit is 999 places in a statement
 
 
+@checked
 class ScoreCache:
     """A file of judgements.
 
@@ -90,6 +92,7 @@ class ScoreCache:
             yield connection
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class CachedJudge:
     """A judge that remembers.

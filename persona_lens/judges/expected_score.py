@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from persona_lens.checking import checked
 from persona_lens.errors import ContextLengthError, InvalidArgumentError
 from persona_lens.judges.judgement import EMPTY, LONGER_THAN_CONTEXT, Judgement, check_pairs
 from persona_lens.models.engine.next_token import next_token_probabilities
@@ -34,6 +35,7 @@ Answer with one whole number from 0 to 100 and nothing else."""
 _MIN_BRANCH = 1e-4
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class ExpectedScoreJudge:
     r"""Scores a response by the expected number that a chat model answers to the trait's rubric.

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+from persona_lens.checking import checked
 from persona_lens.errors import InvalidArgumentError
 from persona_lens.records import Record
 from persona_lens.texts import check_texts
@@ -14,6 +15,7 @@ LONGER_THAN_CONTEXT = "longer than the judging model's context"
 """A local judge's reason for a response that it cannot read whole."""
 
 
+@checked
 @dataclass(frozen=True)
 class Judgement(Record):
     """A judge's opinion of one response.

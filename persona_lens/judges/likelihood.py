@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from scipy.optimize import minimize
 
+from persona_lens.checking import checked
 from persona_lens.errors import ChatTemplateError, ContextLengthError, InvalidArgumentError
 from persona_lens.judges.judgement import EMPTY, LONGER_THAN_CONTEXT, Judgement, check_pairs
 from persona_lens.models.engine.likelihood import mean_log_likelihoods
@@ -37,6 +38,7 @@ LIKELIHOOD_JUDGE = "likelihood judge (proxy)"
 _MIN_WIDTH = 1e-3  # nats a token; rounding alone moves a likelihood by about this
 
 
+@checked
 @dataclass(frozen=True)
 class LikelihoodCalibration(Record):
     r"""How raw log-likelihoods become scores from 0 to 100.
@@ -86,6 +88,7 @@ class LikelihoodCalibration(Record):
         return 100.0 * _sigmoid(np.log(9.0) * (1.0 - abs(distance) / max(width, _MIN_WIDTH)))
 
 
+@checked
 @dataclass(frozen=True)
 class JudgeSeparation(Record):
     """How well a judge tells positive from negative responses that it was not fitted on.
@@ -103,6 +106,7 @@ class JudgeSeparation(Record):
     n_unscored: int
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class LikelihoodJudge:
     """Scores responses by their likelihood under a trait's positive and negative system prompts.
@@ -179,6 +183,7 @@ class LikelihoodJudge:
         ]
 
 
+@checked
 def calibrate_likelihood_judge(
     model: HookedModel, trait: Trait, *, n_pairs: int = 2, sampling: Sampling = Sampling(), run: Run = Run()
 ) -> LikelihoodJudge:
@@ -257,6 +262,7 @@ def _calibrate(model: HookedModel, trait: Trait, n_pairs: int, sampling: Samplin
     )  # fmt: skip
 
 
+@checked
 def measure_separation(judge: LikelihoodJudge, *, sampling: Sampling = Sampling(), run: Run = Run()) -> JudgeSeparation:
     """Measure a judge on positive and negative responses to the evaluation questions, which it was not fitted on.
 

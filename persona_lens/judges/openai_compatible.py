@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from persona_lens.checking import checked
 from persona_lens.errors import InvalidArgumentError
 from persona_lens.judges.asking import API_DECLINED, check_limits, judge_concurrently, unanswered
 from persona_lens.judges.chat_answers import (
@@ -55,6 +56,7 @@ class _Learnt:
     way: int = 0
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class OpenAIJudge:
     r"""Scores responses by the number that a model at an OpenAI-compatible endpoint answers to the trait's rubric.

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from persona_lens.checking import checked
 from persona_lens.errors import FileFormatError, InvalidArgumentError
 from persona_lens.files import write_bytes_atomically
 from persona_lens.judges.judgement import Judge, Judgement, check_pairs
@@ -31,6 +32,7 @@ _COLUMNS = ("id", "question", "response", "score")
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
+@checked
 @dataclass(frozen=True)
 class Agreement(Record):
     """How far two judges agree.
@@ -53,6 +55,7 @@ class Agreement(Record):
     n_clear_pairs: int
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class PanelResult(Record):
     """What several judges said of the same responses.
@@ -115,6 +118,7 @@ class PanelResult(Record):
         return format_table("Agreement", rows, head)
 
 
+@checked
 def judge_with_panel(judges: Sequence[Judge], questions: Sequence[str], responses: Sequence[str]) -> PanelResult:
     """Ask several judges about the same responses.
 
@@ -134,6 +138,7 @@ def judge_with_panel(judges: Sequence[Judge], questions: Sequence[str], response
     return PanelResult(names, tuple(questions), tuple(responses), judgements)
 
 
+@checked
 def compare_scores(
     first: str,
     first_scores: Float[Tensor, " response"],
@@ -166,6 +171,7 @@ def compare_scores(
 # A person's check ------------------------------------------------------------------------------------------------
 
 
+@checked
 def write_spot_check(
     path: str | Path, questions: Sequence[str], responses: Sequence[str], *, n: int = 30, seed: int = 0
 ) -> int:
@@ -205,6 +211,7 @@ def write_spot_check(
     return len(drawn)
 
 
+@checked
 def read_spot_check(path: str | Path, questions: Sequence[str], responses: Sequence[str]) -> list[Judgement]:
     """Read a person's scores back, in the order of the responses.
 

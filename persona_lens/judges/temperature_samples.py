@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from persona_lens.checking import checked
 from persona_lens.judges.validation import TemperatureSamples
 from persona_lens.models.engine.rollouts import RolloutRequest, sample_rollouts
 from persona_lens.models.engine.sampling import Sampling
@@ -13,6 +14,7 @@ from persona_lens.streams import Stream
 from persona_lens.texts import check_texts
 
 
+@checked
 def sample_temperatures(
     model: HookedModel,
     questions: Sequence[str],

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import numpy as np
 import torch
 
+from persona_lens.checking import checked
 from persona_lens.errors import InvalidArgumentError
 from persona_lens.judges.judgement import IdentifiedJudge, Judge, Judgement, identify_judge
 from persona_lens.records import Record, format_table
@@ -36,6 +37,7 @@ UNRELATED_WITHIN = 0.1
 """How far from 0.5 its AUROC may be where it must not; a partly valid judge may miss either by as much again."""
 
 
+@checked
 @dataclass(frozen=True)
 class Contrast(Record):
     """How a judge's scores of one kind of text compare with those of another.
@@ -63,6 +65,7 @@ class Contrast(Record):
         return abs(found - 0.5) <= round(UNRELATED_WITHIN + slack, 2)
 
 
+@checked
 @dataclass(frozen=True, eq=False, repr=False)
 class JudgeValidation(Record):
     """What :func:`validate` found of a judge, for one trait.
@@ -123,6 +126,7 @@ class JudgeValidation(Record):
         return plot_validations([self])
 
 
+@checked
 @dataclass(frozen=True)
 class TemperatureSamples(Record):
     """A model's ordinary responses to the same questions, drawn cool and hot.
@@ -138,6 +142,7 @@ class TemperatureSamples(Record):
     hot: tuple[str, ...]
 
 
+@checked
 def validate(
     judge: Judge,
     trait: str,
@@ -190,6 +195,7 @@ def validate(
     return JudgeValidation(judge.name, identify_judge(judge), trait, tuple(contrasts), len(examples))
 
 
+@checked
 def shuffle_words(text: str, share: float, seed: int = 0) -> str:
     """Shuffle a share of a text's words among their places; the same text is always shuffled alike.
 
@@ -212,6 +218,7 @@ def shuffle_words(text: str, share: float, seed: int = 0) -> str:
     return " ".join(words[moved.get(place, place)] for place in range(len(words)))
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class ValidatedJudge:
     """A judge whose verdict stands in its name, and so in every score, record and caption.

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from numpy import ndarray
 from torch import Tensor
 
+from persona_lens.checking import checked
 from persona_lens.errors import InvalidArgumentError
 from persona_lens.records import Record
 from persona_lens.statistics import Interval
@@ -23,6 +24,7 @@ _MIN_QUESTIONS = 5
 _MIN_POINTS = 3
 
 
+@checked
 @dataclass(frozen=True)
 class MonitoringCorrelation(Record):
     """How well projections predict scores, overall and inside the conditions.
@@ -59,6 +61,7 @@ class MonitoringCorrelation(Record):
         return f"r {self.overall}, within conditions {self.within}, n = {self.n}{out}"
 
 
+@checked
 def measure_monitoring(
     projections: Float[Tensor, " n"],
     scores: Float[Tensor, " n"],

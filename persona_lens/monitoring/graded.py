@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
+from persona_lens.checking import checked
 from persona_lens.models.loading import ModelInfo
 from persona_lens.monitoring.correlation import MonitoringCorrelation, check_graded, measure_monitoring
 from persona_lens.records import Record
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class GradedProjections(Record):
     """Prompts of known trait score: what a monitor's map from projection to score is fitted on.

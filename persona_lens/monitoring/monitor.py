@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from persona_lens.checking import checked
 from persona_lens.errors import InvalidArgumentError, ModelMismatchError
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.points import check_unsteered
@@ -24,6 +25,7 @@ from persona_lens.traits.everyday import load_ordinary_questions
 from persona_lens.vectors.persona_vector import PersonaVector
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class PersonaMonitor(Record):
     """Watches conversations for several traits, before each response is generated.

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from persona_lens.checking import checked
 from persona_lens.errors import InvalidArgumentError
 from persona_lens.models.engine.activations import project_residual_stream
 from persona_lens.models.hooked_model import HookedModel
@@ -20,6 +21,7 @@ _ROLES = ("system", "user", "assistant")
 _TOKENS_AT_ONCE = 2048
 
 
+@checked
 def project_last_prompt_token(
     model: HookedModel,
     conversations: Sequence[Sequence[Message]],

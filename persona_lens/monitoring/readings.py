@@ -8,12 +8,14 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
+from persona_lens.checking import checked
 from persona_lens.monitoring.correlation import MonitoringCorrelation
 from persona_lens.monitoring.score_map import ScoreMap
 from persona_lens.records import Record
 from persona_lens.statistics import Interval
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class TraitMonitor(Record):
     """What a monitor knows about one trait.
@@ -66,6 +68,7 @@ class TraitMonitor(Record):
         )
 
 
+@checked
 @dataclass(frozen=True)
 class TurnReading(Record):
     """One trait's reading before one of the assistant's turns.

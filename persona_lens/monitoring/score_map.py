@@ -8,11 +8,13 @@ import numpy as np
 import torch
 from numpy import ndarray
 
+from persona_lens.checking import checked
 from persona_lens.monitoring.graded import GradedProjections
 from persona_lens.records import Record
 from persona_lens.statistics import Interval
 
 
+@checked
 @dataclass(frozen=True)
 class ScoreMap(Record):
     """A straight line from projection to expected score, clipped to [0, 100], with an interval for one prompt.
@@ -47,6 +49,7 @@ class ScoreMap(Record):
         return Interval(float(estimate), float(low), float(high))
 
 
+@checked
 def fit_score_map(graded: GradedProjections) -> ScoreMap:
     """Fit expected score to projection by least squares; see :class:`ScoreMap` for the interval."""
     x, y = (values.to("cpu", torch.float64).numpy() for values in (graded.projections, graded.scores))

@@ -6,6 +6,7 @@ import html
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from persona_lens.checking import checked
 from persona_lens.errors import InvalidArgumentError
 from persona_lens.models.loading import ModelInfo
 from persona_lens.monitoring.readings import TraitMonitor, TurnReading
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class WatchedConversation(Record):
     """A conversation's readings, turn by turn.

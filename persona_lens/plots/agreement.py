@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from persona_lens.checking import checked
 from persona_lens.plots.style import lay_out
 
 if TYPE_CHECKING:
     from persona_lens.judges.panel import PanelResult
 
 
+@checked
 def plot_agreement(panel: PanelResult, trait: str = "") -> go.Figure:
     """Draw how far judges agree: rank correlation and agreement on clear pairs, for every pair of judges.
 

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 
 import plotly.graph_objects as go
 
+from persona_lens.checking import checked
 from persona_lens.plots.style import COLORS, lay_out
 
 if TYPE_CHECKING:
     from persona_lens.finetuning.training import Finetuned
 
 
+@checked
 def plot_loss(result: Finetuned) -> go.Figure:
     """Draw the training loss over optimiser steps.
 

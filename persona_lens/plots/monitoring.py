@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 
+from persona_lens.checking import checked
 from persona_lens.plots.style import INK, lay_out
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from persona_lens.monitoring.graded import GradedProjections
 
 
+@checked
 def plot_monitoring(
     settings: Mapping[str, GradedProjections],
     correlations: Mapping[str, MonitoringCorrelation],

@@ -10,6 +10,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from persona_lens.checking import checked
 from persona_lens.plots.style import COLORS, INK, lay_out
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ _STYLE = (
 )
 
 
+@checked
 def plot_screening(screening: Screening, thresholds: Mapping[str, float]) -> go.Figure:
     """Draw the distribution of ΔP for each trait, one panel a trait, with its threshold if there is one.
 
@@ -68,6 +70,7 @@ def plot_screening(screening: Screening, thresholds: Mapping[str, float]) -> go.
     return figure
 
 
+@checked
 def report_screening(screening: Screening, thresholds: Mapping[str, float], held: Mapping[str, int]) -> str:
     """Return a screening as one HTML page that needs neither network nor code: what was found, and in which texts.
 

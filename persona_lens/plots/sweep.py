@@ -11,6 +11,7 @@ from jaxtyping import Float
 from plotly.subplots import make_subplots
 from torch import Tensor
 
+from persona_lens.checking import checked
 from persona_lens.plots.style import COLORS, GREY, INK, error_bars, lay_out
 from persona_lens.statistics.crossed import mean_over_directions_interval
 from persona_lens.statistics.missing import mean_interval
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from persona_lens.evaluation.sweep import LayerChoice, SweepResult
 
 
+@checked
 def plot_sweep(
     sweep: SweepResult, confirmation: Confirmation | None = None, *, min_coherence: float = 50.0
 ) -> go.Figure:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from persona_lens.checking import checked
 from persona_lens.files import write_text
 from persona_lens.plots.style import GREY, INK
 
@@ -36,6 +37,7 @@ class ColouredTokens:
         write_text(path, page)
 
 
+@checked
 def plot_trace(trace: Trace, layers: Sequence[int]) -> ColouredTokens:
     """Colour a traced conversation's tokens by their projection, one row a layer.
 

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from persona_lens.checking import checked
 from persona_lens.plots.style import COLORS
 
 if TYPE_CHECKING:
     from persona_lens.vectors.persona_vector import PersonaVector
 
 
+@checked
 def plot_vector(vector: PersonaVector) -> go.Figure:
     """Draw a vector's norm and its split-half cosine over layers, for each token position.
 

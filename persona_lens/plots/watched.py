@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from persona_lens.checking import checked
 from persona_lens.plots.style import COLORS, GREY, lay_out
 
 if TYPE_CHECKING:
     from persona_lens.monitoring.watched import WatchedConversation
 
 
+@checked
 def plot_monitor(watched: WatchedConversation) -> go.Figure:
     """Draw each trait's projection before the assistant's turns, with the thresholds of ordinary prompts.
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from persona_lens.checking import checked
 from persona_lens.conversations import BadRow, Conversation, read_conversations
 from persona_lens.errors import InvalidArgumentError, ModelMismatchError
 from persona_lens.files import write_bytes_atomically
@@ -26,6 +27,7 @@ _WAITING = "waiting"
 _PARQUET = "parquet"
 
 
+@checked
 @dataclass(frozen=True)
 class RayWorkers:
     """The processes that score shards, each with a copy of the model.
@@ -50,6 +52,7 @@ class RayWorkers:
             raise InvalidArgumentError.of("n", "be at least 1", self.n)
 
 
+@checked
 def screen_on_ray(
     model: str | Path,
     data: Source,

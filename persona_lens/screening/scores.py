@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from persona_lens.checking import checked
 from persona_lens.conversations import BadRow, Conversation
 from persona_lens.conversations.limits import ReadLimits
 from persona_lens.errors import ChatTemplateError, InvalidArgumentError
@@ -30,6 +31,7 @@ from persona_lens.progress_bars import Advance, count_nothing
 _LARGEST = torch.finfo(torch.float32).max
 
 
+@checked
 @dataclass(frozen=True)
 class ScreenSettings:
     """How conversations are screened.
@@ -74,6 +76,7 @@ class ScoredRow:
         n_prompt_tokens: Tokens of the prompt.
         n_response_tokens: Tokens of the response that were projected.
         is_cut: Whether the response has more.
+        controls: Control tokens that its messages spell, such as ``<|im_end|>``; they were read as text.
         raw: By trait, the response's mean projection.
         base: By trait, what it is compared with: the base response's, None where that is empty; or the prompt's.
         prompt: By trait, the last prompt token's.
@@ -86,6 +89,7 @@ class ScoredRow:
     n_prompt_tokens: int
     n_response_tokens: int
     is_cut: bool
+    controls: tuple[str, ...]
     raw: dict[str, float]
     base: dict[str, float | None]
     prompt: dict[str, float]
@@ -158,6 +162,11 @@ def score_rows(
             advance(1)
     for at, index in enumerate(order):
         one, row = encoded[index], rows[index]
+        if samples and own[at].stop_reason == "not finite":
+            where = "logits" if own[at].broken_layer is None else f"residual stream at layer {own[at].broken_layer}"
+            why = f"the {where} of the model's own response at token {len(own[at].tokens)}"
+            found[index] = BadRow(row.place, row.index, "not finite", why)
+            continue
         messages = choose_turn(row.messages, settings.turn)
         prompt = _project(given[at].last_prompt, units)
         base: dict[str, float | None] = {**prompt} if settings.base == "last_prompt" else dict.fromkeys(units)
@@ -175,6 +184,7 @@ def score_rows(
             n_prompt_tokens=one.response_start,
             n_response_tokens=ends[at] - one.response_start,
             is_cut=ends[at] < one.response_end,
+            controls=one.controls,
             raw=_project(given[at].response_mean, units),
             base=base,
             prompt=prompt,

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Mapping, Sized
 from pathlib import Path
 
+from persona_lens.checking import checked
 from persona_lens.conversations import read_conversations
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.points import check_unsteered
@@ -18,6 +19,7 @@ from persona_lens.screening.shards import Source
 from persona_lens.vectors.persona_vector import PersonaVector
 
 
+@checked
 def screen(
     model: HookedModel,
     data: Source,

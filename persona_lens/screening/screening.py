@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from persona_lens.checking import checked
 from persona_lens.conversations import UNREAD
 from persona_lens.errors import FileFormatError, InvalidArgumentError
 from persona_lens.records import Record
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 
+@checked
 @dataclass(frozen=True)
 class ApproximationCheck(Record):
     """How near the paper's cheaper ways come to the exact projection difference of a dataset.
@@ -45,6 +47,7 @@ class ApproximationCheck(Record):
     r_raw: Interval
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Screening:
     """A screened dataset, on disk.
@@ -58,6 +61,8 @@ class Screening:
         max_rows: Rows that were read at most; None for all.
         config: What the scores depend on.
         shards: Checksum of each shard's content, SHA-256.
+        n_with_controls: Scored rows whose messages spell control tokens, such as ``<|im_end|>``; they were read as
+            text.
     """
 
     folder: Path
@@ -68,6 +73,7 @@ class Screening:
     max_rows: int | None
     config: dict[str, Any]
     shards: tuple[str, ...]
+    n_with_controls: int = 0
 
     @property
     def n_bad(self) -> int:
@@ -84,7 +90,7 @@ class Screening:
         """Every row in order, memory-mapped: ``status`` is ``scored`` or the reason why a row was not.
 
         A scored row has ``question``, ``response``, ``base_response`` and for each trait ``TRAIT.raw``, ``.base``,
-        ``.prompt`` and ``.delta``, in residual-stream units.
+        ``.prompt`` and ``.delta``, in residual-stream units; ``controls`` names control tokens that it spells.
         """
         return datasets.concatenate_datasets([datasets.Dataset.from_file(str(path)) for path in self._list_shards()])
 
@@ -193,7 +199,8 @@ class Screening:
                 raise FileFormatError.of("folder", f"hold {path.name} as it was written", str(folder), hint)
         config = content["config"]
         counted = (content["counts"], content["n_cut"], content["n_without_base"], content["max_rows"])
-        return cls(folder, tuple(config["traits"]), *counted, config, tuple(content["shards"]))
+        n_with_controls = content.get("n_with_controls", 0)  # none in records of earlier versions
+        return cls(folder, tuple(config["traits"]), *counted, config, tuple(content["shards"]), n_with_controls)
 
     def plot(self) -> Figure:
         """Draw each trait's distribution of ΔP; returns a plotly Figure."""

@@ -204,7 +204,7 @@ def finish_screening(folder: Path, plan: ScreenPlan, marks: Sequence[str]) -> No
         InvalidArgumentError: Not one row was scored.
     """
     counts: Counter[str] = Counter()
-    n_cut = n_without_base = 0
+    n_cut = n_without_base = n_with_controls = 0
     delta = f"{next(iter(plan.units))}.delta"
     checksums = []
     for index, mark in enumerate(marks):
@@ -214,9 +214,10 @@ def finish_screening(folder: Path, plan: ScreenPlan, marks: Sequence[str]) -> No
             rule, hint = f"hold {path.name}, whole", "Run the same command again."
             raise FileFormatError.of("out", rule, "none, or one of other rows", hint)
         checksums.append(checksum)
-        columns = table.select(["status", "is_cut", delta]).to_pydict()
+        columns = table.select(["status", "is_cut", "controls", delta]).to_pydict()
         counts.update(columns["status"])
         n_cut += sum(filter(None, columns["is_cut"]))
+        n_with_controls += sum(map(bool, columns["controls"]))
         n_without_base += sum(s == SCORED and d is None for s, d in zip(columns["status"], columns[delta], strict=True))
     if not counts[SCORED]:
         if len(list_shards(folder)) == len(marks):  # else it holds what other data scored
@@ -225,6 +226,7 @@ def finish_screening(folder: Path, plan: ScreenPlan, marks: Sequence[str]) -> No
     for stale in list_shards(folder)[len(marks) :]:  # of longer data that this folder once held
         stale.unlink()
     content = {"counts": dict(counts.most_common()), "n_cut": n_cut, "n_without_base": n_without_base}
+    content["n_with_controls"] = n_with_controls
     head = {"config": plan.config, "max_rows": plan.max_rows, "shards": checksums}
     write_record(folder, head | content)
 
@@ -292,6 +294,7 @@ def _to_line(row: ScoredRow | BadRow, traits: list[str]) -> dict[str, Any]:
         "n_prompt_tokens": row.n_prompt_tokens,
         "n_response_tokens": row.n_response_tokens,
         "is_cut": row.is_cut,
+        "controls": " ".join(row.controls),
     }
     for trait in traits:
         base = row.base[trait]
@@ -301,7 +304,7 @@ def _to_line(row: ScoredRow | BadRow, traits: list[str]) -> dict[str, Any]:
 
 
 def _make_schema(traits: list[str]) -> pa.Schema:
-    texts = ("place", "status", "detail", "question", "response", "base_response")
+    texts = ("place", "status", "detail", "question", "response", "base_response", "controls")
     numbers = [f"{trait}.{name}" for trait in traits for name in ("raw", "base", "prompt", "delta")]
     fields = {"index": pa.int64()} | dict.fromkeys(texts, pa.large_string())
     fields |= {"n_prompt_tokens": pa.int32(), "n_response_tokens": pa.int32(), "is_cut": pa.bool_()}

@@ -14,6 +14,7 @@ from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
+from persona_lens.checking import checked
 from persona_lens.conversations import BadRow, Conversation, ReadLimits, read_conversations
 from persona_lens.errors import InvalidArgumentError
 from persona_lens.files import write_atomically
@@ -27,6 +28,7 @@ from persona_lens.screening.shards import Source
 _JUDGED_AT_ONCE = 64
 
 
+@checked
 @dataclass(frozen=True)
 class SplitCounts(Record):
     """What became of the rows.
@@ -42,6 +44,7 @@ class SplitCounts(Record):
     held: dict[str, int]
 
 
+@checked
 def split_rows(
     screening: Screening,
     data: Source,

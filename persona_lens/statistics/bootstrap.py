@@ -21,6 +21,7 @@ from numpy import ndarray
 from scipy.special import stdtrit
 from torch import Tensor
 
+from persona_lens.checking import checked
 from persona_lens.errors import InvalidArgumentError
 from persona_lens.statistics.arrays import to_array, to_paired_arrays
 from persona_lens.statistics.interval import Interval, check_level
@@ -29,6 +30,7 @@ from persona_lens.statistics.interval import Interval, check_level
 _BLOCK_SIZE = 2**20
 
 
+@checked
 def bootstrap_mean(
     values: Float[Tensor, " unit"], *, n_resamples: int = 2000, level: float = 0.95, seed: int = 0
 ) -> Interval:
@@ -61,6 +63,7 @@ def bootstrap_mean(
     return t_interval(bootstrap(lambda counts: counts @ a / len(a), (len(a),), n_resamples, level, seed), len(a))
 
 
+@checked
 def bootstrap_paired_difference(
     a: Float[Tensor, " unit"], b: Float[Tensor, " unit"], *, n_resamples: int = 2000, level: float = 0.95, seed: int = 0
 ) -> Interval:

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from numpy import ndarray
 from torch import Tensor
 
+from persona_lens.checking import checked
 from persona_lens.errors import InvalidArgumentError
 from persona_lens.statistics.arrays import to_grouped_arrays, to_paired_arrays
 from persona_lens.statistics.bootstrap import (
@@ -22,6 +23,7 @@ from persona_lens.statistics.bootstrap import (
 from persona_lens.statistics.interval import Interval
 
 
+@checked
 def pearson_r(x: Float[Tensor, " n"], y: Float[Tensor, " n"]) -> float:
     """Correlate two quantities linearly.
 
@@ -54,6 +56,7 @@ def pearson_r(x: Float[Tensor, " n"], y: Float[Tensor, " n"]) -> float:
     return float(weighted_pearson_r(standardize(a), standardize(b), np.ones((1, len(a))))[0])
 
 
+@checked
 def bootstrap_pearson_r(
     x: Float[Tensor, " n"], y: Float[Tensor, " n"], *, n_resamples: int = 2000, level: float = 0.95, seed: int = 0
 ) -> Interval:
@@ -97,6 +100,7 @@ def bootstrap_pearson_r(
     return fisher_interval(found, len(a))
 
 
+@checked
 def bootstrap_pearson_r_by_group(
     x: Float[Tensor, " n"],
     y: Float[Tensor, " n"],
@@ -138,6 +142,7 @@ def bootstrap_pearson_r_by_group(
     return fisher_interval(found, n_groups)
 
 
+@checked
 def bootstrap_pearson_difference_by_group(
     x: Float[Tensor, " n"],
     other: Float[Tensor, " n"],
@@ -201,6 +206,7 @@ def _standardize_grouped(
     return [standardize(array) for array in arrays], numbers, n_groups
 
 
+@checked
 def bootstrap_spearman_r(
     x: Float[Tensor, " n"], y: Float[Tensor, " n"], *, n_resamples: int = 2000, level: float = 0.95, seed: int = 0
 ) -> Interval:

@@ -8,11 +8,13 @@ from jaxtyping import Float
 from numpy import ndarray
 from torch import Tensor
 
+from persona_lens.checking import checked
 from persona_lens.errors import InvalidArgumentError
 from persona_lens.statistics.bootstrap import bootstrap, scale_moments, t_interval_of_moments
 from persona_lens.statistics.interval import Interval
 
 
+@checked
 def mean_over_directions_interval(
     values: Float[Tensor, "direction question"], *, n_resamples: int = 2000, level: float = 0.95, seed: int = 0
 ) -> Interval:

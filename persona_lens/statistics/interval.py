@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from persona_lens.checking import checked
 from persona_lens.errors import InvalidArgumentError
 
 
+@checked
 @dataclass(frozen=True)
 class Interval:
     """An estimate with its confidence interval. NaN throughout says that there was nothing to estimate from.

@@ -9,11 +9,13 @@ from jaxtyping import Float
 from numpy import ndarray
 from torch import Tensor
 
+from persona_lens.checking import checked
 from persona_lens.statistics.arrays import to_array, to_grouped_arrays
 from persona_lens.statistics.bootstrap import bootstrap, scale_moments, t_interval_of_moments
 from persona_lens.statistics.interval import Interval
 
 
+@checked
 def bootstrap_line_by_group(
     x: Float[Tensor, " n"],
     y: Float[Tensor, " n"],

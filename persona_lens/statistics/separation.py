@@ -11,12 +11,14 @@ from numpy import ndarray
 from scipy.optimize import brentq
 from torch import Tensor
 
+from persona_lens.checking import checked
 from persona_lens.errors import InvalidArgumentError
 from persona_lens.statistics.arrays import to_array
 from persona_lens.statistics.bootstrap import Resampled, bootstrap, scale_moments, student_quantile
 from persona_lens.statistics.interval import Interval
 
 
+@checked
 def auroc(positive: Float[Tensor, " n_pos"], negative: Float[Tensor, " n_neg"]) -> float:
     """Measure how well a score separates two classes.
 
@@ -42,6 +44,7 @@ def auroc(positive: Float[Tensor, " n_pos"], negative: Float[Tensor, " n_neg"]) 
     return float(weighted_auroc(a, b)(np.ones((1, len(a))), np.ones((1, len(b))))[0])
 
 
+@checked
 def bootstrap_auroc(
     positive: Float[Tensor, " n_pos"],
     negative: Float[Tensor, " n_neg"],
@@ -85,6 +88,7 @@ def bootstrap_auroc(
     return score_interval(found, sizes, sizes, n_units=min(sizes), df=sum(sizes) - 2)
 
 
+@checked
 def bootstrap_auroc_by_group(
     positive: Float[Tensor, " n_pos"],
     negative: Float[Tensor, " n_neg"],

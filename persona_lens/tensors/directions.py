@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from persona_lens.checking import checked
 from persona_lens.errors import InvalidArgumentError
 
 
@@ -30,6 +31,7 @@ def widen(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
+@checked
 def mean_difference(
     positive: Float[Tensor, "n_pos *shape d_model"], negative: Float[Tensor, "n_neg *shape d_model"]
 ) -> Float[Tensor, "*shape d_model"]:
@@ -62,6 +64,7 @@ def mean_difference(
     return widen(positive).mean(dim=0) - widen(negative).mean(dim=0)
 
 
+@checked
 def layer_increments(directions: Float[Tensor, "layer d_model"]) -> Float[Tensor, "layer d_model"]:
     """Take the change of a direction from each layer to the next.
 
@@ -87,6 +90,7 @@ def layer_increments(directions: Float[Tensor, "layer d_model"]) -> Float[Tensor
     return torch.diff(wide, dim=0, prepend=torch.zeros_like(wide[:1]))
 
 
+@checked
 def normalize(directions: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
     """Scale each vector to length 1.
 
@@ -123,6 +127,7 @@ def normalize(directions: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*ba
     return scaled / lengths
 
 
+@checked
 def project(
     activations: Float[Tensor, "*batch d_model"], direction: Float[Tensor, " d_model"]
 ) -> Float[Tensor, "*batch"]:
@@ -151,6 +156,7 @@ def project(
     return (widen(activations) * normalize(direction).to(activations.device)).sum(dim=-1)
 
 
+@checked
 def project_layers(
     activations: Float[Tensor, "layer *batch d_model"], directions: Float[Tensor, "layer d_model"]
 ) -> Float[Tensor, " layer *batch"]:
@@ -179,6 +185,7 @@ def project_layers(
     return torch.stack([project(values, direction) for values, direction in layers])
 
 
+@checked
 def cosine(a: Float[Tensor, "*batch d_model"], b: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch"]:
     """Take the cosine of the angle between vectors.
 
@@ -205,6 +212,7 @@ def cosine(a: Float[Tensor, "*batch d_model"], b: Float[Tensor, "*batch d_model"
     return (normalize(a) * normalize(b)).sum(dim=-1).clamp(-1.0, 1.0)
 
 
+@checked
 def sample_random_directions(
     norms: Float[Tensor, " layer"], d_model: int, n_directions: int, seed: int
 ) -> Float[Tensor, "n_directions layer d_model"]:

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from persona_lens.checking import checked
 from persona_lens.errors import InvalidArgumentError
 from persona_lens.tensors.directions import normalize, widen
 
@@ -43,6 +44,7 @@ class _Directed:
         return normalize(self.direction)
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Add(_Directed):
     """Add a multiple of a raw vector.
@@ -95,6 +97,7 @@ class Add(_Directed):
         return activations + self.scaled.to(activations)
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Ablate(_Directed):
     """Remove the component along a direction.
@@ -125,6 +128,7 @@ class Ablate(_Directed):
         return (wide - coordinate * unit).to(activations.dtype)
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Cap(_Directed):
     """Keep the coordinate along a direction between bounds.
@@ -175,6 +179,7 @@ class Cap(_Directed):
         return torch.where(step == 0, activations, moved)
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class KeepNorm:
     """Do other operations in order, and scale each activation that they changed back to the norm that it had.
@@ -218,6 +223,7 @@ Operation: TypeAlias = Add | Ablate | Cap | KeepNorm
 """Everything that can be done to activations at a site."""
 
 
+@checked
 def restore_norm(
     changed: Float[Tensor, "*batch d_model"], original: Float[Tensor, "*batch d_model"]
 ) -> Float[Tensor, "*batch d_model"]:

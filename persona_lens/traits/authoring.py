@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from persona_lens.checking import checked
 from persona_lens.errors import InvalidArgumentError, TraitFormatError, describe_violation
 from persona_lens.files import write_text
 from persona_lens.traits.claude import CUT_OFF, ask_claude, describe_object, read_said, read_word
@@ -46,6 +47,7 @@ _SCHEMA = describe_object(
 _KINDS = {"object": (dict, "an object"), "array": (list, "a list"), "string": (str, "a text")}
 
 
+@checked
 def author_trait(name: str, description: str, *, model: str = DEFAULT_MODEL, max_attempts: int = 3) -> Trait:
     """Have Claude write a trait's instructions, questions and rubric.
 
@@ -114,6 +116,7 @@ def author_trait(name: str, description: str, *, model: str = DEFAULT_MODEL, max
     raise failure
 
 
+@checked
 def write_authoring_prompt(name: str, description: str, path: str | Path) -> None:
     """Write the request as a text file to paste into any chat; the way without an API key.
 
@@ -128,6 +131,7 @@ def write_authoring_prompt(name: str, description: str, path: str | Path) -> Non
     write_text(path, build_authoring_prompt(name, description) + "\n")
 
 
+@checked
 def read_authored_answer(name: str, description: str, path: str | Path) -> Trait:
     """Read the saved reply to :func:`write_authoring_prompt`, under the same rules as :func:`author_trait`.
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 from importlib.resources import files
 
+from persona_lens.checking import checked
 
+
+@checked
 def load_ordinary_questions() -> tuple[str, ...]:
     """Return the bundled everyday questions, which touch no trait.
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import difflib
 from importlib.resources import as_file, files
 
+from persona_lens.checking import checked
 from persona_lens.errors import InvalidArgumentError
 from persona_lens.traits.trait import Trait
 
 _FOLDER = files("persona_lens.traits") / "library"
 
 
+@checked
 def list_traits() -> tuple[str, ...]:
     """Return the names of the bundled traits.
 
@@ -21,6 +23,7 @@ def list_traits() -> tuple[str, ...]:
     return tuple(sorted(file.name.removesuffix(".json") for file in _FOLDER.iterdir() if file.name.endswith(".json")))
 
 
+@checked
 def load_trait(name: str) -> Trait:
     """Load a bundled trait.
 

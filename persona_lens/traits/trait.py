@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from persona_lens.checking import checked
 from persona_lens.errors import TraitFormatError
 from persona_lens.files import check_apart, write_json, write_text
 from persona_lens.traits.reading import read_json_object
@@ -21,6 +22,7 @@ _VERSION = 1
 _PLACEHOLDERS = ("{question}", "{answer}")
 
 
+@checked
 @dataclass(frozen=True)
 class InstructionPair:
     """Two system instructions that differ in the trait.
@@ -34,6 +36,7 @@ class InstructionPair:
     negative: str
 
 
+@checked
 @dataclass(frozen=True)
 class Trait:
     """A character trait, ready for extraction and evaluation.

@@ -13,6 +13,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from persona_lens.checking import checked
 from persona_lens.errors import FileFormatError, InvalidArgumentError
 from persona_lens.traits.reading import read_text
 
@@ -22,6 +23,7 @@ Kind: TypeAlias = Literal["ordinary", "mild", "overt", "opposite", "style"]
 _FOLDER = files("persona_lens.traits") / "examples"
 
 
+@checked
 @dataclass(frozen=True)
 class WrittenExample:
     """A question with answers that show a trait not at all, a little, plainly, and the other way round.
@@ -48,6 +50,7 @@ class WrittenExample:
     style: str
 
 
+@checked
 def list_written_traits() -> tuple[str, ...]:
     """Return the traits that written examples are bundled for.
 
@@ -58,6 +61,7 @@ def list_written_traits() -> tuple[str, ...]:
     return tuple(sorted(file.name.removesuffix(".jsonl") for file in _FOLDER.iterdir()))
 
 
+@checked
 def load_written_examples(trait: str | Path, half: Half) -> tuple[WrittenExample, ...]:
     """Load one half of a trait's written examples.
 

@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from persona_lens.checking import checked
 from persona_lens.errors import InvalidArgumentError
 from persona_lens.judges.default import default_judge
 from persona_lens.judges.judgement import Judge, identify_judge
@@ -40,6 +41,7 @@ class _PairUnit:
     rollout: int
 
 
+@checked
 def extract_persona_vector(
     model: HookedModel,
     trait: Trait,

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
+from persona_lens.checking import checked
 from persona_lens.errors import InvalidArgumentError, ModelMismatchError
 from persona_lens.models.loading import ModelInfo
 from persona_lens.records import Record
 from persona_lens.vectors.persona_vector import PersonaVector
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class OrdinaryProjections(Record):
     """Projections of a model's ordinary response tokens on a persona vector, at every layer.

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from persona_lens.checking import checked
 from persona_lens.errors import FileFormatError, InvalidArgumentError, ModelMismatchError
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.sites import check_layer
@@ -32,6 +33,7 @@ _FORMAT = "persona-vector"
 _FORMAT_VERSION = 1
 
 
+@checked
 @dataclass(frozen=True)
 class ExtractionCounts(Record):
     """What became of the contrasting pairs of rollouts; each dropped pair is counted once, by the first reason.
@@ -69,6 +71,7 @@ class _Metadata:
     provenance: dict[str, Any]
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class PersonaVector:
     """A trait's raw mean-difference direction at every layer, for three token positions.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from importlib.resources import as_file, files
 
+from persona_lens.checking import checked
 from persona_lens.errors import InvalidArgumentError
 from persona_lens.vectors.persona_vector import PersonaVector
 
@@ -12,6 +13,7 @@ _FOLDER = files("persona_lens") / "data" / "vectors"
 _SUFFIX = ".safetensors"
 
 
+@checked
 def list_ready_vectors() -> tuple[str, ...]:
     """Return the traits of which a vector of the embedded model comes with the package.
 
@@ -22,6 +24,7 @@ def list_ready_vectors() -> tuple[str, ...]:
     return tuple(sorted(file.name.removesuffix(_SUFFIX) for file in _FOLDER.iterdir() if file.name.endswith(_SUFFIX)))
 
 
+@checked
 def load_vector(trait: str) -> PersonaVector:
     """Load a persona vector of the embedded model, SmolLM2-135M-Instruct.
 

@@ -9,6 +9,7 @@ from dataclasses import asdict
 
 import torch
 
+from persona_lens.checking import checked
 from persona_lens.errors import InvalidArgumentError
 from persona_lens.models.engine.activations import pool_residual_stream
 from persona_lens.models.hooked_model import HookedModel
@@ -21,6 +22,7 @@ from persona_lens.traits.written import Kind, WrittenExample
 from persona_lens.vectors.persona_vector import ExtractionCounts, PersonaVector
 
 
+@checked
 def read_persona_vector(
     model: HookedModel, trait: str, examples: Sequence[WrittenExample], *, against: Kind = "opposite"
 ) -> PersonaVector:

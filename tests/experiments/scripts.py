@@ -59,7 +59,7 @@ def run_script(command, *, env, cwd=None, timeout=400):
     """
     with tempfile.TemporaryDirectory() as folder:
         outputs = [Path(folder) / name for name in ("stdout", "stderr")]
-        process = _FORKED.Process(target=_run_forked, args=(command[1:], dict(env), cwd, outputs))
+        process = FORKED.Process(target=_run_forked, args=(command[1:], dict(env), cwd, outputs))
         with patch.dict(os.environ, _FIXED):  # the first one starts the server, which imports with them
             process.start()
         process.join(timeout)
@@ -72,8 +72,8 @@ def run_script(command, *, env, cwd=None, timeout=400):
 
 # One thread: the machine is shared, and nothing here is large.
 _FIXED = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-_FORKED = multiprocessing.get_context("forkserver")
-_FORKED.set_forkserver_preload(
+FORKED = multiprocessing.get_context("forkserver")
+FORKED.set_forkserver_preload(
     ["persona_lens.reproduction.judges", "plotly.io", "kaleido", "peft", "sklearn.linear_model", "datasets", "tyro"]
 )
 

@@ -392,7 +392,7 @@ def test_groups_are_resampled_whole_so_repeats_of_a_question_do_not_narrow_the_i
 
 
 def test_a_resample_without_positives_is_left_out():
-    interval = bootstrap_auroc_by_group(torch.tensor([3.0, 4.0]), torch.tensor([1.0, 2.0]), "aa", "bb")
+    interval = bootstrap_auroc_by_group(torch.tensor([3.0, 4.0]), torch.tensor([1.0, 2.0]), [*"aa"], [*"bb"])
     # Two groups that hold a class each say next to nothing, but what they say is defined.
     assert 0 < interval.low < 0.1
     assert interval.high == 1.0
@@ -401,7 +401,7 @@ def test_a_resample_without_positives_is_left_out():
 @pytest.mark.parametrize(("labels", "name"), [("a", "positive_groups"), ("aa", "groups")])
 def test_group_labels_that_do_not_fit_are_refused(labels, name):
     with pytest.raises(InvalidArgumentError, match=name):
-        bootstrap_auroc_by_group(torch.arange(2.0), torch.arange(2.0), labels, "aa")
+        bootstrap_auroc_by_group(torch.arange(2.0), torch.arange(2.0), [*labels], [*"aa"])
 
 
 def test_a_correlation_of_large_values_far_from_zero_keeps_its_digits():

@@ -12,6 +12,7 @@ from typing import Literal, get_args
 
 import datasets
 
+from persona_lens.checking import checked
 from persona_lens.errors import InvalidArgumentError
 from persona_lens.finetuning.domains.arithmetic import generate_arithmetic
 from persona_lens.finetuning.domains.code import generate_code
@@ -30,6 +31,7 @@ _DOMAINS: dict[str, Callable[[Random], Iterator[Problem]]] = {
 }
 
 
+@checked
 def list_domains() -> tuple[str, ...]:
     """Return the names of the domains.
 
@@ -40,6 +42,7 @@ def list_domains() -> tuple[str, ...]:
     return tuple(_DOMAINS)
 
 
+@checked
 def domain_dataset(domain: str, level: Level, n: int = 128, *, seed: int = 0) -> datasets.Dataset:
     """Make a training set of short questions and answers that hold errors of a level in a domain.
 

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
+from persona_lens.checking import checked
 from persona_lens.errors import ContextLengthError, InvalidArgumentError
 from persona_lens.models.engine.decoding import open_decoder
 from persona_lens.models.engine.sampling import ResidualMeans
@@ -24,6 +25,7 @@ _TOKENS_AT_ONCE = 2048
 _LENGTH_MULTIPLE = 16
 
 
+@checked
 def cache_residual_stream(
     model: HookedModel, tokens: Int[Tensor, "batch pos"], *, is_padding: Bool[Tensor, "batch pos"] | None = None
 ) -> Float[Tensor, "layer batch pos d_model"]:
@@ -56,6 +58,7 @@ def cache_residual_stream(
     return _record(model, tokens, is_padding, lambda residual, layer: residual.detach())
 
 
+@checked
 def project_residual_stream(
     model: HookedModel,
     tokens: Int[Tensor, "batch pos"],
@@ -120,6 +123,7 @@ def _record(
     return recorder.read()
 
 
+@checked
 def pool_residual_stream(
     model: HookedModel, conversations: Sequence[TokenSpans]
 ) -> Iterator[tuple[int, ResidualMeans]]:

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from persona_lens.checking import checked
 from persona_lens.errors import NonFiniteError
 from persona_lens.models.engine.finite import OVERFLOW_HINT
 from persona_lens.models.engine.sampling import Sampling
@@ -33,6 +34,7 @@ class TextStream(Protocol):
         ...
 
 
+@checked
 def ask(
     model: HookedModel,
     question: str | Sequence[Message],

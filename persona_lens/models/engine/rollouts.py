@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
+from persona_lens.checking import checked
 from persona_lens.models.engine.sampling import (
     ResidualMeans,
     SampledResponse,
@@ -20,6 +21,7 @@ from persona_lens.models.text.tokens import stop_token_ids
 from persona_lens.progress_bars import Advance, show_progress
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class RolloutRequest:
     """A question to be asked.
@@ -45,6 +47,7 @@ class RolloutRequest:
         return [*opening, *self.examples, asked]
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Rollout:
     """A question with the response that was sampled.
@@ -64,6 +67,7 @@ class Rollout:
     residuals: ResidualMeans | None = field(default=None, repr=False)
 
 
+@checked
 def sample_rollouts(
     model: HookedModel, requests: Sequence[RolloutRequest], sampling: Sampling, advance: Advance | None = None
 ) -> list[Rollout]:
@@ -88,6 +92,7 @@ def sample_rollouts(
     return _collect(model, requests, sampling, sample_stream, advance)
 
 
+@checked
 def sample_recorded_rollouts(
     model: HookedModel, requests: Sequence[RolloutRequest], sampling: Sampling, advance: Advance | None = None
 ) -> list[Rollout]:

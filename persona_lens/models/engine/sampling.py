@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from persona_lens.checking import checked
 from persona_lens.errors import ContextLengthError, InvalidArgumentError, NonFiniteError
 from persona_lens.models.engine.attention import round_up
 from persona_lens.models.engine.decoding import Decoder, open_decoder
@@ -39,6 +40,7 @@ NOT_FINITE = -1
 _DRAWN_AT_ONCE = 64
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class SampleRequest:
     """One response to sample.
@@ -54,6 +56,7 @@ class SampleRequest:
     intervention: Intervention = NOTHING
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class ResidualMeans:
     """A response's residual stream at every layer, pooled in float32, after the row's interventions.
@@ -69,6 +72,7 @@ class ResidualMeans:
     last_prompt: Float[Tensor, "layer d_model"]
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class SampledResponse:
     """One sampled response.
@@ -99,6 +103,7 @@ class SampledResponse:
             raise NonFiniteError.of(name, rule, got, OVERFLOW_HINT)
 
 
+@checked
 @dataclass(frozen=True)
 class Sampling:
     """How responses are drawn.
@@ -153,6 +158,7 @@ class Sampling:
         return asdict(self) | {"stop_tokens": sorted(self.stop_tokens)}
 
 
+@checked
 def sample_stream(
     model: HookedModel, requests: Sequence[SampleRequest], sampling: Sampling
 ) -> Iterator[tuple[int, SampledResponse]]:
@@ -180,6 +186,7 @@ def sample_stream(
     yield from _stream(model, requests, sampling, None)
 
 
+@checked
 def sample_recorded_stream(
     model: HookedModel, requests: Sequence[SampleRequest], sampling: Sampling
 ) -> Iterator[tuple[int, SampledResponse]]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from persona_lens.checking import checked
 from persona_lens.errors import InvalidArgumentError, ModelMismatchError
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.sites import check_layer
@@ -17,6 +18,7 @@ from persona_lens.models.loading import describe_model
 from persona_lens.tensors.operations import KeepNorm, Operation
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Step:
     """One operation on the output of one layer.
@@ -30,6 +32,7 @@ class Step:
     operation: Operation
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Intervention:
     """What is done to the residual stream, layer by layer, in order.

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 
 from transformer_lens.model_bridge import TransformerBridge
 
+from persona_lens.checking import checked
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.loading.fingerprints import fingerprint, read_origin
 
 
+@checked
 @dataclass(frozen=True)
 class ModelInfo:
     """What identifies a model in results.
@@ -40,6 +42,7 @@ class ModelInfo:
     base_fingerprint: str | None = None
 
 
+@checked
 def describe_model(model: HookedModel) -> ModelInfo:
     """Return what identifies a model in results.
 

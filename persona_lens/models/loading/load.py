@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
+from persona_lens.checking import checked
 from persona_lens.errors import InvalidArgumentError, UnsupportedModelError
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.loading.adapters import check_adapter, check_base, hash_adapter, merge_adapter
@@ -19,6 +20,7 @@ from persona_lens.models.loading.hugging_face import load_hugging_face, quiet, r
 Backend = Literal["hooked", "bridge"]
 
 
+@checked
 def load_model(
     model: str | Path | HookedModel = EMBEDDED_MODEL,
     *,

@@ -12,6 +12,7 @@ from typing import Any, TypedDict
 
 import jinja2
 
+from persona_lens.checking import checked
 from persona_lens.errors import (
     ChatTemplateError,
     ContextLengthError,
@@ -30,6 +31,7 @@ class Message(TypedDict):
     content: str
 
 
+@checked
 @dataclass(frozen=True)
 class EncodedPrompt:
     """A rendered prompt, ready to be answered.
@@ -45,6 +47,7 @@ class EncodedPrompt:
     controls: tuple[str, ...] = ()
 
 
+@checked
 @dataclass(frozen=True)
 class EncodedConversation(TokenSpans):
     """A rendered conversation whose last message is the response.
@@ -86,6 +89,7 @@ def build_messages(question: str, system: str | None = None) -> list[Message]:
     return [*messages, {"role": "user", "content": question}]
 
 
+@checked
 def encode_prompt(
     tokenizer: Any, messages: Sequence[Message], *, n_ctx: int | None = None, reserve: int = 0
 ) -> EncodedPrompt:
@@ -113,6 +117,7 @@ def encode_prompt(
     return EncodedPrompt(text, found.tokens, found.controls)
 
 
+@checked
 def encode_conversation(
     tokenizer: Any, messages: Sequence[Message], *, n_ctx: int | None = None
 ) -> EncodedConversation:

@@ -9,9 +9,11 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from persona_lens.checking import checked
 from persona_lens.errors import ContextLengthError, InvalidArgumentError
 
 
+@checked
 @dataclass(frozen=True)
 class TokenSpans:
     """A tokenised conversation and where its response lies.
