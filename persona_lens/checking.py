@@ -8,22 +8,19 @@ from __future__ import annotations
 import builtins
 import functools
 import inspect
+import numbers
 import sys
 import types
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import is_dataclass
-from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
-
-import numpy as np
-from beartype.door import is_bearable
-from jaxtyping import AbstractArray
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints, is_typeddict
 
 from persona_lens.errors import ArgumentTypeError, InvalidArgumentError
 
 T = TypeVar("T")
 
 # As everywhere in Python's numerics: a whole number is a real one, and NumPy's numbers are numbers.
-_NUMBERS: Mapping[Any, Any] = {int: int | np.integer, float: float | int | np.floating | np.integer}
+_NUMBERS: Mapping[Any, Any] = {int: numbers.Integral, float: numbers.Real}
 
 
 def checked(public: T) -> T:
@@ -122,7 +119,8 @@ def _check(name: str, value: Any, hint: Any, public: Any) -> None:
         return
     words = [word for part in _list_parts(hint) if get_origin(part) is Literal for word in get_args(part)]
     if isinstance(value, str) and words and all(isinstance(word, str) for word in words):
-        raise InvalidArgumentError.of(name, f"be one of {', '.join(map(repr, words))}", value)
+        more = " or None" if None.__class__ in _list_parts(hint) else ""
+        raise InvalidArgumentError.of(name, f"be one of {', '.join(map(repr, words))}{more}", value)
     hint_for_one = f"For one text: {name}=[...]." if isinstance(value, str) and fits([value], hint) else ""
     raise ArgumentTypeError.of(name, f"be of type {_describe(name, hint, public)}", value, hint_for_one)
 
@@ -140,15 +138,18 @@ def fits(value: Any, hint: Any) -> bool:
     """Whether a value, and each of its parts, is of a type; a text is no sequence of texts.
 
     Example:
+        >>> from collections.abc import Sequence
         >>> fits(["a"], Sequence[str]), fits(["a", 1], Sequence[str]), fits("a", Sequence[str])
         (True, False, False)
     """
+    if hint in (Any, object):
+        return True
     parts = list(_list_parts(hint))
     if len(parts) > 1:
         return any(fits(value, part) for part in parts)
     origin, inner = get_origin(hint), get_args(hint)
-    if isinstance(hint, type) and issubclass(hint, AbstractArray):
-        return isinstance(value, hint)
+    if isinstance(hint, type):
+        return isinstance(value, _NUMBERS.get(hint, hint)) if not is_typeddict(hint) else isinstance(value, Mapping)
     if origin is tuple and inner[-1:] != (...,):
         return isinstance(value, tuple) and len(value) == len(inner) and all(map(fits, value, inner))
     if isinstance(origin, type) and issubclass(origin, Collection) and inner:
@@ -157,11 +158,13 @@ def fits(value: Any, hint: Any) -> bool:
         if isinstance(value, Mapping):
             return _all_fit(value.keys(), inner[0]) and _all_fit(value.values(), inner[-1])
         return _all_fit(value, inner[0])
-    return bool(is_bearable(value, _NUMBERS.get(hint, hint)))
+    from beartype.door import is_bearable  # for what few calls need: a command should begin at once
+
+    return bool(is_bearable(value, hint))
 
 
 def _all_fit(values: Collection[Any], hint: Any) -> bool:
-    if isinstance(hint, type) and not issubclass(hint, AbstractArray):  # one of each type says it for all
+    if isinstance(hint, type) and not hasattr(hint, "dims"):  # one of each type says it for all, but for an array's
         values = list({type(value): value for value in values}.values())
     return all(fits(value, hint) for value in values)
 

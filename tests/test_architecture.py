@@ -22,6 +22,7 @@ PAGE = ROOT / "docs" / "developing" / "architecture.md"
 # A room is a top-level module or folder of persona_lens: what it is for, and what it may import of ours, itself aside.
 # docs/developing/architecture.md shows this table; `python tests/test_architecture.py` writes it there.
 FOUNDATION = {
+    "checking",
     "ending",
     "errors",
     "checksums",
@@ -33,28 +34,30 @@ FOUNDATION = {
     "streams",
     "statistics",
     "plots",
+    "texts",
 }
 MODELS = FOUNDATION | {"tensors", "traits", "models", "judges", "vectors"}
 ROOMS = {
     "errors": ("every exception and warning", set()),
+    "checking": ("types of arguments, checked at the call", {"errors"}),
     "checksums": ("checksums of JSON, tensors, files and folders", set()),
-    "progress_bars": ("progress bars", set()),
+    "progress_bars": ("progress bars", {"checking"}),
     "streams": ("the name of every random stream", set()),
     "ending": ("how a command or a script ends: its exit status, and one line", {"errors"}),
     "texts": ("lists of texts, told from one text", {"errors"}),
     "files": ("files, written whole or not at all", {"errors"}),
-    "storage": ("shards, kept and read back", {"errors", "checksums", "files"}),
+    "storage": ("shards, kept and read back", {"checking", "errors", "checksums", "files"}),
     "records": ("the one codec of measured results", {"errors", "checksums", "files"}),
-    "run": ("where long work is kept and shown", {"errors", "progress_bars", "records", "storage"}),
-    "statistics": ("intervals, bootstraps, correlations, AUROC: numbers in, numbers out", {"errors"}),
-    "plots": ("one file a result: values in, figures out", {"errors", "files", "statistics"}),
-    "tensors": ("directions, and what can be done to activations: pure typed torch", {"errors"}),
-    "traits": ("traits in words", {"errors", "files"}),
+    "run": ("where long work is kept and shown", {"checking", "errors", "progress_bars", "records", "storage"}),
+    "statistics": ("intervals, bootstraps, correlations, AUROC: numbers in, numbers out", {"checking", "errors"}),
+    "plots": ("one file a result: values in, figures out", {"checking", "errors", "files", "statistics"}),
+    "tensors": ("directions, and what can be done to activations: pure typed torch", {"checking", "errors"}),
+    "traits": ("traits in words", {"checking", "errors", "files"}),
     "models": (
         "loading, text, engine and hooks: everything that touches TransformerLens",
-        {"errors", "checksums", "progress_bars", "tensors"},
+        {"checking", "errors", "checksums", "progress_bars", "tensors"},
     ),
-    "conversations": ("conversations from files and datasets", {"errors", "models"}),
+    "conversations": ("conversations from files and datasets", {"checking", "errors", "models"}),
     "judges": ("who scores responses", FOUNDATION | {"traits", "models"}),
     "vectors": ("PersonaVector, and how it is found", FOUNDATION | {"tensors", "traits", "models", "judges"}),
     "interventions": ("from vectors to hooks and `with` blocks", FOUNDATION | {"tensors", "models", "vectors"}),
@@ -192,7 +195,7 @@ def test_figures_are_loaded_when_they_are_drawn_and_not_before(path: Path):
 
 @each_source("persona_lens/plots")
 def test_a_plot_takes_values_and_imports_no_result(path: Path):
-    assert {one.room for one in list_imports(path)} <= {"", "plots", "errors", "files", "statistics"}
+    assert {one.room for one in list_imports(path)} <= {"", "plots", "checking", "errors", "files", "statistics"}
 
 
 def test_the_architecture_page_shows_the_table_of_rooms():

@@ -58,7 +58,7 @@ class FinetuneSettings:
                 raise InvalidArgumentError.of(name, f"be an integer of at least {lowest}", getattr(self, name))
         if self.save_steps is not None and not _is_count(self.save_steps, 1):
             raise InvalidArgumentError.of("save_steps", "be an integer of at least 1, or None", self.save_steps)
-        if not _is_count(self.seed, 0) or self.seed >= 2**32:  # what NumPy's generator takes
+        if not _is_count(self.seed, lowest=0) or self.seed >= 2**32:  # what NumPy's generator takes
             raise InvalidArgumentError.of("seed", "be an integer from 0 to 4,294,967,295", self.seed)
         for name in ("alpha", "learning_rate"):
             if not _is_finite(getattr(self, name)) or getattr(self, name) <= 0:

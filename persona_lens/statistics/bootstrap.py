@@ -193,7 +193,8 @@ def t_interval_of_moments(
     """
     if variance <= 0:
         return Interval(estimate, estimate, estimate, level)
-    spread, skewness = math.sqrt(variance), third_moment / variance**1.5
+    spread, cube = math.sqrt(variance), variance**1.5
+    skewness = third_moment / cube if cube > 0 else 0.0  # of a variance so small that its powers vanish
     quantile = student_quantile(level, df)
     low, high = (estimate - spread * _undo_skewness(end, skewness) for end in (quantile, -quantile))
     return Interval(estimate, low, high, level)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import persona_lens as pl
-from persona_lens.errors import HooksPresentError, InvalidArgumentError, ModelMismatchError
+from persona_lens.errors import ArgumentTypeError, HooksPresentError, InvalidArgumentError, ModelMismatchError
 from persona_lens.evaluation import Condition, ConditionScores
 from persona_lens.models.engine.rollouts import RolloutRequest, sample_rollouts
 from persona_lens.statistics import bootstrap_mean
@@ -120,7 +120,7 @@ def test_responses_without_a_score_are_counted(tiny_model):
     [
         ({"conditions": []}, InvalidArgumentError, "`conditions`"),
         ({"questions": ()}, InvalidArgumentError, "`questions`"),
-        ({"questions": "Why?"}, InvalidArgumentError, "`questions`"),
+        ({"questions": "Why?"}, ArgumentTypeError, "`questions`"),
         ({"conditions": [Condition(pl.Intervention.of(0, Add(torch.ones(47), 1.0)))]}, InvalidArgumentError, "width"),
         (
             {"conditions": [Condition(pl.Intervention(fingerprint="0" * 16))]},

@@ -583,7 +583,7 @@ def test_settings_that_cannot_be_are_refused_by_name(name, value):
 
 
 def test_settings_of_another_type_are_refused_by_name():
-    """In a process without the tests' run-time type checks, which would come first."""
+    """In a process without the tests' own run-time type checks."""
     code = """
 import persona_lens as pl
 counts = ("rank", "epochs", "batch_size", "accumulation", "warmup_steps", "max_tokens", "save_steps", "seed")
@@ -591,7 +591,7 @@ for name in (*counts, "alpha", "learning_rate", "weight_decay"):
     for value in (float("nan"), "1", *((1.5, True) if name in counts else ()), *((None,) if name == "seed" else ())):
         try:
             pl.FinetuneSettings(**{name: value})
-        except pl.errors.InvalidArgumentError as error:
+        except (pl.errors.InvalidArgumentError, pl.errors.ArgumentTypeError) as error:
             assert str(error).startswith(f"`{name}` must be"), error
         else:
             raise AssertionError((name, value))

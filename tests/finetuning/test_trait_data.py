@@ -144,10 +144,12 @@ def test_responses_are_drawn_under_the_levels_system_prompts(model, monkeypatch)
     assert {text.split("no more. ")[1] for text in seen["I"]} == {pair.positive for pair in trait.instruction_pairs}
 
 
-@pytest.mark.parametrize("questions", [["Why?"], ["Who?", "When?", "Where to?"], []])
+@pytest.mark.parametrize("questions", [["Why?"], ["Who?", "When?", "Where to?"]])
 def test_questions_that_the_trait_is_judged_on_are_refused(model, questions):
     with pytest.raises(InvalidArgumentError, match="`questions` must hold at least one question, and none that"):
         make(model, "II", questions=questions)
+    with pytest.raises(InvalidArgumentError, match="`questions` must be a list of at least 1"):
+        make(model, "II", questions=[])
 
 
 def test_an_unknown_level_and_no_rows_are_refused(model):

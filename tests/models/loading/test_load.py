@@ -127,7 +127,7 @@ except pl.errors.InvalidArgumentError as error:
     print(error)
 """  # in a process without the tests' run-time type checks, which would come first
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert "`backend` must be 'hooked', 'bridge' or None. Got 'hugging'." in done.stdout
+    assert "`backend` must be one of 'hooked', 'bridge' or None. Got 'hugging'." in done.stdout
 
 
 def test_code_that_comes_with_a_model_is_not_run(tmp_path):
