@@ -9,15 +9,19 @@ import builtins
 import functools
 import inspect
 import numbers
+import os
 import sys
 import types
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import is_dataclass
+from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints, is_typeddict
 
 from persona_lens.errors import ArgumentTypeError, InvalidArgumentError
 
 T = TypeVar("T")
+
+_LONGEST_NAME = 255  # of a file or folder, in bytes, on the usual file systems
 
 # As everywhere in Python's numerics: a whole number is a real one, and NumPy's numbers are numbers.
 _NUMBERS: Mapping[Any, Any] = {int: numbers.Integral, float: numbers.Real}
@@ -68,7 +72,7 @@ def _check_calls(function: Any, public: Any) -> Any:
         except TypeError as error:  # too few or too many; Python's own words, with the function's name
             raise TypeError(f"{public.__qualname__}() {error}") from None
         for name, value in bound.arguments.items():
-            if name in hints():
+            if name in hints() and name not in ("self", "cls"):
                 for one in _list_values(signature.parameters[name].kind, value):
                     _check(name, one, hints()[name], public)
         return function(*args, **kwargs)
@@ -116,6 +120,10 @@ def resolve_hints(public: Any) -> dict[str, Any]:
 
 def _check(name: str, value: Any, hint: Any, public: Any) -> None:
     if fits(value, hint):
+        if isinstance(value, int) and abs(value) >= 2**63:
+            raise InvalidArgumentError.of(name, "be below 2**63 in size", value)
+        if isinstance(value, str | Path) and Path in _list_parts(hint):
+            _check_path(name, str(value))
         return
     words = [word for part in _list_parts(hint) if get_origin(part) is Literal for word in get_args(part)]
     if isinstance(value, str) and words and all(isinstance(word, str) for word in words):
@@ -123,6 +131,17 @@ def _check(name: str, value: Any, hint: Any, public: Any) -> None:
         raise InvalidArgumentError.of(name, f"be one of {', '.join(map(repr, words))}{more}", value)
     hint_for_one = f"For one text: {name}=[...]." if isinstance(value, str) and fits([value], hint) else ""
     raise ArgumentTypeError.of(name, f"be of type {_describe(name, hint, public)}", value, hint_for_one)
+
+
+def _check_path(name: str, path: str) -> None:
+    """Refuse what no file can be called, before anything looks for it."""
+    try:
+        parts = os.fsencode(path).split(os.fsencode(os.sep))
+    except UnicodeEncodeError:
+        parts = [b"\0"]
+    if b"\0" in b"".join(parts) or max(map(len, parts)) > _LONGEST_NAME:
+        rule = f"be a path that a file can have: no NUL, no half surrogate pair, names of at most {_LONGEST_NAME} bytes"
+        raise InvalidArgumentError.of(name, rule, path)
 
 
 def _list_parts(hint: Any) -> Iterator[Any]:
@@ -142,7 +161,7 @@ def fits(value: Any, hint: Any) -> bool:
         >>> fits(["a"], Sequence[str]), fits(["a", 1], Sequence[str]), fits("a", Sequence[str])
         (True, False, False)
     """
-    if hint in (Any, object):
+    if hint in (Any, object) or isinstance(hint, TypeVar):
         return True
     parts = list(_list_parts(hint))
     if len(parts) > 1:
@@ -152,9 +171,13 @@ def fits(value: Any, hint: Any) -> bool:
         return isinstance(value, _NUMBERS.get(hint, hint)) if not is_typeddict(hint) else isinstance(value, Mapping)
     if origin is tuple and inner[-1:] != (...,):
         return isinstance(value, tuple) and len(value) == len(inner) and all(map(fits, value, inner))
-    if isinstance(origin, type) and issubclass(origin, Collection) and inner:
+    if isinstance(origin, type) and issubclass(origin, Iterable) and inner:
         if not isinstance(value, origin) or isinstance(value, str | bytes):
             return False
+        if not isinstance(value, Collection):
+            return True  # an iterator, which looking would use up
+        if getattr(value, "ndim", 1) == 0:
+            return False  # an array of no axis, which only says that it can be gone through
         if isinstance(value, Mapping):
             return _all_fit(value.keys(), inner[0]) and _all_fit(value.values(), inner[-1])
         return _all_fit(value, inner[0])

@@ -25,6 +25,7 @@ from cattrs.gen import make_dict_structure_fn
 from jaxtyping import AbstractArray
 from torch import Tensor
 
+from persona_lens.checking import checked
 from persona_lens.checksums import hash_json
 from persona_lens.errors import FileFormatError
 from persona_lens.files import write_json
@@ -41,6 +42,7 @@ _SPECIAL = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 _PLAIN_DTYPES = {"float32": torch.float32, "int64": torch.int64, "bool": torch.bool}
 
 
+@checked
 @dataclass(frozen=True)
 class Record:
     """Base of every measured result, a frozen dataclass: one JSON, one file, one line, one table.

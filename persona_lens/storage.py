@@ -22,7 +22,7 @@ from torch import Tensor
 
 from persona_lens.checking import checked
 from persona_lens.checksums import hash_json, hash_tensors
-from persona_lens.errors import FileFormatError, InvalidArgumentError
+from persona_lens.errors import ArgumentTypeError, FileFormatError, InvalidArgumentError
 from persona_lens.files import encode_json, write_bytes_atomically, write_json
 
 __all__ = ["Shard", "ShardStore", "collect_versions"]
@@ -49,7 +49,8 @@ class Shard:
 def save_shard(path: Path, shard: Shard) -> None:
     """Write a shard as one safetensors file, its records as JSON in the header, with a checksum of both."""
     records = json.dumps(shard.records, ensure_ascii=False)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in shard.tensors.items()}
+    # Copies: tensors that share their memory are refused, as one vector for several positions may be.
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in shard.tensors.items()}
     header = {_SEALED: f"{_hash_shard(records, tensors)} {records}"}
     write_bytes_atomically(path, save(tensors, metadata=header))
 
@@ -142,8 +143,14 @@ class ShardStore:
         try:
             return _read_shard(path, needs_checksum=True)
         except (FileNotFoundError, FileFormatError):
-            save_shard(path, compute())
+            save_shard(path, _check_shard(compute()))
         return _read_shard(path, needs_checksum=True)
+
+
+def _check_shard(shard: Any) -> Shard:
+    if not isinstance(shard, Shard):
+        raise ArgumentTypeError.of("compute", "return a Shard", shard)
+    return shard
 
 
 def _check_name(name: str) -> None:

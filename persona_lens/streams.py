@@ -4,6 +4,18 @@ from __future__ import annotations
 
 from enum import IntEnum, unique
 
+from persona_lens.errors import InvalidArgumentError
+
+
+def check_seed(seed: int) -> None:
+    """Refuse a seed that NumPy's generators do not take.
+
+    Raises:
+        InvalidArgumentError: A negative one.
+    """
+    if seed < 0:
+        raise InvalidArgumentError.of("seed", "be at least 0", seed)
+
 
 @unique
 class Stream(IntEnum):

@@ -95,6 +95,8 @@ def try_call(call: Callable[[], Any]) -> str:
         return "hang"
     except (pl.errors.PersonaLensError, ImportError):
         return "refused"
+    except (FileNotFoundError, FileExistsError) as error:  # Python's own classes, in the form of ours
+        return "refused" if str(error).startswith("`") else f"{type(error).__name__}: {error}"
     except TypeError as error:
         at_the_call = error.__traceback__ is not None and "checking.py" in _last_file(error)
         return "refused" if at_the_call else f"{type(error).__name__}: {error}"
@@ -131,7 +133,7 @@ def list_callables(valid: ValidArguments) -> Iterator[tuple[str, Callable[..., A
             ):
                 continue
             if inspect.isfunction(own):
-                made = made if made is not None else public(**valid.of(public))
+                made = made if made is not None else valid.make("", public)
                 yield f"{name}.{method}", getattr(made, method), own
             else:
                 yield f"{name}.{method}", getattr(public, method), own.__func__

@@ -162,7 +162,7 @@ def test_a_judge_is_added_as_the_page_says(capsys):
 
 
 def test_an_operation_is_added_as_the_page_says():
-    """In a process of its own: within the tests annotations are checked, and `Operation` names what the package has."""
+    """In a process of its own, as a user would run it."""
     code = read_marked(DOCS / "developing" / "adding.md", "operation")
     code += "h = torch.randn(2, 8)\none = reflected.at(3)[0]\nprint((one(one(h)) - h).norm() < 1e-5)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)

@@ -37,7 +37,7 @@ class LetterEncoder:
 
     name = identity = "letters"
 
-    def encode(self, texts):
+    def encode(self, texts, **options):
         return np.array([[float(len(text))] * 4 for text in texts])
 
 
@@ -61,6 +61,10 @@ class ValidArguments:
         self.data.write_text(
             '{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes."}]}\n' * 4
         )
+        self.screening = pl.screen(
+            model, [{"messages": CHAT}] * 4, {"loud": self.vector}, folder / "screening", layers={"loud": 1},
+            settings=pl.screening.ScreenSettings(max_response_tokens=4),
+        )  # fmt: skip
         questions = tuple(tiny_trait().evaluation_questions)
         self.by_name: dict[str, Callable[[Any], Any]] = {
             "tokenizer": lambda hint: model.tokenizer,
@@ -135,6 +139,8 @@ class ValidArguments:
     def _make_model(self, hint: Any) -> Any:
         if hint is pl.models.ModelInfo:
             return self.vector.model
+        if hint is Any:
+            return LetterEncoder()
         return self.model_folder if str in get_args(hint) or hint is str else self.model
 
     def make_path(self) -> Path:
@@ -182,6 +188,8 @@ class ValidArguments:
             return LetterEncoder()
         if hint is pl.PersonaVector:
             return self.vector
+        if hint is pl.screening.Screening:
+            return self.screening
         if typing.is_typeddict(hint):
             return CHAT[0]
         if origin is tuple and inner[-1:] == (...,):

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from persona_lens.checking import checked
+from persona_lens.errors import ArgumentTypeError
 from persona_lens.models.text.chat import Message
 
 UNREAD = frozenset({"cut off", "damaged file", "compressed too far"})
@@ -72,7 +73,12 @@ def count_reasons(bad: Iterable[BadRow]) -> dict[str, int]:
         >>> count_reasons(BadRow(f"row {i + 1}", i, reason, "") for i, reason in enumerate(reasons))
         {'no messages': 2, 'not JSON': 1}
     """
-    return dict(Counter(row.reason for row in bad).most_common())
+    counts: Counter[str] = Counter()
+    for row in bad:
+        if not isinstance(row, BadRow):  # out of an iterator, into which nobody has looked before
+            raise ArgumentTypeError.of("bad", "hold bad rows alone", row)
+        counts[row.reason] += 1
+    return dict(counts.most_common())
 
 
 class Refusal(Exception):

@@ -106,15 +106,22 @@ class ConditionScores(Record):
 
     def score(self, condition: int) -> Interval:
         """Return a condition's mean score with its bootstrap interval over questions."""
-        return mean_interval(self.by_question[condition])
+        return mean_interval(self.by_question[self._check_condition("condition", condition)])
 
     def coherence(self, condition: int) -> Interval:
         """Return a condition's mean coherence with its bootstrap interval over questions."""
-        return mean_interval(self.coherence_by_question[condition])
+        return mean_interval(self.coherence_by_question[self._check_condition("condition", condition)])
 
     def difference(self, condition: int, other: int) -> Interval:
         """Return how much higher a condition scores than another, paired by question."""
-        return difference_interval(self.by_question[condition], self.by_question[other])
+        pair = self._check_condition("condition", condition), self._check_condition("other", other)
+        return difference_interval(*(self.by_question[one] for one in pair))
+
+    def _check_condition(self, name: str, index: int) -> int:
+        n_conditions = len(self.conditions)
+        if not -n_conditions <= index < n_conditions:
+            raise InvalidArgumentError.of(name, f"be below {n_conditions}, as there are so many conditions", index)
+        return index
 
     def __repr__(self) -> str:
         shown = ", ".join(f"{name or i} {self.score(i)}" for i, name in enumerate(self.conditions[:4]))

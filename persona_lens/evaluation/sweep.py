@@ -141,7 +141,12 @@ class SweepResult(Record):
         """Return the mean score under random directions, over all their layers.
 
         The interval holds for other directions and layers as well as for other questions.
+
+        Raises:
+            InvalidArgumentError: A coefficient that was not swept.
         """
+        if coefficient not in self.coefficients:
+            raise InvalidArgumentError.of("coefficient", f"be one of {self.coefficients}", coefficient)
         column = self.null_scores[:, :, self.coefficients.index(coefficient)]
         return mean_over_directions_interval(column.flatten(end_dim=1))
 

@@ -250,6 +250,8 @@ def finetune(
 
 def _check_writable(folder: Path) -> None:
     """Fail now rather than after an hour of training."""
+    if folder.exists() and not folder.is_dir():
+        raise InvalidArgumentError.of("out", "be a folder, or not there yet", str(folder))
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder):
         pass

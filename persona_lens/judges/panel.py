@@ -23,6 +23,7 @@ from persona_lens.files import write_bytes_atomically
 from persona_lens.judges.judgement import Judge, Judgement, check_pairs
 from persona_lens.records import Record, format_table
 from persona_lens.statistics import Interval, bootstrap_spearman_r
+from persona_lens.streams import check_seed
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -155,7 +156,13 @@ def compare_scores(
     Returns:
         Rank correlation with its bootstrap interval, and the agreement on the first judge's clear pairs. Fewer than
         three common responses, or scores that are all the same, give NaN.
+
+    Raises:
+        InvalidArgumentError: Not as many scores of one as of the other.
     """
+    if first_scores.shape != second_scores.shape:
+        rule = f"hold as many as `first_scores`, {len(first_scores)}"
+        raise InvalidArgumentError.of("second_scores", rule, len(second_scores))
     both = ~(first_scores.isnan() | second_scores.isnan())
     a, b = first_scores[both].double().numpy(), second_scores[both].double().numpy()
     clear = [b[i] - b[j] for i in np.flatnonzero(a > high) for j in np.flatnonzero(a < low)]
@@ -199,6 +206,7 @@ def write_spot_check(
     if Path(path).exists():
         raise FileExistsError(f"`path` must name a new file. Got {str(path)!r}, which is there. Choose another.")
     distinct = list(dict.fromkeys(zip(questions, responses, strict=True)))
+    check_seed(seed)
     drawn = np.random.default_rng(seed).permutation(len(distinct))[:n]
     lines = io.StringIO()
     writer = csv.writer(lines)

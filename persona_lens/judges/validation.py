@@ -19,7 +19,7 @@ from persona_lens.errors import InvalidArgumentError
 from persona_lens.judges.judgement import IdentifiedJudge, Judge, Judgement, identify_judge
 from persona_lens.records import Record, format_table
 from persona_lens.statistics import Interval, bootstrap_auroc_by_group
-from persona_lens.streams import Stream
+from persona_lens.streams import Stream, check_seed
 from persona_lens.traits.written import Kind, WrittenExample
 
 if TYPE_CHECKING:
@@ -210,8 +210,9 @@ def shuffle_words(text: str, share: float, seed: int = 0) -> str:
     """
     if not 0 <= share <= 1:
         raise InvalidArgumentError.of("share", "be in [0, 1]", share)
+    check_seed(seed)
     words = text.split()
-    key = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4])
+    key = int.from_bytes(hashlib.sha256(text.encode(errors="surrogatepass")).digest()[:4])
     rng = np.random.default_rng([seed, Stream.SHUFFLED_WORDS, key])
     places = rng.choice(len(words), size=min(len(words), max(2, round(share * len(words)))), replace=False)
     moved = dict(zip(places.tolist(), rng.permutation(places).tolist(), strict=True))

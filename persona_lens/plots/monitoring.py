@@ -11,6 +11,7 @@ from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 
 from persona_lens.checking import checked
+from persona_lens.errors import InvalidArgumentError
 from persona_lens.plots.style import INK, lay_out
 
 if TYPE_CHECKING:
@@ -48,6 +49,9 @@ def plot_monitoring(
     Reference:
         Persona Vectors (arXiv 2507.21509), Figures 4 and 14 and Table 2.
     """
+    if not settings or settings.keys() != correlations.keys():
+        rule = "name the settings of `correlations`, at least one"
+        raise InvalidArgumentError.of("settings", rule, list(settings))
     titles = []
     for name, found in correlations.items():
         theirs = (paper or {}).get(name)

@@ -114,11 +114,14 @@ class Screening:
         Raises:
             InvalidArgumentError: A trait or column that was not screened for.
         """
-        if trait not in self.traits:
-            raise InvalidArgumentError.of("trait", f"be one of {self.traits}", trait)
+        self._check_trait(trait)
         if column not in ("raw", "base", "prompt", "delta"):
             raise InvalidArgumentError.of("column", "be raw, base, prompt or delta", column)
         return torch.tensor([v for v in self.rows[f"{trait}.{column}"][:] if v is not None], dtype=torch.float64)
+
+    def _check_trait(self, trait: str) -> None:
+        if trait not in self.traits:
+            raise InvalidArgumentError.of("trait", f"be one of {self.traits}", trait)
 
     def measure(self, trait: str) -> Interval:
         """Return the dataset's projection difference with its 95 % bootstrap interval over samples; NaN for one."""
@@ -151,11 +154,15 @@ class Screening:
             seed: Draws the subset.
 
         Raises:
-            InvalidArgumentError: A screening that is such an approximation itself, or fewer than three samples.
+            InvalidArgumentError: A trait that was not screened for, a screening that is an approximation itself, or fewer
+                than three samples.
 
         Reference:
             Persona Vectors (arXiv 2507.21509), appendix I.
         """
+        self._check_trait(trait)
+        if n_subset < 2:
+            raise InvalidArgumentError.of("n_subset", "be at least 2", n_subset)
         if self.config["settings"]["base"] != "sampled":
             rule, got = "be made with base='sampled'", self.config["settings"]["base"]
             raise InvalidArgumentError.of("screening", rule, got)

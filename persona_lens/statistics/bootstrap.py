@@ -29,6 +29,9 @@ from persona_lens.statistics.interval import Interval, check_level
 # Resamples are drawn in blocks of about this many numbers, so that memory does not grow with the data (8 MB).
 _BLOCK_SIZE = 2**20
 
+# More take hours, and no digit that is shown changes after a few thousand.
+_MOST_RESAMPLES = 1_000_000
+
 
 @checked
 def bootstrap_mean(
@@ -238,8 +241,8 @@ def _list_blocks(sizes: tuple[int, ...], n_resamples: int) -> Iterator[int]:
 
 def check_resampling(n_resamples: int, level: float, seed: int) -> None:
     """Refuse what no bootstrap can be drawn with."""
-    if n_resamples < 1:
-        raise InvalidArgumentError.of("n_resamples", "be at least 1", n_resamples)
+    if not 1 <= n_resamples <= _MOST_RESAMPLES:
+        raise InvalidArgumentError.of("n_resamples", f"be in [1, {_MOST_RESAMPLES:,}]", n_resamples)
     if seed < 0:
         raise InvalidArgumentError.of("seed", "be at least 0", seed)
     check_level(level)

@@ -14,6 +14,8 @@ from torch import Tensor
 from persona_lens.checking import checked
 from persona_lens.errors import InvalidArgumentError
 
+_MOST_ENTRIES = 2**31  # of random directions: 8 GiB
+
 
 def widen(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """Convert to the dtype that the package computes in: float32, or float64 where that is what came.
@@ -110,6 +112,8 @@ def normalize(directions: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*ba
         >>> normalize(torch.tensor([3.0, 4.0]))
         tensor([0.6000, 0.8000])
     """
+    if directions.shape[-1] == 0:
+        raise InvalidArgumentError.of("directions", "hold vectors of at least one entry", tuple(directions.shape))
     wide = widen(directions)
     largest = wide.abs().amax(dim=-1, keepdim=True)
     usable = torch.isfinite(largest) & (largest > 0)
@@ -242,6 +246,9 @@ def sample_random_directions(
     for name, count in (("d_model", d_model), ("n_directions", n_directions)):
         if count < 1:
             raise InvalidArgumentError.of(name, "be at least 1", count)
+    if (size := n_directions * len(norms) * d_model) > _MOST_ENTRIES:
+        rule = f"make at most {_MOST_ENTRIES:,} numbers with `norms` and `d_model`"
+        raise InvalidArgumentError.of("n_directions", rule, f"{n_directions}, {size:,} numbers")
     generator = torch.Generator(device="cpu").manual_seed(seed)
     gaussian = torch.randn((n_directions, len(norms), d_model), generator=generator, dtype=torch.float32)
     return normalize(gaussian).to(norms.device) * norms.to(torch.float32)[:, None]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeAlias
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -21,6 +21,20 @@ from persona_lens.tensors.directions import normalize, widen
 
 # The next norm squares what it reads; where that overflows, it gives zeros, and text comes out that means nothing.
 _LONGEST_MOVE = 1e18
+
+
+@runtime_checkable
+class Operation(Protocol):
+    """What can be done to activations: :class:`Add`, :class:`Ablate`, :class:`Cap`, :class:`KeepNorm`, or one's own."""
+
+    @property
+    def d_model(self) -> int:
+        """Width of the activations that it acts on."""
+        ...
+
+    def __call__(self, activations: Float[Tensor, "*batch d_model"], /) -> Float[Tensor, "*batch d_model"]:
+        """Return the changed activations; the argument is left as it is."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,10 +233,6 @@ class KeepNorm:
         return restore_norm(changed, activations)
 
 
-Operation: TypeAlias = Add | Ablate | Cap | KeepNorm
-"""Everything that can be done to activations at a site."""
-
-
 @checked
 def restore_norm(
     changed: Float[Tensor, "*batch d_model"], original: Float[Tensor, "*batch d_model"]
@@ -243,6 +253,9 @@ def restore_norm(
         >>> restore_norm(torch.tensor([[6.0, 8.0]]), torch.tensor([[0.0, 5.0]]))
         tensor([[3., 4.]])
     """
+    if changed.shape != original.shape:
+        rule = f"have the shape of `changed`, {tuple(changed.shape)}"
+        raise InvalidArgumentError.of("original", rule, tuple(original.shape))
     wide, norm = widen(changed), widen(original).norm(dim=-1, keepdim=True)
     now = wide.norm(dim=-1, keepdim=True)
     scaled = (wide * (norm / now.where(now > 0, 1.0))).to(changed.dtype)

@@ -146,6 +146,7 @@ class Sampling:
             ),
             ("top_p", "be in (0, 1]", 0 < self.top_p <= 1),
             ("rollouts", "be at least 1", self.rollouts >= 1),
+            ("seed", "be at least 0", self.seed >= 0),
             ("batch_size", "be at least 1", self.batch_size >= 1),
             ("positions", "be 'response', 'prompt' or 'all'", self.positions in ("response", "prompt", "all")),
         )

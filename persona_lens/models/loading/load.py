@@ -66,7 +66,7 @@ def load_model(
         return _adopt(model, backend)
     if adapter is not None:
         check_adapter(Path(adapter))
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = _find_device(device)
     resolved = resolve_dtype(dtype, device)
     name = str(model)
     with quiet():
@@ -105,6 +105,14 @@ def load_model(
                 loaded = _build_bridge(name, hf_model, tokenizer, resolved)
     remember_origin(loaded, fingerprint, base_fingerprint)
     return loaded
+
+
+def _find_device(device: str | torch.device | None) -> torch.device:
+    try:
+        return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        rule = "be None or a device that torch knows, such as 'cpu' or 'cuda:0'"
+        raise InvalidArgumentError.of("device", rule, device) from error
 
 
 def _adopt(model: HookedModel, backend: Backend | None) -> HookedModel:
