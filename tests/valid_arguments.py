@@ -184,6 +184,8 @@ class ValidArguments:
             )
         if hint in (pl.judges.Judge, pl.judges.IdentifiedJudge):
             return IdentifiedLengthJudge()
+        if hint is pl.tensors.Operation:
+            return pl.tensors.Add(torch.ones(48), 1.0)
         if hint is pl.judges.TextEncoder:
             return LetterEncoder()
         if hint is pl.PersonaVector:

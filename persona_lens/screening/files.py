@@ -14,6 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from persona_lens.checksums import hash_json
 from persona_lens.files import write_bytes_atomically, write_json
 
 RECORD = "screening.json"
@@ -83,17 +84,13 @@ def _seal(stream: bytes) -> bytes:
 
 def write_record(folder: Path, content: Mapping[str, Any]) -> None:
     """Write what a screening is, with a checksum."""
-    write_json(folder / RECORD, {**content, _CHECKSUM: _hash(content)})
+    write_json(folder / RECORD, {**content, _CHECKSUM: hash_json(content)})
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
     """Return what :func:`write_record` wrote; None if it is damaged."""
     try:
         content: dict[str, Any] = json.loads((folder / RECORD).read_bytes())
-        return content if content.pop(_CHECKSUM) == _hash(content) else None
+        return content if content.pop(_CHECKSUM) == hash_json(content) else None
     except (ValueError, RecursionError, AttributeError, KeyError, TypeError):
         return None
-
-
-def _hash(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -154,8 +154,8 @@ class Screening:
             seed: Draws the subset.
 
         Raises:
-            InvalidArgumentError: A trait that was not screened for, a screening that is an approximation itself, or fewer
-                than three samples.
+            InvalidArgumentError: A trait that was not screened for, a screening that is an approximation itself, or
+                fewer than three samples.
 
         Reference:
             Persona Vectors (arXiv 2507.21509), appendix I.

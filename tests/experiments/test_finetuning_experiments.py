@@ -1,15 +1,12 @@
 """The fine-tuning experiments, run as a user runs them, on a tiny random model that ends sentences now and then."""
 
 import json
-import signal
-import subprocess
-import time
 
 import pytest
 import torch
 
 import persona_lens as pl
-from tests.experiments.scripts import command, environment, run, save_talkative, write_traits
+from tests.experiments.scripts import run, save_talkative, write_traits
 
 pytestmark = pytest.mark.slow  # whole scripts, each run as a user runs it
 
@@ -66,27 +63,6 @@ def test_replot_draws_the_same_figures_from_the_file_without_a_model(setting, wh
         done = run(setting, script, f"whole-{script}", *arguments, "--replot", "--model", "nobody/has-this-model")
         assert done.returncode == 0, done.stderr
         assert {page: page.read_bytes() for page in pages} == pages
-
-
-def test_a_run_that_was_killed_goes_on_and_writes_what_an_uninterrupted_one_writes(setting, whole):
-    script, name = "finetuning_shift", "killed"
-    runs = setting[0] / f"{name}-runs"
-    process = subprocess.Popen(
-        command(setting, script, name, *SCRIPTS[script][0]), env=environment(), cwd=setting[0],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    deadline = time.monotonic() + 200
-    while not list(runs.glob("*/measured-loud-*.safetensors")) and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    kept = {path: path.stat().st_mtime_ns for path in runs.glob("*/*.safetensors")}
-    done = run(setting, script, name, *SCRIPTS[script][0])
-    assert done.returncode == 0, done.stderr
-    assert all(path.stat().st_mtime_ns == changed for path, changed in kept.items())
-    for result in SCRIPTS[script][1]:
-        assert (setting[0] / name / result).read_bytes() == (setting[0] / f"whole-{script}" / result).read_bytes()
 
 
 def test_a_model_is_trained_on_every_dataset_at_every_level_and_measured_for_every_trait(whole):

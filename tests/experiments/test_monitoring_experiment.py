@@ -1,8 +1,5 @@
 import json
-import signal
-import subprocess
 import sys
-import time
 
 import pytest
 
@@ -78,25 +75,6 @@ def test_numbers_of_shots_that_cannot_be_made_are_named(whole):
     assert "examples" in content["skipped"]["99"]
     assert set(content["conditions"]["shots"]) | set(content["skipped"]) == {"0", "1", "2", "99"}
     assert "0" in content["conditions"]["shots"]
-
-
-def test_a_run_that_was_killed_goes_on_and_writes_what_an_uninterrupted_one_writes(setting, whole):
-    runs = setting[0] / "killed-runs"
-    process = subprocess.Popen(
-        command(setting, "killed"), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + 200
-    while len(list(runs.rglob("condition*.safetensors"))) < 1 and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    kept = {path: path.stat().st_mtime_ns for path in runs.rglob("*.safetensors")}
-    assert kept
-    assert run(setting, "killed").returncode == 0
-    assert all(path.stat().st_mtime_ns == changed for path, changed in kept.items())
-    for name in RESULTS:
-        assert (setting[0] / "killed" / name).read_bytes() == (whole / name).read_bytes(), name
 
 
 def test_replot_draws_the_same_figure_from_the_file_without_a_model(setting, whole):

@@ -1,9 +1,6 @@
 import importlib
 import json
 import re
-import signal
-import subprocess
-import time
 import typing
 
 import pytest
@@ -11,7 +8,7 @@ import torch
 import tyro
 
 import persona_lens as pl
-from tests.experiments.scripts import ROOT, command, environment, run, write_traits
+from tests.experiments.scripts import ROOT, run, write_traits
 from tests.small_trait import tiny_trait
 
 pytestmark = pytest.mark.slow  # whole scripts, each run as a user runs it
@@ -69,29 +66,6 @@ def test_replot_draws_the_same_figure_from_the_file_without_a_model(setting, who
     done = run(setting, script, f"whole-{script}", "--trait", *SCRIPTS[script][0], *more)
     assert done.returncode == 0, done.stderr
     assert {page: page.read_bytes() for page in pages} == pages
-
-
-@pytest.mark.parametrize("script", ["steering_modes", "trait_geometry"])  # trait by trait, and all in one
-def test_a_run_that_was_killed_goes_on_and_writes_what_an_uninterrupted_one_writes(setting, whole, script):
-    name = f"killed-{script}"
-    runs = setting[0] / f"{name}-runs"
-    process = subprocess.Popen(
-        command(setting, script, name, "--trait", *SCRIPTS[script][0]), env=environment(), cwd=setting[0],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    deadline = time.monotonic() + 200
-    while len(list(runs.rglob("*.safetensors"))) < 2 and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    kept = {path: path.stat().st_mtime_ns for path in runs.rglob("*.safetensors")}
-    assert len(kept) >= 2
-    done = run(setting, script, name, "--trait", *SCRIPTS[script][0])
-    assert done.returncode == 0, done.stderr
-    assert all(path.stat().st_mtime_ns == changed for path, changed in kept.items())
-    for result in SCRIPTS[script][1]:
-        assert (setting[0] / name / result).read_bytes() == (setting[0] / f"whole-{script}" / result).read_bytes()
 
 
 def test_directions_of_every_token_position_are_tried_at_every_layer_and_coefficient(whole):

@@ -2,12 +2,7 @@ import contextlib
 import dataclasses
 import inspect
 import json
-import os
 import random
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -156,31 +151,6 @@ import persona_lens as pl
 from tests.screening.test_screen import run
 run(pl.load_model({model!r}, dtype="float32", device="cpu"), {data!r}, {out!r}, shard_rows=2)
 """
-
-
-@pytest.mark.slow
-def test_killed_at_random_moments_the_next_run_writes_the_bytes_of_an_uninterrupted_one(tiny_folder, tmp_path):
-    data = write_lines(tmp_path / "rows.jsonl", [json.dumps(row).encode() for row in make_rows(40)])
-    model = pl.load_model(tiny_folder("llama"), dtype="float32", device="cpu")
-    run(model, data, tmp_path / "whole", shard_rows=2)
-    out = tmp_path / "killed"
-    paths = {"root": str(ROOT), "model": tiny_folder("llama"), "data": str(data), "out": str(out)}
-    code = SCRIPT.format(threads=torch.get_num_threads(), **paths)
-    rng = random.Random(1)
-    for n_finished in (1, 7, 14):
-        process = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"HF_HUB_OFFLINE": "1"}, cwd=ROOT)
-        deadline = time.monotonic() + 120
-        while len(list(out.glob("shards/*.arrow"))) < n_finished and process.poll() is None:
-            assert time.monotonic() < deadline
-            time.sleep(0.001)
-        time.sleep(rng.random() * 0.02)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    with pytest.raises(pl.errors.FileFormatError, match="finished"):
-        pl.screening.Screening.load(out)
-    run(model, data, out, shard_rows=2)
-    left = {name: content for name, content in read_shards(out).items() if not name.startswith(".")}
-    assert left == read_shards(tmp_path / "whole")
 
 
 def test_a_screening_can_be_made_longer_and_not_shorter(tiny_model, tmp_path):
