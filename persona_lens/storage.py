@@ -155,8 +155,8 @@ def _check_shard(shard: Any) -> Shard:
 
 def _check_name(name: str) -> None:
     """Refuse a shard's name that is no plain file name: ``../x`` and ``/x`` would be written outside the store."""
-    if not re.fullmatch(r'[^/\\:*?"<>|\x00-\x1f\ud800-\udfff.][^/\\:*?"<>|\x00-\x1f\ud800-\udfff]{0,99}', name):
-        rule = "be a file name of at most 100 characters, without / \\ : * ? \" < > | and no '.' first"
+    if not re.fullmatch(r'[^/\\:*?"<>|\x00-\x1f\ud800-\udfff.~][^/\\:*?"<>|\x00-\x1f\ud800-\udfff]{0,99}', name):
+        rule = "be a file name of at most 100 characters, without / \\ : * ? \" < > | and no '.' or '~' first"
         raise InvalidArgumentError.of("name", rule, name)
 
 

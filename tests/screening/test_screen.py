@@ -143,16 +143,6 @@ def test_shards_of_longer_data_do_not_stay(tiny_model, tmp_path):
     assert len(read_shards(tmp_path / "out")) == 2
 
 
-SCRIPT = """
-import sys, torch
-sys.path.insert(0, {root!r})
-torch.set_num_threads({threads})
-import persona_lens as pl
-from tests.screening.test_screen import run
-run(pl.load_model({model!r}, dtype="float32", device="cpu"), {data!r}, {out!r}, shard_rows=2)
-"""
-
-
 def test_a_screening_can_be_made_longer_and_not_shorter(tiny_model, tmp_path):
     rows = make_rows(12)
     run(tiny_model, rows, tmp_path / "out", max_rows=6)
