@@ -3,15 +3,16 @@
 import os
 import random
 import signal
+import sys
+import tempfile
 import time
+from pathlib import Path
 
 import pytest
 
 from tests.anthropic_server import message, serve
 from tests.experiments.scripts import FORKED
 from tests.killed_work import WORKS, read_results, work
-
-N_KILLS = 10
 
 
 def start(name, folder, out, env):
@@ -42,26 +43,38 @@ def rate(request):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", WORKS)
 def test_killed_ten_times_a_work_comes_to_the_same_bytes(name, roomy_folder, tmp_path, env):
+    check_survival(name, roomy_folder, tmp_path, env, n_kills=10)
+
+
+def check_survival(name, model, folder, env, n_kills):
+    """Kill a work at random moments, go on each time, and compare what it comes to with an uninterrupted run."""
     begun = time.monotonic()
-    whole = start(name, roomy_folder, tmp_path / "whole", env)
-    whole.join(300)
+    whole = start(name, model, folder / "whole", env)
+    whole.join(1200)
     took = time.monotonic() - begun
-    assert whole.exitcode == 0, (tmp_path / "whole" / "log").read_text()
-    expected = read_results(name, tmp_path / "whole")
+    assert whole.exitcode == 0, (folder / "whole" / "log").read_text()
+    expected = read_results(name, folder / "whole")
     assert expected
     rng, kills = random.Random(name), 0
-    while kills < N_KILLS:
-        process = start(name, roomy_folder, tmp_path / "killed", env)
+    while kills < n_kills:
+        process = start(name, model, folder / "killed", env)
         process.join(took * rng.random())
         if process.exitcode is None:
             os.kill(process.pid, signal.SIGKILL)
             kills += 1
         process.join(60)
-        assert process.exitcode in (0, -signal.SIGKILL), (tmp_path / "killed" / "log").read_text()
+        assert process.exitcode in (0, -signal.SIGKILL), (folder / "killed" / "log").read_text()
         if process.exitcode == 0:  # it came to its end between two kills: the next one begins anew
-            assert read_results(name, tmp_path / "killed") == expected
-            (tmp_path / "killed").rename(tmp_path / f"ended {len(list(tmp_path.iterdir()))}")
-    last = start(name, roomy_folder, tmp_path / "killed", env)
-    last.join(300)
-    assert last.exitcode == 0, (tmp_path / "killed" / "log").read_text()
-    assert read_results(name, tmp_path / "killed") == expected
+            assert read_results(name, folder / "killed") == expected
+            (folder / "killed").rename(folder / f"ended {len(list(folder.iterdir()))}")
+    last = start(name, model, folder / "killed", env)
+    last.join(1200)
+    assert last.exitcode == 0, (folder / "killed" / "log").read_text()
+    assert read_results(name, folder / "killed") == expected
+
+
+if __name__ == "__main__":  # with the model's name: `python -m tests.test_killed_runs smollm2-135m-instruct`
+    for each in WORKS.keys() - {"judge_in_batches"}:  # which asks an endpoint, not the model
+        with tempfile.TemporaryDirectory() as place:
+            check_survival(each, sys.argv[1], Path(place), {"HF_HUB_OFFLINE": "1"}, n_kills=2)
+            print(f"{each}: killed twice, the same bytes", flush=True)
