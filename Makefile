@@ -52,7 +52,7 @@ $(TL4): $(PACKAGES)
 	@touch $@
 
 # Two processes of one thread each do more than one of two.
-PYTEST := OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n 2 --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test: setup browser
 	@$(PYTEST) -m "not slow"

@@ -14,6 +14,12 @@ settings.register_profile("repository", deadline=None)
 settings.load_profile("repository")
 
 
+def pytest_collection_modifyitems(items):
+    """Files with slow tests first, so that the last ones to end are short, whichever process they fall to."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory):
     """Folder of a tiny model of an architecture, made once."""
