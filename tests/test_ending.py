@@ -34,11 +34,16 @@ sys.exit(run_to_end(work, {GO_ON!r}))
 """
 
 
+def heed_interrupts():
+    """As a program of the foreground does; one that a shell began with `&` is told to ignore them."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize(("number", "status", "word"), [("SIGINT", 130, "Interrupted"), ("SIGTERM", 143, "SIGTERM")])
 def test_a_signal_ends_it_quietly_with_its_status_and_leaves_nothing_half_written(tmp_path, number, status, word):
     process = subprocess.Popen(
         [sys.executable, "-c", WORKING, str(tmp_path / "out")], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True, env=ENVIRONMENT,
+        text=True, env=ENVIRONMENT, preexec_fn=heed_interrupts,
     )  # fmt: skip
     assert process.stdout.readline() == "working\n"
     process.send_signal(getattr(signal, number))
@@ -135,8 +140,9 @@ def test_long_work_that_is_broken_off_keeps_its_shards_and_the_same_command_goes
 
     def start():
         return subprocess.Popen(
-            program, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
-        )
+            program, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT,
+            preexec_fn=heed_interrupts,
+        )  # fmt: skip
 
     process = start()
     wait_for(lambda: list((tmp_path / kept).rglob("*.safetensors")), process)
