@@ -55,10 +55,6 @@ class ScreenSettings:
     limits: ReadLimits = ReadLimits()
 
     def __post_init__(self) -> None:
-        if self.turn not in ("first", "last"):
-            raise InvalidArgumentError.of("turn", "be 'first' or 'last'", self.turn)
-        if self.base not in ("sampled", "last_prompt"):
-            raise InvalidArgumentError.of("base", "be 'sampled' or 'last_prompt'", self.base)
         for name in ("max_prompt_tokens", "max_response_tokens", "batch_size"):
             if getattr(self, name) < 1:
                 raise InvalidArgumentError.of(name, "be at least 1", getattr(self, name))

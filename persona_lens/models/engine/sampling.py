@@ -148,7 +148,6 @@ class Sampling:
             ("rollouts", "be at least 1", self.rollouts >= 1),
             ("seed", "be at least 0", self.seed >= 0),
             ("batch_size", "be at least 1", self.batch_size >= 1),
-            ("positions", "be 'response', 'prompt' or 'all'", self.positions in ("response", "prompt", "all")),
         )
         for name, rule, holds in rules:
             if not holds:

@@ -57,8 +57,6 @@ def load_model(
         >>> model.cfg.n_layers  # doctest: +SKIP
         30
     """
-    if backend not in (None, "hooked", "bridge"):
-        raise InvalidArgumentError.of("backend", "be 'hooked', 'bridge' or None", backend)
     if not isinstance(model, str | Path):
         if adapter is not None:
             hint = "Load it by name."
