@@ -36,7 +36,7 @@ def extract(model_folder, out):
 def sweep(model_folder, out):
     model, run = load(model_folder), pl.Run(pl.ShardStore(out / "runs", {"seed": 0}))
     found = pl.sweep_layers(
-        model, tiny_trait(), make_vector(model), judge=LengthJudge(), coefficients=(1.0, 2.0, 4.0, 8.0),
+        model, tiny_trait(), make_vector(model), judge=LengthJudge(), coefficients=(1.0, 2.0, 4.0, 8.0), layers=2,
         sampling=pl.Sampling(max_new_tokens=24, rollouts=6, batch_size=8), run=run,
     )  # fmt: skip
     found.save(out / "sweep.json")
@@ -49,7 +49,7 @@ def survey(model_folder, out):
     for name in ("loud", "soft", "shrill"):
         vector, own = make_vector(model, name), run.part({"trait": name})
         given = {"judge": LengthJudge(), "sampling": sampling, "run": own}
-        swept = pl.sweep_layers(model, tiny_trait(), vector, coefficients=(1.0, 4.0), **given)
+        swept = pl.sweep_layers(model, tiny_trait(), vector, coefficients=(1.0, 4.0), layers=2, **given)
         choice = pl.evaluation.LayerChoice("given", 1, 2.0, *[pl.statistics.Interval(1.0, 0.0, 2.0)] * 2)
         confirmed = pl.confirm_choice(model, vector, choice, questions=["Why?", "When?"], random_directions=3, **given)
         swept.save(out / f"{name} sweep.json")

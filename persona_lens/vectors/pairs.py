@@ -1,0 +1,124 @@
+"""Activations of paired answers: what every estimator of a direction starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from persona_lens.checking import checked
+from persona_lens.checksums import hash_json
+from persona_lens.errors import InvalidArgumentError
+from persona_lens.models.engine.activations import pool_residual_stream
+from persona_lens.models.hooked_model import HookedModel
+from persona_lens.models.hooks.points import check_unsteered
+from persona_lens.models.loading import ModelInfo, describe_model
+from persona_lens.models.text.chat import Message, build_messages, encode_conversation, warn_of_controls
+from persona_lens.traits.written import Kind, WrittenExample
+
+
+@checked
+@dataclass(frozen=True, eq=False)
+class ActivationPairs:
+    """Mean activations of pairs of answers to one question, one with a trait and one without.
+
+    In memory: ``2 * pair * layer * d_model`` float32, 28 MB for 200 pairs of the embedded model.
+
+    Args:
+        trait: The trait's name.
+        model: The model that read or said them.
+        positive: Response means of the answers with the trait.
+        negative: Of those without, in the same order.
+        questions: A number for each pair's question; pairs of one question are not independent.
+        provenance: Where the answers come from.
+
+    Raises:
+        InvalidArgumentError: Fewer than two pairs, shapes that do not fit the model, or a number that is not finite.
+    """
+
+    trait: str
+    model: ModelInfo
+    positive: Float[Tensor, "pair layer d_model"]
+    negative: Float[Tensor, "pair layer d_model"]
+    questions: tuple[int, ...]
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if len(self.questions) < 2:
+            raise InvalidArgumentError.of("questions", "number at least 2 pairs", self.questions)
+        expected = (len(self.questions), self.model.n_layers, self.model.d_model)
+        for name in ("positive", "negative"):
+            values = getattr(self, name)
+            if tuple(values.shape) != expected:
+                rule = f"have shape (pair, layer, d_model) = {expected}"
+                raise InvalidArgumentError.of(name, rule, tuple(values.shape))
+            if not bool(torch.isfinite(values).all()):
+                raise InvalidArgumentError.of(name, "be finite", "NaN or infinity")
+
+    def take(self, chosen: Sequence[int]) -> ActivationPairs:
+        """Return some of the pairs, such as a half or a bootstrap draw; one may be taken more than once."""
+        rows = torch.tensor(list(chosen), dtype=torch.long)
+        if len(rows) == 0 or not bool(((rows >= 0) & (rows < len(self))).all()):
+            raise InvalidArgumentError.of("chosen", f"hold numbers of pairs, in [0, {len(self)})", list(chosen))
+        questions = tuple(self.questions[row] for row in rows.tolist())
+        return replace(self, positive=self.positive[rows], negative=self.negative[rows], questions=questions)
+
+    def __len__(self) -> int:
+        return len(self.questions)
+
+    def __repr__(self) -> str:
+        n = len(set(self.questions))
+        return f"ActivationPairs({self.trait!r}, {len(self)} pairs of {n} questions, model={self.model.name!r})"
+
+
+@checked
+def read_pairs(
+    model: HookedModel, trait: str, examples: Sequence[WrittenExample], *, against: Kind = "opposite"
+) -> ActivationPairs:
+    """Read written answers to the same questions, and keep each one's mean activations at every layer.
+
+    Args:
+        model: HookedTransformer or TransformerBridge, unsteered.
+        trait: The trait's name.
+        examples: At least two: ``load_written_examples(trait, "training")``.
+        against: What the overt answers are compared with.
+
+    Raises:
+        InvalidArgumentError: Fewer than two examples, or overt answers against themselves.
+        ContextLengthError: An answer that is longer than the model's context.
+        HooksPresentError: The model carries hooks.
+
+    Example:
+        >>> import persona_lens as pl
+        >>> examples = pl.traits.load_written_examples("evil", "training")
+        >>> pairs = pl.vectors.read_pairs(pl.load_model(), "evil", examples)  # doctest: +SKIP
+    """
+    if len(examples) < 2:
+        raise InvalidArgumentError.of("examples", "be at least 2", len(examples))
+    if against == "overt":
+        raise InvalidArgumentError.of("against", "be another kind of answer than 'overt'", against)
+    check_unsteered(model)
+    conversations = [
+        encode_conversation(
+            model.tokenizer,
+            [*build_messages(one.question), Message(role="assistant", content=getattr(one, kind))],
+            n_ctx=model.cfg.n_ctx,
+        )
+        for one in examples
+        for kind in ("overt", against)
+    ]
+    warn_of_controls(conversations)
+    means = torch.zeros(len(conversations), model.cfg.n_layers, model.cfg.d_model)
+    for index, pooled in pool_residual_stream(model, conversations):
+        means[index] = pooled.response_mean.cpu()
+    provenance = {
+        "source": f"written answers, overt against {against}",
+        "examples": hash_json([asdict(one) for one in examples]),
+    }
+    return ActivationPairs(
+        trait, describe_model(model), means[0::2].clone(), means[1::2].clone(), tuple(range(len(examples))), provenance
+    )
