@@ -1,0 +1,297 @@
+"""Ways to find a direction × ways to act with it, side by side at equal coherence and at equal divergence."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import plotly.graph_objects as go
+import torch
+from jaxtyping import Float
+from plotly.subplots import make_subplots
+from torch import Tensor
+
+from persona_lens.evaluation.capability import Capability
+from persona_lens.evaluation.conditions import ConditionScores
+from persona_lens.judges.validation import JudgeValidation
+from persona_lens.plots.style import COLORS, GREY, INK, SYMBOLS, add_intervals, add_points, lay_out
+from persona_lens.records import Record
+from persona_lens.reproduction.figures import Result
+from persona_lens.reproduction.ways import Strength
+from persona_lens.statistics import Interval
+from persona_lens.statistics.crossed import mean_over_directions_interval
+from persona_lens.statistics.missing import mean_interval
+
+BASELINE = "mean difference, add"
+PROMPT = "system prompt"
+UNSTEERED = "unsteered"
+RANDOM = "random direction"
+Equal: TypeAlias = Literal["coherence", "divergence"]
+
+
+@dataclass(frozen=True)
+class TriedWay(Record):
+    """One way's strengths.
+
+    Args:
+        estimator: What found the direction.
+        intervention: What is done with it.
+        levels: Strengths that cost set divergences, at which its coherence was tried.
+        at_coherence: The strength that was to leave a set coherence.
+        at_divergence: That of a set divergence.
+    """
+
+    estimator: str
+    intervention: str
+    levels: tuple[Strength, ...]
+    at_coherence: Strength
+    at_divergence: Strength
+
+    @property
+    def name(self) -> str:
+        """Both in one text."""
+        return f"{self.estimator}, {self.intervention}"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class TraitWays(Record):
+    """All ways for one trait.
+
+    Args:
+        trait: Its name.
+        layer: Where the residual stream is changed.
+        validations: Of the judges.
+        ways: Those that were tried.
+        trials: Every way at every level, on the questions that set the strengths.
+        trial_scores: By judge, the scores of these.
+        responses: Unsteered, under the system prompt, and every way at equal coherence, then at equal divergence; on
+            questions that set nothing.
+        scores: By judge, the scores of these.
+        others: By another trait, what the judge of another model says of the same responses.
+        capabilities: By condition, for some ways at equal coherence, and unsteered.
+    """
+
+    trait: str
+    layer: int
+    validations: tuple[JudgeValidation, ...]
+    ways: tuple[TriedWay, ...]
+    trials: ConditionScores
+    trial_scores: dict[str, Float[Tensor, "trial question rollout"]]
+    responses: ConditionScores
+    scores: dict[str, Float[Tensor, "condition question rollout"]]
+    others: dict[str, Float[Tensor, "condition question rollout"]]
+    capabilities: dict[str, Capability]
+
+    def rises(self, judge: int, way: str, equal: Equal) -> Float[Tensor, " question"]:
+        """Return how many points a condition scores above the unsteered model, by question."""
+        scores = list(self.scores.values())[judge].nanmean(dim=-1)
+        return scores[self.find(way, equal)] - scores[self.responses.conditions.index(UNSTEERED)]
+
+    def find(self, way: str, equal: Equal) -> int:
+        """Return a condition's place."""
+        return self.responses.conditions.index(way if way in (UNSTEERED, PROMPT) else f"{way}, equal {equal}")
+
+    def spread(self, way: str, equal: Equal) -> float:
+        """Return the mean distance, over the other traits, that their scores move."""
+        moved = [
+            float((one[self.find(way, equal)] - one[self.responses.conditions.index(UNSTEERED)]).nanmean().abs())
+            for one in self.others.values()
+        ]
+        return sum(moved) / len(moved)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class WaysToSteer(Result):
+    """What experiments/ways_to_steer.py finds."""
+
+    traits: tuple[TraitWays, ...]
+
+    @property
+    def judges(self) -> dict[str, str]:
+        """The judge of another model, of each trait."""
+        return {one.trait: one.validations[1].judge for one in self.traits}
+
+    @property
+    def judge_names(self) -> tuple[str, ...]:
+        """The two judges."""
+        return tuple(one.judge for one in self.traits[0].validations[:2])
+
+    @property
+    def ways(self) -> tuple[str, ...]:
+        """The names of the ways that every trait has, random directions left out."""
+        shared = [{way.name for way in one.ways} for one in self.traits]
+        names = [way.name for way in self.traits[0].ways if not way.estimator.startswith(RANDOM)]
+        return tuple(name for name in names if all(name in one for one in shared))
+
+    def rises(self, judge: int, way: str, equal: Equal) -> Float[Tensor, " question"]:
+        """Return the rise of every question of every trait: the units of all intervals."""
+        return torch.cat([one.rises(judge, way, equal) for one in self.traits])
+
+    def rise(self, judge: int, way: str, equal: Equal) -> Interval:
+        """Return how many points a way raises the score by, over the questions of all traits."""
+        return mean_interval(self.rises(judge, way, equal))
+
+    def random_rise(self, judge: int, equal: Equal) -> Interval:
+        """Return the rise under random directions, over directions and questions."""
+        names = [way.name for way in self.traits[0].ways if way.estimator.startswith(RANDOM)]
+        return mean_over_directions_interval(torch.stack([self.rises(judge, name, equal) for name in names]))
+
+    def above(self, judge: int, way: str, other: str, equal: Equal) -> Interval:
+        """Return how many points a way rises more than another, paired by question."""
+        return mean_interval(self.rises(judge, way, equal) - self.rises(judge, other, equal))
+
+    def compare(self, other: str, equal: Equal) -> tuple[list[str], list[str]]:
+        """Return the ways that both judges see surely above another way, and those surely below it."""
+        better, worse = [], []
+        for way in (*self.ways, PROMPT):
+            if way == other:
+                continue
+            found = [self.above(judge, way, other, equal) for judge in (0, 1)]
+            if all(one.low > 0 for one in found):
+                better.append(way)
+            elif all(one.high < 0 for one in found):
+                worse.append(way)
+        return better, worse
+
+    def say_verdict(self) -> str:
+        """Say which way to use, by what both judges see at equal coherence."""
+        better, worse = self.compare(BASELINE, "coherence")
+        n = len(self.ways)
+        best = (
+            f"surely better for both judges: {', '.join(better)}" if better else "none is surely better for both judges"
+        )
+        return f"of {n} ways beside adding the mean difference, {best}; {len(worse)} surely worse"
+
+    def list_figures(self) -> dict[str, go.Figure]:
+        """Draw the comparison, and the front of trait against coherence."""
+        return {"": self.plot(), "_front": self.plot_front()}
+
+    def plot(self) -> go.Figure:
+        """Draw every way's rise, by judge, at equal coherence and at equal divergence."""
+        heads = [
+            f"{html.escape(judge)}<br>at equal {equal}"
+            for equal in ("coherence", "divergence")
+            for judge in self.judge_names
+        ]
+        figure = make_subplots(
+            rows=2, cols=2, shared_yaxes=True, horizontal_spacing=0.03, vertical_spacing=0.12, subplot_titles=heads
+        )
+        pairs = [(way, *way.split(", ", 1)) for way in self.ways]
+        estimators = list(dict.fromkeys(estimator for _, estimator, _ in pairs))
+        interventions = list(dict.fromkeys(intervention for *_, intervention in pairs))
+        rows = [*estimators, RANDOM, PROMPT][::-1]
+        for line, equal in enumerate(("coherence", "divergence"), start=1):
+            for judge in (0, 1):
+                for index, intervention in enumerate(interventions):
+                    shown = [(estimator, way) for way, estimator, one in pairs if one == intervention]
+                    offset = 0.16 * ((len(interventions) - 1) / 2 - index)
+                    places = [rows.index(estimator) + offset for estimator, _ in shown]
+                    found = [self.rise(judge, way, equal) for _, way in shown]
+                    look = COLORS[index % len(COLORS)], SYMBOLS[index % len(SYMBOLS)]
+                    add_intervals(figure, judge + 1, places, found, *look, intervention, line=line)
+                    figure.data[-1].update(legendgroup=intervention, showlegend=line == 1 and judge == 0)
+                    figure.data[-1].marker.update(size=8)
+                for name, value in (
+                    (RANDOM, self.random_rise(judge, equal)),
+                    (PROMPT, self.rise(judge, PROMPT, equal)),
+                ):
+                    add_intervals(figure, judge + 1, [rows.index(name)], [value], GREY, "line-ns-open", name, line=line)
+                    figure.data[-1].update(showlegend=False)
+                figure.add_vline(0, line={"color": INK, "width": 1}, row=line, col=judge + 1)
+        figure.update_yaxes(tickvals=list(range(len(rows))), ticktext=rows, range=[-0.6, len(rows) - 0.4])
+        figure.update_xaxes(title_text="points above unsteered (0–100)", row=2)
+        names = ", ".join(one.trait for one in self.traits)
+        subtitle = (
+            f"{self.model_name}, layer {self.traits[0].layer}: {names}, equally weighed; bars: 95 % over "
+            f"{len(self.rises(0, BASELINE, 'coherence'))} questions (random: over directions too), "
+            "uncorrected for their number"
+        )
+        lay_out(figure, self.say_verdict(), subtitle, width=1150, height=1250, bottom=110, legend=-0.08)
+        figure.update_layout(margin={"l": 220})
+        return figure
+
+    def plot_front(self) -> go.Figure:
+        """Draw each way's trait score against coherence over its levels: estimators above, interventions below."""
+        names = [one.trait for one in self.traits]
+        figure = make_subplots(
+            rows=2, cols=len(names), shared_yaxes=True, horizontal_spacing=0.03, vertical_spacing=0.12,
+            subplot_titles=[f"{one}: {what}" for what in ("estimators, added", "mean difference, acts") for one in names],
+        )  # fmt: skip
+        for column, one in enumerate(self.traits, start=1):
+            for line, keep in enumerate(("add", "mean difference"), start=1):
+                ways = [way for way in one.ways if keep in (way.estimator, way.intervention)]
+                for index, way in enumerate(ways):
+                    label = way.estimator if line == 1 else way.intervention
+                    color = GREY if way.estimator.startswith(RANDOM) else COLORS[index % len(COLORS)]
+                    if way.estimator.startswith(RANDOM):
+                        label = RANDOM
+                    x, y = self._trace_front(one, way)
+                    first = not any(trace.name == html.escape(label) for trace in figure.data)
+                    look = {
+                        "mode": "lines+markers",
+                        "line": {"color": color, "width": 1.5, "dash": "dot" if index >= len(COLORS) else "solid"},
+                        "marker": {"symbol": SYMBOLS[index % len(SYMBOLS)], "size": 8, "color": color},
+                    }
+                    add_points(
+                        figure, line, column, x, y, label, look, in_legend=first, bars={"thickness": 0.4, "width": 0}
+                    )
+        figure.update_xaxes(title_text="coherence (0–100)", row=2)
+        figure.update_yaxes(title_text="trait score (0–100)", col=1)
+        title = f"what a trait costs in coherence; {self.say_verdict()}"
+        subtitle = (
+            f"{self.model_name}; scores by {html.escape(self.judge_names[1])}; points: unsteered, then "
+            "rising strengths, on the questions that set them; bars: 95 % over questions"
+        )
+        lay_out(figure, title, subtitle, width=1150, height=950, bottom=150, legend=-0.1)
+        return figure
+
+    def _trace_front(self, one: TraitWays, way: TriedWay) -> tuple[list[float], list[Interval]]:
+        """Return coherence and score of the unsteered model and of a way's levels, on the trial questions."""
+        scores = list(one.trial_scores.values())[1].nanmean(dim=-1)
+        rows = [0, *(one.trials.conditions.index(f"{way.name}, level {level}") for level in range(len(way.levels)))]
+        coherence = one.trials.coherence_by_question.nanmean(dim=1)
+        return [float(coherence[row]) for row in rows], [mean_interval(scores[row]) for row in rows]
+
+    def to_markdown(self) -> str:
+        """Write the verdict and the table: rise by judge, coherence, other traits, capability."""
+        first, second = (html.escape(one) for one in self.judge_names)
+        lines = [
+            f"**{self.say_verdict()[0].upper()}{self.say_verdict()[1:]}.**", "",
+            f"| way | {first}, equal coherence | {second}, equal coherence | {first}, equal KL | {second}, equal KL | "
+            "coherence | other traits move by | accuracy |",
+            "|---|---|---|---|---|---|---|---|",
+        ]  # fmt: skip
+        for way in (*self.ways, PROMPT):
+            cells = [f"{self.rise(judge, way, equal):.0f}" for equal in ("coherence", "divergence") for judge in (0, 1)]
+            coherence = torch.cat(
+                [one.responses.coherence_by_question[one.find(way, "coherence")] for one in self.traits]
+            )
+            spread = sum(one.spread(way, "coherence") for one in self.traits) / len(self.traits)
+            cells += [f"{mean_interval(coherence):.0f}", f"{spread:.0f}", self._say_accuracy(way)]
+            lines.append(f"| {way} | {' | '.join(cells)} |")
+        rest = [f"{self.random_rise(judge, equal):.0f}" for equal in ("coherence", "divergence") for judge in (0, 1)]
+        lines.append(f"| {RANDOM}s, add | {' | '.join(rest)} | – | – | – |")
+        coherence = torch.cat(
+            [one.responses.coherence_by_question[one.find(UNSTEERED, "coherence")] for one in self.traits]
+        )
+        lines.append(
+            f"| unsteered | 0 | 0 | 0 | 0 | {mean_interval(coherence):.0f} | 0 | {self._say_accuracy(UNSTEERED)} |"
+        )
+        images = [f"![{alt}](../../figures/ways_to_steer{ending}.png)" for ending, alt in
+                  (("", "Every way at equal coherence and equal divergence"), ("_front", "Trait against coherence"))]  # fmt: skip
+        return "\n".join([*lines, "", *self._say_best(), "", *images, ""])
+
+    def _say_accuracy(self, way: str) -> str:
+        """Return the mean accuracy over traits, where it was measured."""
+        found = [one.capabilities[way].accuracy.estimate for one in self.traits if way in one.capabilities]
+        return f"{100 * sum(found) / len(found):.0f} %" if found else "–"
+
+    def _say_best(self) -> Sequence[str]:
+        """Say what beats the prompt and random directions."""
+        above_prompt, below_prompt = self.compare(PROMPT, "coherence")
+        return (
+            f"Above the system prompt, surely and for both judges, at equal coherence: {', '.join(above_prompt) or 'none'}; "
+            f"below it: {', '.join(below_prompt) or 'none'}.",
+        )

@@ -1,0 +1,316 @@
+"""Which way to find a direction, and which way to act with it? At equal coherence, and at equal divergence.
+
+    python experiments/ways_to_steer.py --trait evil --trait empathy --trait humorous
+
+Every way is first brought to a few divergences from the unsteered model, measured on ordinary responses. On some of
+the evaluation questions its coherence is tried at each, and with it the strength that leaves the same coherence. On the
+rest, two judges read it at that strength, and at the one of equal divergence. Beside the ways stand the unsteered model,
+the trait's first positive system prompt, and random directions, brought to the same. The layer is the middle one, for
+all: nothing is chosen but the strength, and that not by a trait's score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+from jaxtyping import Float
+from numpy import ndarray
+from results.ways_to_steer import BASELINE, PROMPT, RANDOM, UNSTEERED, TraitWays, TriedWay, WaysToSteer
+from torch import Tensor
+
+import persona_lens as pl
+from persona_lens.evaluation import Capability, Condition, load_multiple_choice, measure_capability, rescore
+from persona_lens.judges.embedding import EmbeddingJudge
+from persona_lens.judges.encoders import TextEncoder
+from persona_lens.judges.judgement import IdentifiedJudge
+from persona_lens.judges.validation import ValidatedJudge
+from persona_lens.models import HookedModel
+from persona_lens.reproduction.arguments import CommonArguments, read_traits
+from persona_lens.reproduction.bench import extract_or_keep_all, measure_lengths
+from persona_lens.reproduction.entrance import enter
+from persona_lens.reproduction.estimated import find_written_vectors
+from persona_lens.reproduction.judges import Judges, prepare_judges
+from persona_lens.reproduction.ways import DivergenceMeter, Strength, Way, find_strengths, interpolate_strength
+from persona_lens.run import Run
+from persona_lens.streams import Stream
+from persona_lens.tensors.directions import sample_random_directions
+from persona_lens.traits import list_written_traits, load_written_examples
+
+NAME = "ways_to_steer"
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How much is sampled.
+
+    Args:
+        depth: Of the layer, as a share of the model's.
+        levels: Divergences at which coherence is tried, in nats a token.
+        divergence: At which ways are compared, likewise.
+        coherence: At which ways are compared.
+        window: First tokens of a response that one way acts on.
+        n_heads: Attention heads that are shifted.
+        n_removed: Top components of ordinary text that one estimator removes.
+        optimised_steps: Of the optimised vector's training.
+        n_random: Random directions.
+        n_trial_questions: That set strengths.
+        n_questions: That ways are compared on.
+        n_meter: Ordinary responses that divergence is measured on.
+        n_items: Questions that capability is measured with, for some ways.
+    """
+
+    depth: float = 0.5
+    levels: tuple[float, ...] = (0.06, 0.2, 0.6)
+    divergence: float = 0.2
+    coherence: float = 60.0
+    window: int = 8
+    n_heads: int = 16
+    n_removed: int = 10
+    optimised_steps: int = 60
+    n_random: int = 4
+    max_new_tokens: int = 48
+    temperature: float = 0.7
+    n_trial_questions: int = 8
+    n_questions: int = 20
+    n_meter: int = 8
+    n_items: int = 40
+    n_examples: int | None = None
+
+
+PROFILES = {
+    "quick": Profile(),
+    "paper": Profile(
+        max_new_tokens=256, temperature=1.0, n_random=16, n_trial_questions=20, n_questions=50, n_items=250
+    ),
+    "tiny": Profile(
+        levels=(0.001, 0.002), divergence=0.001, n_heads=2, n_removed=2, optimised_steps=2, n_random=2,
+        max_new_tokens=6, n_trial_questions=2, n_questions=3, n_meter=2, n_items=4, n_examples=10,
+    ),
+}  # fmt: skip
+
+
+def main(arguments: CommonArguments) -> None:
+    """Run or redraw."""
+    if arguments.replot:
+        result = arguments.read(WaysToSteer, NAME)
+    else:
+        result = run(arguments.pick(PROFILES), arguments)
+    result.write(arguments.out, NAME)
+    print(f"{arguments.out / NAME}.html: {result.say_verdict()}")
+
+
+def run(profile: Profile, arguments: CommonArguments) -> WaysToSteer:
+    """Try every way for every trait."""
+    model = arguments.load_model()
+    traits = read_traits(arguments.trait or ("evil", "empathy", "humorous"), 5, 20)
+    config, run = arguments.begin(model, profile, {"experiment": NAME, "traits": [one.to_dict() for one in traits]})
+    found = []
+    with run.progress("traits", len(traits)) as advance:
+        for trait in traits:
+            own = Run(run.part({"trait": trait.to_dict()}).store)
+            measure = partial(try_ways, model, trait, profile, arguments, own)
+            found.append(own.load_or_measure("ways", TraitWays, measure))
+            advance(1)
+    return WaysToSteer(config, tuple(found))
+
+
+def try_ways(model: HookedModel, trait: pl.Trait, profile: Profile, arguments: CommonArguments, run: Run) -> TraitWays:
+    """Bring every way to the same coherence and the same divergence, and read what it does."""
+    sampling = pl.Sampling(profile.max_new_tokens, profile.temperature, seed=arguments.seed)
+    share = arguments.share(model)
+    memory: Memory = {}
+    judges = remember(prepare_judges(model, trait, sampling, share, n_examples=profile.n_examples), memory)
+    layer = round(profile.depth * model.cfg.n_layers)
+    ways = make_ways(model, trait, judges.reader, layer, profile, sampling, run)
+    meter = DivergenceMeter(model, profile.n_meter, sampling)
+    aims = sorted({*profile.levels, profile.divergence})
+    strengths = {}
+    with run.progress("strengths", len(ways)) as advance:
+        for way in ways:
+            found = dict(zip(aims, find_strengths(way, meter, aims), strict=True))
+            strengths[way.name] = [found[level] for level in profile.levels], found[profile.divergence]
+            advance(1)
+
+    score = partial(pl.evaluation.score_conditions, model, judges.likelihood, sampling=sampling, run=run)
+    trials = score(
+        [Condition(name=UNSTEERED)]
+        + [
+            Condition(way.make(one.strength), name=f"{way.name}, level {level}")
+            for way in ways
+            for level, one in enumerate(strengths[way.name][0])
+        ],
+        trait.evaluation_questions[0::2][: profile.n_trial_questions],
+        stream=(Stream.WAYS, 0),
+    )
+    coherence = dict(zip(trials.conditions, trials.coherence_by_question.nanmean(dim=1).tolist(), strict=True))
+    tried = []
+    for way in ways:
+        levels, at_divergence = strengths[way.name]
+        coherences = [coherence[f"{way.name}, level {level}"] for level in range(len(levels))]
+        strength = interpolate_strength(levels, coherences, profile.coherence)
+        at_coherence = Strength(strength, meter.measure(way.make(strength)))
+        tried.append(TriedWay(way.estimator, way.intervention, tuple(levels), at_coherence, at_divergence))
+
+    at_coherence = [
+        Condition(way.make(one.at_coherence.strength), name=f"{way.name}, equal coherence")
+        for way, one in zip(ways, tried, strict=True)
+    ]
+    at_divergence = [
+        Condition(way.make(one.at_divergence.strength), name=f"{way.name}, equal divergence")
+        for way, one in zip(ways, tried, strict=True)
+    ]
+    plain = [Condition(name=UNSTEERED), Condition(system=trait.positive_system_prompts[0], name=PROMPT)]
+    judging = load_written_examples(trait.name, "judging")[: profile.n_examples]
+    held_out = (*trait.evaluation_questions[1::2], *(one.question for one in judging))[: profile.n_questions]
+    responses = score([*plain, *at_coherence, *at_divergence], held_out, stream=(Stream.WAYS, 1))
+    others = {}
+    for name in list_written_traits():
+        if name != trait.name:
+            its = prepare_judges(model, pl.load_trait(name), sampling, share, n_examples=profile.n_examples)
+            others[name] = rescore(responses, remember(its, memory).sentences).scores
+    return TraitWays(
+        trait=trait.name,
+        layer=layer,
+        validations=judges.validations,
+        ways=tuple(tried),
+        trials=trials,
+        trial_scores={one.name: rescore(trials, one).scores for one in (judges.reader, judges.sentences)},
+        responses=responses,
+        scores={one.name: rescore(responses, one).scores for one in (judges.reader, judges.sentences)},
+        others=others,
+        capabilities=measure_capabilities(model, at_coherence, profile),
+    )
+
+
+def make_ways(
+    model: HookedModel,
+    trait: pl.Trait,
+    reader: IdentifiedJudge,
+    layer: int,
+    profile: Profile,
+    sampling: pl.Sampling,
+    run: Run,
+) -> list[Way]:
+    """Return every way: estimators × interventions, attention heads, and random directions."""
+    training = load_written_examples(trait.name, "training")[: profile.n_examples]
+    vectors = find_vectors(model, trait, reader, layer, profile, sampling, run)
+    ways = []
+    for name, vector in vectors.items():
+        ordinary = pl.measure_ordinary_projections(model, vector, sampling=replace(sampling, max_new_tokens=32))
+        ways += act_along(name, vector, layer, profile, float(ordinary.quantile(0.5)[layer]))
+    pairs = pl.vectors.read_head_pairs(model, trait.name, training)
+    choice = pl.vectors.choose_heads(pairs, profile.n_heads)
+    ways.append(Way("mean difference", "shift heads", lambda alpha: pl.interventions.shift_heads(choice, alpha)))
+    length = measure_lengths(model, training)[layer : layer + 1] * 0.1
+    random = sample_random_directions(length, model.cfg.d_model, profile.n_random, sampling.seed + Stream.WAYS)[:, 0]
+    ways += [
+        Way(f"{RANDOM} {index + 1}", "add", partial(_add, layer, direction)) for index, direction in enumerate(random)
+    ]
+    return ways
+
+
+def find_vectors(
+    model: HookedModel,
+    trait: pl.Trait,
+    reader: IdentifiedJudge,
+    layer: int,
+    profile: Profile,
+    sampling: pl.Sampling,
+    run: Run,
+) -> dict[str, pl.PersonaVector]:
+    """Find the trait's direction in every way, all but the sampled one from the same written answers."""
+    training = load_written_examples(trait.name, "training")[: profile.n_examples]
+    vectors = find_written_vectors(model, trait.name, profile.n_removed, profile.n_examples)
+    vectors["optimised"] = pl.vectors.optimise_vector(
+        model, trait.name, training, layer=layer, n_steps=profile.optimised_steps, seed=sampling.seed
+    )
+    vectors["mean difference, sampled"] = extract_or_keep_all(model, trait, reader, sampling, run)
+    return vectors
+
+
+def act_along(name: str, vector: pl.PersonaVector, layer: int, profile: Profile, ordinary: float) -> list[Way]:
+    """Return what is done with a vector: adding it at all tokens, at the first, or where it is low, and turning."""
+    first = pl.interventions.Window(stop=profile.window)
+
+    def add(strength: float) -> pl.Intervention:
+        return pl.steer(vector, layer=layer, coefficient=strength)
+
+    return [
+        Way(name, "add", add),
+        Way(name, f"add to the first {profile.window} tokens", lambda strength: add(strength).during(first)),
+        Way(name, "add where it is low", lambda strength: pl.interventions.gate(add(strength), vector, below=ordinary)),
+        Way(
+            name,
+            "rotate",
+            lambda degrees: pl.interventions.rotate(vector, layer=layer, degrees=degrees),
+            most=90.0,
+            start=10.0,
+        ),
+    ]
+
+
+def _add(layer: int, direction: Float[Tensor, " d_model"], strength: float) -> pl.Intervention:
+    return pl.Intervention.of(layer, pl.tensors.Add(direction, strength))
+
+
+def measure_capabilities(
+    model: HookedModel, conditions: Sequence[Condition], profile: Profile
+) -> dict[str, Capability]:
+    """Ask simple questions under the ways that share estimator or intervention with the baseline, and under none."""
+    baseline, act = BASELINE.split(", ", 1)
+    items = load_multiple_choice()[: profile.n_items]
+    found = {UNSTEERED: measure_capability(model, items=items)}
+    for one in conditions:
+        name = one.name.removesuffix(", equal coherence")
+        if name.startswith(f"{baseline}, ") or name.endswith(f", {act}"):
+            if not name.startswith(RANDOM):
+                found[name] = measure_capability(model, one.intervention, items=items)
+    return found
+
+
+Memory = dict[str, dict[str, ndarray]]
+
+
+@dataclass(frozen=True, eq=False)
+class RememberingEncoder:
+    """Encodes a text once, however many traits' judges read it."""
+
+    encoder: TextEncoder
+    known: dict[str, ndarray]
+
+    @property
+    def name(self) -> str:
+        """That of the encoder."""
+        return self.encoder.name
+
+    @property
+    def identity(self) -> str:
+        """That of the encoder."""
+        return self.encoder.identity
+
+    def encode(self, texts: Sequence[str]) -> Float[ndarray, "text d"]:
+        """Return one vector a text."""
+        new = list(dict.fromkeys(text for text in texts if text not in self.known))
+        if new:
+            self.known.update(zip(new, self.encoder.encode(new), strict=True))
+        return np.stack([self.known[text] for text in texts])
+
+
+def remember(judges: Judges, memory: Memory) -> Judges:
+    """Let the two judges that encode texts remember what others of the same encoder have encoded."""
+
+    def wrap(judge: IdentifiedJudge) -> IdentifiedJudge:
+        if not isinstance(judge, ValidatedJudge) or not isinstance(judge.judge, EmbeddingJudge):
+            return judge
+        encoder = judge.judge.encoder
+        remembering = RememberingEncoder(encoder, memory.setdefault(encoder.identity, {}))
+        return replace(judge, judge=replace(judge.judge, encoder=remembering))
+
+    return Judges(wrap(judges.reader), wrap(judges.sentences), judges.likelihood)
+
+
+if __name__ == "__main__":
+    enter(main, CommonArguments, __doc__)
