@@ -49,3 +49,5 @@ class Stream(IntEnum):
     BLIND_READING = 250  # experiments/blind_reading.py: which responses are read, and in which order
     STEERING_AWAY = 245  # experiments/steering_away.py: responses and random directions
     TEMPERATURES = 260  # experiments/judge_validation.py: the model's own responses, cool and hot
+    DETECTION = 280  # experiments/detection.py: responses
+    WAYS = 270  # experiments/ways_to_steer.py: responses and random directions

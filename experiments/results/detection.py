@@ -74,13 +74,15 @@ class Detection(Result):
         for line, one in enumerate(self.traits, start=1):
             names = list(one.chosen)[::-1]
             within = torch.stack([one.chosen[name].within[name] for name in names])
+            rows = list(range(len(names)))
             figure.add_heatmap(
-                z=within.tolist(), y=names, zmin=-0.6, zmax=0.6, colorscale="RdBu_r", showscale=line == 1,
+                z=within.tolist(), y=rows, zmin=-0.6, zmax=0.6, colorscale="RdBu_r", showscale=line == 1,
                 colorbar={"title": "r", "len": 0.8 / n, "y": 1, "yanchor": "top"}, row=line, col=1,
             )  # fmt: skip
             layers = [one.chosen[name].layer for name in names]
             figure.add_scatter(
-                x=layers, y=names, mode="markers", marker={"symbol": "circle-open", "size": 11, "color": INK},
+                x=layers, y=rows, mode="markers",
+                marker={"size": 10, "color": "white", "line": {"width": 2, "color": INK}},
                 name="layer chosen", showlegend=line == 1, row=line, col=1,
             )  # fmt: skip
             for index, (judge, found) in enumerate((
@@ -88,8 +90,10 @@ class Detection(Result):
                 (one.validations[1].judge, [one.second[name].within for name in names]),
             )):  # fmt: skip
                 look = (COLORS[2], "circle") if index == 0 else (COLORS[3], "diamond")
-                add_intervals(figure, 2, names, found, *look, html.escape(judge), line=line)
+                places = [place + 0.16 - 0.32 * index for place in range(len(names))]
+                add_intervals(figure, 2, places, found, *look, html.escape(judge), line=line)
                 figure.data[-1].update(showlegend=line == 1, legendgroup=judge)
+            figure.update_yaxes(tickvals=list(range(len(names))), ticktext=names, row=line)
             figure.add_vline(0, line={"color": INK, "width": 1}, row=line, col=2)
         figure.update_xaxes(title_text="layer", row=n, col=1)
         figure.update_xaxes(title_text="r between projection and score, within conditions", row=n, col=2)
@@ -98,7 +102,9 @@ class Detection(Result):
             f"{self.model_name}: last prompt token's projection against the responses' mean score, inside each graded "
             "system prompt; bars: 95 % over questions"
         )
-        lay_out(figure, self.say_finding(), subtitle, width=1150, height=330 * n + 170, bottom=110, legend=-0.12)
+        lay_out(
+            figure, self.say_finding(), subtitle, width=1150, height=330 * n + 190, bottom=120, legend=-70 / (330 * n)
+        )
         figure.update_layout(margin={"l": 190, "r": 90})
         return figure
 
@@ -107,7 +113,7 @@ class Detection(Result):
         finding = self.say_finding()
         lines = [
             f"**{finding[0].upper()}{finding[1:]}.**", "",
-            "| trait | direction | layer | r within, choosing half | other half, judge that chose | other half, second |",
+            "| trait | direction | layer | r within, choosing half | other half, first judge | other half, second |",
             "|---|---|---|---|---|---|",
         ]  # fmt: skip
         for one in self.traits:

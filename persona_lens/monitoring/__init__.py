@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from persona_lens.monitoring.correlation import MonitoringCorrelation, measure_monitoring
+from persona_lens.monitoring.detectors import DetectorChoice, choose_detector, project_at_every_layer
 from persona_lens.monitoring.graded import GradedProjections
 from persona_lens.monitoring.monitor import PersonaMonitor
 from persona_lens.monitoring.prompts import project_last_prompt_token
@@ -11,6 +12,7 @@ from persona_lens.monitoring.score_map import ScoreMap, fit_score_map
 from persona_lens.monitoring.watched import WatchedConversation
 
 __all__ = [
-    "GradedProjections", "MonitoringCorrelation", "PersonaMonitor", "ScoreMap", "TraitMonitor", "TurnReading",
-    "WatchedConversation", "fit_score_map", "measure_monitoring", "project_last_prompt_token",
+    "DetectorChoice", "GradedProjections", "MonitoringCorrelation", "PersonaMonitor", "ScoreMap", "TraitMonitor",
+    "TurnReading", "WatchedConversation", "choose_detector", "fit_score_map", "measure_monitoring",
+    "project_at_every_layer", "project_last_prompt_token",
 ]  # fmt: skip

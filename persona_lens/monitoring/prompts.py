@@ -60,17 +60,7 @@ def project_last_prompt_token(
         >>> pl.monitoring.project_last_prompt_token(model, chats, {"evil": vector}, {"evil": 15})  # doctest: +SKIP
     """
     units = collect_units(model, vectors, layers)
-    if not conversations:
-        raise InvalidArgumentError.of("conversations", "hold at least one", conversations)
-    for index, conversation in enumerate(conversations):
-        _check_conversation(f"conversations[{index}]", conversation)
-        if conversation[-1]["role"] == "assistant":
-            raise InvalidArgumentError.of(
-                f"conversations[{index}]",
-                "end where the assistant is to answer",
-                "assistant",
-                "Leave its last message out, or see PersonaMonitor.watch.",
-            )
+    check_prompts(conversations)
     found = project_prompts(model, conversations, units, [layers[name] for name in vectors])
     return dict(zip(vectors, found.unbind(), strict=True))
 
@@ -95,6 +85,17 @@ def project_prompts(
     layers: Sequence[int],
 ) -> Float[Tensor, "direction prompt"]:
     """Project each prompt's last token on each direction at its layer."""
+    everywhere = torch.zeros(model.cfg.n_layers, len(units), model.cfg.d_model)
+    for index, layer in enumerate(layers):
+        everywhere[layer, index] = units[index]
+    found = project_prompts_everywhere(model, prompts, everywhere)
+    return torch.stack([found[layer, index] for index, layer in enumerate(layers)])
+
+
+def project_prompts_everywhere(
+    model: HookedModel, prompts: Sequence[Sequence[Message]], units: Float[Tensor, "layer direction d_model"]
+) -> Float[Tensor, "layer direction prompt"]:
+    """Project each prompt's last token on each layer's directions."""
     rendered = [encode_prompt(model.tokenizer, list(p), n_ctx=model.cfg.n_ctx) for p in prompts]
     warn_of_controls(rendered)
     encoded = [one.tokens for one in rendered]
@@ -104,21 +105,22 @@ def project_prompts(
     host_of: dict[tuple[int, ...], tuple[int, ...]] = {}
     for tokens, following in reversed(list(zip(ordered, [*ordered[1:], ()], strict=True))):
         host_of[tokens] = host_of[following] if following[: len(tokens)] == tokens else tokens
-    hosts = sorted(set(host_of.values()), key=len)
-    everywhere = torch.zeros(model.cfg.n_layers, len(units), model.cfg.d_model)
-    for index, layer in enumerate(layers):
-        everywhere[layer, index] = units[index]
-    found: dict[tuple[int, ...], Tensor] = {}
+    # By host, the lengths of the prompts that are read from its pass: no other token is kept.
+    ends: dict[tuple[int, ...], list[int]] = {}
+    for tokens, host in host_of.items():
+        ends.setdefault(host, []).append(len(tokens))
+    hosts = sorted(ends, key=len)
+    found: dict[tuple[tuple[int, ...], int], Tensor] = {}
     while hosts:
         size = 1
         while size < len(hosts) and (size + 1) * len(hosts[size]) <= _TOKENS_AT_ONCE:
             size += 1
         batch, hosts = hosts[:size], hosts[size:]
         padded = pad_right(batch)
-        everything = project_residual_stream(model, padded.tokens, everywhere, is_padding=padded.is_padding)
-        ours = torch.stack([everything[layer, index] for index, layer in enumerate(layers)]).cpu()
-        found |= {tokens: ours[:, row] for row, tokens in enumerate(batch)}
-    return torch.stack([found[host_of[tokens]][:, len(tokens) - 1] for tokens in encoded], dim=-1)
+        everything = project_residual_stream(model, padded.tokens, units, is_padding=padded.is_padding)
+        for row, tokens in enumerate(batch):
+            found |= {(tokens, end): everything[:, :, row, end - 1].cpu() for end in ends[tokens]}
+    return torch.stack([found[host_of[tokens], len(tokens)] for tokens in encoded], dim=-1)
 
 
 def list_prompts(name: str, conversation: Sequence[Message]) -> list[Sequence[Message]]:
@@ -128,6 +130,21 @@ def list_prompts(name: str, conversation: Sequence[Message]) -> list[Sequence[Me
     if conversation[-1]["role"] != "assistant":
         ends.append(len(conversation))
     return [conversation[:end] for end in ends]
+
+
+def check_prompts(conversations: Sequence[Sequence[Message]]) -> None:
+    """Refuse no conversations, and those that do not end where the assistant is to answer."""
+    if not conversations:
+        raise InvalidArgumentError.of("conversations", "hold at least one", conversations)
+    for index, conversation in enumerate(conversations):
+        _check_conversation(f"conversations[{index}]", conversation)
+        if conversation[-1]["role"] == "assistant":
+            raise InvalidArgumentError.of(
+                f"conversations[{index}]",
+                "end where the assistant is to answer",
+                "assistant",
+                "Leave its last message out, or see PersonaMonitor.watch.",
+            )
 
 
 def check_names(parameter: str, given: Mapping[str, object], vectors: Mapping[str, object]) -> None:
