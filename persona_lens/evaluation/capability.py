@@ -25,7 +25,7 @@ from persona_lens.evaluation.multiple_choice import MultipleChoiceItem, load_mul
 from persona_lens.evaluation.predictions import measure_predictions
 from persona_lens.interventions.hooks import intervention_hooks
 from persona_lens.models.hooked_model import HookedModel
-from persona_lens.models.hooks.intervention import Intervention, check_interventions
+from persona_lens.models.hooks.intervention import Intervention, check_interventions, check_no_windows
 from persona_lens.models.hooks.points import FiringWatch, HookPair
 from persona_lens.models.loading import ModelInfo, describe_model
 from persona_lens.models.text.chat import Message, build_messages, encode_conversation
@@ -136,8 +136,8 @@ def measure_capability(
         The three measures with their 95 % intervals.
 
     Raises:
-        InvalidArgumentError: Fewer than two texts or items, a text of fewer than two tokens, an unknown hook name, or
-            a number out of range.
+        InvalidArgumentError: Fewer than two texts or items, a text of fewer than two tokens, an unknown hook name, an
+            intervention with a window, or a number out of range.
         ContextLengthError: An item exceeds the model's context.
         HookNeverFiredError: The forward pass did not reach one of ``hooks``.
 
@@ -158,6 +158,7 @@ def measure_capability(
         raise InvalidArgumentError.of("max_tokens", rule, max_tokens)
     if isinstance(hooks, Intervention):
         check_interventions(model, [hooks])
+        check_no_windows("hooks", hooks, "ordinary text has no response to count from")
         hooks = intervention_hooks(hooks)
     unknown = [name for name, _ in hooks if name not in model.hook_dict]
     if unknown:

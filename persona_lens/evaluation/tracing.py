@@ -135,7 +135,7 @@ def trace(
     warn_of_controls([encoded])
     if isinstance(hooks, Intervention):
         check_interventions(model, [hooks])
-        prompt_length = None if positions == "all" else encoded.response_start
+        prompt_length = None if positions == "all" and not hooks.has_windows else encoded.response_start
         hooks = intervention_hooks(hooks, positions=positions, prompt_length=prompt_length)
     tokens = torch.tensor([encoded.tokens])
     units = normalize(vector.directions)[:, None]
@@ -148,8 +148,7 @@ def trace(
         for _, fn in hooks:
             if isinstance(fn, PositionedHook):
                 # The pass above has just told the positions where it lies.
-                chosen = fn.positions.select(1, tokens.shape[1], torch.device("cpu"))
-                reached[fn.layer] |= True if chosen is None else chosen[0]
+                reached[fn.layer] |= fn.reach(1, tokens.shape[1], torch.device("cpu"))[0]
     read = torch.zeros(tokens.shape[1], dtype=torch.bool)
     read[encoded.response_start : encoded.response_end] = True
     texts = tuple(model.tokenizer.decode([token]) for token in encoded.tokens)

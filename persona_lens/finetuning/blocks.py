@@ -10,9 +10,18 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from persona_lens.models.hooks.applying import apply_operations
-from persona_lens.models.hooks.intervention import Intervention
+from persona_lens.models.hooks.intervention import Intervention, check_no_windows
 from persona_lens.models.hooks.points import FiringWatch
 from persona_lens.models.loading import find_blocks
+
+
+def check_every_token(intervention: Intervention) -> None:
+    """Refuse an intervention with a window: a conversation may hold several responses, and a block sees no labels.
+
+    Raises:
+        InvalidArgumentError: A step has one.
+    """
+    check_no_windows("intervention", intervention, "training acts at every token that is not padding")
 
 
 class TrainingInterventions:
@@ -21,9 +30,13 @@ class TrainingInterventions:
     Args:
         hf_model: A Hugging Face model, with or without PEFT's wrapping.
         intervention: What is done at which layer; several at one layer in this order.
+
+    Raises:
+        InvalidArgumentError: A step with a window of a response.
     """
 
     def __init__(self, hf_model: nn.Module, intervention: Intervention) -> None:
+        check_every_token(intervention)
         self._blocks = find_blocks(hf_model)
         self._stack = _find_parent(hf_model, self._blocks)
         self._intervention = intervention

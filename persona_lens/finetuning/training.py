@@ -26,7 +26,7 @@ from persona_lens.errors import (
     describe_violation,
 )
 from persona_lens.files import write_json
-from persona_lens.finetuning.blocks import TrainingInterventions
+from persona_lens.finetuning.blocks import TrainingInterventions, check_every_token
 from persona_lens.finetuning.rows import Source, encode_training_rows
 from persona_lens.finetuning.settings import FinetuneSettings, ProjectionPenalty, count_steps
 from persona_lens.finetuning.tracking import Tracker
@@ -140,6 +140,7 @@ def finetune(
         ModelMismatchError: A tracked vector of another model.
         OSError: ``out`` cannot be written to, or its disk is too full; before training begins.
         LayerOutOfRangeError: An intervention at a layer that the model does not have.
+        InvalidArgumentError: An intervention with a window of a response: see :meth:`Intervention.during`.
         HookNeverFiredError: An intervention that no forward pass reached.
 
     Warns:
@@ -156,6 +157,7 @@ def finetune(
     # Slow to import, as PEFT is, and only needed here.
     from persona_lens.finetuning.trainer import ProgressCallback, TrackingCallback, add_adapter, make_trainer
 
+    check_every_token(intervention)
     folder = Path(out)
     # As the Trainer decides later; asked without `cpu`, each of several processes on a CPU would think it is alone.
     state = PartialState(cpu=not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU"))

@@ -1,6 +1,7 @@
 """What is done to the residual stream: one value, from vectors to hooks, ``with`` blocks, sampling and training."""
 
-from persona_lens.interventions.from_vectors import Layers, ablate, cap, steer
+from persona_lens.interventions.from_vectors import Layers, ablate, ablate_span, cap, rotate, steer
+from persona_lens.interventions.gating import gate
 from persona_lens.interventions.hooks import (
     ablation_hooks,
     capping_hooks,
@@ -12,8 +13,10 @@ from persona_lens.interventions.hooks import (
 from persona_lens.models.hooks.intervention import NOTHING, Intervention, Step
 from persona_lens.models.hooks.points import HookFn, HookPair
 from persona_lens.models.hooks.positions import Positions
+from persona_lens.models.hooks.windows import Window
 
 __all__ = [
-    "NOTHING", "HookFn", "HookPair", "Intervention", "Layers", "Positions", "Step", "ablate", "ablation_hooks", "cap",
-    "capping_hooks", "hooked", "intervention_hooks", "steer", "steering", "steering_hooks",
+    "NOTHING", "HookFn", "HookPair", "Intervention", "Layers", "Positions", "Step", "Window", "ablate", "ablate_span",
+    "ablation_hooks", "cap", "capping_hooks", "gate", "hooked", "intervention_hooks", "rotate", "steer", "steering",
+    "steering_hooks",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Interventions made from persona vectors: steering, ablation and capping."""
+"""Interventions made from persona vectors: steering, rotation, ablation and capping."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from persona_lens.models.hooks.intervention import Intervention, Step
 from persona_lens.models.hooks.sites import check_layer, resolve_layers
 from persona_lens.tensors.directions import layer_increments
 from persona_lens.tensors.operations import Ablate, Add, Cap
+from persona_lens.tensors.rotation import Rotate
+from persona_lens.tensors.subspace import AblateSubspace
 from persona_lens.vectors.ordinary import OrdinaryProjections
 from persona_lens.vectors.persona_vector import PersonaVector
 
@@ -88,6 +90,37 @@ def steer(
 
 
 @checked
+def rotate(
+    vector: PersonaVector, *, degrees: float, layer: int | None = None, layers: Layers | None = None
+) -> Intervention:
+    """Return what turns activations towards a persona vector, at the norm that they have and never past it.
+
+    Args:
+        vector: The vector.
+        degrees: The angle, in [-180, 180]; negative turns away from it.
+        layer: One zero-based block index.
+        layers: Instead of ``layer``: several, or ``"all"``. Each layer turns by the angle, so that they pile up.
+
+    Returns:
+        One rotation a layer.
+
+    Raises:
+        LayerOutOfRangeError: A layer that the vector does not have.
+        InvalidArgumentError: Both or neither of ``layer`` and ``layers``, or an angle out of range.
+
+    Reference:
+        See :class:`persona_lens.tensors.Rotate`.
+
+    Example:
+        >>> import persona_lens as pl
+        >>> turned = pl.interventions.rotate(vector, layer=14, degrees=-20)  # doctest: +SKIP
+    """
+    chosen = choose_layers(layer, layers, vector.model.n_layers)
+    steps = (Step(at, Rotate(vector.direction(at), degrees)) for at in chosen)
+    return Intervention(tuple(steps), vector.model.fingerprint)
+
+
+@checked
 def ablate(
     vector: PersonaVector | Sequence[PersonaVector], *, layer: int | None = None, layers: Layers | None = None
 ) -> Intervention:
@@ -117,6 +150,40 @@ def ablate(
     chosen = choose_layers(layer, "all" if layer is None and layers is None else layers, vectors[0].model.n_layers)
     steps = (Step(index, Ablate(one.direction(index))) for index in chosen for one in vectors)
     return Intervention(tuple(steps), vectors[0].model.fingerprint)
+
+
+@checked
+def ablate_span(
+    vectors: Sequence[PersonaVector], *, layer: int | None = None, layers: Layers | None = None
+) -> Intervention:
+    """Return what removes all that persona vectors span, whatever their order.
+
+    Where vectors are not orthogonal, :func:`ablate` leaves part of those removed first.
+
+    Args:
+        vectors: Of one model, none a combination of the others.
+        layer: One zero-based block index.
+        layers: Instead of ``layer``: several; ``"all"`` if neither is given. Each layer loses its own directions.
+
+    Returns:
+        One ablation a layer.
+
+    Raises:
+        LayerOutOfRangeError: A layer that the vectors do not have.
+        InvalidArgumentError: Both ``layer`` and ``layers``; vectors that depend on one another at a layer.
+        ModelMismatchError: Vectors of different models.
+
+    Reference:
+        See :class:`persona_lens.tensors.AblateSubspace`.
+
+    Example:
+        >>> import persona_lens as pl
+        >>> removed = pl.interventions.ablate_span([evil, sycophantic], layer=14)  # doctest: +SKIP
+    """
+    listed = list_vectors(vectors)
+    chosen = choose_layers(layer, "all" if layer is None and layers is None else layers, listed[0].model.n_layers)
+    steps = (Step(at, AblateSubspace(torch.stack([one.direction(at) for one in listed]))) for at in chosen)
+    return Intervention(tuple(steps), listed[0].model.fingerprint)
 
 
 @checked
@@ -152,7 +219,7 @@ def cap(
     """
     n_layers = vector.model.n_layers
     chosen = choose_layers(layer, "all" if layer is None and layers is None else layers, n_layers)
-    ceilings, floors = _list_bounds("ceiling", ceiling, n_layers), _list_bounds("floor", floor, n_layers)
+    ceilings, floors = list_bounds("ceiling", ceiling, n_layers), list_bounds("floor", floor, n_layers)
     steps = (Step(at, Cap(vector.direction(at), floor=floors[at], ceiling=ceilings[at])) for at in chosen)
     return Intervention(tuple(steps), vector.model.fingerprint)
 
@@ -200,7 +267,8 @@ def _list_scales(
     return [m.std / one.norms for m, one in zip(measured, vectors, strict=True)]
 
 
-def _list_bounds(name: str, bound: float | Tensor | None, n_layers: int) -> list[float | None]:
+def list_bounds(name: str, bound: float | Tensor | None, n_layers: int) -> list[float | None]:
+    """Return a bound for each layer; refuse bounds of another number of layers."""
     if bound is None or isinstance(bound, (int, float)):
         return [bound] * n_layers
     if bound.shape != (n_layers,):

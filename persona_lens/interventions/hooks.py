@@ -36,14 +36,15 @@ def intervention_hooks(
         intervention: From :func:`persona_lens.steer` and its like, or a sum of them.
         positions: ``all``; ``response``, the last prompt token and everything after it, as in the paper's inference
             time steering; ``prompt``; or a boolean mask ``[batch, pos]`` over the text's positions.
-        prompt_length: For ``response`` and ``prompt``: number of prompt tokens, left padding included, one for all
-            rows or one each. Around ``generate`` (see :func:`hooked`) it is known and left out.
+        prompt_length: For ``response``, ``prompt`` and windows: number of prompt tokens, left padding included, one for
+            all rows or one each. Around ``generate`` (see :func:`hooked`) it is known and left out.
 
     Returns:
         ``(name, fn)`` pairs for ``run_with_hooks``, ``hooks`` or :func:`hooked`.
 
     Raises:
-        InvalidArgumentError: Positions that are not known, or that do not fit ``prompt_length``.
+        InvalidArgumentError: Positions that are not known, or that do not fit ``prompt_length``; ``prompt``, or a mask,
+            for an intervention with a window of the response.
 
     Example:
         >>> import torch
@@ -52,9 +53,10 @@ def intervention_hooks(
         >>> [name for name, _ in pl.interventions.intervention_hooks(removal)]
         ['blocks.3.hook_resid_post']
     """
-    where = TokenSelector(positions, prompt_length)
+    windows = [step.window for step in intervention.steps if step.window is not None]
+    where = TokenSelector(positions, prompt_length, windows)
     hooks: list[HookPair] = where.hook_pairs()
-    hooks += [(hook_name(at), PositionedHook(at, intervention.at(at), where)) for at in intervention.layers]
+    hooks += [(hook_name(at), PositionedHook(at, intervention.steps_at(at), where)) for at in intervention.layers]
     return hooks
 
 
@@ -148,7 +150,8 @@ def hooked(model: HookedModel, hooks: Intervention | Sequence[HookPair]) -> Iter
 
     Args:
         model: HookedTransformer or TransformerBridge.
-        hooks: An intervention, done at every token; or ``(name, fn)`` pairs, this package's and a user's own.
+        hooks: An intervention, done at every token, or where its windows say, around ``generate``; or ``(name, fn)``
+            pairs, this package's and a user's own.
 
     Yields:
         The model.

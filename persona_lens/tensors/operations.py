@@ -7,6 +7,7 @@ None writes into its argument. Gradients pass through to the activations.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol, runtime_checkable
@@ -17,7 +18,8 @@ from torch import Tensor
 
 from persona_lens.checking import checked
 from persona_lens.errors import InvalidArgumentError
-from persona_lens.tensors.directions import normalize, widen
+from persona_lens.tensors.directed import Directed, check_width
+from persona_lens.tensors.directions import widen
 
 # The next norm squares what it reads; where that overflows, it gives zeros, and text comes out that means nothing.
 _LONGEST_MOVE = 1e18
@@ -25,7 +27,7 @@ _LONGEST_MOVE = 1e18
 
 @runtime_checkable
 class Operation(Protocol):
-    """What can be done to activations: :class:`Add`, :class:`Ablate`, :class:`Cap`, :class:`KeepNorm`, or one's own."""
+    """What can be done to activations: the package's own, from :class:`Add` to :class:`Gate`, or one's own."""
 
     @property
     def d_model(self) -> int:
@@ -37,30 +39,9 @@ class Operation(Protocol):
         ...
 
 
-@dataclass(frozen=True, eq=False)
-class _Directed:
-    """What acts along one direction."""
-
-    direction: Float[Tensor, " d_model"]
-
-    def __post_init__(self) -> None:
-        """Check the field."""
-        _check_direction(self.direction)
-
-    @property
-    def d_model(self) -> int:
-        """Width of the activations that it acts on."""
-        return len(self.direction)
-
-    @cached_property
-    def _unit(self) -> Float[Tensor, " d_model"]:
-        """The unit direction, made once: a hook runs at every token."""
-        return normalize(self.direction)
-
-
 @checked
 @dataclass(frozen=True, eq=False)
-class Add(_Directed):
+class Add(Directed):
     """Add a multiple of a raw vector.
 
     ``h <- h + coefficient * v``. The vector is not normalised, so coefficient 1 moves by the mean difference
@@ -105,7 +86,7 @@ class Add(_Directed):
 
     def __call__(self, activations: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         """Return the steered activations."""
-        _check_width(activations, self.direction)
+        check_width(activations, self.d_model)
         if self.coefficient == 0:
             return activations
         return activations + self.scaled.to(activations)
@@ -113,7 +94,7 @@ class Add(_Directed):
 
 @checked
 @dataclass(frozen=True, eq=False)
-class Ablate(_Directed):
+class Ablate(Directed):
     """Remove the component along a direction.
 
     ``h <- h - (h · u) u`` with ``u = v / |v|``, in float32. Doing it twice is doing it once, and the result's
@@ -135,16 +116,16 @@ class Ablate(_Directed):
 
     def __call__(self, activations: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         """Return the activations without their component along the direction."""
-        _check_width(activations, self.direction)
+        check_width(activations, self.d_model)
         wide = widen(activations)
-        unit = self._unit.to(wide)
+        unit = self.unit.to(wide)
         coordinate = (wide * unit).sum(dim=-1, keepdim=True)
         return (wide - coordinate * unit).to(activations.dtype)
 
 
 @checked
 @dataclass(frozen=True, eq=False)
-class Cap(_Directed):
+class Cap(Directed):
     """Keep the coordinate along a direction between bounds.
 
     ``h <- h + (clamp(c, floor, ceiling) - c) u`` with ``u = v / |v|`` and ``c = h · u``, in float32. Rows
@@ -183,9 +164,9 @@ class Cap(_Directed):
 
     def __call__(self, activations: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         """Return the activations with their coordinate inside the bounds."""
-        _check_width(activations, self.direction)
+        check_width(activations, self.d_model)
         wide = widen(activations)
-        unit = self._unit.to(wide)
+        unit = self.unit.to(wide)
         coordinate = (wide * unit).sum(dim=-1, keepdim=True)
         step = coordinate.clamp(self.floor, self.ceiling) - coordinate
         moved = (wide + step * unit).to(activations.dtype)
@@ -215,10 +196,7 @@ class KeepNorm:
 
     def __post_init__(self) -> None:
         """Check the field."""
-        widths = {operation.d_model for operation in self.operations}
-        if len(widths) != 1:
-            rule = "hold at least one operation, all of one width"
-            raise InvalidArgumentError.of("operations", rule, sorted(widths))
+        check_one_width(self.operations)
 
     @property
     def d_model(self) -> int:
@@ -227,10 +205,7 @@ class KeepNorm:
 
     def __call__(self, activations: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         """Return the changed activations, each with its own norm."""
-        changed = activations
-        for operation in self.operations:
-            changed = operation(changed)
-        return restore_norm(changed, activations)
+        return restore_norm(apply_in_order(self.operations, activations), activations)
 
 
 @checked
@@ -263,23 +238,18 @@ def restore_norm(
     return torch.where(untouched | (now == 0), changed, scaled)
 
 
-def _check_direction(direction: Tensor) -> None:
-    """Refuse anything but one finite, nonzero floating-point vector."""
-    if direction.ndim != 1 or not direction.is_floating_point():
-        got = f"shape {tuple(direction.shape)}, {direction.dtype}"
-        hint = "Pick one layer's vector, e.g. `directions[layer]`."
-        rule = "be one floating-point vector of width d_model"
-        raise InvalidArgumentError.of("direction", rule, got, hint)
-    if not torch.isfinite(direction).all():
-        raise InvalidArgumentError.of("direction", "be finite", direction.tolist())
-    if not direction.any():
-        rule = "have a length above zero"
-        raise InvalidArgumentError.of("direction", rule, direction.tolist())
+def apply_in_order(
+    operations: Sequence[Operation], activations: Float[Tensor, "*batch d_model"]
+) -> Float[Tensor, "*batch d_model"]:
+    """Do one operation after the other; none leaves the activations themselves."""
+    for operation in operations:
+        activations = operation(activations)
+    return activations
 
 
-def _check_width(activations: Tensor, direction: Tensor) -> None:
-    """Refuse activations of another width, before they broadcast."""
-    if activations.shape[-1:] != direction.shape:
-        rule = f"have the direction's width {len(direction)} as last axis"
-        hint = "Was the vector made on another model?"
-        raise InvalidArgumentError.of("activations", rule, tuple(activations.shape), hint)
+def check_one_width(operations: Sequence[Operation]) -> None:
+    """Refuse no operations, and operations of different widths."""
+    widths = {operation.d_model for operation in operations}
+    if len(widths) != 1:
+        rule = "hold at least one operation, all of one width"
+        raise InvalidArgumentError.of("operations", rule, sorted(widths))

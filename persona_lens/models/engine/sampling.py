@@ -23,9 +23,9 @@ from persona_lens.models.engine.finite import OVERFLOW_HINT, find_broken_layer
 from persona_lens.models.engine.prefixes import Prefix, RecentlyUsed, compute_prefixes
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.applying import RowInterventions
-from persona_lens.models.hooks.intervention import NOTHING, Intervention, check_interventions
+from persona_lens.models.hooks.intervention import NOTHING, Intervention, Step, check_interventions
 from persona_lens.models.hooks.points import attached
-from persona_lens.models.hooks.positions import Positions
+from persona_lens.models.hooks.positions import Positions, check_reach_response
 from persona_lens.models.hooks.recording import ResidualRecorder
 from persona_lens.models.hooks.sharing import reading_one_by_one
 from persona_lens.models.text.spans import check_token_ids
@@ -36,6 +36,8 @@ _ROW_MULTIPLE = 16
 _PROMPTS_AT_ONCE = 16
 # What is drawn from logits that are not finite.
 NOT_FINITE = -1
+# The number of a prompt's tokens before its last, as windows count.
+_BEFORE_RESPONSE = -1
 # Probabilities are formed for this many rows at a time: larger buffers are fetched anew from the system each time.
 _DRAWN_AT_ONCE = 64
 
@@ -179,7 +181,8 @@ def sample_stream(
 
     Raises:
         ContextLengthError: A prompt that leaves no room for ``max_new_tokens``.
-        InvalidArgumentError: An empty prompt, or an intervention that does not fit the model.
+        InvalidArgumentError: An empty prompt, an intervention that does not fit the model, or one with a window of the
+            response where ``positions`` is ``prompt``.
         HooksPresentError: Hooks inside attention, which sampling would pass by.
         ModelBusyError: The model does something else.
     """
@@ -224,6 +227,8 @@ def _check_requests(model: HookedModel, requests: Sequence[SampleRequest], sampl
                 "are kept for the response. Shorten the prompt or ask for fewer."
             )
             raise ContextLengthError.of(f"requests[{index}].prompt", rule, len(request.prompt), hint)
+    if any(request.intervention.has_windows for request in requests):
+        check_reach_response(sampling.positions)
     check_interventions(model, (request.intervention for request in requests))
 
 
@@ -243,6 +248,7 @@ class _Row:
         self.tokens: list[int] = []
         self.next_input = request.prompt[-1]
         self.position = len(request.prompt) - 1
+        self.has_windows = request.intervention.has_windows
         # All of a row's draws come from its own seed, so its neighbours cannot shift them.
         self.draws = np.random.default_rng(request.seed).random(sampling.max_new_tokens)
 
@@ -264,6 +270,7 @@ class _Sampler:
         self.requests = requests
         self.sampling = sampling
         self.interventions = interventions
+        self.assigned: list[tuple[Step, ...]] = []  # to each row of the latest pass
         self.recorder = recorder
         n_slots = round_up(min(sampling.batch_size, len(requests)), _ROW_MULTIPLE)
         longest = max(len(request.prompt) for request in requests)
@@ -289,7 +296,8 @@ class _Sampler:
         """Rows share a prefix if the prompt is the same and no intervention reaches into it."""
         if self.sampling.positions == "response":
             return (request.prompt,)
-        return (request.prompt, *((step.layer, id(step.operation)) for step in request.intervention.steps))
+        reaching = request.intervention.at_token(_BEFORE_RESPONSE).steps
+        return (request.prompt, *((step.layer, id(step.operation)) for step in reaching))
 
     def _admit(self) -> None:
         admitted = self.requests[self.waiting : self.waiting + self.capacity - len(self.rows)]
@@ -317,7 +325,7 @@ class _Sampler:
                 break
         requests = list(wanted.values())
         reaches_prompt = self.sampling.positions != "response"
-        self.interventions.assign([r.intervention if reaches_prompt else NOTHING for r in requests], self.device)
+        self._assign([r.intervention.at_token(_BEFORE_RESPONSE) if reaches_prompt else NOTHING for r in requests])
         if self.recorder:
             lengths = torch.tensor([len(request.prompt) - 1 for request in requests], device=self.device)
             self.recorder.expect(lambda residual, layer: _sum_first(residual, lengths))
@@ -329,12 +337,20 @@ class _Sampler:
     # Steps -----------------------------------------------------------------------------------------------------
 
     def _assign_interventions(self) -> None:
-        self.interventions.assign([self._now(row) for row in self.rows], self.device)
+        self._assign([self._now(row) for row in self.rows])
+
+    def _assign(self, rows: list[Intervention]) -> None:
+        """Tell the hooks what is done to each row, where that is something else than before."""
+        assigned = [one.steps for one in rows]
+        if assigned != self.assigned:
+            self.interventions.assign(rows, self.device)
+            self.assigned = assigned
 
     def _now(self, row: _Row) -> Intervention:
-        if self.sampling.positions == "prompt" and row.position >= len(row.request.prompt):
+        response_token = row.position - (len(row.request.prompt) - 1)
+        if self.sampling.positions == "prompt" and response_token > 0:
             return NOTHING
-        return row.request.intervention
+        return row.request.intervention.at_token(response_token)
 
     def _step(self) -> Float[Tensor, "row vocab"]:
         n_padded = round_up(len(self.rows), _ROW_MULTIPLE)
@@ -386,11 +402,11 @@ class _Sampler:
                 finished.append(slot)
                 yield row.index, SampledResponse(tuple(row.tokens), "length")
         self._vacate(finished)
-        if finished or sampling.positions == "prompt":
+        if finished or sampling.positions == "prompt" or any(row.has_windows for row in self.rows):
             self._assign_interventions()
 
     def _find_layer(self, row: _Row) -> int | None:
-        self.interventions.assign([row.request.intervention], self.device)
+        self._assign([row.request.intervention])
         layer = find_broken_layer(self.model, self.decoder, (*row.request.prompt, *row.tokens))
         self._assign_interventions()
         return layer

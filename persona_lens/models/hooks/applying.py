@@ -11,7 +11,7 @@ from torch import Tensor
 from persona_lens.models.hooks.intervention import Intervention
 from persona_lens.models.hooks.points import HookFn, HookPair
 from persona_lens.models.hooks.sites import hook_name
-from persona_lens.tensors.operations import Add, Operation
+from persona_lens.tensors.operations import Add, Operation, apply_in_order
 
 
 def apply_operations(
@@ -20,9 +20,7 @@ def apply_operations(
     is_chosen: Bool[Tensor, "row pos"] | None = None,
 ) -> Float[Tensor, "row pos d_model"]:
     """Apply operations in order at the chosen tokens; None chooses all. The argument is left as it is."""
-    changed = residual
-    for operation in operations:
-        changed = operation(changed)
+    changed = apply_in_order(operations, residual)
     if changed is residual or is_chosen is None:
         return changed
     return torch.where(is_chosen[..., None], changed, residual)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from itertools import groupby
 from typing import Any
 
 from torch import Tensor
@@ -14,6 +15,7 @@ from persona_lens.checking import checked
 from persona_lens.errors import InvalidArgumentError, ModelMismatchError
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.sites import check_layer
+from persona_lens.models.hooks.windows import Window
 from persona_lens.models.loading import describe_model
 from persona_lens.tensors.operations import KeepNorm, Operation
 
@@ -26,10 +28,20 @@ class Step:
     Args:
         layer: Zero-based block index.
         operation: What is done to the residual stream there.
+        window: At which of the response's tokens; None for all of those that the caller's positions mean.
     """
 
     layer: int
     operation: Operation
+    window: Window | None = None
+
+    def describe(self) -> dict[str, Any]:
+        """Return the layer and the operation as JSON-able values, and the window where there is one."""
+        window = {} if self.window is None else {"window": asdict(self.window)}
+        return {"layer": self.layer, **describe_values(self.operation), **window}
+
+    def __repr__(self) -> str:
+        return type(self.operation).__name__ + ("" if self.window is None else f" during {self.window}")
 
 
 @checked
@@ -64,17 +76,52 @@ class Intervention:
         """The layers that it acts on, ascending."""
         return tuple(sorted({step.layer for step in self.steps}))
 
+    @property
+    def has_windows(self) -> bool:
+        """Whether any step acts during a window alone: see :meth:`during`."""
+        return any(step.window is not None for step in self.steps)
+
     def at(self, layer: int) -> tuple[Operation, ...]:
         """Return what is done at a layer, in order."""
-        return tuple(step.operation for step in self.steps if step.layer == layer)
+        return tuple(step.operation for step in self.steps_at(layer))
+
+    def steps_at(self, layer: int) -> tuple[Step, ...]:
+        """Return the steps at a layer, in order."""
+        return tuple(step for step in self.steps if step.layer == layer)
 
     def keeping_norm(self) -> Intervention:
         """Return the same with each changed activation scaled back to the norm that it had at its layer."""
-        return replace(self, steps=tuple(Step(layer, KeepNorm(self.at(layer))) for layer in self.layers))
+        return wrap_steps(self, lambda layer, operations: KeepNorm(operations))
+
+    def during(self, window: Window) -> Intervention:
+        """Return the same at some of the response's tokens alone, and never at the prompt before its last token.
+
+        Sampling and hooks count each row's own tokens; training, which knows no beginning of a response, refuses it.
+
+        Raises:
+            InvalidArgumentError: A step has a window already.
+
+        Example:
+            >>> import torch
+            >>> from persona_lens.tensors.operations import Add
+            >>> first = Intervention.of(3, Add(torch.ones(8), 2.0)).during(Window(stop=8))
+            >>> first
+            Intervention(layer 3: Add during Window(start=0, stop=8, every=1))
+        """
+        if self.has_windows:
+            hint = "Give the parts their windows before adding them up."
+            raise InvalidArgumentError.of("window", "be the only one of its steps", repr(self), hint)
+        return replace(self, steps=tuple(replace(step, window=window) for step in self.steps))
+
+    def at_token(self, token: int) -> Intervention:
+        """Return what is done at a token by its number in the response; see :class:`Window`, negative before it."""
+        if not self.has_windows:
+            return self
+        return replace(self, steps=tuple(one for one in self.steps if one.window is None or token in one.window))
 
     def describe(self) -> list[dict[str, Any]]:
         """Return what is done as JSON-able values, tensors as hashes: what a result depends on."""
-        return [{"layer": step.layer, **describe_values(step.operation)} for step in self.steps]
+        return [step.describe() for step in self.steps]
 
     @property
     def digest(self) -> str:
@@ -94,7 +141,7 @@ class Intervention:
         return bool(self.steps)
 
     def __repr__(self) -> str:
-        parts = [f"layer {at}: {', '.join(type(one).__name__ for one in self.at(at))}" for at in self.layers]
+        parts = [f"layer {at}: {', '.join(map(repr, self.steps_at(at)))}" for at in self.layers]
         return f"Intervention({'; '.join(parts) or 'nothing'})"
 
 
@@ -109,11 +156,38 @@ def describe_values(value: Any) -> dict[str, Any]:
         if isinstance(one, Tensor):
             raw = one.detach().cpu().float().contiguous().numpy().tobytes()
             return hashlib.sha256(raw).hexdigest()[:16]
-        return [describe_values(part) for part in one] if isinstance(one, tuple) else one
+        if is_dataclass(one):
+            return describe_values(one)
+        return [describe(part) for part in one] if isinstance(one, tuple) else one
 
     return {"kind": type(value).__name__} | {
         field.name: describe(getattr(value, field.name)) for field in fields(value)
     }
+
+
+def wrap_steps(intervention: Intervention, wrap: Callable[[int, tuple[Operation, ...]], Operation]) -> Intervention:
+    """Put the operations at each layer into one around them, those of one window together.
+
+    Args:
+        intervention: Whose steps.
+        wrap: Makes the one operation of a layer and what is done there, in order.
+    """
+    steps = []
+    for layer in intervention.layers:
+        for window, alike in groupby(intervention.steps_at(layer), key=lambda step: step.window):
+            steps.append(Step(layer, wrap(layer, tuple(step.operation for step in alike)), window))
+    return replace(intervention, steps=tuple(steps))
+
+
+def check_no_windows(name: str, intervention: Intervention, why: str) -> None:
+    """Refuse windows of a response where nothing says where responses begin.
+
+    Raises:
+        InvalidArgumentError: A step has one.
+    """
+    if intervention.has_windows:
+        rule, hint = f"have no window here: {why}", "Leave out `.during(...)`."
+        raise InvalidArgumentError.of(name, rule, repr(intervention), hint)
 
 
 def check_steps(steps: Iterable[Step], n_layers: int, d_model: int) -> None:

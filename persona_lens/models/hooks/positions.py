@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from functools import reduce
+from itertools import groupby
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
@@ -20,8 +22,9 @@ from torch import Tensor
 from persona_lens.errors import InvalidArgumentError
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.applying import apply_operations
+from persona_lens.models.hooks.intervention import Step
 from persona_lens.models.hooks.points import HookPair
-from persona_lens.tensors.operations import Operation
+from persona_lens.models.hooks.windows import Window
 
 Positions = Literal["response", "prompt", "all"]
 """Where an intervention acts: ``response`` is the last prompt token and every generated one (the paper's
@@ -47,14 +50,19 @@ class TokenSelector:
             the text's positions, one row a text or one for all.
         prompt_length: Number of prompt tokens, one for all rows or one each. Left out, the prompt is what ``generate``
             is given; a plain call then raises.
+        windows: Those that will be asked for. They count from where the response begins, and so read
+            ``prompt_length``, with ``all`` too.
 
     Raises:
-        InvalidArgumentError: Unknown positions, a mask that is not boolean ``[batch, pos]``, a length below 1, or a
-            ``prompt_length`` that nothing reads.
+        InvalidArgumentError: Unknown positions, a mask that is not boolean ``[batch, pos]``, a length below 1, a
+            ``prompt_length`` that nothing reads, or windows of a response that the positions do not reach.
     """
 
     def __init__(
-        self, positions: Positions | Bool[Tensor, "batch pos"], prompt_length: int | Sequence[int] | None = None
+        self,
+        positions: Positions | Bool[Tensor, "batch pos"],
+        prompt_length: int | Sequence[int] | None = None,
+        windows: Sequence[Window] = (),
     ) -> None:
         if isinstance(positions, Tensor):
             if positions.dtype != torch.bool or positions.ndim != 2:
@@ -63,23 +71,26 @@ class TokenSelector:
         elif positions not in ("response", "prompt", "all"):
             rule = "be 'response', 'prompt', 'all' or a boolean mask [batch, pos]"
             raise InvalidArgumentError.of("positions", rule, positions)
+        if windows:
+            check_reach_response(positions)
         if prompt_length is not None:
             lengths = [prompt_length] if isinstance(prompt_length, int) else list(prompt_length)
             if not lengths or min(lengths) < 1:
                 rule = "be at least 1 in every row"
                 raise InvalidArgumentError.of("prompt_length", rule, prompt_length)
-            if isinstance(positions, Tensor) or positions == "all":
+            if isinstance(positions, Tensor) or (positions == "all" and not windows):
                 rule = "come with positions='response' or 'prompt'"
                 hint = "Leave it out: the other positions do not depend on it."
                 raise InvalidArgumentError.of("prompt_length", rule, prompt_length, hint)
         self.positions = positions
         self.prompt_length = prompt_length
+        self.windows = tuple(windows)
         self._generation: Generation | None = None
         self._n_new = self._n_before = 0
 
     def hook_pairs(self) -> list[HookPair]:
         """Return the hook that follows the KV cache; none is needed where every token is meant."""
-        if isinstance(self.positions, str) and self.positions == "all":
+        if isinstance(self.positions, str) and self.positions == "all" and not self.windows:
             return []
         return [(_PATTERN, self._observe)]
 
@@ -89,13 +100,21 @@ class TokenSelector:
         if self._generation is not None and self._generation.prompt_length is None:
             self._generation.prompt_length = n_keys
 
-    def select(self, n_rows: int, n_pos: int, device: torch.device) -> Bool[Tensor, "row pos"] | None:
+    def select(
+        self, n_rows: int, n_pos: int, device: torch.device, window: Window | None = None
+    ) -> Bool[Tensor, "row pos"] | None:
         """Return which tokens of the present pass are meant; None for all of them.
+
+        Args:
+            n_rows: Rows of the pass.
+            n_pos: Its positions.
+            device: Of the answer.
+            window: Of the tokens meant, those of the response that are in it.
 
         Raises:
             InvalidArgumentError: The mask does not cover the pass, or nothing says where the prompt ends.
         """
-        if isinstance(self.positions, str) and self.positions == "all":
+        if isinstance(self.positions, str) and self.positions == "all" and window is None:
             return None
         if n_pos != self._n_new:
             rule = "be 'all' where a forward pass does not run through block 0"
@@ -109,15 +128,18 @@ class TokenSelector:
                 raise InvalidArgumentError.of("positions", rule, tuple(self.positions.shape), hint)
             return self.positions[:, self._n_before : end].to(device).expand(n_rows, -1)
         absolute = torch.arange(self._n_before, end, device=device)
-        lengths = self._lengths(n_rows, device)[:, None]
-        return absolute >= lengths - 1 if self.positions == "response" else absolute < lengths
+        response_tokens = absolute - (self._lengths(n_rows, device)[:, None] - 1)
+        if window is not None:
+            return window.select(response_tokens)
+        return response_tokens >= 0 if self.positions == "response" else response_tokens <= 0
 
     def _lengths(self, n_rows: int, device: torch.device) -> Tensor:
         known = self.prompt_length
         if known is None and self._generation is not None:
             known = self._generation.prompt_length
         if known is None:
-            rule = f"be given for positions={self.positions!r} in a plain call"
+            windowed = " and a window" if self.windows else ""
+            rule = f"be given for positions={self.positions!r}{windowed} in a plain call"
             hint = "Only around model.generate is the prompt known. Give the number of prompt tokens."
             raise InvalidArgumentError.of("prompt_length", rule, None, hint)
         lengths = torch.tensor([known] * n_rows if isinstance(known, int) else list(known), device=device)
@@ -136,27 +158,52 @@ class TokenSelector:
             self._generation = outer
 
 
+def check_reach_response(positions: Positions | Tensor) -> None:
+    """Refuse positions that a window over the response's tokens does not go with.
+
+    Raises:
+        InvalidArgumentError: The prompt alone, or a mask, which says itself which tokens are meant.
+    """
+    if isinstance(positions, Tensor) or positions == "prompt":
+        got = "a mask" if isinstance(positions, Tensor) else positions
+        hint = "Leave out `.during(...)`, or act on the response."
+        raise InvalidArgumentError.of("positions", "be 'response' or 'all' with a window of the response", got, hint)
+
+
 class PositionedHook:
     """A TransformerLens hook function that applies operations at some positions.
 
     Args:
         layer: Zero-based block index.
-        operations: Applied in this order.
+        steps: Of that layer, applied in this order, each during its window.
         positions: Where.
     """
 
-    def __init__(self, layer: int, operations: Sequence[Operation], positions: TokenSelector) -> None:
+    def __init__(self, layer: int, steps: Sequence[Step], positions: TokenSelector) -> None:
         self.layer = layer
-        self.operations = tuple(operations)
+        self.steps = tuple(steps)
+        self.operations = tuple(step.operation for step in steps)
         self.positions = positions
+        self._parts = [
+            (window, tuple(step.operation for step in alike))
+            for window, alike in groupby(self.steps, key=lambda step: step.window)
+        ]
 
     def __call__(self, residual: Float[Tensor, "row pos d_model"], hook: object) -> Float[Tensor, "row pos d_model"]:
         """Return the residual stream with the operations applied."""
-        chosen = self.positions.select(residual.shape[0], residual.shape[1], residual.device)
-        return apply_operations(residual, self.operations, chosen)
+        for window, operations in self._parts:
+            chosen = self.positions.select(residual.shape[0], residual.shape[1], residual.device, window)
+            residual = apply_operations(residual, operations, chosen)
+        return residual
+
+    def reach(self, n_rows: int, n_pos: int, device: torch.device) -> Bool[Tensor, "row pos"]:
+        """Return which tokens of the present pass it acts at."""
+        chosen = [self.positions.select(n_rows, n_pos, device, window) for window, _ in self._parts]
+        everywhere = torch.ones(n_rows, n_pos, dtype=torch.bool, device=device)
+        return reduce(torch.logical_or, [everywhere if one is None else one for one in chosen])
 
     def __repr__(self) -> str:
-        return f"PositionedHook(layer={self.layer}, {', '.join(type(one).__name__ for one in self.operations)})"
+        return f"PositionedHook(layer={self.layer}, {', '.join(map(repr, self.steps))})"
 
 
 class _Following:
