@@ -21,7 +21,7 @@ from tests.small_trait import LengthJudge, tiny_trait
 
 CHAT = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes."}]
 # Parameters with a default that is refused as it is, as one of two must be given.
-ALSO_GIVEN = {"layer", "ceiling", "encoder"}
+ALSO_GIVEN = {"layer", "ceiling", "above", "encoder"}
 # Sizes of the dimensions that have a name; all others are 4.
 SIZES = {"layer": 3, "d_model": 48, "batch": 2, "pos": 4, "row": 2}
 
@@ -85,7 +85,7 @@ class ValidArguments:
             "examples": lambda hint: pl.traits.load_written_examples("evil", "training")[:12]
             if "WrittenExample" in str(hint) else () if "Message" in str(hint) else (("loud", "Hi", "Yes"),),
             "rubric": lambda hint: tiny_trait().rubric,
-            "vectors": lambda hint: {"loud": self.vector},
+            "vectors": lambda hint: {"loud": self.vector} if "Mapping" in str(hint) else [self.vector],
             "layers": lambda hint: {"loud": 1} if "Mapping" in str(hint)
             else (0, 1, 2) if hint == tuple[int, ...] else [1],
             "thresholds": lambda hint: {"loud": 1.0},
@@ -97,6 +97,7 @@ class ValidArguments:
             "judge": lambda hint: "length" if hint is str else self.make("", hint),
             "description": lambda hint: "Shouts at everybody, always.",
             "ceiling": lambda hint: 0.5,
+            "above": lambda hint: 0.5,
             "out": lambda hint: self.make_path(),
             "path": lambda hint: self.make_path(),
             "kept": lambda hint: self.make_path() if Path in get_args(hint) else 1,

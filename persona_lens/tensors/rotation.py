@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
@@ -12,7 +13,7 @@ from torch import Tensor
 from persona_lens.checking import checked
 from persona_lens.errors import InvalidArgumentError
 from persona_lens.tensors.directed import Directed, check_width
-from persona_lens.tensors.directions import widen
+from persona_lens.tensors.directions import normalize, widen
 
 # Of the norm, in roundings: what is left across the direction by less is rounding, and points nowhere.
 _PARALLEL = 16
@@ -54,13 +55,18 @@ class Rotate(Directed):
         if not -180 <= self.degrees <= 180:
             raise InvalidArgumentError.of("degrees", "be in [-180, 180]", self.degrees)
 
+    @cached_property
+    def _exact(self) -> Float[Tensor, " d_model"]:
+        """The unit direction in float64, as float64 activations need it: what its length lacks would turn them too."""
+        return normalize(self.direction.cpu().double())
+
     def __call__(self, activations: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         """Return the turned activations, each with its own norm."""
         check_width(activations, self.d_model)
         if self.degrees == 0:
             return activations
         wide = widen(activations)
-        unit = self.unit.to(wide)
+        unit = self._exact.to(wide)
         along = (wide * unit).sum(dim=-1, keepdim=True)
         rest = wide - along * unit
         across, norm = rest.norm(dim=-1, keepdim=True), wide.norm(dim=-1, keepdim=True)

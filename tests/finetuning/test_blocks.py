@@ -8,7 +8,7 @@ from persona_lens.errors import HookNeverFiredError, InvalidArgumentError, Layer
 from persona_lens.finetuning import trainer
 from persona_lens.finetuning.blocks import TrainingInterventions, reading_residuals
 from persona_lens.models.loading import find_blocks
-from persona_lens.tensors.operations import Ablate, Add, Cap
+from persona_lens.tensors import Ablate, AblateSubspace, Add, Cap, Gate, KeepNorm, Rotate
 from tests.backends import ARCHITECTURES, BACKENDS
 from tests.tiny import make_hf_model
 
@@ -186,6 +186,34 @@ def test_the_logits_are_those_of_the_same_intervention_as_hooks(tiny_folder, arc
         )
         assert not torch.allclose(model(inputs["input_ids"]), expected, atol=0.01)
     torch.testing.assert_close(steered, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("operation", [
+    Rotate(direction(1), 40.0), AblateSubspace(torch.stack([direction(1), direction(2)])),
+    KeepNorm((Gate((Add(direction(0), 2.0),), direction(1), above=0.0),)),
+], ids=lambda one: type(one).__name__)  # fmt: skip
+def test_each_way_to_act_gives_the_logits_of_its_hooks_and_finite_gradients(tiny_folder, operation):
+    intervention = pl.Intervention.of(1, operation)
+    inputs = {"input_ids": torch.tensor(ROWS[1:2]), "attention_mask": torch.ones(1, len(ROWS[1]))}
+    model = pl.load_model(tiny_folder("llama"), backend=BACKENDS[0], dtype="float32", device="cpu")
+    with torch.no_grad():
+        expected = model.run_with_hooks(
+            inputs["input_ids"], fwd_hooks=pl.interventions.intervention_hooks(intervention)
+        )
+        assert not torch.allclose(model(inputs["input_ids"]), expected, atol=0.01)
+    steered = run_with(make_hf_model("llama"), intervention, inputs)
+    torch.testing.assert_close(steered, expected, atol=1e-4, rtol=1e-4)
+    assert all(bool(one.isfinite().all()) for one in gradients(with_lora(), intervention).values())
+
+
+def test_a_window_of_a_response_is_refused_before_training(llama, tmp_path):
+    windowed = site(1).during(pl.interventions.Window(stop=4))
+    with pytest.raises(InvalidArgumentError, match="`intervention` must have no window here"):
+        TrainingInterventions(llama, windowed)
+    row = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes"}]}
+    with pytest.raises(InvalidArgumentError, match="`intervention` must have no window here"):
+        pl.finetune("no model is loaded", [row], tmp_path, intervention=windowed)
+    assert list(tmp_path.iterdir()) == []
 
 
 @each_architecture

@@ -16,7 +16,10 @@ from torch.testing import assert_close
 
 from persona_lens.errors import InvalidArgumentError
 from persona_lens.tensors.directions import cosine, project
+from persona_lens.tensors.gating import Gate
 from persona_lens.tensors.operations import Ablate, Add, Cap, KeepNorm, Operation, restore_norm
+from persona_lens.tensors.rotation import Rotate
+from persona_lens.tensors.subspace import AblateSubspace
 
 PROPERTY = settings(deadline=None, max_examples=60)
 ENTRIES = st.floats(-100, 100, width=32)
@@ -26,6 +29,9 @@ INTERVENTIONS = [
     Ablate,
     # Out of reach of the normal activations below, so that every row moves.
     lambda direction: Cap(direction, floor=20.0, ceiling=30.0),
+    lambda direction: Rotate(direction, degrees=-20.0),
+    lambda direction: AblateSubspace(torch.stack([direction, direction * torch.linspace(1, 3, len(direction))])),
+    lambda direction: Gate((Ablate(direction),), direction, below=100.0),
 ]
 
 
