@@ -3,10 +3,10 @@
     python experiments/ways_to_steer.py --trait evil --trait empathy --trait humorous
 
 Every way is first brought to a few divergences from the unsteered model, measured on ordinary responses. On some of
-the evaluation questions its coherence is tried at each, and with it the strength that leaves the same coherence. On the
-rest, two judges read it at that strength, and at the one of equal divergence. Beside the ways stand the unsteered model,
-the trait's first positive system prompt, and random directions, brought to the same. The layer is the middle one, for
-all: nothing is chosen but the strength, and that not by a trait's score.
+the evaluation questions its coherence is tried at each, and with it the strength that leaves the same coherence. On
+the rest, two judges read it at that strength, and at the one of equal divergence. Beside the ways stand the unsteered
+model, the trait's first positive system prompt, and random directions, brought to the same. The layer is the middle
+one, for all: nothing is chosen but the strength, and that not by a trait's score.
 """
 
 from __future__ import annotations
@@ -153,19 +153,17 @@ def try_ways(model: HookedModel, trait: pl.Trait, profile: Profile, arguments: C
         strength = interpolate_strength(levels, coherences, profile.coherence)
         at_coherence = Strength(strength, meter.measure(way.make(strength)))
         tried.append(TriedWay(way.estimator, way.intervention, tuple(levels), at_coherence, at_divergence))
-
-    at_coherence = [
-        Condition(way.make(one.at_coherence.strength), name=f"{way.name}, equal coherence")
-        for way, one in zip(ways, tried, strict=True)
+    both = list(zip(ways, tried, strict=True))
+    coherent = [
+        Condition(way.make(one.at_coherence.strength), name=f"{way.name}, equal coherence") for way, one in both
     ]
-    at_divergence = [
-        Condition(way.make(one.at_divergence.strength), name=f"{way.name}, equal divergence")
-        for way, one in zip(ways, tried, strict=True)
+    diverging = [
+        Condition(way.make(one.at_divergence.strength), name=f"{way.name}, equal divergence") for way, one in both
     ]
     plain = [Condition(name=UNSTEERED), Condition(system=trait.positive_system_prompts[0], name=PROMPT)]
     judging = load_written_examples(trait.name, "judging")[: profile.n_examples]
     held_out = (*trait.evaluation_questions[1::2], *(one.question for one in judging))[: profile.n_questions]
-    responses = score([*plain, *at_coherence, *at_divergence], held_out, stream=(Stream.WAYS, 1))
+    responses = score([*plain, *coherent, *diverging], held_out, stream=(Stream.WAYS, 1))
     others = {}
     for name in list_written_traits():
         if name != trait.name:
@@ -181,7 +179,7 @@ def try_ways(model: HookedModel, trait: pl.Trait, profile: Profile, arguments: C
         responses=responses,
         scores={one.name: rescore(responses, one).scores for one in (judges.reader, judges.sentences)},
         others=others,
-        capabilities=measure_capabilities(model, at_coherence, profile),
+        capabilities=measure_capabilities(model, coherent, profile),
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -29,6 +28,7 @@ PROMPT = "system prompt"
 UNSTEERED = "unsteered"
 RANDOM = "random direction"
 Equal: TypeAlias = Literal["coherence", "divergence"]
+_EQUALS: tuple[Equal, ...] = ("coherence", "divergence")
 
 
 @dataclass(frozen=True)
@@ -170,11 +170,7 @@ class WaysToSteer(Result):
 
     def plot(self) -> go.Figure:
         """Draw every way's rise, by judge, at equal coherence and at equal divergence."""
-        heads = [
-            f"{html.escape(judge)}<br>at equal {equal}"
-            for equal in ("coherence", "divergence")
-            for judge in self.judge_names
-        ]
+        heads = [f"{html.escape(judge)}<br>at equal {equal}" for equal in _EQUALS for judge in self.judge_names]
         figure = make_subplots(
             rows=2, cols=2, shared_yaxes=True, horizontal_spacing=0.03, vertical_spacing=0.12, subplot_titles=heads
         )
@@ -182,7 +178,7 @@ class WaysToSteer(Result):
         estimators = list(dict.fromkeys(estimator for _, estimator, _ in pairs))
         interventions = list(dict.fromkeys(intervention for *_, intervention in pairs))
         rows = [*estimators, RANDOM, PROMPT][::-1]
-        for line, equal in enumerate(("coherence", "divergence"), start=1):
+        for line, equal in enumerate(_EQUALS, start=1):
             for judge in (0, 1):
                 for index, intervention in enumerate(interventions):
                     shown = [(estimator, way) for way, estimator, one in pairs if one == intervention]
@@ -217,7 +213,7 @@ class WaysToSteer(Result):
         names = [one.trait for one in self.traits]
         figure = make_subplots(
             rows=2, cols=len(names), shared_yaxes=True, horizontal_spacing=0.03, vertical_spacing=0.12,
-            subplot_titles=[f"{one}: {what}" for what in ("estimators, added", "mean difference, acts") for one in names],
+            subplot_titles=[f"{one}: {what}" for what in ("estimators, add", "mean difference, acts") for one in names],
         )  # fmt: skip
         for column, one in enumerate(self.traits, start=1):
             for line, keep in enumerate(("add", "mean difference"), start=1):
@@ -264,14 +260,14 @@ class WaysToSteer(Result):
             "|---|---|---|---|---|---|---|---|",
         ]  # fmt: skip
         for way in (*self.ways, PROMPT):
-            cells = [f"{self.rise(judge, way, equal):.0f}" for equal in ("coherence", "divergence") for judge in (0, 1)]
+            cells = [f"{self.rise(judge, way, equal):.0f}" for equal in _EQUALS for judge in (0, 1)]
             coherence = torch.cat(
                 [one.responses.coherence_by_question[one.find(way, "coherence")] for one in self.traits]
             )
             spread = sum(one.spread(way, "coherence") for one in self.traits) / len(self.traits)
             cells += [f"{mean_interval(coherence):.0f}", f"{spread:.0f}", self._say_accuracy(way)]
             lines.append(f"| {way} | {' | '.join(cells)} |")
-        rest = [f"{self.random_rise(judge, equal):.0f}" for equal in ("coherence", "divergence") for judge in (0, 1)]
+        rest = [f"{self.random_rise(judge, equal):.0f}" for equal in _EQUALS for judge in (0, 1)]
         lines.append(f"| {RANDOM}s, add | {' | '.join(rest)} | – | – | – |")
         coherence = torch.cat(
             [one.responses.coherence_by_question[one.find(UNSTEERED, "coherence")] for one in self.traits]
@@ -279,8 +275,10 @@ class WaysToSteer(Result):
         lines.append(
             f"| unsteered | 0 | 0 | 0 | 0 | {mean_interval(coherence):.0f} | 0 | {self._say_accuracy(UNSTEERED)} |"
         )
-        images = [f"![{alt}](../../figures/ways_to_steer{ending}.png)" for ending, alt in
-                  (("", "Every way at equal coherence and equal divergence"), ("_front", "Trait against coherence"))]  # fmt: skip
+        images = (
+            "![Every way at equal coherence and equal divergence](../../figures/ways_to_steer.png)",
+            "![Trait against coherence](../../figures/ways_to_steer_front.png)",
+        )
         return "\n".join([*lines, "", *self._say_best(), "", *images, ""])
 
     def _say_accuracy(self, way: str) -> str:
@@ -288,10 +286,10 @@ class WaysToSteer(Result):
         found = [one.capabilities[way].accuracy.estimate for one in self.traits if way in one.capabilities]
         return f"{100 * sum(found) / len(found):.0f} %" if found else "–"
 
-    def _say_best(self) -> Sequence[str]:
+    def _say_best(self) -> tuple[str, ...]:
         """Say what beats the prompt and random directions."""
         above_prompt, below_prompt = self.compare(PROMPT, "coherence")
+        above, below = (", ".join(ways) or "none" for ways in (above_prompt, below_prompt))
         return (
-            f"Above the system prompt, surely and for both judges, at equal coherence: {', '.join(above_prompt) or 'none'}; "
-            f"below it: {', '.join(below_prompt) or 'none'}.",
+            f"Above the system prompt, surely and for both judges, at equal coherence: {above}; below it: {below}.",
         )

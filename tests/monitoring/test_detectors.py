@@ -55,7 +55,7 @@ def test_what_only_knows_the_condition_is_not_chosen():
 
 
 def test_the_best_of_many_that_mean_nothing_is_not_reliable_on_other_questions():
-    signal, scores, conditions, questions = graded()
+    _, scores, conditions, questions = graded()
     reliable = 0
     for seed in range(20):
         noise = torch.randn(40, len(scores), generator=torch.Generator().manual_seed(100 + seed))
