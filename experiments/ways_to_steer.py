@@ -94,10 +94,7 @@ PROFILES = {
 
 def main(arguments: CommonArguments) -> None:
     """Run or redraw."""
-    if arguments.replot:
-        result = arguments.read(WaysToSteer, NAME)
-    else:
-        result = run(arguments.pick(PROFILES), arguments)
+    result = arguments.read(WaysToSteer, NAME) if arguments.replot else run(arguments.pick(PROFILES), arguments)
     result.write(arguments.out, NAME)
     print(f"{arguments.out / NAME}.html: {result.say_verdict()}")
 
@@ -263,9 +260,9 @@ def measure_capabilities(
     found = {UNSTEERED: measure_capability(model, items=items)}
     for one in conditions:
         name = one.name.removesuffix(", equal coherence")
-        if name.startswith(f"{baseline}, ") or name.endswith(f", {act}"):
-            if not name.startswith(RANDOM):
-                found[name] = measure_capability(model, one.intervention, items=items)
+        is_kin = name.startswith(f"{baseline}, ") or name.endswith(f", {act}")
+        if is_kin and not name.startswith(RANDOM):
+            found[name] = measure_capability(model, one.intervention, items=items)
     return found
 
 

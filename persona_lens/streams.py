@@ -50,4 +50,5 @@ class Stream(IntEnum):
     STEERING_AWAY = 245  # experiments/steering_away.py: responses and random directions
     TEMPERATURES = 260  # experiments/judge_validation.py: the model's own responses, cool and hot
     DETECTION = 280  # experiments/detection.py: responses
+    HEADS = 290  # experiments/heads.py: random heads and random directions
     WAYS = 270  # experiments/ways_to_steer.py: responses and random directions

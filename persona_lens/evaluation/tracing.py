@@ -148,7 +148,7 @@ def trace(
         for _, fn in hooks:
             if isinstance(fn, PositionedHook):
                 # The pass above has just told the positions where it lies.
-                reached[fn.layer] |= fn.reach(1, tokens.shape[1], torch.device("cpu"))[0]
+                reached[fn.site.layer] |= fn.reach(1, tokens.shape[1], torch.device("cpu"))[0]
     read = torch.zeros(tokens.shape[1], dtype=torch.bool)
     read[encoded.response_start : encoded.response_end] = True
     texts = tuple(model.tokenizer.decode([token]) for token in encoded.tokens)

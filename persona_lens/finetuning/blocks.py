@@ -9,10 +9,11 @@ from typing import Any
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from persona_lens.models.hooks.applying import apply_operations
+from persona_lens.models.hooks.applying import apply_operations, change_head
 from persona_lens.models.hooks.intervention import Intervention, check_no_windows
 from persona_lens.models.hooks.points import FiringWatch
-from persona_lens.models.loading import find_blocks
+from persona_lens.models.hooks.sites import Site
+from persona_lens.models.loading import find_blocks, find_output_projection
 
 
 def check_every_token(intervention: Intervention) -> None:
@@ -29,10 +30,11 @@ class TrainingInterventions:
 
     Args:
         hf_model: A Hugging Face model, with or without PEFT's wrapping.
-        intervention: What is done at which layer; several at one layer in this order.
+        intervention: What is done at which layer or head; several at one of them in this order.
 
     Raises:
         InvalidArgumentError: A step with a window of a response.
+        UnsupportedModelError: A step on a head of a model whose output projection cannot be told.
     """
 
     def __init__(self, hf_model: nn.Module, intervention: Intervention) -> None:
@@ -43,8 +45,9 @@ class TrainingInterventions:
         self._is_token: Bool[Tensor, "row pos"] | None = None
         self._is_on = True
         self._watch = FiringWatch()
-        self._apply = {
-            at: self._watch.watch(f"intervention at layer {at}", apply_operations) for at in intervention.layers
+        self._apply = {at: self._watch.watch(f"intervention at {at}", apply_operations) for at in intervention.sites}
+        self._projections = {
+            at.layer: find_output_projection(hf_model, at.layer) for at in intervention.sites if at.head is not None
         }
 
     @contextmanager
@@ -54,8 +57,12 @@ class TrainingInterventions:
             if self._intervention:
                 handle = self._stack.register_forward_pre_hook(self._see_padding, with_kwargs=True)
                 stack.callback(handle.remove)
-            for layer in self._intervention.layers:
-                stack.callback(self._blocks[layer].register_forward_hook(self._make_hook(layer)).remove)
+            for at in self._intervention.sites:
+                if at.head is None:
+                    handle = self._blocks[at.layer].register_forward_hook(self._make_hook(at))
+                else:
+                    handle = self._projections[at.layer].register_forward_pre_hook(self._make_head_hook(at, at.head))
+                stack.callback(handle.remove)
             yield self
 
     @contextmanager
@@ -79,14 +86,27 @@ class TrainingInterventions:
         mask = kwargs.get("attention_mask")
         self._is_token = None if mask is None else mask.bool()
 
-    def _make_hook(self, layer: int) -> Callable[..., Any]:
-        operations, apply = self._intervention.at(layer), self._apply[layer]
+    def _make_hook(self, site: Site) -> Callable[..., Any]:
+        operations, apply = self._intervention.at(*site), self._apply[site]
 
         def intervene(module: nn.Module, args: Any, output: Any) -> Any:
             if not self._is_on:
                 return None
             changed = apply(_residual(output), operations, self._is_token)
             return changed if isinstance(output, Tensor) else (changed, *output[1:])
+
+        return intervene
+
+    def _make_head_hook(self, site: Site, head: int) -> Callable[..., Any]:
+        """Make what changes a head's output where the output projection reads it, heads side by side."""
+        operations, apply = self._intervention.at(*site), self._apply[site]
+
+        def intervene(module: nn.Module, args: tuple[Any, ...]) -> Any:
+            if not self._is_on:
+                return None
+            z = args[0].unflatten(-1, (-1, operations[0].d_model))
+            changed = change_head(z, head, lambda output: apply(output, operations, self._is_token))
+            return (changed.flatten(-2), *args[1:])
 
         return intervene
 

@@ -36,8 +36,10 @@ from persona_lens.models.loading import (
     ADAPTER_FILES,
     ADAPTER_RECORD,
     find_blocks,
+    find_output_projection,
     fingerprint_hugging_face,
     load_hugging_face,
+    read_head_shape,
     resolve_dtype,
     round_weights,
 )
@@ -169,7 +171,11 @@ def finetune(
     round_weights(hf_model, dtype)
     blocks, d_model = find_blocks(hf_model), hf_model.config.get_text_config().hidden_size
     penalized = () if penalty is None else (Step(penalty.layer, Ablate(penalty.direction)),)
-    check_steps([*intervention.steps, *penalized], len(blocks), d_model)  # a penalty must fit as they do
+    shape = (len(blocks), d_model, *read_head_shape(hf_model.config.get_text_config()))
+    check_steps([*intervention.steps, *penalized], *shape)  # a penalty must fit as they do
+    for at in intervention.sites:
+        if at.head is not None:
+            find_output_projection(hf_model, at.layer)
     made_from = {"track": track.fingerprints} if track is not None else {}
     made_from |= {"intervention": {intervention.fingerprint}} if intervention.fingerprint is not None else {}
     for name, fingerprints in made_from.items():

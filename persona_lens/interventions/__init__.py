@@ -1,7 +1,8 @@
-"""What is done to the residual stream: one value, from vectors to hooks, ``with`` blocks, sampling and training."""
+"""What is done to activations: one value, from vectors and heads to hooks, ``with`` blocks, sampling and training."""
 
 from persona_lens.interventions.from_vectors import Layers, ablate, ablate_span, cap, rotate, steer
 from persona_lens.interventions.gating import gate
+from persona_lens.interventions.heads import shift_heads
 from persona_lens.interventions.hooks import (
     ablation_hooks,
     capping_hooks,
@@ -17,6 +18,6 @@ from persona_lens.models.hooks.windows import Window
 
 __all__ = [
     "NOTHING", "HookFn", "HookPair", "Intervention", "Layers", "Positions", "Step", "Window", "ablate", "ablate_span",
-    "ablation_hooks", "cap", "capping_hooks", "gate", "hooked", "intervention_hooks", "rotate", "steer", "steering",
-    "steering_hooks",
+    "ablation_hooks", "cap", "capping_hooks", "gate", "hooked", "intervention_hooks", "rotate", "shift_heads", "steer",
+    "steering", "steering_hooks",
 ]  # fmt: skip

@@ -8,10 +8,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from persona_lens.checking import checked
-from persona_lens.errors import ModelMismatchError
+from persona_lens.errors import InvalidArgumentError, ModelMismatchError
 from persona_lens.interventions.from_vectors import list_bounds
 from persona_lens.models.hooks.intervention import Intervention, wrap_steps
-from persona_lens.models.hooks.sites import check_layer
+from persona_lens.models.hooks.sites import Site, check_layer
 from persona_lens.tensors.gating import Gate
 from persona_lens.tensors.operations import Operation
 from persona_lens.vectors.persona_vector import PersonaVector
@@ -41,7 +41,8 @@ def gate(
 
     Raises:
         LayerOutOfRangeError: A layer of the intervention that the vector does not have.
-        InvalidArgumentError: Neither bound, ``above`` not less than ``below``, or bounds of another number of layers.
+        InvalidArgumentError: Neither bound, ``above`` not less than ``below``, bounds of another number of layers, or
+            an intervention on heads.
         ModelMismatchError: A vector of another model than the intervention's.
 
     Reference:
@@ -58,10 +59,13 @@ def gate(
         raise ModelMismatchError.of("vector", rule, vector.model.fingerprint)
     n_layers = vector.model.n_layers
     lower, upper = list_bounds("above", above, n_layers), list_bounds("below", below, n_layers)
-    for at in intervention.layers:
-        check_layer(at, n_layers)
+    for site in intervention.sites:
+        check_layer(site.layer, n_layers)
+        if site.head is not None:
+            rule = "act on the residual stream alone, as the vector's projections are read there"
+            raise InvalidArgumentError.of("intervention", rule, str(site))
 
-    def wrap(at: int, operations: tuple[Operation, ...]) -> Gate:
-        return Gate(operations, vector.direction(at), above=lower[at], below=upper[at])
+    def wrap(site: Site, operations: tuple[Operation, ...]) -> Gate:
+        return Gate(operations, vector.direction(site.layer), above=lower[site.layer], below=upper[site.layer])
 
     return replace(wrap_steps(intervention, wrap), fingerprint=vector.model.fingerprint)

@@ -18,7 +18,6 @@ from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.intervention import Intervention, check_interventions
 from persona_lens.models.hooks.points import FiringWatch, HookPair, held
 from persona_lens.models.hooks.positions import PositionedHook, Positions, TokenSelector, following_generate
-from persona_lens.models.hooks.sites import hook_name
 from persona_lens.vectors.ordinary import OrdinaryProjections
 from persona_lens.vectors.persona_vector import PersonaVector
 
@@ -30,7 +29,7 @@ Where: TypeAlias = Positions | Bool[Tensor, "batch pos"]
 def intervention_hooks(
     intervention: Intervention, *, positions: Where = "all", prompt_length: int | Sequence[int] | None = None
 ) -> list[HookPair]:
-    """Make hooks that do what an intervention says, one hook a layer; what is done at one layer keeps its order.
+    """Make hooks that do what an intervention says, one a layer or head; what is done at one of them keeps its order.
 
     Args:
         intervention: From :func:`persona_lens.steer` and its like, or a sum of them.
@@ -56,7 +55,7 @@ def intervention_hooks(
     windows = [step.window for step in intervention.steps if step.window is not None]
     where = TokenSelector(positions, prompt_length, windows)
     hooks: list[HookPair] = where.hook_pairs()
-    hooks += [(hook_name(at), PositionedHook(at, intervention.steps_at(at), where)) for at in intervention.layers]
+    hooks += [(at.hook_name, PositionedHook(at, intervention.steps_at(at), where)) for at in intervention.sites]
     return hooks
 
 

@@ -1,6 +1,11 @@
 """Everything that touches TransformerLens: models, their text, their hooks, and running them."""
 
-from persona_lens.models.engine.activations import cache_residual_stream, pool_residual_stream, project_residual_stream
+from persona_lens.models.engine.activations import (
+    cache_residual_stream,
+    pool_heads,
+    pool_residual_stream,
+    project_residual_stream,
+)
 from persona_lens.models.engine.answers import TextStream, ask
 from persona_lens.models.engine.rollouts import Rollout, RolloutRequest, sample_recorded_rollouts, sample_rollouts
 from persona_lens.models.engine.sampling import (
@@ -25,7 +30,7 @@ from persona_lens.models.text.spans import TokenSpans
 __all__ = [
     "EncodedConversation", "EncodedPrompt", "HookedModel", "Message", "ModelInfo", "ResidualMeans", "Rollout",
     "RolloutRequest", "SampleRequest", "SampledResponse", "Sampling", "TextStream", "TokenSpans", "ask",
-    "cache_residual_stream", "describe_model", "encode_conversation", "encode_prompt", "load_model",
+    "cache_residual_stream", "describe_model", "encode_conversation", "encode_prompt", "load_model", "pool_heads",
     "pool_residual_stream", "project_residual_stream", "sample_recorded_rollouts", "sample_recorded_stream",
     "sample_rollouts", "sample_stream",
 ]  # fmt: skip

@@ -3,6 +3,7 @@
 from persona_lens.vectors.cleaned import CleanedDifference, WithoutShared
 from persona_lens.vectors.estimators import Estimator, FirstComponent, MeanDifference, find_vector
 from persona_lens.vectors.extraction import extract_persona_vector
+from persona_lens.vectors.heads import HeadChoice, HeadPairs, choose_heads, read_head_pairs
 from persona_lens.vectors.ordinary import OrdinaryProjections
 from persona_lens.vectors.pairs import ActivationPairs, read_pairs, read_response_means
 from persona_lens.vectors.persona_vector import TOKEN_POSITIONS, ExtractionCounts, PersonaVector, TokenPosition
@@ -12,7 +13,7 @@ from persona_lens.vectors.written import read_persona_vector
 
 __all__ = [
     "TOKEN_POSITIONS", "ActivationPairs", "CleanedDifference", "Estimator", "ExtractionCounts", "FirstComponent",
-    "LogisticProbe", "MeanDifference", "OrdinaryProjections", "PersonaVector", "ShrunkLDA", "TokenPosition",
-    "WithoutShared", "extract_persona_vector", "find_vector", "list_ready_vectors", "load_vector", "read_pairs",
-    "read_persona_vector", "read_response_means",
+    "HeadChoice", "HeadPairs", "LogisticProbe", "MeanDifference", "OrdinaryProjections", "PersonaVector", "ShrunkLDA",
+    "TokenPosition", "WithoutShared", "choose_heads", "extract_persona_vector", "find_vector", "list_ready_vectors",
+    "load_vector", "read_head_pairs", "read_pairs", "read_persona_vector", "read_response_means",
 ]  # fmt: skip

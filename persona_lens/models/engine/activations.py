@@ -1,25 +1,29 @@
-"""The residual stream of given tokens: whole, or pooled over spans while it streams by."""
+"""The residual stream of given tokens, whole or pooled over spans while it streams by; heads' outputs, pooled."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
+from typing import TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from persona_lens.checking import checked
-from persona_lens.errors import ContextLengthError, InvalidArgumentError
+from persona_lens.errors import ContextLengthError, InvalidArgumentError, UnsupportedModelError
 from persona_lens.models.engine.decoding import open_decoder
 from persona_lens.models.engine.sampling import ResidualMeans
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.points import attached
 from persona_lens.models.hooks.recording import ResidualRecorder
 from persona_lens.models.hooks.sharing import reading_one_by_one
+from persona_lens.models.hooks.sites import heads_hook_name
 from persona_lens.models.text.padding import pad_right
 from persona_lens.models.text.spans import TokenSpans, check_spans, check_token_ids
 from persona_lens.progress_bars import show_progress
+
+T = TypeVar("T")
 
 _TOKENS_AT_ONCE = 2048
 _LENGTH_MULTIPLE = 16
@@ -148,13 +152,54 @@ def pool_residual_stream(
     Reference:
         Persona Vectors (arXiv 2507.21509), section 2.2 and appendix A.3.
     """
-    yield from reading_one_by_one(model, _pool(model, conversations))
+    recorder = ResidualRecorder(model.cfg.n_layers)
+    yield from reading_one_by_one(model, _pool(model, conversations, recorder, _pool_spans, _make_means))
 
 
-def _pool(model: HookedModel, conversations: Sequence[TokenSpans]) -> Generator[tuple[int, ResidualMeans], None, None]:
+@checked
+def pool_heads(
+    model: HookedModel, conversations: Sequence[TokenSpans]
+) -> Iterator[tuple[int, Float[Tensor, "layer head d_head"]]]:
+    """Average each attention head's output over given conversations' responses, at all layers.
+
+    A head's output is what it adds up from the values it attends to, before the output projection: ``hook_z``. Pooled
+    inside the hooks, in float32, as :func:`pool_residual_stream` does: beyond one batch, memory grows with neither the
+    number nor the length of the conversations.
+
+    Args:
+        model: HookedTransformer or TransformerBridge.
+        conversations: Token ids and response spans, e.g. from ``persona_lens.models.text.chat.encode_conversation``.
+
+    Yields:
+        The conversation's index and its response's means, in order of length.
+
+    Raises:
+        InvalidArgumentError: An empty prompt or response.
+        ContextLengthError: A conversation longer than the model's context.
+        UnsupportedModelError: A layer without a hook point at its heads' outputs.
+        ModelBusyError: The model does something else.
+
+    Reference:
+        Inference-Time Intervention (arXiv 2306.03341), section 3.1, there at the last token.
+    """
+    names = [heads_hook_name(layer) for layer in range(model.cfg.n_layers)]
+    missing = [name for name in names if name not in model.hook_dict]
+    if missing:
+        raise UnsupportedModelError.of("model", "have a hook point at each layer's heads", f"none at {missing}")
+    recorder = ResidualRecorder(model.cfg.n_layers, heads_hook_name)
+    yield from reading_one_by_one(model, _pool(model, conversations, recorder, _pool_response, Tensor.clone))
+
+
+def _pool(
+    model: HookedModel,
+    conversations: Sequence[TokenSpans],
+    recorder: ResidualRecorder,
+    pool: Callable[[Tensor, Tensor], Tensor],
+    finish: Callable[[Tensor], T],
+) -> Generator[tuple[int, T], None, None]:
+    """Pool a batch's activations and spans in each layer; yield what ``finish`` makes of each conversation's layers."""
     check_spans(conversations, model.cfg.n_ctx, model.cfg.d_vocab)
     order = sorted(range(len(conversations)), key=lambda i: (conversations[i].response_end, i))
-    recorder = ResidualRecorder(model.cfg.n_layers)
     with (
         open_decoder(model) as decoder,
         attached(model, recorder.hook_pairs()),
@@ -175,17 +220,35 @@ def _pool(model: HookedModel, conversations: Sequence[TokenSpans]) -> Generator[
             cache = decoder.new_cache(*tokens.shape)
             device = cache.keys.device
             spans = torch.tensor([(item.response_start, item.response_end) for item in items], device=device)
-            recorder.expect(partial(_pool_spans, spans=spans))
+            recorder.expect(partial(_pool_layer, pool=pool, spans=spans))
             decoder.extend(tokens.to(device), torch.zeros(size, dtype=torch.long, device=device), cache)
             pooled = recorder.read()
             advance(size)
             for row, index in enumerate(batch):
-                response, prompt, last = pooled[:, row].unbind(dim=1)
-                yield index, ResidualMeans(response.clone(), prompt.clone(), last.clone())
+                yield index, finish(pooled[:, row])
+
+
+def _pool_layer(
+    activations: Tensor, _layer: int, *, pool: Callable[[Tensor, Tensor], Tensor], spans: Int[Tensor, "row 2"]
+) -> Tensor:
+    return pool(activations, spans)
+
+
+def _make_means(pooled: Float[Tensor, "layer 3 d_model"]) -> ResidualMeans:
+    response, prompt, last = pooled.unbind(dim=1)
+    return ResidualMeans(response.clone(), prompt.clone(), last.clone())
+
+
+def _pool_response(
+    z: Float[Tensor, "row pos head d_head"], spans: Int[Tensor, "row 2"]
+) -> Float[Tensor, "row head d_head"]:
+    """Return the mean of each row's heads over its response, in float32."""
+    means: Tensor = _pool_spans(z.flatten(2), spans)[:, 0]
+    return means.reshape(-1, *z.shape[2:])
 
 
 def _pool_spans(
-    residual: Float[Tensor, "row pos d_model"], _layer: int, *, spans: Int[Tensor, "row 2"]
+    residual: Float[Tensor, "row pos d_model"], spans: Int[Tensor, "row 2"]
 ) -> Float[Tensor, "row 3 d_model"]:
     """Return response mean, prompt mean and last prompt token of each row, in float32."""
     positions = torch.arange(residual.shape[1], device=residual.device)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
 from transformers.cache_utils import Cache
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
@@ -16,6 +17,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from persona_lens.models.engine.attention import SlotCache, Span, attend_grouped
 from persona_lens.models.hooks.sharing import guard
+from persona_lens.models.hooks.sites import heads_hook_name
+from persona_lens.models.loading.hugging_face import read_head_shape
 
 _HF_ATTENTION = "persona_lens_slots"
 
@@ -62,7 +65,7 @@ class BridgeDecoder:
         """See :class:`persona_lens.models.engine.decoding.Decoder`."""
         config = self.config
         n_kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        d_head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        _, d_head = read_head_shape(config)
         weight = self.hf_model.get_input_embeddings().weight
         return SlotCache(config.num_hidden_layers, n_slots, max_length, n_kv_heads, d_head, weight.dtype, weight.device)
 
@@ -95,9 +98,24 @@ class BridgeDecoder:
         return cap * torch.tanh(logits / cap) if cap else logits
 
 
+def list_head_outputs(model: Any) -> list[tuple[nn.Module, HookPoint]]:
+    """Return each block's output projection with the hook point at what it reads: the heads' outputs, ``hook_z``.
+
+    A block without such a pair, as some architectures have, is left out.
+    """
+    points, found = model.hook_dict, []
+    for layer, block in enumerate(model.blocks):
+        output = getattr(getattr(block, "attn", None), "o", None)
+        if output is not None and points.get(heads_hook_name(layer)) is output.hook_in:
+            found.append((output.original_component, output.hook_in))
+    return found
+
+
 @contextmanager
 def unwrapped_blocks(model: Any) -> Iterator[None]:
     """Let the modules inside the blocks run without their hook wrappers, and attention run on a slot cache.
+
+    ``hook_z`` is still called, by the output projections themselves.
 
     Args:
         model: A TransformerBridge.
@@ -119,14 +137,19 @@ def unwrapped_blocks(model: Any) -> Iterator[None]:
     implementation = config._attn_implementation
     trunk = getattr(hf_model, hf_model.base_model_prefix)
     # Meanwhile it attends on slot caches alone: an ordinary forward pass would come out wrong.
-    guarded = trunk.register_forward_pre_hook(guard(model, lambda module, args: None))
+    handles = [trunk.register_forward_pre_hook(guard(model, lambda module, args: None))]
+    handles += [
+        module.register_forward_pre_hook(lambda module, args, point=point: (point(args[0]), *args[1:]))
+        for module, point in list_head_outputs(model)
+    ]
     try:
         for block in model.blocks:
             unwrap(block.original_component)
         config._attn_implementation = _HF_ATTENTION
         yield
     finally:
-        guarded.remove()
+        for handle in handles:
+            handle.remove()
         config._attn_implementation = implementation
         for module, name, child in reversed(restore):
             module._modules[name] = child

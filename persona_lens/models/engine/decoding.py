@@ -1,11 +1,12 @@
 """Run a TransformerLens model over a slot cache: prompts, single steps and continuations, with ragged rows.
 
-Both classes run the model's own modules, so that hooks on the residual stream fire as they do in an ordinary
-forward pass; only attention is computed leanly. Hooks inside attention would not fire, so they are refused.
+Both classes run the model's own modules, so that hooks on the residual stream and on the heads' outputs (``hook_z``)
+fire as they do in an ordinary forward pass; attention before these is computed leanly. Hooks there would not fire, so
+they are refused.
 
 - ``HookedDecoder`` walks a ``HookedTransformer``'s blocks with its weights and hook points.
 - ``BridgeDecoder`` runs the Hugging Face model under a ``TransformerBridge``. While it runs, the wrappers inside
-  the blocks step aside; the blocks' own hooks stay.
+  the blocks step aside; the blocks' own hooks stay, and so does ``hook_z``.
 """
 
 from __future__ import annotations
@@ -17,18 +18,19 @@ from typing import Protocol, runtime_checkable
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
 
 from persona_lens.errors import HooksPresentError
 from persona_lens.models.engine.attention import SlotCache
-from persona_lens.models.engine.bridge_decoder import BridgeDecoder, unwrapped_blocks
+from persona_lens.models.engine.bridge_decoder import BridgeDecoder, list_head_outputs, unwrapped_blocks
 from persona_lens.models.engine.hooked_decoder import HookedDecoder
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.sharing import working
 
 # Hook points whose value the lean attention never forms.
 _UNREACHED_HOOKS = (
-    "hook_attn_scores", "hook_pattern", "hook_result", "hook_rot_q", "hook_rot_k", "hook_z",
+    "hook_attn_scores", "hook_pattern", "hook_result", "hook_rot_q", "hook_rot_k",
     "hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input", "hook_mlp_in",
 )  # fmt: skip
 
@@ -80,17 +82,19 @@ def check_no_hidden_hooks(model: HookedModel) -> None:
         HooksPresentError: Names the hook points.
     """
     bridge = isinstance(model, TransformerBridge)
+    served: set[HookPoint] = {point for _, point in list_head_outputs(model)} if bridge else set()
 
-    def unreached(name: str) -> bool:
-        if bridge:  # inside a block, only the block's own input and output are seen
-            return name.startswith("blocks.") and name.count(".") > 2
+    def unreached(name: str, point: HookPoint) -> bool:
+        if bridge:  # inside a block, only its own input and output and its heads' outputs are seen
+            return name.startswith("blocks.") and name.count(".") > 2 and point not in served
         return name.rsplit(".", 1)[-1] in _UNREACHED_HOOKS
 
-    hooked = [name for name, point in model.hook_dict.items() if point.fwd_hooks and unreached(name)]
+    hooked = [name for name, point in model.hook_dict.items() if point.fwd_hooks and unreached(name, point)]
     if hooked:
         raise HooksPresentError.of(
             "model",
-            "carry no hooks inside its blocks' attention while persona_lens samples or scores with it",
+            "carry no hooks inside its blocks' attention but at hook_z while persona_lens samples or scores with it",
             hooked,
-            "Remove them (model.reset_hooks()), or hook the residual stream: hook_resid_pre, hook_resid_post.",
+            "Remove them (model.reset_hooks()), or hook the residual stream (hook_resid_pre, hook_resid_post) or the "
+            "heads' outputs (hook_z).",
         )

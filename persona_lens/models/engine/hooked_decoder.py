@@ -143,9 +143,10 @@ class HookedDecoder:
             1.0 / float(attn.attn_scale),
             cap if cap and cap > 0 else None,
         )
+        outputs: Tensor = attn.hook_z(z.transpose(1, 2))
         # A view, not a copy, where load_model has laid the weights out for it.
         weight = rearrange(attn.W_O, "head d_head d_model -> d_model (head d_head)")
-        return F.linear(rearrange(z, "row head pos d_head -> row pos (head d_head)"), weight, attn.b_O)
+        return F.linear(outputs.flatten(2), weight, attn.b_O)
 
     def _rotate(self, attn: Any, heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         rotary_dim = cos.shape[-1]

@@ -207,7 +207,7 @@ def _stream(
     _check_requests(model, requests, sampling)
     if not requests:
         return
-    interventions = RowInterventions([layer for request in requests for layer in request.intervention.layers])
+    interventions = RowInterventions(site for request in requests for site in request.intervention.sites)
     pairs = interventions.hook_pairs() + (recorder.hook_pairs() if recorder else [])
     with open_decoder(model) as decoder, attached(model, pairs):
         sampler = _Sampler(model, decoder, requests, sampling, interventions, recorder)
@@ -297,7 +297,7 @@ class _Sampler:
         if self.sampling.positions == "response":
             return (request.prompt,)
         reaching = request.intervention.at_token(_BEFORE_RESPONSE).steps
-        return (request.prompt, *((step.layer, id(step.operation)) for step in reaching))
+        return (request.prompt, *((step.site, id(step.operation)) for step in reaching))
 
     def _admit(self) -> None:
         admitted = self.requests[self.waiting : self.waiting + self.capacity - len(self.rows)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from jaxtyping import Bool, Float
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from persona_lens.models.hooks.intervention import Intervention
 from persona_lens.models.hooks.points import HookFn, HookPair
-from persona_lens.models.hooks.sites import hook_name
+from persona_lens.models.hooks.sites import Site
 from persona_lens.tensors.operations import Add, Operation, apply_in_order
 
 
@@ -26,48 +26,61 @@ def apply_operations(
     return torch.where(is_chosen[..., None], changed, residual)
 
 
+def change_head(
+    z: Float[Tensor, "row pos head d_head"], head: int, change: Callable[[Tensor], Tensor]
+) -> Float[Tensor, "row pos head d_head"]:
+    """Return heads' outputs of which one is changed; the others are the same bit by bit, and the argument is left."""
+    output = z[:, :, head]
+    changed = change(output)
+    return z if changed is output else z.select_scatter(changed, 2, head)
+
+
 class RowInterventions:
-    """Applies to each row of a batch its own intervention, through one hook a layer.
+    """Applies to each row of a batch its own intervention, through one hook a layer or head.
 
     Assign the batch's interventions with :meth:`assign`; the hooks read them at every forward pass. All additions at
-    a layer are one operation; of the others, rows that share one are treated together.
+    a site are one operation; of the others, rows that share one are treated together.
 
     Args:
-        layers: The layers that any row will ever use; each gets a hook.
+        sites: The layers and heads that any row will ever use; each gets a hook.
     """
 
-    def __init__(self, layers: Sequence[int]) -> None:
-        self.layers = sorted(set(layers))
-        self._changes: dict[int, list[Callable[[Tensor], Tensor]]] = {}
+    def __init__(self, sites: Iterable[Site]) -> None:
+        self.sites = sorted(set(sites), key=lambda site: site.order)
+        self._changes: dict[Site, list[Callable[[Tensor], Tensor]]] = {}
 
     def assign(self, rows: Sequence[Intervention], device: torch.device) -> None:
         """Set the interventions of rows ``0 .. len(rows)``; an empty one leaves a row alone."""
-        members: dict[int, dict[tuple[int, int], list[tuple[int, Operation]]]] = {}
+        members: dict[Site, dict[tuple[int, int], list[tuple[int, Operation]]]] = {}
         for row, intervention in enumerate(rows):
-            steps: dict[int, int] = {}
+            steps: dict[Site, int] = {}
             for one in intervention.steps:
-                # A row's own order holds at each layer, whatever the rows beside it: its n-th is its n-th.
-                step = steps[one.layer] = steps.get(one.layer, -1) + 1
+                # A row's own order holds at each site, whatever the rows beside it: its n-th is its n-th.
+                step = steps[one.site] = steps.get(one.site, -1) + 1
                 key = (step, 0 if isinstance(one.operation, Add) else id(one.operation))
                 if not (isinstance(one.operation, Add) and one.operation.coefficient == 0):
-                    members.setdefault(one.layer, {}).setdefault(key, []).append((row, one.operation))
+                    members.setdefault(one.site, {}).setdefault(key, []).append((row, one.operation))
         self._changes = {
-            layer: [_make_change(members[layer][key], device) for key in sorted(members[layer], key=lambda key: key[0])]
-            for layer in members
+            site: [_make_change(members[site][key], device) for key in sorted(members[site], key=lambda key: key[0])]
+            for site in members
         }
 
     def hook_pairs(self) -> list[HookPair]:
         """Return the TransformerLens ``(name, fn)`` pairs."""
-        return [(hook_name(layer), self._make_hook(layer)) for layer in self.layers]
+        return [(site.hook_name, self._make_hook(site)) for site in self.sites]
 
-    def _make_hook(self, layer: int) -> HookFn:
-        def intervene(residual: Tensor, hook: object) -> Tensor | None:
-            changes = self._changes.get(layer)
-            if not changes:
+    def _make_hook(self, site: Site) -> HookFn:
+        def change_all(activations: Tensor) -> Tensor:
+            for change in self._changes[site]:
+                activations = change(activations)
+            return activations
+
+        def intervene(activations: Tensor, hook: object) -> Tensor | None:
+            if site not in self._changes:
                 return None
-            for change in changes:
-                residual = change(residual)
-            return residual
+            if site.head is None:
+                return change_all(activations)
+            return change_head(activations, site.head, change_all)
 
         return intervene
 

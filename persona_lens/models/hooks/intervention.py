@@ -1,4 +1,4 @@
-"""The one value that says what is done to a residual stream: operations on layers' outputs, in order."""
+"""The one value that says what is done to a model's activations: operations on layers and heads, in order."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any
 from torch import Tensor
 
 from persona_lens.checking import checked
-from persona_lens.errors import InvalidArgumentError, ModelMismatchError
+from persona_lens.errors import InvalidArgumentError, ModelMismatchError, UnsupportedModelError
 from persona_lens.models.hooked_model import HookedModel
-from persona_lens.models.hooks.sites import check_layer
+from persona_lens.models.hooks.sites import Site, check_head, check_layer
 from persona_lens.models.hooks.windows import Window
 from persona_lens.models.loading import describe_model
 from persona_lens.tensors.operations import KeepNorm, Operation
@@ -23,22 +23,31 @@ from persona_lens.tensors.operations import KeepNorm, Operation
 @checked
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One operation on the output of one layer.
+    """One operation on the output of one layer, or of one attention head.
 
     Args:
         layer: Zero-based block index.
-        operation: What is done to the residual stream there.
+        operation: What is done to the residual stream there; with ``head``, to that head's output.
+        head: Zero-based index of a head of the block's attention; the operation then has the width ``d_head`` and acts
+            at ``hook_z``, before the output projection.
         window: At which of the response's tokens; None for all of those that the caller's positions mean.
     """
 
     layer: int
     operation: Operation
+    head: int | None = None
     window: Window | None = None
 
+    @property
+    def site(self) -> Site:
+        """Where it acts."""
+        return Site(self.layer, self.head)
+
     def describe(self) -> dict[str, Any]:
-        """Return the layer and the operation as JSON-able values, and the window where there is one."""
+        """Return place and operation as JSON-able values, and the window where there is one."""
+        place = {name: at for name, at in self.site._asdict().items() if at is not None}
         window = {} if self.window is None else {"window": asdict(self.window)}
-        return {"layer": self.layer, **describe_values(self.operation), **window}
+        return place | describe_values(self.operation) | window
 
     def __repr__(self) -> str:
         return type(self.operation).__name__ + ("" if self.window is None else f" during {self.window}")
@@ -47,10 +56,10 @@ class Step:
 @checked
 @dataclass(frozen=True, eq=False)
 class Intervention:
-    """What is done to the residual stream, layer by layer, in order.
+    """What is done to the residual stream and to heads' outputs, layer by layer, in order.
 
-    ``a + b`` does what ``a`` does and then, where both act on one layer, what ``b`` does. Sampling, hooks, ``with``
-    blocks and training all take it as it is.
+    ``a + b`` does what ``a`` does and then, where both act on one layer or head, what ``b`` does. Sampling, hooks,
+    ``with`` blocks and training all take it as it is.
 
     Args:
         steps: Operations with their layers.
@@ -67,9 +76,14 @@ class Intervention:
     fingerprint: str | None = None
 
     @classmethod
-    def of(cls, layer: int, *operations: Operation) -> Intervention:
-        """Return what does some operations at one layer, in order."""
-        return cls(tuple(Step(layer, operation) for operation in operations))
+    def of(cls, layer: int, *operations: Operation, head: int | None = None) -> Intervention:
+        """Return what does some operations at one layer, or at one of its heads, in order."""
+        return cls(tuple(Step(layer, operation, head) for operation in operations))
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """The layers and heads that it acts on, in the order in which a forward pass reaches them."""
+        return tuple(sorted({step.site for step in self.steps}, key=lambda site: site.order))
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -81,17 +95,17 @@ class Intervention:
         """Whether any step acts during a window alone: see :meth:`during`."""
         return any(step.window is not None for step in self.steps)
 
-    def at(self, layer: int) -> tuple[Operation, ...]:
-        """Return what is done at a layer, in order."""
-        return tuple(step.operation for step in self.steps_at(layer))
+    def at(self, layer: int, head: int | None = None) -> tuple[Operation, ...]:
+        """Return what is done to a layer's output, or to a head's, in order."""
+        return tuple(step.operation for step in self.steps_at(Site(layer, head)))
 
-    def steps_at(self, layer: int) -> tuple[Step, ...]:
-        """Return the steps at a layer, in order."""
-        return tuple(step for step in self.steps if step.layer == layer)
+    def steps_at(self, site: Site) -> tuple[Step, ...]:
+        """Return the steps at a layer's output, or at a head's, in order."""
+        return tuple(step for step in self.steps if step.site == site)
 
     def keeping_norm(self) -> Intervention:
-        """Return the same with each changed activation scaled back to the norm that it had at its layer."""
-        return wrap_steps(self, lambda layer, operations: KeepNorm(operations))
+        """Return the same with each changed activation scaled back to the norm that it had at its layer or head."""
+        return wrap_steps(self, lambda site, operations: KeepNorm(operations))
 
     def during(self, window: Window) -> Intervention:
         """Return the same at some of the response's tokens alone, and never at the prompt before its last token.
@@ -141,12 +155,12 @@ class Intervention:
         return bool(self.steps)
 
     def __repr__(self) -> str:
-        parts = [f"layer {at}: {', '.join(map(repr, self.steps_at(at)))}" for at in self.layers]
+        parts = [f"{at}: {', '.join(map(repr, self.steps_at(at)))}" for at in self.sites]
         return f"Intervention({'; '.join(parts) or 'nothing'})"
 
 
 NOTHING = Intervention()
-"""Leaves the residual stream alone."""
+"""Leaves all activations alone."""
 
 
 def describe_values(value: Any) -> dict[str, Any]:
@@ -165,17 +179,17 @@ def describe_values(value: Any) -> dict[str, Any]:
     }
 
 
-def wrap_steps(intervention: Intervention, wrap: Callable[[int, tuple[Operation, ...]], Operation]) -> Intervention:
-    """Put the operations at each layer into one around them, those of one window together.
+def wrap_steps(intervention: Intervention, wrap: Callable[[Site, tuple[Operation, ...]], Operation]) -> Intervention:
+    """Put the operations at each layer or head into one around them, those of one window together.
 
     Args:
         intervention: Whose steps.
-        wrap: Makes the one operation of a layer and what is done there, in order.
+        wrap: Makes the one operation of a place and what is done there, in order.
     """
     steps = []
-    for layer in intervention.layers:
-        for window, alike in groupby(intervention.steps_at(layer), key=lambda step: step.window):
-            steps.append(Step(layer, wrap(layer, tuple(step.operation for step in alike)), window))
+    for site in intervention.sites:
+        for window, alike in groupby(intervention.steps_at(site), key=lambda step: step.window):
+            steps.append(Step(site.layer, wrap(site, tuple(step.operation for step in alike)), site.head, window))
     return replace(intervention, steps=tuple(steps))
 
 
@@ -190,17 +204,21 @@ def check_no_windows(name: str, intervention: Intervention, why: str) -> None:
         raise InvalidArgumentError.of(name, rule, repr(intervention), hint)
 
 
-def check_steps(steps: Iterable[Step], n_layers: int, d_model: int) -> None:
+def check_steps(steps: Iterable[Step], n_layers: int, d_model: int, n_heads: int, d_head: int) -> None:
     """Refuse steps that do not fit a model.
 
     Raises:
         LayerOutOfRangeError: A layer that the model does not have.
-        InvalidArgumentError: A direction of another width.
+        InvalidArgumentError: A head that it does not have, or a direction of another width.
     """
     for step in steps:
         check_layer(step.layer, n_layers)
-        if step.operation.d_model != d_model:
-            rule, hint = f"have the model's width d_model={d_model}", "Was the vector extracted from another model?"
+        rule, width = f"have the model's width d_model={d_model}", d_model
+        if step.head is not None:
+            check_head(step.head, n_heads)
+            rule, width = f"have the width of a head's output, d_head={d_head}", d_head
+        if step.operation.d_model != width:
+            hint = "Was the vector extracted from another model?"
             raise InvalidArgumentError.of("direction", rule, step.operation.d_model, hint)
 
 
@@ -209,12 +227,17 @@ def check_interventions(model: HookedModel, interventions: Iterable[Intervention
 
     Raises:
         LayerOutOfRangeError: A layer that the model does not have.
-        InvalidArgumentError: A direction of another width.
+        InvalidArgumentError: A head that it does not have, or a direction of another width.
+        UnsupportedModelError: A step on a head of a layer that forms no heads' outputs.
         ModelMismatchError: Made from vectors of another model.
     """
     distinct = list({id(one): one for one in interventions}.values())
     for one in distinct:
-        check_steps(one.steps, model.cfg.n_layers, model.cfg.d_model)
+        check_steps(one.steps, model.cfg.n_layers, model.cfg.d_model, model.cfg.n_heads, model.cfg.d_head)
+    headless = sorted({at.hook_name for one in distinct for at in one.sites} - model.hook_dict.keys())
+    if headless:
+        rule = "have the hook points of the layers and heads that an intervention acts on"
+        raise UnsupportedModelError.of("model", rule, f"none at {', '.join(headless)}")
     made_for = {one.fingerprint for one in distinct} - {None}
     if made_for:
         info = describe_model(model)

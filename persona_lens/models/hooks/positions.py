@@ -1,6 +1,6 @@
 """Which tokens of a forward pass an intervention reaches, with and without a KV cache.
 
-A hook sees a tensor ``[batch, pos, d_model]`` and cannot tell whether its first position is the text's first or the
+A hook sees a tensor ``[batch, pos, ...]`` and cannot tell whether its first position is the text's first or the
 hundredth. Attention can: its pattern has a row for each new token and a column for each token seen so far. So one
 more hook, on the pattern of the first block, says where the pass lies.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from itertools import groupby
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
@@ -21,9 +21,10 @@ from torch import Tensor
 
 from persona_lens.errors import InvalidArgumentError
 from persona_lens.models.hooked_model import HookedModel
-from persona_lens.models.hooks.applying import apply_operations
+from persona_lens.models.hooks.applying import apply_operations, change_head
 from persona_lens.models.hooks.intervention import Step
 from persona_lens.models.hooks.points import HookPair
+from persona_lens.models.hooks.sites import Site
 from persona_lens.models.hooks.windows import Window
 
 Positions = Literal["response", "prompt", "all"]
@@ -174,13 +175,13 @@ class PositionedHook:
     """A TransformerLens hook function that applies operations at some positions.
 
     Args:
-        layer: Zero-based block index.
-        steps: Of that layer, applied in this order, each during its window.
-        positions: Where.
+        site: The layer or head.
+        steps: Of that site, applied in this order, each during its window.
+        positions: At which tokens.
     """
 
-    def __init__(self, layer: int, steps: Sequence[Step], positions: TokenSelector) -> None:
-        self.layer = layer
+    def __init__(self, site: Site, steps: Sequence[Step], positions: TokenSelector) -> None:
+        self.site = site
         self.steps = tuple(steps)
         self.operations = tuple(step.operation for step in steps)
         self.positions = positions
@@ -189,12 +190,14 @@ class PositionedHook:
             for window, alike in groupby(self.steps, key=lambda step: step.window)
         ]
 
-    def __call__(self, residual: Float[Tensor, "row pos d_model"], hook: object) -> Float[Tensor, "row pos d_model"]:
-        """Return the residual stream with the operations applied."""
+    def __call__(self, activations: Float[Tensor, "row pos *width"], hook: object) -> Float[Tensor, "row pos *width"]:
+        """Return the residual stream, or the heads' outputs, with the operations applied."""
         for window, operations in self._parts:
-            chosen = self.positions.select(residual.shape[0], residual.shape[1], residual.device, window)
-            residual = apply_operations(residual, operations, chosen)
-        return residual
+            chosen = self.positions.select(activations.shape[0], activations.shape[1], activations.device, window)
+            apply = partial(apply_operations, operations=operations, is_chosen=chosen)
+            head = self.site.head
+            activations = apply(activations) if head is None else change_head(activations, head, apply)
+        return activations
 
     def reach(self, n_rows: int, n_pos: int, device: torch.device) -> Bool[Tensor, "row pos"]:
         """Return which tokens of the present pass it acts at."""
@@ -203,7 +206,7 @@ class PositionedHook:
         return reduce(torch.logical_or, [everywhere if one is None else one for one in chosen])
 
     def __repr__(self) -> str:
-        return f"PositionedHook(layer={self.layer}, {', '.join(map(repr, self.steps))})"
+        return f"PositionedHook({self.site}: {', '.join(map(repr, self.steps))})"
 
 
 class _Following:

@@ -1,4 +1,4 @@
-"""The residual stream of a forward pass, pooled inside the hooks."""
+"""The residual stream of a forward pass, or the heads' outputs, pooled inside the hooks."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ from persona_lens.models.hooks.sites import hook_name
 
 
 class ResidualRecorder:
-    """Keeps a pooled copy of every layer's residual stream of the latest forward pass.
+    """Keeps a pooled copy of every layer's residual stream, or of its heads' outputs, of the latest forward pass.
 
     Args:
         n_layers: Number of layers.
+        name: Names a layer's hook point: its output, unless it is that of its heads.
     """
 
-    def __init__(self, n_layers: int) -> None:
+    def __init__(self, n_layers: int, name: Callable[[int], str] = hook_name) -> None:
         self.n_layers = n_layers
+        self._name = name
         self._pool: Callable[[Tensor, int], Tensor] = lambda residual, layer: residual
         self._pooled: dict[int, Tensor] = {}
 
@@ -31,7 +33,7 @@ class ResidualRecorder:
 
     def hook_pairs(self) -> list[HookPair]:
         """Return the TransformerLens ``(name, fn)`` pairs."""
-        return [(hook_name(layer), self._make_hook(layer)) for layer in range(self.n_layers)]
+        return [(self._name(layer), self._make_hook(layer)) for layer in range(self.n_layers)]
 
     def read(self) -> Tensor:
         """Return what was kept of the latest pass, layer by layer: ``[layer, ...]``.
@@ -42,7 +44,7 @@ class ResidualRecorder:
         if len(self._pooled) != self.n_layers:
             missing = sorted(set(range(self.n_layers)) - self._pooled.keys())
             raise HookNeverFiredError(
-                f"The residual stream of layers {missing} was never seen: no forward pass reached their hooks."
+                f"The activations of layers {missing} were never seen: no forward pass reached their hooks."
             )
         return torch.stack([self._pooled[layer] for layer in range(self.n_layers)])
 

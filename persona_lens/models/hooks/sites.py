@@ -9,9 +9,34 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable
-from typing import Any, SupportsIndex
+from typing import Any, NamedTuple, SupportsIndex
 
 from persona_lens.errors import InvalidArgumentError, LayerOutOfRangeError
+
+
+class Site(NamedTuple):
+    """Where in a model something is done: at a layer's output, or at one attention head's.
+
+    Args:
+        layer: Zero-based block index.
+        head: Zero-based index of a head of that block's attention; None for the residual stream after the block.
+    """
+
+    layer: int
+    head: int | None = None
+
+    @property
+    def hook_name(self) -> str:
+        """The name of the hook point."""
+        return hook_name(self.layer) if self.head is None else heads_hook_name(self.layer)
+
+    @property
+    def order(self) -> tuple[int, bool, int]:
+        """Sorts as a forward pass reaches them: a block's heads come before its output."""
+        return self.layer, self.head is None, self.head or 0
+
+    def __str__(self) -> str:
+        return f"layer {self.layer}" if self.head is None else f"layer {self.layer}, head {self.head}"
 
 
 def hook_name(layer: int) -> str:
@@ -22,6 +47,36 @@ def hook_name(layer: int) -> str:
         'blocks.14.hook_resid_post'
     """
     return f"blocks.{layer}.hook_resid_post"
+
+
+def heads_hook_name(layer: int) -> str:
+    """Return the name of the hook point at the outputs of a layer's attention heads, ``[batch, pos, head, d_head]``.
+
+    Example:
+        >>> heads_hook_name(14)
+        'blocks.14.attn.hook_z'
+    """
+    return f"blocks.{layer}.attn.hook_z"
+
+
+def check_head(head: SupportsIndex, n_heads: int) -> int:
+    """Return an attention head's index, as an int, if the layers have it.
+
+    Args:
+        head: Zero-based.
+        n_heads: Number of query heads of a layer.
+
+    Raises:
+        InvalidArgumentError: Negative, too high, or no whole number.
+
+    Example:
+        >>> check_head(8, 9)
+        8
+    """
+    index = _read_index(head)
+    if index is None or not 0 <= index < n_heads:
+        raise InvalidArgumentError.of("head", f"be in [0, {n_heads})", head, f"A layer has {n_heads} attention heads.")
+    return index
 
 
 def check_layer(layer: SupportsIndex, n_layers: int) -> int:

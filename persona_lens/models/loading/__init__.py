@@ -3,12 +3,19 @@
 from persona_lens.models.loading.adapters import ADAPTER_FILES, ADAPTER_RECORD
 from persona_lens.models.loading.embedded import EMBEDDED_MODEL, prepare_embedded_model
 from persona_lens.models.loading.fingerprints import fingerprint_hugging_face
-from persona_lens.models.loading.hugging_face import find_blocks, load_hugging_face, resolve_dtype, round_weights
+from persona_lens.models.loading.hugging_face import (
+    find_blocks,
+    find_output_projection,
+    load_hugging_face,
+    read_head_shape,
+    resolve_dtype,
+    round_weights,
+)
 from persona_lens.models.loading.info import ModelInfo, describe_model
 from persona_lens.models.loading.load import load_model
 
 __all__ = [
     "ADAPTER_FILES", "ADAPTER_RECORD", "EMBEDDED_MODEL", "ModelInfo", "describe_model", "find_blocks",
-    "fingerprint_hugging_face", "load_hugging_face", "load_model", "prepare_embedded_model", "resolve_dtype",
-    "round_weights",
+    "find_output_projection", "fingerprint_hugging_face", "load_hugging_face", "load_model", "prepare_embedded_model",
+    "read_head_shape", "resolve_dtype", "round_weights",
 ]  # fmt: skip

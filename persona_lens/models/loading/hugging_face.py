@@ -130,6 +130,39 @@ def find_blocks(hf_model: nn.Module) -> nn.ModuleList:
     return lists[0]
 
 
+# Where architectures keep the projection that reads the heads' outputs side by side: Llama's, GPT-2's and GPT-NeoX's.
+_OUTPUT_PROJECTIONS = ("self_attn.o_proj", "attn.c_proj", "attention.dense")
+
+
+def find_output_projection(hf_model: nn.Module, layer: int) -> nn.Module:
+    """Return the output projection of a block's attention, which reads the heads' outputs; also an adapter around it.
+
+    Args:
+        hf_model: A Hugging Face model, with or without PEFT's wrapping.
+        layer: Zero-based block index.
+
+    Raises:
+        UnsupportedModelError: The block has none under a name that is known here, or it reads another width.
+    """
+    config: Any = hf_model.config
+    n_heads, d_head = read_head_shape(config.get_text_config())
+    modules = dict(find_blocks(hf_model)[layer].named_modules())
+    found: list[Any] = [modules[name] for name in _OUTPUT_PROJECTIONS if name in modules]
+    # GPT-2's projection is no Linear: it stores its weight the other way round.
+    if [getattr(module, "in_features", None) or len(module.weight) for module in found] != [n_heads * d_head]:
+        rule = f"have an output projection that reads {n_heads} heads of width {d_head}, to train with steps on heads"
+        got = f"{type(hf_model).__name__} with none at {', '.join(_OUTPUT_PROJECTIONS)}"
+        raise UnsupportedModelError.of("model", rule, got)
+    projection: nn.Module = found[0]
+    return projection
+
+
+def read_head_shape(config: Any) -> tuple[int, int]:
+    """Return the number of query heads of a layer and the width of each, from a Hugging Face text configuration."""
+    d_head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return config.num_attention_heads, d_head
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep the loading libraries' bars and notices out of a notebook; errors pass."""

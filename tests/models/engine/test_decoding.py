@@ -198,7 +198,8 @@ def test_a_hook_acts_as_in_an_ordinary_pass_or_is_refused(tiny_folder, backend):
         else:
             torch.testing.assert_close(found, expected, atol=2e-4, rtol=1e-4, msg=name)
             acted.add(name)
-    assert {"blocks.1.hook_resid_pre", "blocks.1.hook_resid_post", "unembed.hook_in", "unembed.hook_out"} <= acted
+    expected = {"blocks.1.hook_resid_pre", "blocks.1.hook_resid_post", "blocks.1.attn.hook_z"}
+    assert expected | {"unembed.hook_in", "unembed.hook_out"} <= acted
     assert "blocks.1.attn.hook_pattern" in refused
 
 

@@ -200,7 +200,8 @@ def test_an_intervention_acts_at_its_positions_only(model, positions, start, end
     [
         ("unembed.hook_in", torch.linspace(-1.0, 2.0, D_MODEL)),
         ("unembed.hook_out", torch.linspace(-1.0, 2.0, 259)),
-        ("blocks.0.attn.hook_z", torch.tensor(-5.0)),
+        ("blocks.0.attn.hook_z", torch.linspace(-5.0, 5.0, 8)),
+        ("blocks.0.attn.hook_pattern", torch.tensor(-5.0)),
     ],
 )
 def test_a_users_hook_takes_effect_while_sampling_or_is_refused(model, name, factors):
@@ -209,7 +210,7 @@ def test_a_users_hook_takes_effect_while_sampling_or_is_refused(model, name, fac
     plain, expected = naive_greedy(model, prompt, 12), naive_greedy(model, prompt, 12, [hook])
     assert expected != plain
     with model.hooks(fwd_hooks=[hook]):
-        if name.startswith("blocks."):
+        if name.endswith("pattern"):
             with pytest.raises(HooksPresentError, match=name):
                 sample(model, [SampleRequest(prompt, (0,))])
         else:

@@ -6,13 +6,14 @@ from persona_lens.models.hooks.applying import RowInterventions
 from persona_lens.models.hooks.intervention import NOTHING, Intervention, check_steps
 from persona_lens.models.hooks.points import attached
 from persona_lens.models.hooks.recording import ResidualRecorder
+from persona_lens.models.hooks.sites import Site
 from persona_lens.tensors.operations import Ablate, Add
 
 ONES = Add(torch.ones(48), 1.0)
 
 
 def test_each_row_gets_what_was_assigned_to_it():
-    rows = RowInterventions([1])
+    rows = RowInterventions([Site(1)])
     double = Add(torch.ones(48), 2.0)
     rows.assign([NOTHING, Intervention.of(1, ONES), Intervention.of(1, double, ONES)], torch.device("cpu"))
     ((name, hook),) = rows.hook_pairs()
@@ -26,7 +27,7 @@ def test_each_row_gets_what_was_assigned_to_it():
 def test_a_rows_order_and_repeats_hold_whatever_the_rows_beside_it():
     ablate = Ablate(torch.ones(48))
     orders = [(ONES, ablate), (ablate, ONES), (ONES, ONES, ablate, ONES)]
-    rows = RowInterventions([1])
+    rows = RowInterventions([Site(1)])
     rows.assign([Intervention.of(1, *order) for order in orders], torch.device("cpu"))
     ((_, hook),) = rows.hook_pairs()
     torch.testing.assert_close(hook(torch.zeros(3, 1, 48), None)[:, 0, 0], torch.tensor([0.0, 1.0, 1.0]))
@@ -59,8 +60,8 @@ def test_hooks_leave_with_the_context_and_those_of_the_user_stay(tiny_model):
 
 
 def test_interventions_that_do_not_fit_are_refused():
-    check_steps(Intervention.of(2, ONES).steps, 3, 48)
+    check_steps(Intervention.of(2, ONES).steps, 3, 48, 6, 8)
     with pytest.raises(LayerOutOfRangeError, match=r"\[0, 2\)"):
-        check_steps(Intervention.of(2, ONES).steps, 2, 48)
+        check_steps(Intervention.of(2, ONES).steps, 2, 48, 6, 8)
     with pytest.raises(InvalidArgumentError, match="another model"):
-        check_steps(Intervention.of(2, ONES).steps, 3, 64)
+        check_steps(Intervention.of(2, ONES).steps, 3, 64, 6, 8)

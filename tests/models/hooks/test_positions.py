@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from persona_lens.errors import InvalidArgumentError
 from persona_lens.models.hooks.intervention import Step
 from persona_lens.models.hooks.positions import Generation, PositionedHook, TokenSelector, following_generate
+from persona_lens.models.hooks.sites import Site
 from persona_lens.tensors.operations import Ablate, Add
 
 
@@ -72,13 +73,13 @@ def test_a_pass_that_skips_block_0_is_refused():
 
 def test_interventions_are_applied_in_order():
     direction = torch.tensor([0.0, 2.0])
-    hook = PositionedHook(0, [Step(0, Add(direction, 1.0)), Step(0, Ablate(direction))], TokenSelector("all"))
+    hook = PositionedHook(Site(0), [Step(0, Add(direction, 1.0)), Step(0, Ablate(direction))], TokenSelector("all"))
     residual = torch.tensor([[[3.0, 4.0]]])
     assert hook(residual, hook=None).tolist() == [[[3.0, 0.0]]]
-    turned = PositionedHook(0, [Step(0, Ablate(direction)), Step(0, Add(direction, 1.0))], TokenSelector("all"))
+    turned = PositionedHook(Site(0), [Step(0, Ablate(direction)), Step(0, Add(direction, 1.0))], TokenSelector("all"))
     assert turned(residual, hook=None).tolist() == [[[3.0, 2.0]]]
     assert residual.tolist() == [[[3.0, 4.0]]]
-    assert repr(hook) == "PositionedHook(layer=0, Add, Ablate)"
+    assert repr(hook) == "PositionedHook(layer 0: Add, Ablate)"
 
 
 def test_a_mask_has_one_row_for_all_or_one_for_each():

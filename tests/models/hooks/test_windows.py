@@ -10,6 +10,7 @@ import persona_lens as pl
 from persona_lens.errors import InvalidArgumentError
 from persona_lens.interventions import Window
 from persona_lens.models.hooks.positions import PositionedHook, TokenSelector
+from persona_lens.models.hooks.sites import Site
 from persona_lens.tensors import Ablate, Add, Gate, KeepNorm
 
 WINDOWS = st.builds(
@@ -52,15 +53,15 @@ def test_steps_with_and_without_windows_keep_their_order():
     ablate, first = Ablate(torch.ones(8)), Window(stop=1)
     done = pl.Intervention.of(0, ONES) + pl.Intervention.of(0, ablate).during(first) + pl.Intervention.of(0, ONES)
     selector = TokenSelector("all", 2, [first])
-    hook = PositionedHook(0, done.steps_at(0), selector)
+    hook = PositionedHook(Site(0), done.steps_at(Site(0)), selector)
     selector.hook_pairs()[0][1](torch.zeros(1, 1, 4, 4), hook=None)
     found = hook(torch.zeros(1, 4, 8), hook=None)[0, :, 0]
     torch.testing.assert_close(found, torch.tensor([4.0, 2.0, 4.0, 4.0]))
     assert hook.reach(1, 4, torch.device("cpu")).all()
-    assert PositionedHook(0, done.steps[1:2], selector).reach(1, 4, torch.device("cpu")).tolist() == [
+    assert PositionedHook(Site(0), done.steps[1:2], selector).reach(1, 4, torch.device("cpu")).tolist() == [
         [False, True, False, False]
     ]
-    assert repr(hook) == f"PositionedHook(layer=0, Add, Ablate during {first}, Add)"
+    assert repr(hook) == f"PositionedHook(layer 0: Add, Ablate during {first}, Add)"
 
 
 def test_what_is_done_at_a_token_is_what_has_no_window_and_what_is_in_one():
