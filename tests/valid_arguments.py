@@ -21,7 +21,7 @@ from tests.small_trait import LengthJudge, tiny_trait
 
 CHAT = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes."}]
 # Parameters with a default that is refused as it is, as one of two must be given.
-ALSO_GIVEN = {"layer", "ceiling", "above", "encoder"}
+ALSO_GIVEN = {"layer", "ceiling", "above", "encoder", "folds"}
 # Sizes of the dimensions that have a name; all others are 4.
 SIZES = {"layer": 3, "d_model": 48, "batch": 2, "pos": 4, "row": 2}
 
@@ -76,7 +76,9 @@ class ValidArguments:
             "source": lambda hint: str(self.data),
             "domain": lambda hint: "arithmetic",
             "questions": lambda hint: {"loud": questions} if "Mapping" in str(hint)
-            else 2 if hint == int | None else questions,
+            else 2 if hint == int | None else (0, 1, 2, 3) if hint == tuple[int, ...] else questions,
+            "folds": lambda hint: 2,
+            "heads": lambda hint: ((0, 0), (0, 1), (1, 0), (2, 3)),
             "prompt": lambda hint: (5, 6, 7),
             "tokens": lambda hint: (5, 6, 7) if hint == tuple[int, ...] else self.make("", hint),
             "response_start": lambda hint: 1,

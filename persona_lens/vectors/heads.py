@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 class HeadPairs:
     """Attention heads' mean outputs in pairs of answers to one question, one with a trait and one without.
 
-    In memory: ``2 * pair * layer * head * d_head`` float32, 11 MB for 80 pairs of the embedded model.
+    In memory: ``2 * pair * layer * head * d_head`` float32, 5.5 MB for 40 pairs of the embedded model.
 
     Args:
         trait: The trait's name.

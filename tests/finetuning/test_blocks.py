@@ -255,6 +255,7 @@ def test_layers_that_no_forward_pass_reached_are_named(llama):
         ({"intervention": site(1) + site(-1)}, LayerOutOfRangeError, r"\[0, 3\)"),
         ({"penalty": pl.finetuning.ProjectionPenalty(3, direction(0), 1.0)}, LayerOutOfRangeError, r"\[0, 3\)"),
         ({"intervention": pl.Intervention.of(1, Add(torch.ones(47), 1.0))}, InvalidArgumentError, "d_model=48"),
+        ({"intervention": pl.Intervention.of(1, Add(torch.ones(8), 1.0), head=6)}, InvalidArgumentError, "head"),
         ({"penalty": pl.finetuning.ProjectionPenalty(1, torch.ones(47), 1.0)}, InvalidArgumentError, "d_model=48"),
     ],
 )
@@ -266,6 +267,74 @@ def test_what_does_not_fit_the_model_is_refused_before_training(
     with pytest.raises(error, match=message):
         pl.finetune(tiny_folder("llama"), [row], tmp_path, settings=pl.FinetuneSettings(dtype="float32"), **given)
     assert list(tmp_path.iterdir()) == []
+
+
+def at_head(layer, head, kind=Add, seed=0, **values):
+    own = torch.randn(8, generator=torch.Generator().manual_seed(seed))
+    return pl.Intervention.of(layer, kind(own, **(values or {"coefficient": 1.5})), head=head)
+
+
+@each_architecture
+def test_heads_in_training_are_those_of_hooks_also_inside_an_adapter(tiny_folder, architecture):
+    intervention = (
+        at_head(0, 5) + at_head(1, 2, seed=1, coefficient=-4.0) + at_head(1, 0, Cap, ceiling=0.1) + site(1, Ablate)
+    )
+    inputs = {"input_ids": torch.tensor(ROWS[1:2]), "attention_mask": torch.ones(1, len(ROWS[1]))}
+    model = pl.load_model(tiny_folder(architecture), backend=BACKENDS[0], dtype="float32", device="cpu")
+    hooks = pl.interventions.intervention_hooks(intervention)
+    with torch.no_grad():
+        expected = model.run_with_hooks(inputs["input_ids"], fwd_hooks=hooks)
+        assert not torch.allclose(model(inputs["input_ids"]), expected, atol=0.01)
+    hf_model = make_hf_model(architecture)
+    torch.testing.assert_close(run_with(hf_model, intervention, inputs), expected, atol=1e-4, rtol=1e-4)
+    idle = get_peft_model(hf_model, LoraConfig(r=1, target_modules="all-linear", task_type="CAUSAL_LM"))
+    torch.testing.assert_close(run_with(idle, intervention, inputs), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_heads_in_training_spare_padding_and_leave_no_hook_and_are_switched_off(llama):
+    intervention = at_head(1, 2) + at_head(1, 5, seed=1)
+    together = run_with(llama, intervention, pad(ROWS))
+    for row, tokens in enumerate(ROWS):
+        alone = run_with(llama, intervention, {"input_ids": torch.tensor([tokens])})
+        torch.testing.assert_close(together[row, : len(tokens)], alone[0], atol=1e-4, rtol=1e-4)
+    before = count_hooks(llama)
+    with TrainingInterventions(llama, intervention).attached() as active:
+        assert count_hooks(llama) == before + 3
+        with active.switched_off():
+            assert torch.equal(run(llama, pad(ROWS)), run_with(llama, pl.Intervention(), pad(ROWS)))
+            with pytest.raises(HookNeverFiredError, match=r"layer 1, head 2.*layer 1, head 5"):
+                active.check_fired()
+        run(llama, pad(ROWS))
+        active.check_fired()
+    assert count_hooks(llama) == before
+
+
+def test_gradients_pass_through_a_shifted_head_and_coefficient_zero_changes_none_of_their_bits():
+    model = with_lora()
+    plain, idle = gradients(model, pl.Intervention()), gradients(model, at_head(1, 3, coefficient=0.0))
+    assert all(torch.equal(plain[name], idle[name]) for name in plain)
+    steered = gradients(model, at_head(1, 3))
+    assert all(gradient.any() for gradient in steered.values())
+    assert not any(torch.equal(plain[name], steered[name]) for name in plain if "layers.2" in name)
+
+
+def test_gpt_2s_heads_are_found_and_an_architecture_without_such_a_projection_is_refused_by_name():
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=100, n_positions=16, n_embd=48, n_layer=2, n_head=6)).eval()
+    found = []
+    block = model.transformer.h[1].attn
+    handle = block.register_forward_hook(lambda module, args, output: found.append(output[0]))
+    inputs = {"input_ids": torch.tensor([ROWS[0]])}
+    run(model, inputs)
+    run_with(model, at_head(1, 4), inputs)
+    handle.remove()
+    shift = at_head(1, 4).steps[0].operation.scaled @ block.c_proj.weight[4 * 8 : 5 * 8]
+    torch.testing.assert_close(found[1], found[0] + shift, atol=1e-5, rtol=1e-5)
+    block.other, block.c_proj = block.c_proj, None
+    with pytest.raises(UnsupportedModelError, match=r"GPT2LMHeadModel with none at self_attn\.o_proj"):
+        TrainingInterventions(model, at_head(1, 4))
 
 
 def test_gradients_reach_the_blocks_below_through_what_is_read():
