@@ -131,7 +131,8 @@ class Intervention:
         """Return what is done at a token by its number in the response; see :class:`Window`, negative before it."""
         if not self.has_windows:
             return self
-        return replace(self, steps=tuple(one for one in self.steps if one.window is None or token in one.window))
+        steps = tuple(one for one in self.steps if one.window is None or token in one.window)
+        return self if len(steps) == len(self.steps) else replace(self, steps=steps)
 
     def describe(self) -> list[dict[str, Any]]:
         """Return what is done as JSON-able values, tensors as hashes: what a result depends on."""
