@@ -126,7 +126,7 @@ def test_rows_at_different_response_tokens_each_keep_to_their_own_windows(model)
 
 
 def test_a_window_shares_the_plain_prompt_and_what_reaches_into_it_does_not(model):
-    prompt, shift = PROMPTS[1], Add(direction(), 1.5)
+    prompt, shift = PROMPTS[1], Add(direction(), -3.0)
     everywhere, late = pl.Intervention.of(0, shift), pl.Intervention.of(0, shift).during(Window(start=5))
     rows = [pl.Intervention(), everywhere, late, everywhere + late, late]
     found = sample(model, [SampleRequest(prompt, (0,), one) for one in rows], positions="all")
@@ -139,6 +139,7 @@ def test_a_window_shares_the_plain_prompt_and_what_reaches_into_it_does_not(mode
         )
     ]  # fmt: skip
     assert [found[index].tokens for index in range(5)] == expected
+    assert expected[1] != by_hand(model, prompt, [(0, shift, range(9, 99))])  # what is done to the prompt is seen
     assert len(set(expected)) > 2
 
 
