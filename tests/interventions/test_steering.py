@@ -275,9 +275,9 @@ def test_nested_blocks_both_know_what_generate_was_given(model, vector):
 
 
 def test_a_block_in_which_nothing_runs_is_an_error(model, vector):
-    with pytest.raises(HookNeverFiredError, match="layer=1"), pl.steering(model, vector, layer=1):
+    with pytest.raises(HookNeverFiredError, match="layer 1"), pl.steering(model, vector, layer=1):
         pass
-    with pytest.raises(HookNeverFiredError, match="layer=2"), pl.steering(model, vector, layer=2):
+    with pytest.raises(HookNeverFiredError, match="layer 2"), pl.steering(model, vector, layer=2):
         model(TOKENS, stop_at_layer=1)
 
 
