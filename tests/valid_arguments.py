@@ -187,6 +187,8 @@ class ValidArguments:
             )
         if hint in (pl.judges.Judge, pl.judges.IdentifiedJudge):
             return IdentifiedLengthJudge()
+        if hint is pl.vectors.Estimator:
+            return pl.vectors.MeanDifference()
         if hint is pl.tensors.Operation:
             return pl.tensors.Add(torch.ones(48), 1.0)
         if hint is pl.judges.TextEncoder:

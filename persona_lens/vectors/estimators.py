@@ -16,7 +16,7 @@ from persona_lens.errors import InvalidArgumentError
 from persona_lens.storage import collect_versions
 from persona_lens.tensors.directions import cosine, mean_difference, normalize
 from persona_lens.vectors.cleaned import WithoutShared
-from persona_lens.vectors.pairs import ActivationPairs
+from persona_lens.vectors.pairs import ActivationPairs, check_sides
 from persona_lens.vectors.persona_vector import ExtractionCounts, PersonaVector
 
 
@@ -86,6 +86,7 @@ class FirstComponent:
         """Return the component, of length one; zero where no pair differs."""
         from sklearn.decomposition import PCA  # slow to import
 
+        check_sides(positive, negative)
         if positive.shape != negative.shape:
             rule = f"pair up with `positive`, of shape {tuple(positive.shape)}"
             raise InvalidArgumentError.of("negative", rule, tuple(negative.shape))

@@ -152,3 +152,17 @@ def read_response_means(
     for index, pooled in pool_residual_stream(model, encoded):
         means[index] = pooled.response_mean.cpu()
     return means
+
+
+def check_sides(positive: Float[Tensor, "n_pos d_model"], negative: Float[Tensor, "n_neg d_model"]) -> None:
+    """Refuse what no direction can be found from: an empty side, another width, a number that is not finite.
+
+    Raises:
+        InvalidArgumentError: Names the side.
+    """
+    for name, side in (("positive", positive), ("negative", negative)):
+        if len(side) == 0 or side.shape[1] != positive.shape[1]:
+            rule = f"hold at least one row of d_model={positive.shape[1]}, the width of `positive`"
+            raise InvalidArgumentError.of(name, rule, tuple(side.shape))
+        if not bool(torch.isfinite(side).all()):
+            raise InvalidArgumentError.of(name, "be finite", "NaN or infinity")

@@ -13,6 +13,7 @@ from torch import Tensor
 from persona_lens.checking import checked
 from persona_lens.errors import InvalidArgumentError
 from persona_lens.tensors.directions import mean_difference
+from persona_lens.vectors.pairs import check_sides
 
 # The optimiser's own limit of 100 steps is too few where classes are almost separable.
 _MOST_STEPS = 10_000
@@ -67,6 +68,7 @@ class LogisticProbe:
         """Return the weights; zero where all activations are the same."""
         from sklearn.linear_model import LogisticRegression  # slow to import
 
+        check_sides(positive, negative)
         both = torch.cat([positive, negative]).double().cpu().numpy()
         centred = both - both.mean(axis=0)
         if not (scale := float(np.sqrt(np.mean(centred**2)))):
@@ -110,6 +112,7 @@ class ShrunkLDA:
         """Return the whitened difference of the means."""
         from sklearn.covariance import ledoit_wolf_shrinkage  # slow to import
 
+        check_sides(positive, negative)
         difference = mean_difference(positive.double(), negative.double()).cpu().numpy()
         classes = [one.double().cpu().numpy() for one in (positive, negative)]
         within = np.concatenate([one - one.mean(axis=0) for one in classes])

@@ -250,6 +250,14 @@ def test_a_difference_that_is_removed_wholly_is_refused(tiny_model):
         find_vector(pairs, WithoutShared(make_vectors(tiny_model, [mean, 2 * mean])))
 
 
+@pytest.mark.parametrize("estimator", SIMPLE[1:], ids=lambda one: type(one).__name__)
+def test_activations_without_rows_of_another_width_or_not_finite_are_refused_by_name(estimator):
+    good = torch.randn(4, 6)
+    for bad in (torch.randn(0, 6), torch.randn(4, 5), torch.full((4, 6), float("inf"))):
+        with pytest.raises(InvalidArgumentError, match="negative"):
+            estimator.estimate(good, bad, 0)
+
+
 @pytest.mark.parametrize("n_components", [0, 11, 30])
 def test_more_components_than_texts_or_dimensions_allow_are_refused(n_components):
     with pytest.raises(InvalidArgumentError, match="n_components"):
