@@ -1,4 +1,7 @@
-"""Directions that tell two classes of activations apart: a logistic probe and a shrunk linear discriminant."""
+"""Directions that tell two classes of activations apart: a logistic probe and a shrunk linear discriminant.
+
+They see two classes, not pairs, so the classes may also differ in size.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +66,7 @@ class LogisticProbe:
             raise InvalidArgumentError.of("strength", "be finite and above 0", self.strength)
 
     def estimate(
-        self, positive: Float[Tensor, "pair d_model"], negative: Float[Tensor, "pair d_model"], layer: int
+        self, positive: Float[Tensor, "n_pos d_model"], negative: Float[Tensor, "n_neg d_model"], layer: int
     ) -> Float[Tensor, " d_model"]:
         """Return the weights; zero where all activations are the same."""
         from sklearn.linear_model import LogisticRegression  # slow to import
@@ -107,7 +110,7 @@ class ShrunkLDA:
     """
 
     def estimate(
-        self, positive: Float[Tensor, "pair d_model"], negative: Float[Tensor, "pair d_model"], layer: int
+        self, positive: Float[Tensor, "n_pos d_model"], negative: Float[Tensor, "n_neg d_model"], layer: int
     ) -> Float[Tensor, " d_model"]:
         """Return the whitened difference of the means."""
         from sklearn.covariance import ledoit_wolf_shrinkage  # slow to import

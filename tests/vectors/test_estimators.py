@@ -251,11 +251,17 @@ def test_a_difference_that_is_removed_wholly_is_refused(tiny_model):
 
 
 @pytest.mark.parametrize("estimator", SIMPLE[1:], ids=lambda one: type(one).__name__)
-def test_activations_without_rows_of_another_width_or_not_finite_are_refused_by_name(estimator):
-    good = torch.randn(4, 6)
-    for bad in (torch.randn(0, 6), torch.randn(4, 5), torch.full((4, 6), float("inf"))):
-        with pytest.raises(InvalidArgumentError, match="negative"):
-            estimator.estimate(good, bad, 0)
+def test_activations_that_are_not_finite_are_refused_by_name(estimator):
+    with pytest.raises(InvalidArgumentError, match="negative"):
+        estimator.estimate(torch.randn(4, 6), torch.full((4, 6), float("inf")), 0)
+
+
+@pytest.mark.parametrize("estimator", [LogisticProbe(), ShrunkLDA()], ids=lambda one: type(one).__name__)
+def test_a_probe_takes_classes_of_unequal_size_but_no_empty_one(estimator):
+    positive, negative, direction = plant(0, n_pairs=200)
+    assert cosine(estimator.estimate(positive, negative[:150], 0), direction) > 0.9
+    with pytest.raises(InvalidArgumentError, match="negative"):
+        estimator.estimate(positive, negative[:0], 0)
 
 
 @pytest.mark.parametrize("n_components", [0, 11, 30])
