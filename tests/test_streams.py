@@ -23,7 +23,7 @@ def test_a_stream_draws_what_its_number_draws(stream):
 def test_the_numbers_are_those_that_the_published_figures_rest_on():
     assert {stream.name: stream.value for stream in Stream} == {
         "CALIBRATION": 101, "SEPARATION": 102, "EXTRACTION": 103, "SWEEP": 104, "CONFIRMATION": 105, "ORDINARY": 106,
-        "CONDITIONS": 107,
+        "CONDITIONS": 107, "PREFERENCE": 108,
         "TOKEN_POSITIONS": 120, "STEERING_MODES": 121, "MONITORING": 130, "MONITORING_EXAMPLES": 131,
         "TRAIT_DATA": 140, "FINETUNED_SCORES": 150, "ORDINARY_ROWS": 170, "SAMPLE_SEPARATION": 190,
         "EVIDENCE": 240, "STEERING_AWAY": 245,

@@ -74,7 +74,7 @@ class Add(Directed):
             is_finite = False
         if not is_finite:
             raise InvalidArgumentError.of("coefficient", "be finite", self.coefficient)
-        length = abs(self.coefficient) * float(self.direction.norm())
+        length = abs(self.coefficient) * float(self.direction.detach().norm())
         if length > _LONGEST_MOVE:
             rule = f"move activations by at most {_LONGEST_MOVE:g}, whose square float32 holds"
             raise InvalidArgumentError.of("coefficient", rule, f"{self.coefficient}, a move by {length:.3g}")

@@ -7,13 +7,16 @@ from persona_lens.vectors.heads import HeadChoice, HeadPairs, choose_heads, read
 from persona_lens.vectors.ordinary import OrdinaryProjections
 from persona_lens.vectors.pairs import ActivationPairs, read_pairs, read_response_means
 from persona_lens.vectors.persona_vector import TOKEN_POSITIONS, ExtractionCounts, PersonaVector, TokenPosition
+from persona_lens.vectors.preference import optimise_vector
 from persona_lens.vectors.probes import LogisticProbe, ShrunkLDA
 from persona_lens.vectors.ready import list_ready_vectors, load_vector
+from persona_lens.vectors.sampled import sample_pairs
 from persona_lens.vectors.written import read_persona_vector
 
 __all__ = [
     "TOKEN_POSITIONS", "ActivationPairs", "CleanedDifference", "Estimator", "ExtractionCounts", "FirstComponent",
     "HeadChoice", "HeadPairs", "LogisticProbe", "MeanDifference", "OrdinaryProjections", "PersonaVector", "ShrunkLDA",
     "TokenPosition", "WithoutShared", "choose_heads", "extract_persona_vector", "find_vector", "list_ready_vectors",
-    "load_vector", "read_head_pairs", "read_pairs", "read_persona_vector", "read_response_means",
+    "load_vector", "optimise_vector", "read_head_pairs", "read_pairs", "read_persona_vector", "read_response_means",
+    "sample_pairs",
 ]  # fmt: skip

@@ -209,7 +209,7 @@ def test_a_finished_run_computes_nothing_again(script, model, tmp_path, monkeypa
     first = sweep(script, model, tmp_path)
     for name in (
         "evaluation.conditions.sample_rollouts", "judges.likelihood.sample_rollouts",
-        "vectors.extraction.sample_recorded_rollouts",
+        "vectors.contrasts.sample_recorded_rollouts",
     ):  # fmt: skip
         monkeypatch.setattr(f"persona_lens.{name}", None)
     assert sweep(script, model, tmp_path).to_json() == first.to_json()

@@ -111,7 +111,7 @@ def test_a_kit_without_a_vector_extracts_one_with_its_judge_and_reads_both_back(
     profile = replace(PROFILE, extraction_rollouts=2, rollouts=3)
     run, arguments = pl.Run(ShardStore(tmp_path / "own", {})), ask_for(tmp_path)
     first = prepare_kit(tiny_model, tiny_trait(), sources, profile, run, arguments)
-    for name in ("judges.likelihood.sample_rollouts", "vectors.extraction.sample_recorded_rollouts"):
+    for name in ("judges.likelihood.sample_rollouts", "vectors.contrasts.sample_recorded_rollouts"):
         monkeypatch.setattr(f"persona_lens.{name}", None)
     again = prepare_kit(tiny_model, tiny_trait(), sources, profile, run, arguments)
     assert asked == [(first.judge.calibration, profile.sample_extraction(0))] * 2

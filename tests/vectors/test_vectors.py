@@ -87,7 +87,7 @@ def test_extraction_gives_the_same_vector_twice_and_another_for_another_seed(tin
 def test_a_store_changes_nothing_and_computes_nothing_twice(tiny_model, vector, tmp_path, monkeypatch):
     kwargs = {"judge": "none", "max_new_tokens": 6, "rollouts": 2, "run": pl.Run(pl.ShardStore(tmp_path, {}))}
     first = pl.extract_persona_vector(tiny_model, tiny_trait(), **kwargs)
-    monkeypatch.setattr("persona_lens.vectors.extraction.sample_recorded_rollouts", None)
+    monkeypatch.setattr("persona_lens.vectors.contrasts.sample_recorded_rollouts", None)
     second = pl.extract_persona_vector(tiny_model, tiny_trait(), **kwargs)
     assert torch.equal(first.directions, vector.directions)
     assert torch.equal(second.directions, vector.directions)
@@ -106,7 +106,7 @@ def test_one_store_serves_several_traits_and_settings(tiny_model, tmp_path):
 
 
 def test_a_steered_model_is_refused_before_it_samples(tiny_model, vector, monkeypatch):
-    monkeypatch.setattr("persona_lens.vectors.extraction.sample_recorded_rollouts", None)
+    monkeypatch.setattr("persona_lens.vectors.contrasts.sample_recorded_rollouts", None)
     steer = pl.steering_hooks(vector, layer=1, coefficient=1.0)
     with tiny_model.hooks(fwd_hooks=steer), pytest.raises(HooksPresentError, match=r"blocks\.1"):
         pl.extract_persona_vector(tiny_model, tiny_trait(), judge="none")
@@ -206,7 +206,7 @@ class PickyJudge:
 
 def test_a_vector_rests_on_the_kept_pairs_alone_and_its_halves_on_their_questions(tiny_model, monkeypatch):
     """Pairs by hand: of eight, the judge keeps those of pair 0 on questions 0 and 3. In shards of four."""
-    monkeypatch.setattr("persona_lens.vectors.extraction._PAIRS_AT_ONCE", 4)
+    monkeypatch.setattr("persona_lens.vectors.contrasts._PAIRS_AT_ONCE", 4)
     trait = tiny_trait()
     found = pl.extract_persona_vector(tiny_model, trait, judge=PickyJudge(), max_new_tokens=6, min_coherence=50.0)
     assert dataclasses.asdict(found.counts) == {
@@ -240,7 +240,7 @@ def test_a_pair_with_an_empty_response_on_either_side_is_dropped(tiny_model, mon
             for rollout in sample(model, requests, settings)
         ]
 
-    monkeypatch.setattr("persona_lens.vectors.extraction.sample_recorded_rollouts", empty_some)
+    monkeypatch.setattr("persona_lens.vectors.contrasts.sample_recorded_rollouts", empty_some)
     for judge in ("none", FixedJudge((90.0, 90.0), (10.0, 90.0))):
         counts = pl.extract_persona_vector(tiny_model, tiny_trait(), judge=judge, max_new_tokens=3).counts
         assert (counts.pairs, counts.kept, counts.dropped_empty) == (8, 6, 2)
