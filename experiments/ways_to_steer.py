@@ -220,7 +220,7 @@ def find_vectors(
     training = load_written_examples(trait.name, "training")[: profile.n_examples]
     vectors = find_written_vectors(model, trait.name, profile.n_removed, profile.n_examples)
     vectors["optimised"] = pl.vectors.optimise_vector(
-        model, trait.name, training, layer=layer, n_steps=profile.optimised_steps, seed=sampling.seed
+        model, trait.name, training, layer, n_steps=profile.optimised_steps, seed=sampling.seed
     )
     vectors["mean difference, sampled"] = extract_or_keep_all(model, trait, reader, sampling, run)
     return vectors

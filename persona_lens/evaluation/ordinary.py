@@ -20,7 +20,6 @@ from persona_lens.models.text.chat import encode_prompt
 from persona_lens.models.text.padding import pad_right
 from persona_lens.models.text.spans import TokenSpans
 from persona_lens.streams import Stream
-from persona_lens.tensors.directions import normalize
 from persona_lens.texts import check_texts
 from persona_lens.traits.everyday import load_ordinary_questions
 from persona_lens.vectors.ordinary import OrdinaryProjections
@@ -60,7 +59,7 @@ def measure_ordinary_projections(
     """
     vector.check_model(model)
     spans = sample_ordinary_spans(model, questions, sampling)
-    units = normalize(vector.directions)[:, None]
+    units = vector.units[:, None]
     parts = []
     for at in range(0, len(spans), _ROWS_AT_ONCE):
         batch = spans[at : at + _ROWS_AT_ONCE]

@@ -21,7 +21,6 @@ from persona_lens.models.hooks.positions import PositionedHook, Positions
 from persona_lens.models.hooks.sites import resolve_layers
 from persona_lens.models.text.chat import Message, encode_conversation, warn_of_controls
 from persona_lens.records import Record
-from persona_lens.tensors.directions import normalize
 from persona_lens.vectors.persona_vector import PersonaVector
 
 if TYPE_CHECKING:
@@ -138,7 +137,7 @@ def trace(
         prompt_length = None if positions == "all" and not hooks.has_windows else encoded.response_start
         hooks = intervention_hooks(hooks, positions=positions, prompt_length=prompt_length)
     tokens = torch.tensor([encoded.tokens])
-    units = normalize(vector.directions)[:, None]
+    units = vector.units[:, None]
     before = project_residual_stream(model, tokens, units)[:, 0, 0]
     reached = torch.zeros(before.shape, dtype=torch.bool)
     after = before

@@ -18,7 +18,6 @@ from persona_lens.models.text.chat import build_messages, encode_prompt
 from persona_lens.models.text.padding import pad_right
 from persona_lens.records import Record
 from persona_lens.statistics import Interval, bootstrap_mean
-from persona_lens.tensors.directions import normalize
 from persona_lens.texts import check_texts
 from persona_lens.vectors.persona_vector import PersonaVector
 
@@ -129,7 +128,7 @@ def _project(model: HookedModel, vector: PersonaVector, questions: Sequence[str]
     prompts = [
         encode_prompt(model.tokenizer, build_messages(question), n_ctx=model.cfg.n_ctx).tokens for question in questions
     ]
-    units = normalize(vector.directions)[:, None]
+    units = vector.units[:, None]
     found = []
     for at in range(0, len(prompts), _ROWS_AT_ONCE):
         rows = pad_right(prompts[at : at + _ROWS_AT_ONCE])

@@ -20,7 +20,6 @@ from persona_lens.monitoring.correlation import MonitoringCorrelation, check_gra
 from persona_lens.monitoring.prompts import check_prompts, project_prompts_everywhere
 from persona_lens.records import Record
 from persona_lens.statistics.correlation import standardize, weighted_pearson_r
-from persona_lens.tensors.directions import normalize
 from persona_lens.vectors.persona_vector import PersonaVector
 
 _MIN_POINTS = 3
@@ -89,7 +88,7 @@ def project_at_every_layer(
     for vector in vectors.values():
         vector.check_model(model)
     check_prompts(conversations)
-    units = torch.stack([_find_units(vector) for vector in vectors.values()], dim=1)
+    units = torch.stack([vector.units.cpu() for vector in vectors.values()], dim=1)
     found = project_prompts_everywhere(model, conversations, units)
     return dict(zip(vectors, found.unbind(dim=1), strict=True))
 
@@ -177,15 +176,6 @@ def choose_detector(
         seed=seed,
     )
     return DetectorChoice(name, layer, within, held_out, int(is_choosing.sum()))
-
-
-def _find_units(vector: PersonaVector) -> Float[Tensor, "layer d_model"]:
-    """Return each layer's unit direction; a direction of zero stays zero."""
-    raw = vector.directions.cpu()
-    there = raw.any(dim=-1)
-    units = torch.zeros(raw.shape)
-    units[there] = normalize(raw[there])
-    return units
 
 
 def _correlate_within(x: ndarray, y: ndarray, rows: Sequence[ndarray]) -> float:

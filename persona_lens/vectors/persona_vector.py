@@ -149,6 +149,14 @@ class PersonaVector:
         return normalize(self.direction(layer))
 
     @property
+    def units(self) -> Float[Tensor, "layer d_model"]:
+        """Every layer's direction with norm one; one of zero, where nothing was found, stays zero."""
+        is_there = self.directions.any(dim=-1)
+        units = torch.zeros_like(self.directions)
+        units[is_there] = normalize(self.directions[is_there])
+        return units
+
+    @property
     def digest(self) -> str:
         """A hash of the directions at the chosen token position: what measurements along them belong to."""
         return hashlib.sha256(self.directions.detach().cpu().float().numpy().tobytes()).hexdigest()[:16]

@@ -268,3 +268,15 @@ def test_a_file_of_something_else_or_of_a_later_format_is_refused(vector, tmp_pa
         save_shard(path, Shard(shard.tensors, records))
         with pytest.raises(FileFormatError, match=words):
             pl.PersonaVector.load(path)
+
+
+def test_every_layers_unit_is_there_and_a_direction_of_zero_stays_zero(tiny_model):
+    info = pl.describe_model(tiny_model)
+    directions = torch.randn(info.n_layers, info.d_model)
+    directions[1] = 0
+    vector = pl.PersonaVector("optimised at two layers", info, {"response_mean": directions})
+    assert torch.equal(vector.units[0], vector.unit(0))
+    assert not vector.units[1].any()
+    ordinary = pl.measure_ordinary_projections(tiny_model, vector, questions=["Why?"])
+    assert not ordinary.projections[1].any()
+    assert ordinary.projections[0].any()
