@@ -19,8 +19,9 @@ SECTIONS = {
     "Steering": ("evidence.md", ("steering_evidence", "steering_away", "blind_reading")),
     "Layer sweeps": ("sweeps.md", ("layer_sweep", "vector_stability")),
     "Fine-tuning": ("finetuning.md", ("finetuning_shift", "projection_difference", "mitigation")),
+    "Ways compared": ("ways.md", ("ways_to_steer",)),
     "Ways of steering": ("steering.md", ("steering_modes",)),
-    "Monitoring": ("monitoring.md", ("monitoring", "sample_separation")),
+    "Monitoring": ("monitoring.md", ("monitoring", "sample_separation", "detection")),
     "Earlier, by a judge that is not valid": ("earlier.md", ("",)),
 }
 

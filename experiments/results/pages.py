@@ -10,6 +10,7 @@ from persona_lens.records import Record
 from persona_lens.reproduction.layer_sweep import LayerSweep
 from results.benchmarks import benchmarks_to_markdown
 from results.blind_reading import BlindReading
+from results.detection import Detection
 from results.entrance import entrance_to_markdown
 from results.finetuning_shift import FinetuningShift
 from results.gallery import gallery_to_markdown
@@ -26,6 +27,7 @@ from results.steering_modes import SteeringModes, modes_to_markdown
 from results.token_positions import TokenPositions, positions_to_markdown
 from results.trait_survey import TraitSurvey, survey_to_markdown
 from results.vector_stability import VectorStability, stability_to_markdown
+from results.ways_to_steer import WaysToSteer
 
 R = TypeVar("R", bound=Record)
 
@@ -65,6 +67,8 @@ def render_pages(root: Path) -> dict[tuple[str, str], str]:
         ("docs/results/finetuning.md", "screening"): lambda: _join(read(ProjectionDifference, "projection_difference")),
         ("docs/results/finetuning.md", "mitigation"): lambda: mitigation_to_markdown(read(Mitigation, "mitigation_*")),
         ("docs/results/steering.md", "modes"): lambda: modes_to_markdown(read(SteeringModes, "steering_modes_*")),
+        ("docs/results/ways.md", "ways"): lambda: _join(read(WaysToSteer, "ways_to_steer")),
+        ("docs/results/monitoring.md", "detection"): lambda: _join(read(Detection, "detection")),
         ("docs/gallery.md", "gallery"): lambda: gallery_to_markdown(figures),
         ("docs/results/monitoring.md", "table"): lambda: monitoring_to_markdown(read(Monitoring, "monitoring_*")),
         ("docs/results/monitoring.md", "separation"): lambda: separations_to_markdown(
@@ -76,6 +80,11 @@ def render_pages(root: Path) -> dict[tuple[str, str], str]:
 
 
 def _join(
-    found: list[JudgeValidations] | list[FinetuningShift] | list[ProjectionDifference] | list[SteeringAway],
+    found: list[JudgeValidations]
+    | list[FinetuningShift]
+    | list[ProjectionDifference]
+    | list[SteeringAway]
+    | list[WaysToSteer]
+    | list[Detection],
 ) -> str:
     return "\n".join(one.to_markdown() for one in found)
