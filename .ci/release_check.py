@@ -31,6 +31,7 @@ DATA = (
     "data/judges/*.json",
     "traits/library/*.json",
     "traits/examples/*.jsonl",
+    "traits/statements/*.jsonl",
 )
 MADE = {"PKG-INFO", "METADATA", "WHEEL", "RECORD", "entry_points.txt", "LICENSE"}  # by the build, not in git
 

@@ -93,7 +93,11 @@ class ValidArguments:
             "thresholds": lambda hint: {"loud": 1.0},
             "base_url": lambda hint: "http://127.0.0.1:9",
             "name": lambda hint: "evil",
-            "kind": lambda hint: pl.statistics.Interval if "type" in str(hint) else self.make("", hint),
+            "kind": lambda hint: "cities" if hint is str
+            else pl.statistics.Interval if "type" in str(hint) else self.make("", hint),
+            "statements": lambda hint: pl.traits.load_statements("cities")[:8],
+            "texts": lambda hint: [(5, 6, 7)] if "int" in str(hint) else self.make("", hint),
+            "folds": lambda hint: [0, 1, 0, 1],
             "compute": lambda hint: lambda: self.make("", pl.statistics.Interval),
             "identity": lambda hint: "length",
             "judge": lambda hint: "length" if hint is str else self.make("", hint),

@@ -3,10 +3,18 @@
 from persona_lens.traits.authoring import author_trait, read_authored_answer, write_authoring_prompt
 from persona_lens.traits.everyday import load_ordinary_questions
 from persona_lens.traits.library import list_traits, load_trait
+from persona_lens.traits.statements import (
+    EntityQuestion,
+    Statement,
+    list_statement_kinds,
+    load_entity_questions,
+    load_statements,
+)
 from persona_lens.traits.trait import InstructionPair, Trait
 from persona_lens.traits.written import WrittenExample, list_written_traits, load_written_examples
 
 __all__ = [
-    "InstructionPair", "Trait", "WrittenExample", "author_trait", "list_traits", "list_written_traits",
-    "load_ordinary_questions", "load_trait", "load_written_examples", "read_authored_answer", "write_authoring_prompt",
+    "EntityQuestion", "InstructionPair", "Statement", "Trait", "WrittenExample", "author_trait", "list_statement_kinds",
+    "list_traits", "list_written_traits", "load_entity_questions", "load_ordinary_questions", "load_statements",
+    "load_trait", "load_written_examples", "read_authored_answer", "write_authoring_prompt",
 ]  # fmt: skip

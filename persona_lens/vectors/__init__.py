@@ -1,9 +1,11 @@
 """Persona vectors: the type, and how they are found."""
 
+from persona_lens.vectors.classification import LinearClassifier, fit_classifier, score_held_out
 from persona_lens.vectors.cleaned import CleanedDifference, WithoutShared
 from persona_lens.vectors.estimators import Estimator, FirstComponent, MeanDifference, find_vector
 from persona_lens.vectors.extraction import extract_persona_vector
 from persona_lens.vectors.heads import HeadChoice, HeadPairs, choose_heads, read_head_pairs
+from persona_lens.vectors.last_token import read_last_tokens, read_statements
 from persona_lens.vectors.ordinary import OrdinaryProjections
 from persona_lens.vectors.pairs import ActivationPairs, read_pairs, read_response_means
 from persona_lens.vectors.persona_vector import TOKEN_POSITIONS, ExtractionCounts, PersonaVector, TokenPosition
@@ -15,8 +17,9 @@ from persona_lens.vectors.written import read_persona_vector
 
 __all__ = [
     "TOKEN_POSITIONS", "ActivationPairs", "CleanedDifference", "Estimator", "ExtractionCounts", "FirstComponent",
-    "HeadChoice", "HeadPairs", "LogisticProbe", "MeanDifference", "OrdinaryProjections", "PersonaVector", "ShrunkLDA",
-    "TokenPosition", "WithoutShared", "choose_heads", "extract_persona_vector", "find_vector", "list_ready_vectors",
-    "load_vector", "optimise_vector", "read_head_pairs", "read_pairs", "read_persona_vector", "read_response_means",
-    "sample_pairs",
+    "HeadChoice", "HeadPairs", "LinearClassifier", "LogisticProbe", "MeanDifference", "OrdinaryProjections",
+    "PersonaVector", "ShrunkLDA", "TokenPosition", "WithoutShared", "choose_heads", "extract_persona_vector",
+    "find_vector", "fit_classifier", "list_ready_vectors", "load_vector", "optimise_vector", "read_head_pairs",
+    "read_last_tokens", "read_pairs", "read_persona_vector", "read_response_means", "read_statements",
+    "sample_pairs", "score_held_out",
 ]  # fmt: skip
