@@ -49,6 +49,7 @@ class Stream(IntEnum):
     BLIND_READING = 250  # experiments/blind_reading.py: which responses are read, and in which order
     STEERING_AWAY = 245  # experiments/steering_away.py: responses and random directions
     PREFERENCE = 108  # which written answers a vector is optimised on, in which order; then the layer
+    TRUTH = 300  # experiments/truth.py: random directions, plus the kind's index
     TEMPERATURES = 260  # experiments/judge_validation.py: the model's own responses, cool and hot
     DETECTION = 280  # experiments/detection.py: responses
     HEADS = 290  # experiments/heads.py: random heads and random directions

@@ -5,13 +5,15 @@ from persona_lens.evaluation.conditions import Condition, ConditionScores, resco
 from persona_lens.evaluation.confirmation import Confirmation, confirm_choice
 from persona_lens.evaluation.multiple_choice import MultipleChoiceItem, load_multiple_choice
 from persona_lens.evaluation.ordinary import measure_ordinary_projections
+from persona_lens.evaluation.statement_judgement import judge_statements
 from persona_lens.evaluation.strength import SteeringStrength, calibrate
 from persona_lens.evaluation.sweep import LayerChoice, RandomNull, SweepResult, sweep_layers
 from persona_lens.evaluation.tracing import Trace, trace
 
 __all__ = [
     "Capability", "Condition", "ConditionScores", "Confirmation", "LayerChoice", "MultipleChoiceItem", "RandomNull",
-    "SteeringStrength", "SweepResult", "Trace", "calibrate", "confirm_choice", "load_multiple_choice",
+    "SteeringStrength", "SweepResult", "Trace", "calibrate", "confirm_choice", "judge_statements",
+    "load_multiple_choice",
     "measure_capability", "measure_ordinary_projections", "rescore", "score_conditions", "score_responses",
     "sweep_layers", "trace",
 ]  # fmt: skip
