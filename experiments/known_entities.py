@@ -96,9 +96,10 @@ def run(arguments: CommonArguments) -> KnownEntities:
         mean_tokens=(float(tokens[0].mean()), float(tokens[1].mean())),
         estimators=tuple(estimators),
         surface=tuple(
-            SurfacePredictor(name, area(values), by_category(values, folds)) for name, values in predictors.items()
+            SurfacePredictor(name, area(values), within(values, folds), by_category(values, folds))
+            for name, values in predictors.items()
         ),
-        vector=project_vector(pairs) if arguments.model == EMBEDDED_MODEL else None,
+        vector=project_vector(pairs, folds) if arguments.model == EMBEDDED_MODEL else None,
     )
 
 
@@ -168,9 +169,10 @@ def separate(
         by_layer=tuple(area(one) for one in scores),
         layers=tuple(layers),
         chosen=area(chosen),
+        within=within(chosen, folds),
         by_category=by_category(chosen, folds),
-        above_surprise=difference(chosen, surprise),
-        above_surface=difference(chosen, everything),
+        above_surprise=within(chosen, folds, surprise),
+        above_surface=within(chosen, folds, everything),
     )
 
 
@@ -191,16 +193,15 @@ def fit_surface(predictors: Sequence[Float[Tensor, "side pair"]], folds: Sequenc
     return torch.from_numpy(scores).float().reshape(2, n_pairs)
 
 
-def project_vector(pairs: ActivationPairs) -> VectorSeparation:
+def project_vector(pairs: ActivationPairs, folds: Sequence[int]) -> VectorSeparation:
     """Project on the ready vector for hallucination, nothing fitted: it should be lower for real names."""
     vector = pl.load_vector(TRAIT)
-    by_layer = []
+    scores = []
     for layer in range(pairs.model.n_layers):
-        unit = vector.unit(layer)
-        by_layer.append(
-            area(torch.stack([-project(side[:, layer], unit) for side in (pairs.positive, pairs.negative)]))
-        )
-    return VectorSeparation(TRAIT, tuple(by_layer), int(vector.provenance["setting"]["layer"]))
+        sides = (pairs.positive[:, layer], pairs.negative[:, layer])
+        scores.append(torch.stack([-project(side, vector.unit(layer)) for side in sides]))
+    tried = int(vector.provenance["setting"]["layer"])
+    return VectorSeparation(TRAIT, tuple(area(one) for one in scores), tried, within(scores[tried], folds))
 
 
 def area(scores: Float[Tensor, "side pair"]) -> Interval:
@@ -215,15 +216,29 @@ def by_category(scores: Float[Tensor, "side pair"], folds: Sequence[int]) -> tup
     return tuple(auroc(*scores[:, labels == fold]) for fold in sorted(set(folds)))
 
 
-def difference(a: Float[Tensor, "side pair"], b: Float[Tensor, "side pair"]) -> Interval:
-    """Return by how much one AUROC is above another, of the same names: pairs are resampled for both at once."""
-    first, second = (weighted_auroc(*one.double().numpy()) for one in (a, b))
-    n_pairs = a.shape[1]
+def within(
+    scores: Float[Tensor, "side pair"], folds: Sequence[int], other: Float[Tensor, "side pair"] | None = None
+) -> Interval:
+    """Return the mean AUROC within categories, or by how much it is above another's of the same names.
 
-    def subtract(counts: np.ndarray) -> np.ndarray:
-        return first(counts, counts) - second(counts, counts)
+    Pairs are resampled within their categories, for both at once.
+    """
+    labels = torch.tensor(list(folds))
+    members = [labels == fold for fold in sorted(set(folds))]
 
-    return t_interval(bootstrap(subtract, (n_pairs,), 2000, 0.95, 0), n_pairs)
+    def average(values: Float[Tensor, "side pair"], counts: Sequence[np.ndarray]) -> np.ndarray:
+        areas = [
+            weighted_auroc(*values[:, member].double().numpy())(count, count)
+            for member, count in zip(members, counts, strict=True)
+        ]
+        mean: np.ndarray = np.mean(areas, axis=0)
+        return mean
+
+    def compute(*counts: np.ndarray) -> np.ndarray:
+        return average(scores, counts) - (0.0 if other is None else average(other, counts))
+
+    sizes = tuple(int(member.sum()) for member in members)
+    return t_interval(bootstrap(compute, sizes, 2000, 0.95, 0), sum(sizes) - len(sizes) + 1)
 
 
 if __name__ == "__main__":

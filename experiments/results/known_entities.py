@@ -18,14 +18,17 @@ from results.truth import ESTIMATOR_STYLES
 class EstimatorSeparation:
     """AUROC of one estimator on categories held out: at each layer, and at layers chosen on the other categories.
 
-    ``above_surprise`` is the chosen AUROC less that of the name's mean log-likelihood, ``above_surface`` less that of
-    all that the name's surface says, both paired by name.
+    ``chosen`` is over all categories at once, as one threshold would see them; ``within`` the mean of each category's
+    own (``by_category``), which forgives a threshold that does not carry over. ``above_surprise`` is the latter less
+    that of the name's mean log-likelihood, ``above_surface`` less that of all that the name's surface says, both paired
+    by name.
     """
 
     estimator: str
     by_layer: tuple[Interval, ...]
     layers: tuple[int, ...]
     chosen: Interval
+    within: Interval
     by_category: tuple[float, ...]
     above_surprise: Interval
     above_surface: Interval
@@ -37,6 +40,7 @@ class SurfacePredictor:
 
     name: str
     auroc: Interval
+    within: Interval
     by_category: tuple[float, ...]
 
 
@@ -47,6 +51,7 @@ class VectorSeparation:
     trait: str
     by_layer: tuple[Interval, ...]
     layer: int
+    within: Interval
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,8 +69,8 @@ class KnownEntities(Result):
         """Draw the AUROC by layer, and the chosen ones beside what the names alone say."""
         figure = make_subplots(
             rows=2, cols=1, row_heights=[0.55, 0.45], vertical_spacing=0.14,
-            subplot_titles=("each layer, on categories held out (one layer's bar, not the best of all)",
-                            "layers chosen on the other categories, beside the name alone"),
+            subplot_titles=("each layer, over all categories at once (one layer's bar, not the best of all)",
+                            "layers chosen on the other categories, beside the name alone: mean within categories"),
         )  # fmt: skip
         for index, one in enumerate(self.estimators):
             label, color, symbol = ESTIMATOR_STYLES[one.estimator]
@@ -79,15 +84,15 @@ class KnownEntities(Result):
                 figure, 1, 1, x, self.vector.by_layer, f"{self.vector.trait} vector, not fitted", look, in_legend=True,
                 bars={"width": 0, "thickness": 1},
             )  # fmt: skip
-        for one in reversed(self.surface):
-            add_intervals(figure, 1, [one.name], [one.auroc], GREY, "line-ns-open", one.name, line=2)
+        for name_alone in reversed(self.surface):
+            name = name_alone.name
+            add_intervals(figure, 1, [name], [name_alone.within], GREY, "line-ns-open", name, line=2)
         if self.vector is not None:
             name = f"{self.vector.trait} vector, layer {self.vector.layer}"
-            seen = self.vector.by_layer[self.vector.layer]
-            add_intervals(figure, 1, [name], [seen], COLORS[4], "cross", name, line=2)
+            add_intervals(figure, 1, [name], [self.vector.within], COLORS[4], "cross", name, line=2)
         for found in reversed(self.estimators):
             label, color, symbol = ESTIMATOR_STYLES[found.estimator]
-            add_intervals(figure, 1, [label], [found.chosen], color, symbol, label, line=2)
+            add_intervals(figure, 1, [label], [found.within], color, symbol, label, line=2)
         for trace in figure.data:
             trace.showlegend = bool(trace.legendgroup)
         figure.add_hline(y=0.5, line={"dash": "dot", "color": GREY}, row=1, col=1)
@@ -106,9 +111,9 @@ class KnownEntities(Result):
         return figure
 
     def _find(self) -> str:
-        best = max(self.estimators, key=lambda one: one.chosen.estimate)
+        best = max(self.estimators, key=lambda one: one.within.estimate)
         label = ESTIMATOR_STYLES[best.estimator][0]
-        does = "tells" if best.chosen.low > 0.5 else "does not surely tell"
+        does = "tells" if best.within.low > 0.5 else "does not surely tell"
         surprise = self.surface[0]
         if best.above_surprise.low > 0:
             verdict = "more than the name's surprise alone"
@@ -117,14 +122,16 @@ class KnownEntities(Result):
         else:
             verdict = "not surely more or less than the name's surprise alone"
         lines = [
-            f"Before the answer, the {label} {does} real names from invented ones of a category that it never saw: "
-            f"AUROC {say(best.chosen)};",
-            f"that is {verdict} (AUROC {say(surprise.auroc)}; difference {say(best.above_surprise)})",
+            f"Before the answer, the {label} {does} real names from invented ones in a new category: AUROC "
+            f"{say(best.within)};",
+            f"that is {verdict} (AUROC {say(surprise.within)}; difference {say(best.above_surprise)})",
         ]
         if self.vector is not None:
-            seen = say(self.vector.by_layer[self.vector.layer])
             lines[1] += ";"
-            lines.append(f"the {self.vector.trait} vector, not fitted: {seen} at layer {self.vector.layer}")
+            lines.append(
+                f"the {self.vector.trait} vector, not fitted, layer {self.vector.layer}: "
+                f"AUROC {say(self.vector.within)}"
+            )
         return "<br>".join(lines)
 
 
@@ -132,23 +139,21 @@ def entities_to_markdown(found: Sequence[KnownEntities]) -> str:
     """Write the AUROC of each estimator and of the name alone, by category, and the figure."""
     lines = []
     for one in found:
-        lines += [
-            "| predictor | AUROC, category held out | less the name's surprise | less all of its surface | "
-            + " | ".join(one.categories)
-            + " |",
-            "|---" * (4 + len(one.categories)) + "|",
-        ]
+        head = ["predictor", "AUROC within categories", "over all at once", "less the name's surprise"]
+        head += ["less all of its surface", *one.categories]
+        lines += [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
         for row in one.estimators:
-            layers = ", ".join(map(str, row.layers))
-            cells = " | ".join(f"{value:.2f}" for value in row.by_category)
-            label = f"{ESTIMATOR_STYLES[row.estimator][0]} (layers {layers})"
-            lines.append(f"| {label} | {row.chosen} | {row.above_surprise} | {row.above_surface} | {cells} |")
+            label = f"{ESTIMATOR_STYLES[row.estimator][0]} (layers {', '.join(map(str, row.layers))})"
+            intervals = (row.within, row.chosen, row.above_surprise, row.above_surface)
+            areas = [f"{value:.2f}" for value in row.by_category]
+            lines.append(f"| {' | '.join([label, *map(str, intervals), *areas])} |")
         for predictor in one.surface:
-            cells = " | ".join(f"{value:.2f}" for value in predictor.by_category)
-            lines.append(f"| {predictor.name} | {predictor.auroc} | – | – | {cells} |")
+            areas = [f"{value:.2f}" for value in predictor.by_category]
+            cells = [predictor.name, str(predictor.within), str(predictor.auroc), "–", "–", *areas]
+            lines.append(f"| {' | '.join(cells)} |")
         if one.vector is not None:
-            seen = one.vector.by_layer[one.vector.layer]
-            dashes = " | ".join("–" for _ in one.categories)
-            lines.append(f"| {one.vector.trait} vector, layer {one.vector.layer} | {seen} | – | – | {dashes} |")
+            label = f"{one.vector.trait} vector, layer {one.vector.layer}"
+            cells = [label, str(one.vector.within), str(one.vector.by_layer[one.vector.layer])]
+            lines.append(f"| {' | '.join([*cells, *['–'] * (2 + len(one.categories))])} |")
         lines += ["", "![Known entities](../../figures/known_entities.png)"]
     return "\n".join(lines)

@@ -16,6 +16,7 @@ from results.finetuning_shift import FinetuningShift
 from results.gallery import gallery_to_markdown
 from results.judge_agreement import JudgeAgreement, agreements_to_markdown
 from results.judge_validation import JudgeValidations
+from results.known_entities import KnownEntities, entities_to_markdown
 from results.layer_sweep import sweeps_to_markdown
 from results.mitigation import Mitigation, mitigation_to_markdown
 from results.monitoring import Monitoring, monitoring_to_markdown
@@ -26,6 +27,7 @@ from results.steering_evidence import SteeringEvidence, summarize
 from results.steering_modes import SteeringModes, modes_to_markdown
 from results.token_positions import TokenPositions, positions_to_markdown
 from results.trait_survey import TraitSurvey, survey_to_markdown
+from results.truth import Truth, truth_to_markdown
 from results.vector_stability import VectorStability, stability_to_markdown
 from results.ways_to_steer import WaysToSteer
 
@@ -69,6 +71,8 @@ def render_pages(root: Path) -> dict[tuple[str, str], str]:
         ("docs/results/steering.md", "modes"): lambda: modes_to_markdown(read(SteeringModes, "steering_modes_*")),
         ("docs/results/ways.md", "ways"): lambda: _join(read(WaysToSteer, "ways_to_steer")),
         ("docs/results/monitoring.md", "detection"): lambda: _join(read(Detection, "detection")),
+        ("docs/results/truth.md", "truth"): lambda: truth_to_markdown(read(Truth, "truth")),
+        ("docs/results/truth.md", "entities"): lambda: entities_to_markdown(read(KnownEntities, "known_entities")),
         ("docs/gallery.md", "gallery"): lambda: gallery_to_markdown(figures),
         ("docs/results/monitoring.md", "table"): lambda: monitoring_to_markdown(read(Monitoring, "monitoring_*")),
         ("docs/results/monitoring.md", "separation"): lambda: separations_to_markdown(
