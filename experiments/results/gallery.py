@@ -19,7 +19,7 @@ SECTIONS = {
     "Steering": ("evidence.md", ("steering_evidence", "steering_away", "blind_reading")),
     "Layer sweeps": ("sweeps.md", ("layer_sweep", "vector_stability")),
     "Fine-tuning": ("finetuning.md", ("finetuning_shift", "projection_difference", "mitigation")),
-    "Ways compared": ("ways.md", ("ways_to_steer",)),
+    "Ways compared": ("ways.md", ("ways_to_steer", "heads")),
     "Ways of steering": ("steering.md", ("steering_modes",)),
     "Monitoring": ("monitoring.md", ("monitoring", "sample_separation", "detection")),
     "Truth and invention": ("truth.md", ("truth", "known_entities")),
