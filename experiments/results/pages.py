@@ -14,6 +14,7 @@ from results.detection import Detection
 from results.entrance import entrance_to_markdown
 from results.finetuning_shift import FinetuningShift
 from results.gallery import gallery_to_markdown
+from results.heads import Heads, heads_to_markdown
 from results.judge_agreement import JudgeAgreement, agreements_to_markdown
 from results.judge_validation import JudgeValidations
 from results.known_entities import KnownEntities, entities_to_markdown
@@ -73,6 +74,7 @@ def render_pages(root: Path) -> dict[tuple[str, str], str]:
         ("docs/results/monitoring.md", "detection"): lambda: _join(read(Detection, "detection")),
         ("docs/results/truth.md", "truth"): lambda: truth_to_markdown(read(Truth, "truth")),
         ("docs/results/truth.md", "entities"): lambda: entities_to_markdown(read(KnownEntities, "known_entities")),
+        ("docs/ways/act-heads.md", "heads"): lambda: heads_to_markdown(read(Heads, "heads_*")),
         ("docs/gallery.md", "gallery"): lambda: gallery_to_markdown(figures),
         ("docs/results/monitoring.md", "table"): lambda: monitoring_to_markdown(read(Monitoring, "monitoring_*")),
         ("docs/results/monitoring.md", "separation"): lambda: separations_to_markdown(
