@@ -19,7 +19,7 @@ import torch
 import persona_lens as pl
 from persona_lens.models.loading import load_hugging_face
 
-TRAIT = "evil"
+TRAIT, N_PAIRS = "evil", 20
 OUT = Path(__file__).parent / "directions.json"
 
 
@@ -31,7 +31,7 @@ def main() -> None:
     peers = import_module("steering_vectors.aggregators")
 
     model = pl.load_model(dtype="float32", device="cpu")
-    examples = pl.traits.load_written_examples(TRAIT, "training")
+    examples = pl.traits.load_written_examples(TRAIT, "training")[:N_PAIRS]
     read = pl.vectors.read_pairs(model, TRAIT, examples)
     n_layers = read.model.n_layers
 
@@ -56,14 +56,17 @@ def main() -> None:
 
     layers = list(range(n_layers - 1))  # its last is after the final norm
 
-    def run_repeng(method: str, hidden: Any) -> dict[int, np.ndarray]:
+    # Where our activations take the place of its own, what it reads does not matter.
+    short = [repeng.DatasetEntry("a", "b")] * len(examples)
+
+    def run_repeng(method: str, texts: Any, hidden: Any) -> dict[int, np.ndarray]:
         found: dict[int, np.ndarray] = read_representations(
-            hf_model, tokenizer, entries, method=method, transform_hiddens=hidden, hidden_layers=layers, batch_size=8
+            hf_model, tokenizer, texts, method=method, transform_hiddens=hidden, hidden_layers=layers, batch_size=8
         )
         return found
 
-    theirs_read, theirs = run_repeng("pca_center", keep), run_repeng("pca_center", put_ours)
-    centred = run_repeng("pca_diff", put_ours)
+    theirs_read, theirs = run_repeng("pca_center", entries, keep), run_repeng("pca_center", short, put_ours)
+    centred = run_repeng("pca_diff", short, put_ours)
 
     found = {
         name: pl.vectors.find_vector(read, estimator)
