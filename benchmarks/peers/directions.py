@@ -68,13 +68,13 @@ def main() -> None:
     theirs_read, theirs = run_repeng("pca_center", entries, keep), run_repeng("pca_center", short, put_ours)
     centred = run_repeng("pca_diff", short, put_ours)
 
-    found = {
-        name: pl.vectors.find_vector(read, estimator)
-        for name, estimator in {
-            "mean": pl.vectors.MeanDifference(), "first": pl.vectors.FirstComponent(),
-            "probe": pl.vectors.LogisticProbe(), "lda": pl.vectors.ShrunkLDA(),
-        }.items()
-    }  # fmt: skip
+    estimators: dict[str, pl.vectors.Estimator] = {
+        "mean": pl.vectors.MeanDifference(),
+        "first": pl.vectors.FirstComponent(),
+        "probe": pl.vectors.LogisticProbe(),
+        "lda": pl.vectors.ShrunkLDA(),
+    }
+    found = {name: pl.vectors.find_vector(read, estimator) for name, estimator in estimators.items()}
     rows: dict[str, list[float]] = {}
 
     def compare(name: str, layer: int, ours: Any, peer: Any) -> None:
