@@ -54,3 +54,4 @@ class Stream(IntEnum):
     DETECTION = 280  # experiments/detection.py: responses
     HEADS = 290  # experiments/heads.py: random heads and random directions
     WAYS = 270  # experiments/ways_to_steer.py: responses and random directions
+    VECTOR_QUALITY = 310  # halvings, bootstrap draws and random directions of a vector's card

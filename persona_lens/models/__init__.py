@@ -16,6 +16,7 @@ from persona_lens.models.engine.sampling import (
     sample_recorded_stream,
     sample_stream,
 )
+from persona_lens.models.engine.unembedding import unembed_directions
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.loading import ModelInfo, describe_model, load_model
 from persona_lens.models.text.chat import (
@@ -32,5 +33,5 @@ __all__ = [
     "RolloutRequest", "SampleRequest", "SampledResponse", "Sampling", "TextStream", "TokenSpans", "ask",
     "cache_residual_stream", "describe_model", "encode_conversation", "encode_prompt", "load_model", "pool_heads",
     "pool_residual_stream", "project_residual_stream", "sample_recorded_rollouts", "sample_recorded_stream",
-    "sample_rollouts", "sample_stream",
+    "sample_rollouts", "sample_stream", "unembed_directions",
 ]  # fmt: skip

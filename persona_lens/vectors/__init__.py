@@ -11,15 +11,26 @@ from persona_lens.vectors.pairs import ActivationPairs, read_pairs, read_respons
 from persona_lens.vectors.persona_vector import TOKEN_POSITIONS, ExtractionCounts, PersonaVector, TokenPosition
 from persona_lens.vectors.preference import optimise_vector
 from persona_lens.vectors.probes import LogisticProbe, ShrunkLDA
+from persona_lens.vectors.quality.assessing import assess_vector
+from persona_lens.vectors.quality.card import NullMargin, VectorQuality
+from persona_lens.vectors.quality.confounds import StyleConfound, correlate_length, measure_style
+from persona_lens.vectors.quality.data import QualityData, read_quality_data
+from persona_lens.vectors.quality.separation import Separation, cross_validate_separation, measure_separation
+from persona_lens.vectors.quality.specificity import Specificity, measure_specificity
+from persona_lens.vectors.quality.stability import Stability, measure_stability
+from persona_lens.vectors.quality.unembedding import UnembeddedLayer, Unembedding, read_unembedding
 from persona_lens.vectors.ready import list_ready_vectors, load_vector
 from persona_lens.vectors.sampled import sample_pairs
 from persona_lens.vectors.written import read_persona_vector
 
 __all__ = [
     "TOKEN_POSITIONS", "ActivationPairs", "CleanedDifference", "Estimator", "ExtractionCounts", "FirstComponent",
-    "HeadChoice", "HeadPairs", "LinearClassifier", "LogisticProbe", "MeanDifference", "OrdinaryProjections",
-    "PersonaVector", "ShrunkLDA", "TokenPosition", "WithoutShared", "choose_heads", "extract_persona_vector",
-    "find_vector", "fit_classifier", "list_ready_vectors", "load_vector", "optimise_vector", "read_head_pairs",
-    "read_last_tokens", "read_pairs", "read_persona_vector", "read_response_means", "read_statements",
-    "sample_pairs", "score_held_out",
+    "HeadChoice", "HeadPairs", "LinearClassifier", "LogisticProbe", "MeanDifference", "NullMargin",
+    "OrdinaryProjections", "PersonaVector", "QualityData", "Separation", "ShrunkLDA", "Specificity", "Stability",
+    "StyleConfound", "TokenPosition", "UnembeddedLayer", "Unembedding", "VectorQuality", "WithoutShared",
+    "assess_vector", "choose_heads", "correlate_length", "cross_validate_separation", "extract_persona_vector",
+    "find_vector", "fit_classifier", "list_ready_vectors", "load_vector", "measure_separation",
+    "measure_specificity", "measure_stability", "measure_style", "optimise_vector", "read_head_pairs",
+    "read_last_tokens", "read_pairs", "read_persona_vector", "read_quality_data", "read_response_means",
+    "read_statements", "read_unembedding", "sample_pairs", "score_held_out",
 ]  # fmt: skip

@@ -24,6 +24,10 @@ from persona_lens.tensors.directions import normalize
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
+    from persona_lens.vectors.estimators import Estimator
+    from persona_lens.vectors.quality.card import NullMargin, VectorQuality
+    from persona_lens.vectors.quality.data import QualityData
+
 TokenPosition = Literal["response_mean", "prompt_mean", "last_prompt"]
 """Which tokens a direction is read from: means over the response's or the prompt's, or the prompt's last."""
 TOKEN_POSITIONS: tuple[TokenPosition, ...] = ("response_mean", "prompt_mean", "last_prompt")
@@ -249,6 +253,31 @@ class PersonaVector:
             return {k.removeprefix(prefix): v for k, v in shard.tensors.items() if k.startswith(prefix)}
 
         return cls(by_position=group("directions."), split_half_cosine=group("split_half_cosine."), **vars(metadata))
+
+    def quality(
+        self,
+        model: HookedModel,
+        data: QualityData | None = None,
+        *,
+        estimator: Estimator | None = None,
+        layer: int | None = None,
+        again: PersonaVector | None = None,
+        null: NullMargin | None = None,
+    ) -> VectorQuality:
+        """Measure how stable, separating, confounded, specific and legible the vector is: its quality card.
+
+        What is bundled for the trait is read, a minute on one core for the embedded model; what is missing is said to
+        be. Arguments and errors are those of :func:`persona_lens.vectors.assess_vector`.
+
+        Example:
+            >>> import persona_lens as pl
+            >>> model, vector = pl.load_model(), pl.load_vector("evil")  # doctest: +SKIP
+            >>> vector.quality(model)  # a page in a notebook # doctest: +SKIP
+            >>> vector.quality(model).plot()  # doctest: +SKIP
+        """
+        from persona_lens.vectors.quality.assessing import assess_vector  # what a vector is needs none of it
+
+        return assess_vector(self, model, data, estimator=estimator, layer=layer, again=again, null=null)
 
     def plot(self) -> Figure:
         """Draw norm and split-half stability over layers; returns a plotly Figure."""
