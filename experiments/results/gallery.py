@@ -18,6 +18,7 @@ SECTIONS = {
     "Judges": ("judges.md", ("judge_validation", "judge_agreement")),
     "Steering": ("evidence.md", ("steering_evidence", "steering_away", "blind_reading")),
     "Layer sweeps": ("sweeps.md", ("layer_sweep", "vector_stability")),
+    "Quality of vectors": ("quality.md", ("vector_quality",)),
     "Fine-tuning": ("finetuning.md", ("finetuning_shift", "projection_difference", "mitigation")),
     "Ways compared": ("ways.md", ("ways_to_steer", "heads")),
     "Ways of steering": ("steering.md", ("steering_modes",)),

@@ -29,6 +29,7 @@ from results.steering_modes import SteeringModes, modes_to_markdown
 from results.token_positions import TokenPositions, positions_to_markdown
 from results.trait_survey import TraitSurvey, survey_to_markdown
 from results.truth import Truth, truth_to_markdown
+from results.vector_quality import VectorQualities
 from results.vector_stability import VectorStability, stability_to_markdown
 from results.ways_to_steer import WaysToSteer
 
@@ -66,6 +67,10 @@ def render_pages(root: Path) -> dict[tuple[str, str], str]:
             read(TokenPositions, "token_positions_*")
         ),
         ("docs/results/sweeps.md", "survey"): lambda: survey_to_markdown(read(TraitSurvey, "trait_survey")),
+        ("docs/results/quality.md", "table"): lambda: _join(read(VectorQualities, "vector_quality")),
+        ("docs/concepts/quality.md", "cards"): lambda: "\n".join(
+            one.cards_to_markdown() for one in read(VectorQualities, "vector_quality")
+        ),
         ("docs/results/finetuning.md", "shift"): lambda: _join(read(FinetuningShift, "finetuning_shift")),
         ("docs/results/finetuning.md", "screening"): lambda: _join(read(ProjectionDifference, "projection_difference")),
         ("docs/results/finetuning.md", "mitigation"): lambda: mitigation_to_markdown(read(Mitigation, "mitigation_*")),
@@ -91,6 +96,7 @@ def _join(
     | list[ProjectionDifference]
     | list[SteeringAway]
     | list[WaysToSteer]
-    | list[Detection],
+    | list[Detection]
+    | list[VectorQualities],
 ) -> str:
     return "\n".join(one.to_markdown() for one in found)

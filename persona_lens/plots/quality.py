@@ -35,7 +35,7 @@ def plot_quality(quality: VectorQuality) -> go.Figure:
     Returns:
         A figure with six panels; one that nothing was measured for says so.
     """
-    figure = make_subplots(rows=3, cols=2, subplot_titles=_HEADS, vertical_spacing=0.1, horizontal_spacing=0.1)
+    figure = make_subplots(rows=3, cols=2, subplot_titles=_HEADS, vertical_spacing=0.19, horizontal_spacing=0.1)
     colors = iter((*COLORS, INK, GREY) * 2)
     stability, separation, style = quality.stability, quality.separation, quality.style
     if stability is not None:
@@ -64,7 +64,15 @@ def plot_quality(quality: VectorQuality) -> go.Figure:
     for panel, (axis, level) in enumerate(zip(_AXES, _LEVELS, strict=True)):
         row, column = _place(panel)
         figure.update_yaxes(title_text=axis, row=row, col=column)
-        figure.update_xaxes(range=[-0.5, quality.model.n_layers - 0.5], row=row, col=column)
+        below = figure.get_subplot(row, column)
+        place = {"x": below.xaxis.domain[0], "y": below.yaxis.domain[0] - 0.035, "yanchor": "top"}
+        figure.update_layout({_name_legend(panel): {**place, "font": {"size": 11}}})
+        figure.update_xaxes(
+            title={"text": "layer (zero-based block)", "standoff": 2},
+            range=[-0.5, quality.model.n_layers - 0.5],
+            row=row,
+            col=column,
+        )
         if panel not in shown:
             number = "" if panel == 0 else panel + 1
             figure.add_annotation(
@@ -75,12 +83,12 @@ def plot_quality(quality: VectorQuality) -> go.Figure:
             figure.add_vline(x=quality.layer, line={"color": GREY, "width": 1, "dash": "dash"}, row=row, col=column)
             if level is not None:
                 figure.add_hline(y=level, line={"color": INK, "width": 1, "dash": "dot"}, row=row, col=column)
-    figure.update_xaxes(title_text="layer (zero-based block)", row=3)
     subtitle = (
         f"{html.escape(quality.model.name)}; dashed: layer {quality.layer}; dotted: noise, or a vector that does not "
         "hear; bands: 95 % bootstrap intervals over questions, where nothing else is said"
     )
-    lay_out(figure, say_finding(quality), subtitle, width=1100, height=1180, bottom=230, legend=-0.07)
+    lay_out(figure, say_finding(quality), subtitle, width=1100, height=1300, bottom=110)
+    figure.update_layout(legend={"orientation": "v", "y": figure.get_subplot(1, 1).yaxis.domain[0] - 0.035})
     return figure
 
 
@@ -100,10 +108,15 @@ def _place(panel: int) -> tuple[int, int]:
     return panel // 2 + 1, panel % 2 + 1
 
 
+def _name_legend(panel: int) -> str:
+    """Return the name of a panel's own legend: colours come again from panel to panel."""
+    return "legend" if panel == 0 else f"legend{panel + 1}"
+
+
 def _add_line(figure: go.Figure, panel: int, values: Sequence[float], name: str, color: str) -> None:
     row, column = _place(panel)
     line = go.Scatter(x=list(range(len(values))), y=list(values), mode="lines", name=html.escape(name))
-    figure.add_trace(line.update(line={"color": color}), row=row, col=column)
+    figure.add_trace(line.update(line={"color": color}, legend=_name_legend(panel)), row=row, col=column)
 
 
 def _add_band(figure: go.Figure, panel: int, found: Sequence[Interval], name: str, color: str) -> None:

@@ -37,13 +37,14 @@ _HOW = {
 @checked
 @dataclass(frozen=True)
 class NullMargin(Record):
-    """By how much steering with a vector outscores random directions that leave the text as coherent.
+    """By how much more a vector moves a judge's score than random directions that leave the text as coherent.
 
     Args:
         judge: Whose scores.
         layer: Zero-based block index.
         coefficient: Multiplies the raw vector.
-        above: Points of 100 above the random directions; over directions and questions.
+        margin: Points of 100 above the random directions, or below them where the coefficient is negative; over
+            directions and questions.
         coherence: Of the text steered with the vector.
         null_coherence: Of that under the random directions.
     """
@@ -51,7 +52,7 @@ class NullMargin(Record):
     judge: str
     layer: int
     coefficient: float
-    above: Interval
+    margin: Interval
     coherence: float
     null_coherence: float
 
@@ -75,7 +76,7 @@ class VectorQuality(Record):
         style: How far it reads the trait's style in place of the trait.
         specificity: What it makes of other traits.
         unembedding: What it would write.
-        null: By how much it outscores random directions at equal coherence.
+        null: By how much more it moves a score than random directions at equal coherence.
     """
 
     trait: str
@@ -139,7 +140,11 @@ class VectorQuality(Record):
             yield "excess kurtosis over the vocabulary", f"{read.kurtosis:.1f}", f"random: {random:.1f}"
         if self.null is not None:
             where = f"layer {self.null.layer} × {self.null.coefficient:.2g}, {self.null.judge}"
-            yield f"points above random at equal coherence ({where})", f"{self.null.above:.0f}", "no effect: 0"
+            yield (
+                f"points beyond random directions of equal coherence ({where})",
+                f"{self.null.margin:.0f}",
+                "no effect: 0",
+            )
         for name, how in self.missing.items():
             yield f"{name}: not measured", how, ""
 
@@ -172,7 +177,7 @@ class VectorQuality(Record):
         heard = [f"{one.trait} {one.auroc[at]}" for one in self.specificity if _excludes(one.auroc[at], 0.5)]
         if heard:
             yield f"other traits are told from their opposites too (AUROC: {', '.join(heard)})"
-        if self.null is not None and not self.null.above.low > 0:
+        if self.null is not None and not self.null.margin.low > 0:
             yield "steering is not surely above random directions of equal coherence"
 
     def plot(self) -> Figure:
@@ -183,7 +188,8 @@ class VectorQuality(Record):
 
     def to_markdown(self) -> str:
         """Return the table, then the concerns, as Markdown; text from the model is escaped."""
-        lines = [f"| {self.trait}, {self.model.name} | layer {self.layer} | would be |", "|---|---|---|"]
+        name = _escape_markdown(f"{self.trait}, {self.model.name}")
+        lines = [f"| {name} | layer {self.layer} | would be |", "|---|---|---|"]
         lines += ["| " + " | ".join(map(_escape_markdown, line)) + " |" for line in self.list_lines()]
         concerns = [f"- {_escape_markdown(one)}" for one in self.list_concerns()] or ["- none"]
         return "\n".join([*lines, "", "What speaks against it:", "", *concerns])
