@@ -72,7 +72,7 @@ class ValidArguments:
             "conversation": lambda hint: list(CHAT),
             "conversations": lambda hint: [list(CHAT[:1])]
             if "Message" in str(hint) else [pl.models.TokenSpans((5, 6, 7), 1, 3)],
-            "data": lambda hint: str(self.data),
+            "data": lambda hint: None if "QualityData" in str(hint) else str(self.data),
             "source": lambda hint: str(self.data),
             "domain": lambda hint: "arithmetic",
             "questions": lambda hint: {"loud": questions} if "Mapping" in str(hint)
@@ -199,6 +199,9 @@ class ValidArguments:
             return LetterEncoder()
         if hint is pl.PersonaVector:
             return self.vector
+        if hint is pl.vectors.ActivationPairs:
+            positive, negative = torch.randn(2, 4, 3, 48, generator=torch.Generator().manual_seed(0))
+            return pl.vectors.ActivationPairs("loud", self.vector.model, positive, negative, (0, 1, 2, 3))
         if hint is pl.screening.Screening:
             return self.screening
         if typing.is_typeddict(hint):

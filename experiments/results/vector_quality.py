@@ -192,8 +192,9 @@ class VectorQualities(Result):
         """Write each card with its figure."""
         parts = []
         for card in self.cards:
-            picture = f"![Card of {card.trait}](../../figures/vector_quality_{card.trait}.png)"
-            parts.append(f"### {card.trait}\n\n{card.to_markdown()}\n\n{picture}\n")
+            name = html.escape(card.trait)
+            picture = f"![Card of {name}](../../figures/vector_quality_{name}.png)"
+            parts.append(f"### {name}\n\n{card.to_markdown()}\n\n{picture}\n")
         return "\n".join(parts)
 
 

@@ -16,6 +16,7 @@ from persona_lens.records import Record
 from persona_lens.statistics import Interval
 from persona_lens.statistics.bootstrap import bootstrap
 from persona_lens.statistics.correlation import fisher_interval
+from persona_lens.tensors.directions import normalize
 from persona_lens.vectors.pairs import ActivationPairs
 from persona_lens.vectors.quality.separation import N_RESAMPLES, project_pairs, separate_layers
 from persona_lens.vectors.quality.stability import number_questions
@@ -73,8 +74,8 @@ def bootstrap_cosine(directions: Float[Tensor, "layer d_model"], pairs: Activati
         raise InvalidArgumentError.of("pairs", "answer at least 2 questions", n_questions)
     differences = (pairs.positive - pairs.negative).double().numpy()
     found = []
-    for layer, direction in enumerate(directions.double().cpu().numpy()):
-        statistic = _weigh_cosine(direction / np.linalg.norm(direction), differences[:, layer], numbers)
+    for layer, unit in enumerate(normalize(directions.double().cpu()).numpy()):
+        statistic = _weigh_cosine(unit, differences[:, layer], numbers)
         found.append(fisher_interval(bootstrap(statistic, (n_questions,), N_RESAMPLES, 0.95, 0), n_questions))
     return tuple(found)
 
