@@ -2,9 +2,10 @@
 
     python experiments/vector_quality.py            # all traits of figures/trait_survey.json: minutes on two cores
 
-Each trait's vector is found again as the survey found it: the same responses, judge and filter, from the same
-streams. Its quality is measured at the layer that the survey chose, and correlated over traits with what the
-survey's steering did. The predictor of arXiv 2505.22637, the agreement of single differences, was named in advance; the
+Each trait's responses are sampled again as the survey sampled them, from the same streams, and every pair is kept. The
+survey's own vector rests on those that its judge let pass, so what is measured is near it and not the same. The direction
+is measured at the layer that the survey chose, and its measures are correlated over traits with what the survey's
+steering did. The predictor of arXiv 2505.22637, the agreement of single differences, was named in advance; the
 others are there to be compared with it. Vectors of --card traits that come with the package get their whole cards.
 """
 
@@ -21,19 +22,19 @@ import torch
 from results.steering_away import SteeringAway
 from results.steering_evidence import SteeringEvidence
 from results.trait_survey import SurveyedTrait, TraitSurvey
-from results.vector_quality import OUTCOMES, PREDICTORS, PredictedTrait, VectorQualities
+from results.vector_quality import NAMED_IN_ADVANCE, OUTCOMES, PREDICTORS, PredictedTrait, VectorQualities
 
 import persona_lens as pl
+from persona_lens.evaluation import Confirmation
 from persona_lens.models import HookedModel
 from persona_lens.models.loading import EMBEDDED_MODEL
 from persona_lens.reproduction.arguments import BaseArguments, read_traits
 from persona_lens.reproduction.comparison import EQUAL_COHERENCE, Comparison, Setting
 from persona_lens.reproduction.entrance import enter
-from persona_lens.reproduction.judges import prepare_judges
 from persona_lens.statistics import Interval
 from persona_lens.tensors import cosine, mean_difference
 from persona_lens.traits import load_written_examples
-from persona_lens.vectors import ActivationPairs, NullMargin, VectorQuality
+from persona_lens.vectors import ActivationPairs, NullMargin, Stability, VectorQuality
 
 NAME = "vector_quality"
 SURVEY = "trait_survey"
@@ -84,7 +85,7 @@ def run(arguments: Arguments) -> VectorQualities:
         for row in rows:
             trait = traits[row.trait]
             trait = replace(trait, extraction_questions=trait.extraction_questions[: sizes["n_extraction_questions"]])
-            pairs[row.trait] = sample_surveyed_pairs(model, row, trait, sizes, arguments)
+            pairs[row.trait] = sample_surveyed_pairs(model, trait, sizes, arguments)
             advance(1)
     cards = [
         run.load_or_measure(f"card-{trait}", VectorQuality, partial(make_card, model, trait, arguments))
@@ -94,67 +95,60 @@ def run(arguments: Arguments) -> VectorQualities:
 
 
 def sample_surveyed_pairs(
-    model: HookedModel, row: SurveyedTrait, trait: pl.Trait, sizes: Mapping[str, Any], arguments: Arguments
-) -> ActivationPairs | None:
-    """Sample the pairs again that a surveyed vector was made from; None where fewer than two are kept."""
+    model: HookedModel, trait: pl.Trait, sizes: Mapping[str, Any], arguments: Arguments
+) -> ActivationPairs:
+    """Sample the pairs again that a surveyed vector was chosen from."""
     sampling = pl.Sampling(sizes["max_new_tokens"], sizes["temperature"], seed=arguments.seed)
-    shared = arguments.share(model)
-    judge = prepare_judges(model, trait, sampling, shared, n_examples=sizes["n_examples"]).reader
-    try:
-        return pl.vectors.sample_pairs(model, trait, judge=judge, sampling=sampling, run=shared)
-    except pl.errors.InvalidArgumentError as error:
-        print(f"{row.trait}: {error}")
-        return None
+    return pl.vectors.sample_pairs(model, trait, judge="none", sampling=sampling, run=arguments.share(model))
 
 
-def predict(model: HookedModel, row: SurveyedTrait, pairs: Mapping[str, ActivationPairs | None]) -> PredictedTrait:
+def predict(model: HookedModel, row: SurveyedTrait, pairs: Mapping[str, ActivationPairs]) -> PredictedTrait:
     """Measure a surveyed vector at its layer, beside what the survey saw."""
     judge, seen = next(iter(row.confirmations.items()))
     own = pairs[row.trait]
-    others = [one for name, one in pairs.items() if name != row.trait and one is not None]
-    values = dict.fromkeys(PREDICTORS, math.nan)
-    agreement = Interval.missing()
-    if own is not None and len(set(own.questions)) >= 4:
-        values = measure(model, own, others, seen.layer, seen.coefficient)
-        agreement = pl.vectors.measure_stability(own).agreement[seen.layer]
+    others = [one for name, one in pairs.items() if name != row.trait]
+    kept = 0 if row.counts is None else row.counts.kept
+    stability = pl.vectors.measure_stability(own)
+    predictors = measure(model, own, stability, others, seen) | {"pairs that the judge kept": float(kept)}
     return PredictedTrait(
         trait=row.trait,
         layer=seen.layer,
         coefficient=seen.coefficient,
         judge=judge,
-        kept=0 if own is None else len(own),
-        surveyed=0 if row.counts is None else row.counts.kept,
-        predictors=values,
-        agreement=agreement,
+        pairs=len(own),
+        kept=kept,
+        predictors={name: predictors[name] for name in PREDICTORS},
+        agreement=stability.agreement[seen.layer],
         measured={name: getattr(seen, name) for name in OUTCOMES},
     )
 
 
 def measure(
-    model: HookedModel, pairs: ActivationPairs, others: Sequence[ActivationPairs], layer: int, coefficient: float
+    model: HookedModel,
+    pairs: ActivationPairs,
+    stability: Stability,
+    others: Sequence[ActivationPairs],
+    seen: Confirmation,
 ) -> dict[str, float]:
-    """Return every predictor of a mean difference, at one layer."""
-    stability = pl.vectors.measure_stability(pairs)
-    folds = min(5, len(set(pairs.questions)))
-    separation = pl.vectors.cross_validate_separation(pairs, n_folds=folds)
+    """Return what is measured of a mean difference, at the layer that was steered."""
+    layer = seen.layer
+    separation = pl.vectors.cross_validate_separation(pairs, n_folds=min(5, len(set(pairs.questions))))
     directions = mean_difference(pairs.positive, pairs.negative)
     nearest = [
         float(cosine(directions[layer], mean_difference(one.positive, one.negative)[layer]).abs()) for one in others
     ]
     typical = torch.cat([pairs.positive, pairs.negative])[:, layer].norm(dim=-1).mean()
-    values = (
-        stability.agreement[layer].estimate,
-        stability.pairwise[layer].estimate,
-        stability.split_half[layer].estimate,
-        stability.cone[layer].estimate,
-        separation.auroc[layer].estimate,
-        separation.d_prime[layer].estimate,
-        max(nearest, default=math.nan),
-        pl.vectors.read_unembedding(model, directions).layers[layer].kurtosis,
-        float(abs(coefficient) * directions[layer].norm() / typical),
-        float(len(pairs)),
-    )
-    return dict(zip(PREDICTORS, values, strict=True))
+    return {
+        NAMED_IN_ADVANCE: stability.agreement[layer].estimate,
+        "cosine of two differences": stability.pairwise[layer].estimate,
+        "cosine of two halves": stability.split_half[layer].estimate,
+        "angle to that of endless pairs": stability.cone[layer].estimate,
+        "held-out AUROC": separation.auroc[layer].estimate,
+        "held-out d'": separation.d_prime[layer].estimate,
+        "cosine with the nearest other trait": max(nearest),
+        "kurtosis of the unembedding": pl.vectors.read_unembedding(model, directions).layers[layer].kurtosis,
+        "length of the push": float(abs(seen.coefficient) * directions[layer].norm() / typical),
+    }
 
 
 def make_card(model: HookedModel, trait: str, arguments: Arguments) -> VectorQuality:

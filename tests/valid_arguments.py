@@ -21,7 +21,7 @@ from tests.small_trait import LengthJudge, tiny_trait
 
 CHAT = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes."}]
 # Parameters with a default that is refused as it is, as one of two must be given.
-ALSO_GIVEN = {"layer", "ceiling", "above", "encoder", "folds"}
+ALSO_GIVEN = {"layer", "ceiling", "above", "encoder", "folds", "data"}
 # Sizes of the dimensions that have a name; all others are 4.
 SIZES = {"layer": 3, "d_model": 48, "batch": 2, "pos": 4, "row": 2}
 
@@ -72,7 +72,7 @@ class ValidArguments:
             "conversation": lambda hint: list(CHAT),
             "conversations": lambda hint: [list(CHAT[:1])]
             if "Message" in str(hint) else [pl.models.TokenSpans((5, 6, 7), 1, 3)],
-            "data": lambda hint: None if "QualityData" in str(hint) else str(self.data),
+            "data": lambda hint: pl.vectors.QualityData() if "QualityData" in str(hint) else str(self.data),
             "source": lambda hint: str(self.data),
             "domain": lambda hint: "arithmetic",
             "questions": lambda hint: {"loud": questions} if "Mapping" in str(hint)

@@ -24,10 +24,10 @@ NAMED_IN_ADVANCE = "agreement of differences"
 PREDICTORS = (
     NAMED_IN_ADVANCE, "cosine of two differences", "cosine of two halves", "angle to that of endless pairs",
     "held-out AUROC", "held-out d'", "cosine with the nearest other trait", "kurtosis of the unembedding",
-    "length of the push", "pairs kept",
+    "length of the push", "pairs that the judge kept",
 )  # fmt: skip
-"""What was tried: of the vector alone, but for the push, which is the coefficient times the vector's length as a share
-of the typical length of an activation."""
+"""What was tried: of the pairs alone, but for the last two. The push is the coefficient times the direction's length, as
+a share of the typical length of an activation."""
 OUTCOMES = {"rise": "points above unsteered", "above_random": "points above random directions"}
 _N_SHUFFLES = 10_000
 
@@ -41,9 +41,9 @@ class PredictedTrait(Record):
         layer: Where the survey steered.
         coefficient: How far.
         judge: Whose scores: the survey's that chose.
-        kept: Pairs that the vector rests on.
-        surveyed: Pairs that the survey's vector rested on: the same ones, if they are as many.
-        predictors: What was measured of the vector at that layer; NaN where there were too few pairs.
+        pairs: Pairs that were measured.
+        kept: Those of them that the survey's judge kept for its vector.
+        predictors: What was measured at that layer.
         agreement: The predictor named in advance, with its interval.
         measured: By outcome, what the survey found.
     """
@@ -52,8 +52,8 @@ class PredictedTrait(Record):
     layer: int
     coefficient: float
     judge: str
+    pairs: int
     kept: int
-    surveyed: int
     predictors: dict[str, float]
     agreement: Interval
     measured: dict[str, Interval]
@@ -152,7 +152,7 @@ class VectorQualities(Result):
         figure.update_xaxes(title_text="mean cosine of a difference with the others' mean", row=1, col=2)
         figure.update_yaxes(title_text="points above unsteered (0–100)", row=1, col=2)
         subtitle = (
-            f"{self.model_name}; vectors, layers, coefficients and scores of the trait survey; bars: 95 % bootstrap "
+            f"{self.model_name}; responses, layers, coefficients and scores of the trait survey; bars: 95 % bootstrap "
             "intervals (left over traits, right over questions);<br>dashed: what the largest of all these correlations "
             "reaches in 5 % of draws when traits are shuffled"
         )
@@ -178,14 +178,14 @@ class VectorQualities(Result):
             f"{self.say_finding()}. {n} correlations were tried; with shuffled traits the largest of them is above "
             f"{chance:.2f} in 5 % of draws, so only one beyond that would speak against chance.",
             "",
-            f"| trait | layer × coefficient | pairs | agreement of differences | {' | '.join(OUTCOMES.values())} |",
+            "| trait | layer × coefficient | pairs (kept by the survey's judge) | agreement of differences | "
+            f"{' | '.join(OUTCOMES.values())} |",
             "|---|---|---|---|---|---|",
         ]
         for one in sorted(self.traits, key=lambda one: -one.measured["rise"].estimate):
             seen = " | ".join(f"{one.measured[outcome]:.0f}" for outcome in OUTCOMES)
-            kept = f"{one.kept}" if one.kept == one.surveyed else f"{one.kept} (survey: {one.surveyed})"
             where = f"{one.layer} × {one.coefficient:g}"
-            lines.append(f"| {one.trait} | {where} | {kept} | {one.agreement} | {seen} |")
+            lines.append(f"| {one.trait} | {where} | {one.pairs} ({one.kept}) | {one.agreement} | {seen} |")
         return "\n".join([*lines, "", "![Predicted and measured](../../figures/vector_quality.png)"])
 
     def cards_to_markdown(self) -> str:
