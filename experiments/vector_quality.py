@@ -3,10 +3,10 @@
     python experiments/vector_quality.py            # all traits of figures/trait_survey.json: minutes on two cores
 
 Each trait's responses are sampled again as the survey sampled them, from the same streams, and every pair is kept. The
-survey's own vector rests on those that its judge let pass, so what is measured is near it and not the same. The direction
-is measured at the layer that the survey chose, and its measures are correlated over traits with what the survey's
-steering did. The predictor of arXiv 2505.22637, the agreement of single differences, was named in advance; the
-others are there to be compared with it. Vectors of --card traits that come with the package get their whole cards.
+survey's own vector rests on those that its judge let pass, so what is measured is near it and not the same. It is
+measured at the layer that the survey chose, and the measures are correlated over traits with what the survey's steering
+did. The predictor of arXiv 2505.22637, the agreement of single differences, was named in advance; the others are there
+to be compared with it. Vectors of --card traits that come with the package get their whole cards.
 """
 
 from __future__ import annotations

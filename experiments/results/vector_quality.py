@@ -26,8 +26,8 @@ PREDICTORS = (
     "held-out AUROC", "held-out d'", "cosine with the nearest other trait", "kurtosis of the unembedding",
     "length of the push", "pairs that the judge kept",
 )  # fmt: skip
-"""What was tried: of the pairs alone, but for the last two. The push is the coefficient times the direction's length, as
-a share of the typical length of an activation."""
+"""What was tried: of the pairs alone, but for the last two. The push is the coefficient times the direction's length,
+as a share of the typical length of an activation."""
 OUTCOMES = {"rise": "points above unsteered", "above_random": "points above random directions"}
 _N_SHUFFLES = 10_000
 
