@@ -77,7 +77,7 @@ class ValidArguments:
             "domain": lambda hint: "arithmetic",
             "questions": lambda hint: {"loud": questions} if "Mapping" in str(hint)
             else 2 if hint == int | None else (0, 1, 2, 3) if hint == tuple[int, ...] else questions,
-            "folds": lambda hint: 2,
+            "folds": lambda hint: 2 if hint is int else [0, 1, 0, 1],
             "heads": lambda hint: ((0, 0), (0, 1), (1, 0), (2, 3)),
             "prompt": lambda hint: (5, 6, 7),
             "tokens": lambda hint: (5, 6, 7) if hint == tuple[int, ...] else self.make("", hint),
@@ -97,7 +97,6 @@ class ValidArguments:
             else pl.statistics.Interval if "type" in str(hint) else self.make("", hint),
             "statements": lambda hint: pl.traits.load_statements("cities")[:8],
             "texts": lambda hint: [(5, 6, 7)] if "int" in str(hint) else self.make("", hint),
-            "folds": lambda hint: [0, 1, 0, 1],
             "compute": lambda hint: lambda: self.make("", pl.statistics.Interval),
             "identity": lambda hint: "length",
             "judge": lambda hint: "length" if hint is str else self.make("", hint),

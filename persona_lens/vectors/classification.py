@@ -1,4 +1,4 @@
-"""A direction as a classifier: scores with a threshold between the classes that it was found on, and held-out scores."""
+"""A direction as a classifier, with a threshold between the classes that it was found on; and held-out scores."""
 
 from __future__ import annotations
 
