@@ -26,9 +26,7 @@ from torch import Tensor
 import persona_lens as pl
 from persona_lens.evaluation import Condition, rescore
 from persona_lens.models import HookedModel, RolloutRequest
-from persona_lens.models.engine.activations import pool_residual_stream
 from persona_lens.models.text.chat import encode_prompt
-from persona_lens.models.text.spans import TokenSpans
 from persona_lens.monitoring import choose_detector, project_at_every_layer
 from persona_lens.reproduction.arguments import CommonArguments, read_traits
 from persona_lens.reproduction.entrance import enter
@@ -123,7 +121,8 @@ def detect(
     scores = {name: values[kept] for name, values in scores.items()}
     first, second = scores.values()
     is_choosing = np.array([question in choosing for question in questions])
-    activations = read_last_tokens(model, [chats[row] for row in kept])
+    prompts = [encode_prompt(model.tokenizer, chats[row]).tokens for row in kept]
+    activations = pl.vectors.read_last_tokens(model, prompts)
     projections[FITTED] = fit_ridge(activations, first, labels, questions, is_choosing)
     chosen = {
         name: choose_detector({name: values}, first, labels, questions, choosing=choosing, seed=arguments.seed)
@@ -145,14 +144,6 @@ def detect(
             for name, one in chosen.items()
         },
     )  # fmt: skip
-
-
-def read_last_tokens(model: HookedModel, chats: list[list[pl.Message]]) -> Float[Tensor, "prompt layer d_model"]:
-    """Return each prompt's last token's activations at every layer."""
-    # One token more, which nothing before it sees, as what is pooled has a response.
-    spans = [TokenSpans.join(encode_prompt(model.tokenizer, chat).tokens, (0,)) for chat in chats]
-    read = {index: means.last_prompt.cpu() for index, means in pool_residual_stream(model, spans)}
-    return torch.stack([read[index] for index in range(len(chats))])
 
 
 def fit_ridge(

@@ -5,10 +5,9 @@
 After "The Geometry of Truth" (arXiv 2310.06824), sections 5 and 6, with statements of our own. Each estimator finds a
 direction on one kind of statement and is tried on every other, at each layer; the matrix stands at the layer with the
 best AUROC on the first kind's own held-out groups. Then the causal test: the model is asked whether statements are
-true, and a direction found on the five other kinds is added over the tokens of false statements and taken from those
-of true ones, at the layer and length that moved the judgement of
-those other kinds furthest. The null is random directions of the
-same length. Layer and length were chosen with the mean difference, and all estimators share them.
+true, and a direction found on the five other kinds is added over the tokens of false statements and taken from those of
+true ones, at the layer and length that moved the judgement of those other kinds furthest. The null is random directions
+of the same length. Layer and length were chosen with the mean difference, and all estimators share them.
 """
 
 from __future__ import annotations
@@ -40,6 +39,7 @@ from persona_lens.traits import Statement, list_statement_kinds, load_statements
 from persona_lens.vectors import (
     ActivationPairs,
     Estimator,
+    LinearClassifier,
     LogisticProbe,
     MeanDifference,
     ShrunkLDA,
@@ -126,20 +126,24 @@ def try_estimator(pairs: Mapping[str, ActivationPairs], estimator: Estimator, n_
     """Find a direction on each kind and layer, and try it on every kind."""
     kinds = list(pairs)
     n_layers = next(iter(pairs.values())).model.n_layers
-    scores = {  # [layer, side, pair] of each pair of kinds
-        (trained, tested): torch.stack(
-            [score(pairs[trained], pairs[tested], estimator, layer, n_folds) for layer in range(n_layers)]
-        )
-        for trained in kinds
-        for tested in kinds
-    }
+    scores: dict[tuple[str, str], Float[Tensor, "layer side pair"]] = {}
+    for trained in kinds:
+        found = [fit(pairs[trained], estimator, layer) for layer in range(n_layers)]
+        for tested in kinds:
+            rows = [
+                score(one, pairs[tested], layer)
+                if trained != tested
+                else score_apart(pairs[trained], estimator, layer, n_folds)
+                for layer, one in enumerate(found)
+            ]
+            scores[trained, tested] = torch.stack(rows)
     chosen = {kind: choose_layer(scores[kind, kind]) for kind in kinds}
     cells, hits_as_chosen, aurocs, by_layer = [], [], [], []
-    for (trained, tested), found in scores.items():
+    for (trained, tested), scored in scores.items():
         layer, groups = chosen[trained], pairs[tested].questions
-        true, false = found[layer]
+        true, false = scored[layer]
         area = bootstrap_auroc_by_group(true, false, groups, groups)
-        hits = average_groups(is_right(found), groups)
+        hits = average_groups(is_right(scored), groups)
         cells.append(Transfer(trained, tested, layer, area, bootstrap_mean(hits[layer])))
     for tested in kinds:
         others = [kind for kind in kinds if kind != tested]
@@ -157,14 +161,19 @@ def try_estimator(pairs: Mapping[str, ActivationPairs], estimator: Estimator, n_
     )
 
 
-def score(
-    trained: ActivationPairs, tested: ActivationPairs, estimator: Estimator, layer: int, n_folds: int
-) -> Float[Tensor, "side pair"]:
-    """Score a kind's pairs by a direction found on another kind, or on its own other groups."""
-    if trained is tested:
-        return torch.stack(score_held_out(trained, estimator, layer, [group % n_folds for group in trained.questions]))
-    found = fit_classifier(trained.positive[:, layer], trained.negative[:, layer], estimator, layer)
+def fit(pairs: ActivationPairs, estimator: Estimator, layer: int) -> LinearClassifier:
+    """Find a direction on all of a kind's pairs."""
+    return fit_classifier(pairs.positive[:, layer], pairs.negative[:, layer], estimator, layer)
+
+
+def score(found: LinearClassifier, tested: ActivationPairs, layer: int) -> Float[Tensor, "side pair"]:
+    """Score a kind's pairs by a direction found on another kind."""
     return torch.stack([found.score(side[:, layer]) for side in (tested.positive, tested.negative)])
+
+
+def score_apart(pairs: ActivationPairs, estimator: Estimator, layer: int, n_folds: int) -> Float[Tensor, "side pair"]:
+    """Score a kind's pairs by directions found on its own other groups."""
+    return torch.stack(score_held_out(pairs, estimator, layer, [group % n_folds for group in pairs.questions]))
 
 
 def choose_layer(scores: Float[Tensor, "layer side pair"]) -> int:
@@ -211,7 +220,6 @@ def move_judgements(
     kinds = list(statements)
     n_layers = model.cfg.n_layers
     layers = sorted({min(round(depth * n_layers), n_layers - 1) for depth in profile.depths})
-    # Groups that are apart in the list, as neighbours are of one sort, such as sums.
     unsteered = {kind: ask(model, statements[kind]) for kind in kinds}
     judged = []
     with run.progress("kinds judged", len(kinds)) as advance:
