@@ -30,7 +30,7 @@ from persona_lens.models.text.chat import encode_prompt
 from persona_lens.monitoring import choose_detector, project_at_every_layer
 from persona_lens.reproduction.arguments import CommonArguments, read_traits
 from persona_lens.reproduction.entrance import enter
-from persona_lens.reproduction.estimated import find_written_vectors
+from persona_lens.reproduction.estimated import WrittenReadings, read_written
 from persona_lens.reproduction.judges import prepare_judges
 from persona_lens.run import Run
 from persona_lens.streams import Stream
@@ -84,19 +84,26 @@ def run(profile: Profile, arguments: Arguments) -> Detection:
     model = arguments.load_model()
     parts = {"experiment": NAME, "traits": [one.to_dict() for one in traits], "prompts": prompts}
     config, run = arguments.begin(model, profile, parts)
+    read = read_written(model, profile.n_examples)
     found = []
     with run.progress("traits", len(traits)) as advance:
         for trait in traits:
             own = Run(run.part({"trait": trait.to_dict()}).store)
             systems = prompts[trait.name][: profile.n_prompts]
-            measure = partial(detect, model, trait, systems, profile, arguments, own)
+            measure = partial(detect, model, trait, read, systems, profile, arguments, own)
             found.append(own.load_or_measure("detection", TraitDetection, measure))
             advance(1)
     return Detection(config, tuple(found))
 
 
 def detect(
-    model: HookedModel, trait: pl.Trait, systems: list[str], profile: Profile, arguments: Arguments, run: Run
+    model: HookedModel,
+    trait: pl.Trait,
+    read: WrittenReadings,
+    systems: list[str],
+    profile: Profile,
+    arguments: Arguments,
+    run: Run,
 ) -> TraitDetection:
     """Sample responses under every prompt, and look for what said so before."""
     once = pl.Sampling(profile.max_new_tokens, profile.temperature, seed=arguments.seed)
@@ -115,7 +122,7 @@ def detect(
     labels = [one.name for one in conditions for _ in asked]
     questions = [q for _ in conditions for q in asked]
     choosing = set(asked[0::2])
-    vectors = find_written_vectors(model, trait.name, profile.n_removed, profile.n_examples)
+    vectors = read.find_vectors(trait.name, profile.n_removed)
     projections = {name: values[:, kept] for name, values in project_at_every_layer(model, chats, vectors).items()}
     labels, questions = [labels[row] for row in kept], [questions[row] for row in kept]
     scores = {name: values[kept] for name, values in scores.items()}

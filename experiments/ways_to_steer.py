@@ -11,7 +11,7 @@ one, for all: nothing is chosen but the strength, and that not by a trait's scor
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -31,7 +31,7 @@ from persona_lens.models import HookedModel
 from persona_lens.reproduction.arguments import CommonArguments, read_traits
 from persona_lens.reproduction.bench import extract_or_keep_all, measure_lengths
 from persona_lens.reproduction.entrance import enter
-from persona_lens.reproduction.estimated import find_written_vectors
+from persona_lens.reproduction.estimated import WrittenReadings, read_written
 from persona_lens.reproduction.judges import Judges, prepare_judges
 from persona_lens.reproduction.ways import DivergenceMeter, Strength, Way, find_strengths, interpolate_strength
 from persona_lens.run import Run
@@ -69,7 +69,7 @@ class Profile:
     window: int = 8
     n_heads: int = 16
     n_removed: int = 10
-    optimised_steps: int = 60
+    optimised_steps: int = 40
     n_random: int = 4
     max_new_tokens: int = 48
     temperature: float = 0.7
@@ -104,25 +104,29 @@ def run(profile: Profile, arguments: CommonArguments) -> WaysToSteer:
     model = arguments.load_model()
     traits = read_traits(arguments.trait or ("evil", "empathy", "humorous"), 5, 20)
     config, run = arguments.begin(model, profile, {"experiment": NAME, "traits": [one.to_dict() for one in traits]})
+    read = read_written(model, profile.n_examples)
     found = []
     with run.progress("traits", len(traits)) as advance:
         for trait in traits:
             own = Run(run.part({"trait": trait.to_dict()}).store)
-            measure = partial(try_ways, model, trait, profile, arguments, own)
+            measure = partial(try_ways, model, trait, read, profile, arguments, own)
             found.append(own.load_or_measure("ways", TraitWays, measure))
             advance(1)
     return WaysToSteer(config, tuple(found))
 
 
-def try_ways(model: HookedModel, trait: pl.Trait, profile: Profile, arguments: CommonArguments, run: Run) -> TraitWays:
+def try_ways(
+    model: HookedModel, trait: pl.Trait, read: WrittenReadings, profile: Profile, arguments: CommonArguments, run: Run
+) -> TraitWays:
     """Bring every way to the same coherence and the same divergence, and read what it does."""
     sampling = pl.Sampling(profile.max_new_tokens, profile.temperature, seed=arguments.seed)
     share = arguments.share(model)
     memory: Memory = {}
     judges = remember(prepare_judges(model, trait, sampling, share, n_examples=profile.n_examples), memory)
     layer = round(profile.depth * model.cfg.n_layers)
-    ways = make_ways(model, trait, judges.reader, layer, profile, sampling, run)
     meter = DivergenceMeter(model, profile.n_meter, sampling)
+    vectors = find_vectors(model, trait, read, judges.reader, layer, profile, sampling, run)
+    ways = make_ways(model, trait, vectors, layer, meter.read_tokens(layer), profile, sampling)
     aims = sorted({*profile.levels, profile.divergence})
     strengths = {}
     with run.progress("strengths", len(ways)) as advance:
@@ -183,19 +187,18 @@ def try_ways(model: HookedModel, trait: pl.Trait, profile: Profile, arguments: C
 def make_ways(
     model: HookedModel,
     trait: pl.Trait,
-    reader: IdentifiedJudge,
+    vectors: Mapping[str, pl.PersonaVector],
     layer: int,
+    ordinary: Float[Tensor, "token d_model"],
     profile: Profile,
     sampling: pl.Sampling,
-    run: Run,
 ) -> list[Way]:
     """Return every way: estimators × interventions, attention heads, and random directions."""
     training = load_written_examples(trait.name, "training")[: profile.n_examples]
-    vectors = find_vectors(model, trait, reader, layer, profile, sampling, run)
     ways = []
     for name, vector in vectors.items():
-        ordinary = pl.measure_ordinary_projections(model, vector, sampling=replace(sampling, max_new_tokens=32))
-        ways += act_along(name, vector, layer, profile, float(ordinary.quantile(0.5)[layer]))
+        typical = float(pl.project(ordinary, vector.direction(layer)).median())
+        ways += act_along(name, vector, layer, profile, typical)
     pairs = pl.vectors.read_head_pairs(model, trait.name, training)
     choice = pl.vectors.choose_heads(pairs, profile.n_heads)
     ways.append(Way("mean difference", "shift heads", lambda alpha: pl.interventions.shift_heads(choice, alpha)))
@@ -210,6 +213,7 @@ def make_ways(
 def find_vectors(
     model: HookedModel,
     trait: pl.Trait,
+    read: WrittenReadings,
     reader: IdentifiedJudge,
     layer: int,
     profile: Profile,
@@ -218,7 +222,7 @@ def find_vectors(
 ) -> dict[str, pl.PersonaVector]:
     """Find the trait's direction in every way, all but the sampled one from the same written answers."""
     training = load_written_examples(trait.name, "training")[: profile.n_examples]
-    vectors = find_written_vectors(model, trait.name, profile.n_removed, profile.n_examples)
+    vectors = read.find_vectors(trait.name, profile.n_removed)
     vectors["optimised"] = pl.vectors.optimise_vector(
         model, trait.name, training, layer, n_steps=profile.optimised_steps, seed=sampling.seed
     )
@@ -226,7 +230,7 @@ def find_vectors(
     return vectors
 
 
-def act_along(name: str, vector: pl.PersonaVector, layer: int, profile: Profile, ordinary: float) -> list[Way]:
+def act_along(name: str, vector: pl.PersonaVector, layer: int, profile: Profile, typical: float) -> list[Way]:
     """Return what is done with a vector: adding it at all tokens, at the first, or where it is low, and turning."""
     first = pl.interventions.Window(stop=profile.window)
 
@@ -236,7 +240,7 @@ def act_along(name: str, vector: pl.PersonaVector, layer: int, profile: Profile,
     return [
         Way(name, "add", add),
         Way(name, f"add to the first {profile.window} tokens", lambda strength: add(strength).during(first)),
-        Way(name, "add where it is low", lambda strength: pl.interventions.gate(add(strength), vector, below=ordinary)),
+        Way(name, "add where it is low", lambda strength: pl.interventions.gate(add(strength), vector, below=typical)),
         Way(
             name,
             "rotate",

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from persona_lens.evaluation.ordinary import sample_ordinary_spans
 from persona_lens.interventions.hooks import intervention_hooks
+from persona_lens.models.engine.activations import cache_residual_stream
 from persona_lens.models.engine.divergence import token_divergence
 from persona_lens.models.engine.sampling import Sampling
 from persona_lens.models.hooked_model import HookedModel
@@ -84,6 +86,12 @@ class DivergenceMeter:
             for plain, steered in zip(self.plain, self._predict(intervention), strict=True)
         ]
         return float(torch.stack(by_response).mean())
+
+    def read_tokens(self, layer: int) -> Float[Tensor, "token d_model"]:
+        """Return the residual stream after a layer, at every token of the responses, unsteered."""
+        residual = cache_residual_stream(self.model, self.padded.tokens, is_padding=self.padded.is_padding)[layer]
+        rows = [residual[row, span.response_start : span.response_end] for row, span in enumerate(self.spans)]
+        return torch.cat(rows).float().cpu()
 
     def _predict(self, intervention: Intervention) -> list[Tensor]:
         """Return each response's logits, in the model's dtype."""
