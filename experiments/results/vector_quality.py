@@ -16,6 +16,7 @@ from scipy.stats import rankdata
 from persona_lens.plots.style import COLORS, GREY, INK, add_crosses, add_intervals, lay_out
 from persona_lens.records import Record
 from persona_lens.reproduction.figures import Result
+from persona_lens.reproduction.verdicts import say_verdicts
 from persona_lens.statistics import Interval, bootstrap_spearman_r
 from persona_lens.vectors.quality.card import VectorQuality
 
@@ -67,11 +68,6 @@ class VectorQualities(Result):
     cards: tuple[VectorQuality, ...]
 
     @property
-    def judges(self) -> dict[str, str]:
-        """Each trait's judge that chose."""
-        return {one.trait: one.judge for one in self.traits}
-
-    @property
     def names(self) -> tuple[str, ...]:
         """The predictors."""
         return tuple(self.traits[0].predictors)
@@ -109,12 +105,12 @@ class VectorQualities(Result):
     def say_finding(self) -> str:
         """Say how the predictor that was named in advance does, and the best of those tried against chance."""
         named = self.correlate(NAMED_IN_ADVANCE, "rise")
-        sure = "" if named.is_missing or named.low > 0 or named.high < 0 else "not surely "
+        sure = "predicts" if named.low > 0 or named.high < 0 else "does not surely predict"
         name, outcome, value = self.find_largest()
         _, share = self.shuffle()
         n = len(self.names) * len(OUTCOMES)
         return (
-            f"Over {len(self.traits)} traits agreement of differences {sure}predicts how far steering raises the score "
+            f"Over {len(self.traits)} traits agreement of differences {sure} how far steering raises the score "
             f"(r = {named}); the largest of {n} correlations, {value:.2f} ({name}, {OUTCOMES[outcome]}), comes of "
             f"shuffled traits in {100 * share:.0f} % of draws"
         )
@@ -126,10 +122,12 @@ class VectorQualities(Result):
             subplot_titles=("every predictor that was tried", "the one named in advance"),
         )  # fmt: skip
         names = list(reversed(self.names))
-        for outcome, color, symbol in zip(OUTCOMES, (COLORS[2], COLORS[1]), ("circle", "square"), strict=True):
+        looks = (("circle", COLORS[2], 0.13), ("square", COLORS[1], -0.13))
+        for outcome, (symbol, color, offset) in zip(OUTCOMES, looks, strict=True):
             found = [self.correlate(name, outcome) for name in names]
             label = f"correlation with {OUTCOMES[outcome]}"
-            add_intervals(figure, 1, names, found, color, symbol, label)
+            add_intervals(figure, 1, [row + offset for row in range(len(names))], found, color, symbol, label)
+        figure.update_yaxes(tickvals=list(range(len(names))), ticktext=names, row=1, col=1)
         chance, _ = self.shuffle()
         for end in (-chance, chance):
             figure.add_vline(x=end, line={"color": GREY, "dash": "dash", "width": 1}, row=1, col=1)
@@ -140,13 +138,14 @@ class VectorQualities(Result):
                 x, y = [one.agreement for one in rows], [one.measured["rise"] for one in rows]
                 label = f"traits scored by {judged}" if judged != "none" else "traits without a measured judge"
                 add_crosses(figure, 1, 2, x, y, label, {"color": color, "symbol": symbol}, in_legend=True)
-        for one in self.traits:
-            if not one.agreement.is_missing:
-                figure.add_annotation(
-                    x=one.agreement.estimate, y=one.measured["rise"].estimate, text=html.escape(one.trait),
-                    showarrow=False, xanchor="left", yanchor="bottom", xshift=5, yshift=2, font={"size": 11},
-                    row=1, col=2,
-                )  # fmt: skip
+        shown = [one for one in self.traits if not one.agreement.is_missing]
+        places = place_labels([(one.agreement.estimate, one.measured["rise"].estimate) for one in shown])
+        for one, (across, up) in zip(shown, places, strict=True):
+            figure.add_annotation(
+                x=one.agreement.estimate, y=one.measured["rise"].estimate, text=html.escape(one.trait),
+                ax=across, ay=-up, xanchor="left" if across > 0 else "right", arrowwidth=0.7, arrowcolor=GREY,
+                arrowhead=0, standoff=6, font={"size": 11}, bgcolor="rgba(255,255,255,0.7)", row=1, col=2,
+            )  # fmt: skip
         figure.add_hline(y=0, line={"color": INK, "dash": "dot", "width": 1}, row=1, col=2)
         figure.update_xaxes(title_text="Spearman's r over traits", range=[-1.05, 1.05], row=1, col=1)
         figure.update_xaxes(title_text="mean cosine of a difference with the others' mean", row=1, col=2)
@@ -156,8 +155,11 @@ class VectorQualities(Result):
             "intervals (left over traits, right over questions);<br>dashed: what the largest of all these correlations "
             "reaches in 5 % of draws when traits are shuffled"
         )
-        lay_out(figure, self.say_finding(), subtitle, width=1250, height=720, bottom=130, legend=-0.17)
+        lay_out(figure, self.say_finding(), subtitle, width=1250, height=860, bottom=130, legend=-0.14)
         figure.update_layout(margin={"l": 230})
+        say_verdicts(
+            figure, {one.trait: one.judge for one in self.traits}, {}
+        )  # of this figure alone, not of the cards
         return figure
 
     def list_figures(self) -> dict[str, go.Figure]:
@@ -196,6 +198,29 @@ class VectorQualities(Result):
             picture = f"![Card of {name}](../../figures/vector_quality_{name}.png)"
             parts.append(f"### {name}\n\n{card.to_markdown()}\n\n{picture}\n")
         return "\n".join(parts)
+
+
+def place_labels(points: Sequence[tuple[float, float]]) -> list[tuple[int, int]]:
+    """Return how far right of each point and above it, in pixels, its label stands, so that labels do not meet.
+
+    Each takes the nearest place that is free of those before it, on a canvas of about 550 times 450 pixels.
+    """
+    x, y = (np.array(side, dtype=float) for side in zip(*points, strict=True))
+    x, y = (side / (np.ptp(side) or 1.0) * size for side, size in ((x, 420), (y, 130)))
+    tries = [(way * 14, up) for up in (12, -12, 28, -28, 44, -44, 60, -60, 76, -76, 92) for way in (1, -1)]
+    places: list[tuple[int, int]] = []
+    taken: list[tuple[float, float]] = []
+    for at_x, at_y in zip(x, y, strict=True):
+        middles = [(at_x + across + (40 if across > 0 else -40), at_y + up) for across, up in tries]
+        free = [
+            all(abs(mx - ox) > 85 or abs(my - oy) > 15 for ox, oy in taken)
+            and all(abs(mx - px) > 45 or abs(my - py) > 12 for px, py in zip(x, y, strict=True))
+            for mx, my in middles
+        ]
+        chosen = free.index(True) if True in free else 0
+        places.append(tries[chosen])
+        taken.append(middles[chosen])
+    return places
 
 
 def _rank(values: Sequence[Sequence[float]]) -> np.ndarray:

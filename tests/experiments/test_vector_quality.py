@@ -10,7 +10,14 @@ import torch
 from scipy.stats import spearmanr
 
 import persona_lens as pl
-from experiments.results.vector_quality import NAMED_IN_ADVANCE, OUTCOMES, PREDICTORS, PredictedTrait, VectorQualities
+from experiments.results.vector_quality import (
+    NAMED_IN_ADVANCE,
+    OUTCOMES,
+    PREDICTORS,
+    PredictedTrait,
+    VectorQualities,
+    place_labels,
+)
 from persona_lens.statistics import Interval
 from persona_lens.vectors.quality.card import VectorQuality
 from tests.experiments.scripts import ROOT, environment, run, run_script, save_talkative, write_traits
@@ -44,7 +51,7 @@ def test_correlations_are_spearmans_and_the_finding_says_whether_it_is_sure():
     assert share < 0.01
     assert "agreement of differences predicts" in found.say_finding()
     unsure = make(values.tolist(), np.random.default_rng(3).normal(size=12).tolist())
-    assert "not surely predicts" in unsure.say_finding()
+    assert "does not surely predict" in unsure.say_finding()
     assert unsure.shuffle()[1] > 0.05
 
 
@@ -62,6 +69,12 @@ def test_a_trait_without_predictors_is_left_out_of_correlations_and_shown():
     assert "<1>" not in found.plot().to_json()
     assert set(found.list_figures()) == {"", "_<b>"}
     assert "<b>" not in found.cards_to_markdown()
+
+
+def test_labels_of_points_that_lie_close_do_not_meet():
+    places = place_labels([(0.1, 5.0), (0.1, 5.0), (0.1, 5.1), (0.9, 90.0)])
+    assert len(set(places[:3])) == 3
+    assert place_labels([(0.1, 5.0)]) == [(14, 12)]
 
 
 def test_what_was_found_comes_back_from_its_file(tmp_path):

@@ -139,7 +139,10 @@ class VectorQuality(Record):
             yield "demotes", _say_tokens(read.demoted), ""
             yield "excess kurtosis over the vocabulary", f"{read.kurtosis:.1f}", f"random: {random:.1f}"
         if self.null is not None:
-            where = f"layer {self.null.layer} × {self.null.coefficient:.2g}, {self.null.judge}"
+            where = (
+                f"layer {self.null.layer} × {self.null.coefficient:.2g}, {self.null.judge}; coherence "
+                f"{self.null.coherence:.0f}, theirs {self.null.null_coherence:.0f}"
+            )
             yield (
                 f"points beyond random directions of equal coherence ({where})",
                 f"{self.null.margin:.0f}",
