@@ -105,7 +105,9 @@ class Flipping:
 
 
 def test_an_estimators_sign_means_nothing():
-    found = measure_stability(make_pairs(1.0), Flipping(), n_halvings=4, n_draws=4)
+    found = measure_stability(
+        make_pairs(1.0, n_layers=3), Flipping(), n_halvings=4, n_draws=4
+    )  # odd, so that calls differ
     assert found.split_half[0].low > 0.5
     assert found.cone[0].high < 45
 
@@ -140,6 +142,9 @@ def test_separation_by_folds_is_not_fooled_by_pairs_that_made_the_direction():
     folds = pl.vectors.cross_validate_separation(noise)
     assert own.auroc[0].estimate > 0.95
     assert folds.auroc[0].low < 0.5 < folds.auroc[0].high
+    assert pl.vectors.cross_validate_separation(make_pairs(1.0, n=5)).auroc[0].estimate == 1  # a fold may be one pair
+    with pytest.raises(pl.errors.InvalidArgumentError, match="beside any fold"):
+        pl.vectors.cross_validate_separation(make_pairs(1.0, n=4, per_question=3), n_folds=2)
     with pytest.raises(pl.errors.InvalidArgumentError, match="n_folds"):
         pl.vectors.cross_validate_separation(noise, n_folds=21)
 

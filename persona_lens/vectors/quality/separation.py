@@ -79,7 +79,7 @@ def cross_validate_separation(
         n_folds: Parts of the questions; every fifth is in the first, and so on.
 
     Raises:
-        InvalidArgumentError: Fewer than two folds, or fewer questions than folds.
+        InvalidArgumentError: Fewer than two folds, fewer questions than folds, or fewer than two pairs beside one.
     """
     numbers = number_questions(pairs)
     if not 2 <= n_folds <= max(numbers) + 1:
@@ -88,8 +88,10 @@ def cross_validate_separation(
     for fold in range(n_folds):
         held = [row for row, number in enumerate(numbers) if number % n_folds == fold]
         rest = [row for row, number in enumerate(numbers) if number % n_folds != fold]
+        if len(rest) < 2:
+            raise InvalidArgumentError.of("pairs", "leave at least 2 of them beside any fold", len(rest))
         directions = estimate_layers(pairs.take(rest), estimator)
-        projected[:, :, held] = torch.stack(project_pairs(directions, pairs.take(held)))
+        projected[:, :, held] = torch.stack(project_pairs(directions, pairs))[:, :, held]
     return _separate(projected[0], projected[1], pairs)
 
 
