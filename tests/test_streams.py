@@ -8,6 +8,7 @@ import pytest
 from persona_lens.storage import ShardStore
 from persona_lens.streams import Stream
 from persona_lens.traits.library import list_traits
+from persona_lens.traits.statements import list_statement_kinds
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTHON = [*ROOT.glob("persona_lens/**/*.py"), *ROOT.glob("experiments/**/*.py")]
@@ -28,7 +29,7 @@ def test_the_numbers_are_those_that_the_published_figures_rest_on():
         "TRAIT_DATA": 140, "FINETUNED_SCORES": 150, "ORDINARY_ROWS": 170, "SAMPLE_SEPARATION": 190,
         "EVIDENCE": 240, "STEERING_AWAY": 245,
         "BLIND_READING": 250,
-        "TEMPERATURES": 260,
+        "TEMPERATURES": 260, "WAYS": 270, "DETECTION": 280, "HEADS": 290, "TRUTH": 300, "VECTOR_QUALITY": 310,
         "SHUFFLED_WORDS": 200,
         "REAL_CONVERSATIONS": 230,
     }  # fmt: skip
@@ -43,9 +44,12 @@ def test_a_stream_in_a_run_s_configuration_reads_as_its_number(tmp_path):
 
 def test_an_index_added_to_a_stream_never_reaches_the_next():
     added = {name for source in SOURCES for name in re.findall(r"Stream\.(\w+) \+", source)}
-    assert added == {"FINETUNED_SCORES"}  # to which the index of a trait is added
-    following = min(stream for stream in Stream if stream > Stream.FINETUNED_SCORES)
-    assert following - Stream.FINETUNED_SCORES >= len(list_traits())
+    # The index of a trait, and that of a kind of statement.
+    n_indices = {"FINETUNED_SCORES": len(list_traits()), "TRUTH": len(list_statement_kinds())}
+    assert added == n_indices.keys()
+    for name, n in n_indices.items():
+        following = min(stream for stream in Stream if stream > Stream[name])
+        assert following - Stream[name] >= n
 
 
 def test_every_stream_is_drawn_from_and_none_is_numbered_by_hand():

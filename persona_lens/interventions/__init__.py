@@ -14,10 +14,11 @@ from persona_lens.interventions.hooks import (
 from persona_lens.models.hooks.intervention import NOTHING, Intervention, Step
 from persona_lens.models.hooks.points import HookFn, HookPair
 from persona_lens.models.hooks.positions import Positions
+from persona_lens.models.hooks.sites import Site
 from persona_lens.models.hooks.windows import Window
 
 __all__ = [
-    "NOTHING", "HookFn", "HookPair", "Intervention", "Layers", "Positions", "Step", "Window", "ablate", "ablate_span",
-    "ablation_hooks", "cap", "capping_hooks", "gate", "hooked", "intervention_hooks", "rotate", "shift_heads", "steer",
-    "steering", "steering_hooks",
+    "NOTHING", "HookFn", "HookPair", "Intervention", "Layers", "Positions", "Site", "Step", "Window", "ablate",
+    "ablate_span", "ablation_hooks", "cap", "capping_hooks", "gate", "hooked", "intervention_hooks", "rotate",
+    "shift_heads", "steer", "steering", "steering_hooks",
 ]  # fmt: skip

@@ -48,8 +48,8 @@ def test_a_shift_is_added_over_the_statements_tokens_and_nowhere_else(model):
             return residual
 
         expected = judge_plainly(model, text, [("blocks.1.hook_resid_post", add)])
-        assert value == pytest.approx(expected, abs=2e-3)
-        assert abs(value - judge_plainly(model, text)) > 1e-2
+        assert value == pytest.approx(expected, abs=1e-4)
+        assert abs(value - judge_plainly(model, text)) > 1e-3
 
 
 def test_no_shift_and_a_shift_of_nothing_are_the_same_to_the_bit(model):

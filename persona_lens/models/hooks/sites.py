@@ -17,7 +17,7 @@ from persona_lens.errors import InvalidArgumentError, LayerOutOfRangeError
 class Site(NamedTuple):
     """Where in a model something is done: at a layer's output, or at one attention head's.
 
-    Args:
+    Attributes:
         layer: Zero-based block index.
         head: Zero-based index of a head of that block's attention; None for the residual stream after the block.
     """
