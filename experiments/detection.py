@@ -121,7 +121,7 @@ def detect(
     chats = [RolloutRequest(q, (), one.system).messages for one in conditions for q in asked]
     labels = [one.name for one in conditions for _ in asked]
     questions = [q for _ in conditions for q in asked]
-    choosing = set(asked[0::2])
+    choosing = list(asked[0::2])
     vectors = read.find_vectors(trait.name, profile.n_removed)
     projections = {name: values[:, kept] for name, values in project_at_every_layer(model, chats, vectors).items()}
     labels, questions = [labels[row] for row in kept], [questions[row] for row in kept]

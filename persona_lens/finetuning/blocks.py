@@ -87,7 +87,7 @@ class TrainingInterventions:
         self._is_token = None if mask is None else mask.bool()
 
     def _make_hook(self, site: Site) -> Callable[..., Any]:
-        operations, apply = self._intervention.at(*site), self._apply[site]
+        operations, apply = self._intervention.at(site.layer, site.head), self._apply[site]
 
         def intervene(module: nn.Module, args: Any, output: Any) -> Any:
             if not self._is_on:
@@ -99,7 +99,7 @@ class TrainingInterventions:
 
     def _make_head_hook(self, site: Site, head: int) -> Callable[..., Any]:
         """Make what changes a head's output where the output projection reads it, heads side by side."""
-        operations, apply = self._intervention.at(*site), self._apply[site]
+        operations, apply = self._intervention.at(site.layer, site.head), self._apply[site]
 
         def intervene(module: nn.Module, args: tuple[Any, ...]) -> Any:
             if not self._is_on:

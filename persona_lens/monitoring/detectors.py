@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -20,6 +20,7 @@ from persona_lens.monitoring.correlation import MonitoringCorrelation, check_gra
 from persona_lens.monitoring.prompts import check_prompts, project_prompts_everywhere
 from persona_lens.records import Record
 from persona_lens.statistics.correlation import standardize, weighted_pearson_r
+from persona_lens.texts import check_texts
 from persona_lens.vectors.persona_vector import PersonaVector
 
 _MIN_POINTS = 3
@@ -100,7 +101,7 @@ def choose_detector(
     conditions: Sequence[str],
     questions: Sequence[str],
     *,
-    choosing: Collection[str],
+    choosing: Sequence[str],
     min_std: float = 1.0,
     seed: int = 0,
 ) -> DetectorChoice:
@@ -146,7 +147,8 @@ def choose_detector(
         check_graded(values[0], scores, conditions, questions)
         if not bool(torch.isfinite(values).all()):
             raise InvalidArgumentError.of(f"projections[{name!r}]", "be finite", "NaN or infinity")
-    is_choosing = np.array([question in choosing for question in questions])
+    chosen_on = set(check_texts("choosing", choosing, least=0))
+    is_choosing = np.array([question in chosen_on for question in questions])
     if is_choosing.all() or not is_choosing.any():
         rule = "hold some of `questions` and leave others to measure on"
         raise InvalidArgumentError.of("choosing", rule, list(choosing))

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from functools import cached_property
 from itertools import groupby
 from typing import Any
 
@@ -38,14 +39,14 @@ class Step:
     head: int | None = None
     window: Window | None = None
 
-    @property
+    @cached_property
     def site(self) -> Site:
         """Where it acts."""
         return Site(self.layer, self.head)
 
     def describe(self) -> dict[str, Any]:
         """Return place and operation as JSON-able values, and the window where there is one."""
-        place = {name: at for name, at in self.site._asdict().items() if at is not None}
+        place = {name: at for name, at in asdict(self.site).items() if at is not None}
         window = {} if self.window is None else {"window": asdict(self.window)}
         return place | describe_values(self.operation) | window
 

@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable
-from typing import Any, NamedTuple, SupportsIndex
+from dataclasses import dataclass
+from typing import Any, SupportsIndex
 
+from persona_lens.checking import checked
 from persona_lens.errors import InvalidArgumentError, LayerOutOfRangeError
 
 
-class Site(NamedTuple):
+@checked
+@dataclass(frozen=True)
+class Site:
     """Where in a model something is done: at a layer's output, or at one attention head's.
 
-    Attributes:
+    Args:
         layer: Zero-based block index.
         head: Zero-based index of a head of that block's attention; None for the residual stream after the block.
     """
