@@ -44,8 +44,8 @@ class Profile:
     """How much is sampled."""
 
     n_prompts: int = 8
-    n_questions: int = 40
-    rollouts: int = 2
+    n_questions: int = 30
+    rollouts: int = 1
     max_new_tokens: int = 48
     temperature: float = 0.7
     n_removed: int = 10
@@ -82,8 +82,7 @@ def run(profile: Profile, arguments: Arguments) -> Detection:
     if missing:
         raise SystemExit(f"--prompts must name a file with prompts for {missing}. {arguments.prompts} has none.")
     model = arguments.load_model()
-    parts = {"experiment": NAME, "traits": [one.to_dict() for one in traits], "prompts": prompts}
-    config, run = arguments.begin(model, profile, parts)
+    config, run = arguments.begin(model, profile, {"experiment": NAME, "prompts": prompts})
     read = read_written(model, profile.n_examples)
     found = []
     with run.progress("traits", len(traits)) as advance:
@@ -93,7 +92,7 @@ def run(profile: Profile, arguments: Arguments) -> Detection:
             measure = partial(detect, model, trait, read, systems, profile, arguments, own)
             found.append(own.load_or_measure("detection", TraitDetection, measure))
             advance(1)
-    return Detection(config, tuple(found))
+    return Detection(config | {"traits": [one.to_dict() for one in traits]}, tuple(found))
 
 
 def detect(

@@ -23,6 +23,7 @@ from torch import Tensor
 
 import persona_lens as pl
 from persona_lens.evaluation import Capability, Condition, load_multiple_choice, measure_capability, rescore
+from persona_lens.evaluation.capability import load_ordinary_texts
 from persona_lens.judges.embedding import EmbeddingJudge
 from persona_lens.judges.encoders import TextEncoder
 from persona_lens.judges.judgement import IdentifiedJudge
@@ -60,6 +61,7 @@ class Profile:
         n_questions: That ways are compared on.
         n_meter: Ordinary responses that divergence is measured on.
         n_items: Questions that capability is measured with, for some ways.
+        n_texts: Texts, likewise.
     """
 
     depth: float = 0.5
@@ -69,25 +71,26 @@ class Profile:
     window: int = 8
     n_heads: int = 16
     n_removed: int = 10
-    optimised_steps: int = 40
-    n_random: int = 4
+    optimised_steps: int = 20
+    n_random: int = 3
     max_new_tokens: int = 48
     temperature: float = 0.7
-    n_trial_questions: int = 8
-    n_questions: int = 20
+    n_trial_questions: int = 6
+    n_questions: int = 14
     n_meter: int = 8
-    n_items: int = 40
+    n_items: int = 24
+    n_texts: int = 6
     n_examples: int | None = None
 
 
 PROFILES = {
     "quick": Profile(),
     "paper": Profile(
-        max_new_tokens=256, temperature=1.0, n_random=16, n_trial_questions=20, n_questions=50, n_items=250
+        max_new_tokens=256, temperature=1.0, n_random=16, n_trial_questions=20, n_questions=50, n_items=250, n_texts=40
     ),
     "tiny": Profile(
         levels=(0.001, 0.002), divergence=0.001, n_heads=2, n_removed=2, optimised_steps=2, n_random=2,
-        max_new_tokens=6, n_trial_questions=2, n_questions=3, n_meter=2, n_items=4, n_examples=10,
+        max_new_tokens=6, n_trial_questions=2, n_questions=3, n_meter=2, n_items=4, n_texts=2, n_examples=10,
     ),
 }  # fmt: skip
 
@@ -103,7 +106,8 @@ def run(profile: Profile, arguments: CommonArguments) -> WaysToSteer:
     """Try every way for every trait."""
     model = arguments.load_model()
     traits = read_traits(arguments.trait or ("evil", "empathy", "humorous"), 5, 20)
-    config, run = arguments.begin(model, profile, {"experiment": NAME, "traits": [one.to_dict() for one in traits]})
+    # The traits are no part of it, so that one that was run by itself is not run again.
+    config, run = arguments.begin(model, profile, {"experiment": NAME})
     read = read_written(model, profile.n_examples)
     found = []
     with run.progress("traits", len(traits)) as advance:
@@ -112,7 +116,7 @@ def run(profile: Profile, arguments: CommonArguments) -> WaysToSteer:
             measure = partial(try_ways, model, trait, read, profile, arguments, own)
             found.append(own.load_or_measure("ways", TraitWays, measure))
             advance(1)
-    return WaysToSteer(config, tuple(found))
+    return WaysToSteer(config | {"traits": [one.to_dict() for one in traits]}, tuple(found))
 
 
 def try_ways(
@@ -231,24 +235,26 @@ def find_vectors(
 
 
 def act_along(name: str, vector: pl.PersonaVector, layer: int, profile: Profile, typical: float) -> list[Way]:
-    """Return what is done with a vector: adding it at all tokens, at the first, or where it is low, and turning."""
+    """Return what is done with a vector: adding it at all tokens or at the first, turning, and for one a gate."""
     first = pl.interventions.Window(stop=profile.window)
 
     def add(strength: float) -> pl.Intervention:
         return pl.steer(vector, layer=layer, coefficient=strength)
 
-    return [
+    def turn(degrees: float) -> pl.Intervention:
+        return pl.interventions.rotate(vector, layer=layer, degrees=degrees)
+
+    ways = [
         Way(name, "add", add),
         Way(name, f"add to the first {profile.window} tokens", lambda strength: add(strength).during(first)),
-        Way(name, "add where it is low", lambda strength: pl.interventions.gate(add(strength), vector, below=typical)),
-        Way(
-            name,
-            "rotate",
-            lambda degrees: pl.interventions.rotate(vector, layer=layer, degrees=degrees),
-            most=90.0,
-            start=10.0,
-        ),
+        Way(name, "rotate", turn, most=90.0, start=10.0),
     ]
+    if f"{name}, add" == BASELINE:
+        gated = Way(
+            name, "add where it is low", lambda strength: pl.interventions.gate(add(strength), vector, below=typical)
+        )
+        ways.append(gated)
+    return ways
 
 
 def _add(layer: int, direction: Float[Tensor, " d_model"], strength: float) -> pl.Intervention:
@@ -260,13 +266,14 @@ def measure_capabilities(
 ) -> dict[str, Capability]:
     """Ask simple questions under the ways that share estimator or intervention with the baseline, and under none."""
     baseline, act = BASELINE.split(", ", 1)
-    items = load_multiple_choice()[: profile.n_items]
-    found = {UNSTEERED: measure_capability(model, items=items)}
+    items, texts = load_multiple_choice()[: profile.n_items], load_ordinary_texts()[: profile.n_texts]
+    measure = partial(measure_capability, model, items=items, texts=texts)
+    found = {UNSTEERED: measure()}
     for one in conditions:
         name = one.name.removesuffix(", equal coherence")
         is_kin = name.startswith(f"{baseline}, ") or name.endswith(f", {act}")
         if is_kin and not name.startswith(RANDOM):
-            found[name] = measure_capability(model, one.intervention, items=items)
+            found[name] = measure(one.intervention)
     return found
 
 

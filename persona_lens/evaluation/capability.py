@@ -163,7 +163,7 @@ def measure_capability(
     unknown = [name for name, _ in hooks if name not in model.hook_dict]
     if unknown:
         raise InvalidArgumentError.of("hooks", "name hook points in model.hook_dict", unknown)
-    texts = _load_ordinary_texts() if texts is None else texts
+    texts = load_ordinary_texts() if texts is None else texts
     items = load_multiple_choice() if items is None else items
     if isinstance(texts, str) or len(texts) < 2:
         rule = "be a list of at least two texts: intervals are drawn over texts"
@@ -277,6 +277,7 @@ def _hash(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()[:16]
 
 
-def _load_ordinary_texts() -> tuple[str, ...]:
+def load_ordinary_texts() -> tuple[str, ...]:
+    """Return the bundled paragraphs."""
     lines = (_DATA / "ordinary_text.jsonl").read_text(encoding="utf-8").splitlines()
     return tuple(json.loads(line)["text"] for line in lines)
