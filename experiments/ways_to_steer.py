@@ -272,7 +272,8 @@ def measure_capabilities(
     for one in conditions:
         name = one.name.removesuffix(", equal coherence")
         is_kin = name.startswith(f"{baseline}, ") or name.endswith(f", {act}")
-        if is_kin and not name.startswith(RANDOM):
+        # Ordinary text and single answers have no first tokens that a window could count.
+        if is_kin and not name.startswith(RANDOM) and not one.intervention.has_windows:
             found[name] = measure(one.intervention)
     return found
 
