@@ -30,8 +30,8 @@ def test_every_direction_is_chosen_on_some_questions_and_measured_on_others(sett
         assert list(one["within"]) == [name]
         assert one["held_out"]["n_questions"] <= 6
         assert one["n_choosing"] <= 18
-    best = max(DIRECTIONS[:-1], key=lambda name: max(found["chosen"][name]["within"][name]))
-    assert found["best"] == best
+    highest = {name: max(found["chosen"][name]["within"][name]) for name in DIRECTIONS[:-1]}
+    assert highest[found["best"]] == pytest.approx(max(highest.values()), abs=1e-3)  # files round, so two may tie
 
 
 def test_a_trait_without_graded_prompts_is_refused_before_the_model_is_loaded(setting):
