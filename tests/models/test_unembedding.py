@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 import persona_lens as pl
 from persona_lens.models import unembed_directions
+from tests.backends import BACKENDS
 
 
 def standardize(values):
@@ -12,13 +14,13 @@ def standardize(values):
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma"])
-@pytest.mark.parametrize("backend", ["hooked", "bridge"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_the_final_norms_gain_is_applied_and_lengths_do_not_matter(tiny_folder, architecture, backend):
     model = pl.load_model(tiny_folder(architecture), backend=backend, dtype="float32", device="cpu")
-    hugging_face = pl.load_model(tiny_folder(architecture), dtype="float32", device="cpu")
+    hugging_face = AutoModelForCausalLM.from_pretrained(tiny_folder(architecture))
     directions = torch.randn(4, 48, generator=torch.Generator().manual_seed(0))
-    gain = hugging_face.ln_final.w  # Gemma's is written as 1 + w in its own weights; TransformerLens adds the 1
-    expected = standardize((directions * gain.detach()) @ hugging_face.unembed.W_U.detach())
+    gain = hugging_face.model.norm.weight.detach() + (architecture == "gemma")  # Gemma's weights leave out the 1
+    expected = standardize((directions * gain) @ hugging_face.lm_head.weight.detach().T)
     for length in (1e-3, 1.0, 1e4):
         written = unembed_directions(model, length * directions)[:, : expected.shape[1]]
         torch.testing.assert_close(written, expected[:, : written.shape[1]], atol=1e-3, rtol=1e-3)
