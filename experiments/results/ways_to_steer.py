@@ -156,13 +156,14 @@ class WaysToSteer(Result):
         return better, worse
 
     def say_verdict(self) -> str:
-        """Say which way to use, by what both judges see at equal coherence."""
-        better, worse = self.compare(BASELINE, "coherence")
-        n = len(self.ways)
-        best = (
-            f"surely better for both judges: {', '.join(better)}" if better else "none is surely better for both judges"
+        """Say which way to use, by what both judges see at equal coherence and at equal divergence."""
+        found = [[_list_names(ways) for ways in self.compare(BASELINE, equal)] for equal in _EQUALS]
+        better, worse = ([f"{ways[side]} at equal {equal}" for ways, equal in zip(found, _EQUALS, strict=True)]
+                         for side in (0, 1))  # fmt: skip
+        return (
+            f"of {len(self.ways) - 1} ways, surely better than adding the mean difference, for both judges: "
+            f"{', '.join(better)}; surely worse: {', '.join(worse)}"
         )
-        return f"of {n} ways beside adding the mean difference, {best}; {len(worse)} surely worse"
 
     def list_figures(self) -> dict[str, go.Figure]:
         """Draw the comparison, and the front of trait against coherence."""
@@ -174,7 +175,7 @@ class WaysToSteer(Result):
         figure = make_subplots(
             rows=2, cols=2, shared_yaxes=True, horizontal_spacing=0.03, vertical_spacing=0.12, subplot_titles=heads
         )
-        pairs = [(way, *way.split(", ", 1)) for way in self.ways]
+        pairs = [(way.name, way.estimator, way.intervention) for way in self.traits[0].ways if way.name in self.ways]
         estimators = list(dict.fromkeys(estimator for _, estimator, _ in pairs))
         interventions = list(dict.fromkeys(intervention for *_, intervention in pairs))
         rows = [*estimators, RANDOM, PROMPT][::-1]
@@ -196,7 +197,7 @@ class WaysToSteer(Result):
                     add_intervals(figure, judge + 1, [rows.index(name)], [value], GREY, "line-ns-open", name, line=line)
                     figure.data[-1].update(showlegend=False)
                 figure.add_vline(0, line={"color": INK, "width": 1}, row=line, col=judge + 1)
-        figure.update_yaxes(tickvals=list(range(len(rows))), ticktext=rows, range=[-0.6, len(rows) - 0.4])
+        figure.update_yaxes(tickvals=list(range(len(rows))), ticktext=rows, range=[-0.6, len(rows) - 0.3])
         figure.update_xaxes(title_text="points above unsteered (0–100)", row=2)
         names = ", ".join(one.trait for one in self.traits)
         subtitle = (
@@ -234,6 +235,7 @@ class WaysToSteer(Result):
                         figure, line, column, x, y, label, look, in_legend=first, bars={"thickness": 0.4, "width": 0}
                     )
         figure.update_xaxes(title_text="coherence (0–100)", row=2)
+        figure.update_yaxes(range=[0, 100])
         figure.update_yaxes(title_text="trait score (0–100)", col=1)
         title = f"what a trait costs in coherence; {self.say_verdict()}"
         subtitle = (
@@ -289,7 +291,12 @@ class WaysToSteer(Result):
     def _say_best(self) -> tuple[str, ...]:
         """Say what beats the prompt and random directions."""
         above_prompt, below_prompt = self.compare(PROMPT, "coherence")
-        above, below = (", ".join(ways) or "none" for ways in (above_prompt, below_prompt))
+        above, below = (_list_names(ways) for ways in (above_prompt, below_prompt))
         return (
             f"Above the system prompt, surely and for both judges, at equal coherence: {above}; below it: {below}.",
         )
+
+
+def _list_names(ways: list[str]) -> str:
+    """List ways, whose names hold commas."""
+    return " / ".join(ways) or "none"
