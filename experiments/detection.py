@@ -12,8 +12,9 @@ regression on the choosing half: the most that anything linear could have.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -83,7 +84,8 @@ def run(profile: Profile, arguments: Arguments) -> Detection:
         raise SystemExit(f"--prompts must name a file with prompts for {missing}. {arguments.prompts} has none.")
     model = arguments.load_model()
     config, run = arguments.begin(model, profile, {"experiment": NAME, "prompts": prompts})
-    read = read_written(model, profile.n_examples)
+    # Once, and only where a trait is not there yet.
+    read = cache(partial(read_written, model, profile.n_examples))
     found = []
     with run.progress("traits", len(traits)) as advance:
         for trait in traits:
@@ -98,7 +100,7 @@ def run(profile: Profile, arguments: Arguments) -> Detection:
 def detect(
     model: HookedModel,
     trait: pl.Trait,
-    read: WrittenReadings,
+    read: Callable[[], WrittenReadings],
     systems: list[str],
     profile: Profile,
     arguments: Arguments,
@@ -121,7 +123,7 @@ def detect(
     labels = [one.name for one in conditions for _ in asked]
     questions = [q for _ in conditions for q in asked]
     choosing = list(asked[0::2])
-    vectors = read.find_vectors(trait.name, profile.n_removed)
+    vectors = read().find_vectors(trait.name, profile.n_removed)
     projections = {name: values[:, kept] for name, values in project_at_every_layer(model, chats, vectors).items()}
     labels, questions = [labels[row] for row in kept], [questions[row] for row in kept]
     scores = {name: values[kept] for name, values in scores.items()}

@@ -11,9 +11,9 @@ one, for all: nothing is chosen but the strength, and that not by a trait's scor
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 from jaxtyping import Float
@@ -108,7 +108,8 @@ def run(profile: Profile, arguments: CommonArguments) -> WaysToSteer:
     traits = read_traits(arguments.trait or ("evil", "empathy", "humorous"), 5, 20)
     # The traits are no part of it, so that one that was run by itself is not run again.
     config, run = arguments.begin(model, profile, {"experiment": NAME})
-    read = read_written(model, profile.n_examples)
+    # Once, and only where a trait is not there yet.
+    read = cache(partial(read_written, model, profile.n_examples))
     found = []
     with run.progress("traits", len(traits)) as advance:
         for trait in traits:
@@ -120,7 +121,12 @@ def run(profile: Profile, arguments: CommonArguments) -> WaysToSteer:
 
 
 def try_ways(
-    model: HookedModel, trait: pl.Trait, read: WrittenReadings, profile: Profile, arguments: CommonArguments, run: Run
+    model: HookedModel,
+    trait: pl.Trait,
+    read: Callable[[], WrittenReadings],
+    profile: Profile,
+    arguments: CommonArguments,
+    run: Run,
 ) -> TraitWays:
     """Bring every way to the same coherence and the same divergence, and read what it does."""
     sampling = pl.Sampling(profile.max_new_tokens, profile.temperature, seed=arguments.seed)
@@ -129,7 +135,7 @@ def try_ways(
     judges = remember(prepare_judges(model, trait, sampling, share, n_examples=profile.n_examples), memory)
     layer = round(profile.depth * model.cfg.n_layers)
     meter = DivergenceMeter(model, profile.n_meter, sampling)
-    vectors = find_vectors(model, trait, read, judges.reader, layer, profile, sampling, run)
+    vectors = find_vectors(model, trait, read(), judges.reader, layer, profile, sampling, run)
     ways = make_ways(model, trait, vectors, layer, meter.read_tokens(layer), profile, sampling)
     aims = sorted({*profile.levels, profile.divergence})
     strengths = {}
