@@ -20,14 +20,13 @@ from persona_lens.checksums import hash_json
 from persona_lens.errors import InvalidArgumentError
 from persona_lens.models.engine.activations import pool_heads
 from persona_lens.models.hooked_model import HookedModel
-from persona_lens.models.hooks.points import check_unsteered
 from persona_lens.models.loading import ModelInfo, describe_model
-from persona_lens.models.text.chat import Message, build_messages, encode_conversation, warn_of_controls
 from persona_lens.records import Record
 from persona_lens.streams import check_seed
 from persona_lens.tensors.directions import mean_difference, normalize
 from persona_lens.traits.written import Kind, WrittenExample
 from persona_lens.vectors.estimators import Estimator, MeanDifference, describe_estimator
+from persona_lens.vectors.written_contrast import encode_answers
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -108,21 +107,7 @@ def read_head_pairs(
         >>> examples = pl.traits.load_written_examples("evil", "training")
         >>> pairs = pl.vectors.read_head_pairs(pl.load_model(), "evil", examples)  # doctest: +SKIP
     """
-    if len(examples) < 2:
-        raise InvalidArgumentError.of("examples", "be at least 2", len(examples))
-    if against == "overt":
-        raise InvalidArgumentError.of("against", "be another kind of answer than 'overt'", against)
-    check_unsteered(model)
-    conversations = [
-        encode_conversation(
-            model.tokenizer,
-            [*build_messages(one.question), Message(role="assistant", content=getattr(one, kind))],
-            n_ctx=model.cfg.n_ctx,
-        )
-        for one in examples
-        for kind in ("overt", against)
-    ]
-    warn_of_controls(conversations)
+    conversations = encode_answers(model, examples, against)
     means = torch.zeros(len(conversations), model.cfg.n_layers, model.cfg.n_heads, model.cfg.d_head)
     for index, pooled in pool_heads(model, conversations):
         means[index] = pooled.cpu()

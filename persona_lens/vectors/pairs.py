@@ -17,8 +17,9 @@ from persona_lens.models.engine.activations import pool_residual_stream
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.points import check_unsteered
 from persona_lens.models.loading import ModelInfo, describe_model
-from persona_lens.models.text.chat import Message, build_messages, encode_conversation, warn_of_controls
+from persona_lens.models.text.chat import Message, encode_conversation, warn_of_controls
 from persona_lens.traits.written import Kind, WrittenExample
+from persona_lens.vectors.written_contrast import list_answers
 
 
 @checked
@@ -97,16 +98,7 @@ def read_pairs(
         >>> examples = pl.traits.load_written_examples("evil", "training")
         >>> pairs = pl.vectors.read_pairs(pl.load_model(), "evil", examples)  # doctest: +SKIP
     """
-    if len(examples) < 2:
-        raise InvalidArgumentError.of("examples", "be at least 2", len(examples))
-    if against == "overt":
-        raise InvalidArgumentError.of("against", "be another kind of answer than 'overt'", against)
-    answers = [
-        [*build_messages(one.question), Message(role="assistant", content=getattr(one, kind))]
-        for one in examples
-        for kind in ("overt", against)
-    ]
-    means = read_response_means(model, answers)
+    means = read_response_means(model, list_answers(examples, against))
     provenance = {
         "source": f"written answers, overt against {against}",
         "examples": hash_json([asdict(one) for one in examples]),

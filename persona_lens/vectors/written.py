@@ -10,16 +10,14 @@ from dataclasses import asdict
 import torch
 
 from persona_lens.checking import checked
-from persona_lens.errors import InvalidArgumentError
 from persona_lens.models.engine.activations import pool_residual_stream
 from persona_lens.models.hooked_model import HookedModel
-from persona_lens.models.hooks.points import check_unsteered
 from persona_lens.models.loading import describe_model
-from persona_lens.models.text.chat import Message, build_messages, encode_conversation, warn_of_controls
 from persona_lens.storage import collect_versions
 from persona_lens.tensors.directions import cosine
 from persona_lens.traits.written import Kind, WrittenExample
 from persona_lens.vectors.persona_vector import ExtractionCounts, PersonaVector
+from persona_lens.vectors.written_contrast import encode_answers
 
 
 @checked
@@ -57,21 +55,7 @@ def read_persona_vector(
         >>> examples = pl.traits.load_written_examples("evil", "training")
         >>> vector = pl.read_persona_vector(pl.load_model(), "evil", examples)  # doctest: +SKIP
     """
-    if len(examples) < 2:
-        raise InvalidArgumentError.of("examples", "be at least 2", len(examples))
-    if against == "overt":
-        raise InvalidArgumentError.of("against", "be another kind of answer than 'overt'", against)
-    check_unsteered(model)
-    conversations = [
-        encode_conversation(
-            model.tokenizer,
-            [*build_messages(one.question), Message(role="assistant", content=getattr(one, kind))],
-            n_ctx=model.cfg.n_ctx,
-        )
-        for one in examples
-        for kind in ("overt", against)
-    ]
-    warn_of_controls(conversations)
+    conversations = encode_answers(model, examples, against)
     # [half of the examples, side, layer, d_model]; in float64, so that many answers add up exactly enough
     sums = torch.zeros(2, 2, model.cfg.n_layers, model.cfg.d_model, dtype=torch.float64)
     for index, means in pool_residual_stream(model, conversations):
