@@ -22,7 +22,14 @@ from results.ways_to_steer import BASELINE, PROMPT, RANDOM, UNSTEERED, TraitWays
 from torch import Tensor
 
 import persona_lens as pl
-from persona_lens.evaluation import Capability, Condition, load_multiple_choice, measure_capability, rescore
+from persona_lens.evaluation import (
+    Capability,
+    Condition,
+    ConditionScores,
+    load_multiple_choice,
+    measure_capability,
+    rescore,
+)
 from persona_lens.evaluation.capability import load_ordinary_texts
 from persona_lens.judges.embedding import EmbeddingJudge
 from persona_lens.judges.encoders import TextEncoder
@@ -75,11 +82,11 @@ class Profile:
     n_random: int = 3
     max_new_tokens: int = 48
     temperature: float = 0.7
-    n_trial_questions: int = 6
-    n_questions: int = 14
+    n_trial_questions: int = 10
+    n_questions: int = 30
     n_meter: int = 8
     n_items: int = 24
-    n_texts: int = 6
+    n_texts: int = 16
     n_examples: int | None = None
 
 
@@ -137,13 +144,7 @@ def try_ways(
     meter = DivergenceMeter(model, profile.n_meter, sampling)
     vectors = find_vectors(model, trait, read(), judges.reader, layer, profile, sampling, run)
     ways = make_ways(model, trait, vectors, layer, meter.read_tokens(layer), profile, sampling)
-    aims = sorted({*profile.levels, profile.divergence})
-    strengths = {}
-    with run.progress("strengths", len(ways)) as advance:
-        for way in ways:
-            found = dict(zip(aims, find_strengths(way, meter, aims), strict=True))
-            strengths[way.name] = [found[level] for level in profile.levels], found[profile.divergence]
-            advance(1)
+    levels, at_divergence = meet_divergences(ways, meter, profile, run)
 
     score = partial(pl.evaluation.score_conditions, model, judges.likelihood, sampling=sampling, run=run)
     trials = score(
@@ -151,47 +152,74 @@ def try_ways(
         + [
             Condition(way.make(one.strength), name=f"{way.name}, level {level}")
             for way in ways
-            for level, one in enumerate(strengths[way.name][0])
+            for level, one in enumerate(levels[way.name])
         ],
         trait.evaluation_questions[0::2][: profile.n_trial_questions],
         stream=(Stream.WAYS, 0),
     )
-    coherence = dict(zip(trials.conditions, trials.coherence_by_question.nanmean(dim=1).tolist(), strict=True))
-    tried = []
-    for way in ways:
-        levels, at_divergence = strengths[way.name]
-        coherences = [coherence[f"{way.name}, level {level}"] for level in range(len(levels))]
-        strength = interpolate_strength(levels, coherences, profile.coherence)
-        at_coherence = Strength(strength, meter.measure(way.make(strength)))
-        tried.append(TriedWay(way.estimator, way.intervention, tuple(levels), at_coherence, at_divergence))
-    both = list(zip(ways, tried, strict=True))
-    coherent = [
-        Condition(way.make(one.at_coherence.strength), name=f"{way.name}, equal coherence") for way, one in both
-    ]
-    diverging = [
-        Condition(way.make(one.at_divergence.strength), name=f"{way.name}, equal divergence") for way, one in both
-    ]
+    at_coherence = meet_coherence(ways, levels, trials, meter, profile.coherence)
+    coherent, diverging = (
+        [Condition(way.make(strengths[way.name].strength), name=f"{way.name}, equal {equal}") for way in ways]
+        for equal, strengths in (("coherence", at_coherence), ("divergence", at_divergence))
+    )
     plain = [Condition(name=UNSTEERED), Condition(system=trait.positive_system_prompts[0], name=PROMPT)]
     judging = load_written_examples(trait.name, "judging")[: profile.n_examples]
     held_out = (*trait.evaluation_questions[1::2], *(one.question for one in judging))[: profile.n_questions]
     responses = score([*plain, *coherent, *diverging], held_out, stream=(Stream.WAYS, 1))
-    others = {}
-    for name in list_written_traits():
-        if name != trait.name:
-            its = prepare_judges(model, pl.load_trait(name), sampling, share, n_examples=profile.n_examples)
-            others[name] = rescore(responses, remember(its, memory).sentences).scores
+
+    def read_others(name: str) -> Float[Tensor, "condition question rollout"]:
+        its = prepare_judges(model, pl.load_trait(name), sampling, share, n_examples=profile.n_examples)
+        return rescore(responses, remember(its, memory).sentences).scores
+
     return TraitWays(
         trait=trait.name,
         layer=layer,
         validations=judges.validations,
-        ways=tuple(tried),
-        trials=trials,
+        ways=tuple(
+            TriedWay(way.estimator, way.intervention, tuple(levels[way.name]), at_coherence[way.name],
+                     at_divergence[way.name])
+            for way in ways
+        ),
+        # What they say is not read again: their scores are here, and the texts would be the half of the file.
+        trials=replace(trials, responses=()),
         trial_scores={one.name: rescore(trials, one).scores for one in (judges.reader, judges.sentences)},
         responses=responses,
         scores={one.name: rescore(responses, one).scores for one in (judges.reader, judges.sentences)},
-        others=others,
+        others={name: read_others(name) for name in list_written_traits() if name != trait.name},
         capabilities=measure_capabilities(model, coherent, profile),
-    )
+    )  # fmt: skip
+
+
+def meet_divergences(
+    ways: Sequence[Way], meter: DivergenceMeter, profile: Profile, run: Run
+) -> tuple[dict[str, list[Strength]], dict[str, Strength]]:
+    """Return every way's strengths at the levels at which coherence is tried, and at the divergence to compare at."""
+    aims = sorted({*profile.levels, profile.divergence})
+    levels, at_divergence = {}, {}
+    with run.progress("strengths", len(ways)) as advance:
+        for way in ways:
+            found = dict(zip(aims, find_strengths(way, meter, aims), strict=True))
+            levels[way.name] = [found[level] for level in profile.levels]
+            at_divergence[way.name] = found[profile.divergence]
+            advance(1)
+    return levels, at_divergence
+
+
+def meet_coherence(
+    ways: Sequence[Way],
+    levels: Mapping[str, Sequence[Strength]],
+    trials: ConditionScores,
+    meter: DivergenceMeter,
+    target: float,
+) -> dict[str, Strength]:
+    """Return the strength at which each way's coherence falls to a target."""
+    coherence = dict(zip(trials.conditions, trials.coherence_by_question.nanmean(dim=1).tolist(), strict=True))
+    found = {}
+    for way in ways:
+        tried = [coherence[f"{way.name}, level {level}"] for level in range(len(levels[way.name]))]
+        strength = interpolate_strength(levels[way.name], tried, target)
+        found[way.name] = Strength(strength, meter.measure(way.make(strength)))
+    return found
 
 
 def make_ways(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 from dataclasses import dataclass
+from statistics import geometric_mean
 from typing import Literal, TypeAlias
 
 import plotly.graph_objects as go
@@ -64,7 +65,7 @@ class TraitWays(Record):
         layer: Where the residual stream is changed.
         validations: Of the judges.
         ways: Those that were tried.
-        trials: Every way at every level, on the questions that set the strengths.
+        trials: Every way at every level, on the questions that set the strengths; without the texts.
         trial_scores: By judge, the scores of these.
         responses: Unsteered, under the system prompt, and every way at equal coherence, then at equal divergence; on
             questions that set nothing.
@@ -258,8 +259,8 @@ class WaysToSteer(Result):
         lines = [
             f"**{self.say_verdict()[0].upper()}{self.say_verdict()[1:]}.**", "",
             f"| way | {first}, equal coherence | {second}, equal coherence | {first}, equal KL | {second}, equal KL | "
-            "coherence | other traits move by | accuracy |",
-            "|---|---|---|---|---|---|---|---|",
+            "coherence | other traits move by | perplexity | accuracy |",
+            "|---|---|---|---|---|---|---|---|---|",
         ]  # fmt: skip
         for way in (*self.ways, PROMPT):
             cells = [f"{self.rise(judge, way, equal):.0f}" for equal in _EQUALS for judge in (0, 1)]
@@ -267,15 +268,21 @@ class WaysToSteer(Result):
                 [one.responses.coherence_by_question[one.find(way, "coherence")] for one in self.traits]
             )
             spread = sum(one.spread(way, "coherence") for one in self.traits) / len(self.traits)
-            cells += [f"{mean_interval(coherence):.0f}", f"{spread:.0f}", self._say_accuracy(way)]
+            cells += [
+                f"{mean_interval(coherence):.0f}",
+                f"{spread:.0f}",
+                self._say_perplexity(way),
+                self._say_accuracy(way),
+            ]
             lines.append(f"| {way} | {' | '.join(cells)} |")
         rest = [f"{self.random_rise(judge, equal):.0f}" for equal in _EQUALS for judge in (0, 1)]
-        lines.append(f"| {RANDOM}s, add | {' | '.join(rest)} | – | – | – |")
+        lines.append(f"| {RANDOM}s, add | {' | '.join(rest)} | – | – | – | – |")
         coherence = torch.cat(
             [one.responses.coherence_by_question[one.find(UNSTEERED, "coherence")] for one in self.traits]
         )
         lines.append(
-            f"| unsteered | 0 | 0 | 0 | 0 | {mean_interval(coherence):.0f} | 0 | {self._say_accuracy(UNSTEERED)} |"
+            f"| unsteered | 0 | 0 | 0 | 0 | {mean_interval(coherence):.0f} | 0 | × 1.00 | "
+            f"{self._say_accuracy(UNSTEERED)} |"
         )
         images = (
             "![Every way at equal coherence and equal divergence](../../figures/ways_to_steer.png)",
@@ -287,6 +294,15 @@ class WaysToSteer(Result):
         """Return the mean accuracy over traits, where it was measured."""
         found = [one.capabilities[way].accuracy.estimate for one in self.traits if way in one.capabilities]
         return f"{100 * sum(found) / len(found):.0f} %" if found else "–"
+
+    def _say_perplexity(self, way: str) -> str:
+        """Return the geometric mean, over traits, of ordinary text's perplexity as a multiple of the unsteered."""
+        ratios = [
+            one.capabilities[way].perplexity.estimate / one.capabilities[UNSTEERED].perplexity.estimate
+            for one in self.traits
+            if way in one.capabilities
+        ]
+        return f"× {geometric_mean(ratios):.2f}" if ratios else "–"
 
     def _say_best(self) -> tuple[str, ...]:
         """Say what beats the prompt and random directions."""
