@@ -26,6 +26,7 @@ from persona_lens.streams import check_seed
 from persona_lens.tensors.directions import mean_difference, normalize
 from persona_lens.traits.written import Kind, WrittenExample
 from persona_lens.vectors.estimators import Estimator, MeanDifference, describe_estimator
+from persona_lens.vectors.pairs import check_pairs
 from persona_lens.vectors.written_contrast import encode_answers
 
 if TYPE_CHECKING:
@@ -59,16 +60,8 @@ class HeadPairs:
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if len(self.questions) < 2:
-            raise InvalidArgumentError.of("questions", "number at least 2 pairs", self.questions)
-        expected = (len(self.questions), self.model.n_layers, *self.positive.shape[2:])
-        for name in ("positive", "negative"):
-            values = getattr(self, name)
-            if tuple(values.shape) != expected or values.numel() == 0:
-                rule = f"have shape (pair, layer, head, d_head) = {expected}, none of them 0"
-                raise InvalidArgumentError.of(name, rule, tuple(values.shape))
-            if not bool(torch.isfinite(values).all()):
-                raise InvalidArgumentError.of(name, "be finite", "NaN or infinity")
+        shape = (self.model.n_layers, *self.positive.shape[2:])
+        check_pairs(self.positive, self.negative, self.questions, shape, "layer, head, d_head")
 
     def __len__(self) -> int:
         return len(self.questions)

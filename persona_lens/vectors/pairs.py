@@ -49,16 +49,9 @@ class ActivationPairs:
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if len(self.questions) < 2:
-            raise InvalidArgumentError.of("questions", "number at least 2 pairs", self.questions)
-        expected = (len(self.questions), self.model.n_layers, self.model.d_model)
-        for name in ("positive", "negative"):
-            values = getattr(self, name)
-            if tuple(values.shape) != expected:
-                rule = f"have shape (pair, layer, d_model) = {expected}"
-                raise InvalidArgumentError.of(name, rule, tuple(values.shape))
-            if not bool(torch.isfinite(values).all()):
-                raise InvalidArgumentError.of(name, "be finite", "NaN or infinity")
+        check_pairs(
+            self.positive, self.negative, self.questions, (self.model.n_layers, self.model.d_model), "layer, d_model"
+        )
 
     def take(self, chosen: Sequence[int]) -> ActivationPairs:
         """Return some of the pairs, such as a half or a bootstrap draw; one may be taken more than once."""
@@ -74,6 +67,26 @@ class ActivationPairs:
     def __repr__(self) -> str:
         n = len(set(self.questions))
         return f"ActivationPairs({self.trait!r}, {len(self)} pairs of {n} questions, model={self.model.name!r})"
+
+
+def check_pairs(
+    positive: Tensor, negative: Tensor, questions: Sequence[int], shape: tuple[int, ...], axes: str
+) -> None:
+    """Check that both sides hold two finite values or more, each of a shape whose axes have these names.
+
+    Raises:
+        InvalidArgumentError: Fewer than two pairs, shapes that do not fit, or a number that is not finite.
+    """
+    if len(questions) < 2:
+        raise InvalidArgumentError.of("questions", "number at least 2 pairs", questions)
+    expected = (len(questions), *shape)
+    for name, values in (("positive", positive), ("negative", negative)):
+        if tuple(values.shape) != expected or values.numel() == 0:
+            raise InvalidArgumentError.of(
+                name, f"have shape (pair, {axes}) = {expected}, none of them 0", tuple(values.shape)
+            )
+        if not bool(torch.isfinite(values).all()):
+            raise InvalidArgumentError.of(name, "be finite", "NaN or infinity")
 
 
 @checked

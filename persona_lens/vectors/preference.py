@@ -21,7 +21,6 @@ from persona_lens.models.hooks.applying import apply_operations
 from persona_lens.models.hooks.points import attached
 from persona_lens.models.hooks.sites import hook_name, resolve_layers
 from persona_lens.models.loading import describe_model
-from persona_lens.models.text.chat import Message, build_messages, encode_conversation
 from persona_lens.models.text.padding import pad_right
 from persona_lens.models.text.spans import TokenSpans
 from persona_lens.progress_bars import show_progress
@@ -31,6 +30,7 @@ from persona_lens.tensors.operations import Add
 from persona_lens.traits.written import WrittenExample
 from persona_lens.vectors.persona_vector import ExtractionCounts, PersonaVector
 from persona_lens.vectors.written import read_persona_vector
+from persona_lens.vectors.written_contrast import encode_answers
 
 # Where the optimisation starts, in mean differences: near zero, but with a direction that can be added.
 _START = 0.01
@@ -108,7 +108,8 @@ def optimise_vector(
     check_seed(seed)
     chosen = resolve_layers(layers, model.cfg.n_layers)
     mean = read_persona_vector(model, trait, examples)  # checks the model and the texts as well
-    pairs = [_encode(model, one) for one in examples]
+    answers = encode_answers(model, examples, "opposite")
+    pairs = list(zip(answers[0::2], answers[1::2], strict=True))
     directions = torch.zeros_like(mean.directions)
     losses: dict[str, list[float]] = {}
     with show_progress("optimising (steps)", n_steps * len(chosen)) as advance, _frozen(model):
@@ -151,19 +152,6 @@ def optimise_vector(
             "versions": collect_versions(),
         },
     )
-
-
-def _encode(model: HookedModel, example: WrittenExample) -> tuple[TokenSpans, TokenSpans]:
-    """Return the conversations with the overt and with the opposite answer."""
-    overt, opposite = (
-        encode_conversation(
-            model.tokenizer,
-            [*build_messages(example.question), Message(role="assistant", content=answer)],
-            n_ctx=model.cfg.n_ctx,
-        )
-        for answer in (example.overt, example.opposite)
-    )
-    return overt, opposite
 
 
 def _draw(n: int, n_drawn: int, seed: tuple[int, ...]) -> list[int]:
