@@ -93,6 +93,7 @@ class Detection(Result):
                 places = [place + 0.16 - 0.32 * index for place in range(len(names))]
                 add_intervals(figure, 2, places, found, *look, html.escape(judge), line=line)
                 figure.data[-1].update(showlegend=line == 1, legendgroup=judge)
+            figure.update_xaxes(range=[-0.5, within.shape[1] - 0.5], row=line, col=1)
             figure.update_yaxes(tickvals=list(range(len(names))), ticktext=names, row=line)
             figure.add_vline(0, line={"color": INK, "width": 1}, row=line, col=2)
         figure.update_xaxes(title_text="layer", row=n, col=1)

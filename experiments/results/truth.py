@@ -95,7 +95,7 @@ class Truth(Result):
         heads += ["moving statements of a kind along a direction found on the other kinds"]
         figure = make_subplots(
             rows=3, cols=n, specs=[[{"colspan": n}, *[None] * (n - 1)], [{}] * n, [{"colspan": n}, *[None] * (n - 1)]],
-            row_heights=[0.3, 0.32, 0.3], vertical_spacing=0.13, horizontal_spacing=0.02, subplot_titles=heads,
+            row_heights=[0.3, 0.32, 0.3], vertical_spacing=0.13, horizontal_spacing=0.05, subplot_titles=heads,
         )  # fmt: skip
         self._draw_layers(figure)
         self._draw_matrices(figure)
@@ -163,22 +163,16 @@ class Truth(Result):
     def _find(self) -> str:
         best = max(self.transfers, key=lambda one: one.accuracy.estimate)
         label = ESTIMATOR_STYLES[best.estimator][0]
-        does = "tells" if best.accuracy.low > 0.5 else "does not surely tell"
-        lines = [
-            f"Found on one kind, the {label} {does} true from false on the others: accuracy "
-            f"{best.accuracy:.2f}, AUROC {say(best.auroc)};"
-        ]
-        can = self.auroc_by_kind.low > 0.5
-        judges = "judges statements above chance" if can else "cannot surely judge statements"
-        lines.append(f"asked, the model {judges} (AUROC {say(self.auroc_by_kind)});")
-        surely = [one for one in self.effects if one.above_random.low > 0]
+        can = "tells" if self.auroc_by_kind.low > 0.5 else "does not surely tell"
         furthest = max(self.effects, key=lambda one: one.above_random.estimate)
-        name = ESTIMATOR_STYLES[furthest.estimator][0]
-        moved = f"moves its answer by {say(furthest.shift)} logits, {say(furthest.above_random)} beyond random ones"
-        verdict = f"moving along the {name} {moved}"
-        if not surely:
-            verdict = f"no direction surely moves its answer further than random ones do; furthest, the {name} {moved}"
-        return "<br>".join([*lines, verdict])
+        along = ESTIMATOR_STYLES[furthest.estimator][0]
+        moved = f"moves its answer {say(furthest.above_random)} logits further than random directions"
+        surely = any(one.above_random.low > 0 for one in self.effects)
+        return (
+            f"Found on one kind, the {label} is right about statements of others as often as {best.accuracy:.2f}; "
+            f"asked, the model {can} true from false (AUROC {say(self.auroc_by_kind)}); "
+            + (f"the {along} {moved}" if surely else f"no direction surely moves its answer; the {along} {moved}")
+        )
 
     def _describe(self) -> str:
         return (
