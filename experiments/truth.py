@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -194,6 +195,9 @@ def average_groups(values: Float[Tensor, "row pair"], groups: Sequence[int]) -> 
 
 # The causal test --------------------------------------------------------------------------------------------------
 
+# Statements, each with what the model says of it unsteered.
+Asked: TypeAlias = Sequence[tuple[Statement, Tensor]]
+
 
 @dataclass(frozen=True, eq=False)
 class Judged:
@@ -220,42 +224,62 @@ def move_judgements(
     kinds = list(statements)
     n_layers = model.cfg.n_layers
     layers = sorted({min(round(depth * n_layers), n_layers - 1) for depth in profile.depths})
+    settings = [(layer, coefficient) for layer in layers for coefficient in profile.coefficients]
     unsteered = {kind: ask(model, statements[kind]) for kind in kinds}
+
+    def take(kind: str, n_groups: int) -> Asked:
+        rows = spread(len(statements[kind]) // 4, n_groups)
+        return [(statements[kind][row], unsteered[kind][row]) for row in rows]
+
     judged = []
     with run.progress("kinds judged", len(kinds)) as advance:
         for index, kind in enumerate(kinds):
             others = [other for other in kinds if other != kind]
-            sides = [torch.cat([getattr(pairs[other], side) for other in others]) for side in ("positive", "negative")]
-
-            def find(estimator: Estimator, layer: int, sides: Sequence[Tensor] = sides) -> Float[Tensor, " d_model"]:
-                found = fit_classifier(sides[0][:, layer], sides[1][:, layer], estimator, layer)
-                return found.unit
-
-            def norm(layer: int, sides: Sequence[Tensor] = sides) -> float:
-                return float((sides[0][:, layer].mean(dim=0) - sides[1][:, layer].mean(dim=0)).norm())
-
-            screened = [
-                (statements[other][i], unsteered[other][i])
-                for other in others
-                for i in spread(len(statements[other]) // 4, profile.n_screened)
-            ]
-            settings = [(layer, coefficient) for layer in layers for coefficient in profile.coefficients]
-            rises = [
-                float(shift(model, screened, times * norm(layer) * find(MeanDifference(), layer), layer).mean())
-                for layer, times in settings
-            ]
-            layer, times = settings[rises.index(max(rises))]
-            length = times * norm(layer)
+            found = FoundElsewhere.of([pairs[other] for other in others])
+            screened = [one for other in others for one in take(other, profile.n_screened)]
+            layer, times = choose_setting(model, found, screened, settings)
+            length = times * found.measure(layer)
             drawn = sample_random_directions(
                 torch.tensor([length]), model.cfg.d_model, profile.n_random, seed + Stream.TRUTH + index
             )[:, 0]
-            directions = [*(length * find(one, layer) for one in ESTIMATORS), *drawn]
-            rows = spread(len(statements[kind]) // 4, profile.n_judged)
-            asked = [(statements[kind][i], unsteered[kind][i]) for i in rows]
+            directions = [*(length * found.find(one, layer) for one in ESTIMATORS), *drawn]
+            asked = take(kind, profile.n_judged)
             shifts = torch.stack([shift(model, asked, one, layer) for one in directions])
             judged.append(note_judgement(kind, layer, times, length, torch.stack([one for _, one in asked]), shifts))
             advance(1)
     return judged
+
+
+@dataclass(frozen=True, eq=False)
+class FoundElsewhere:
+    """What is found on all kinds but the one that is judged."""
+
+    positive: Float[Tensor, "pair layer d_model"]
+    negative: Float[Tensor, "pair layer d_model"]
+
+    @classmethod
+    def of(cls, pairs: Sequence[ActivationPairs]) -> FoundElsewhere:
+        """Put the pairs of several kinds together."""
+        return cls(torch.cat([one.positive for one in pairs]), torch.cat([one.negative for one in pairs]))
+
+    def find(self, estimator: Estimator, layer: int) -> Float[Tensor, " d_model"]:
+        """Return the unit direction from false to true."""
+        return fit_classifier(self.positive[:, layer], self.negative[:, layer], estimator, layer).unit
+
+    def measure(self, layer: int) -> float:
+        """Return the mean difference's length."""
+        return float((self.positive[:, layer].mean(dim=0) - self.negative[:, layer].mean(dim=0)).norm())
+
+
+def choose_setting(
+    model: HookedModel, found: FoundElsewhere, screened: Asked, settings: Sequence[tuple[int, float]]
+) -> tuple[int, float]:
+    """Return the layer and the number of mean differences that move judgements of other kinds furthest."""
+    rises = [
+        float(shift(model, screened, times * found.measure(layer) * found.find(MeanDifference(), layer), layer).mean())
+        for layer, times in settings
+    ]
+    return settings[rises.index(max(rises))]
 
 
 def spread(n_groups: int, n_taken: int) -> list[int]:
@@ -270,7 +294,7 @@ def ask(model: HookedModel, statements: Sequence[Statement]) -> Float[Tensor, " 
 
 
 def shift(
-    model: HookedModel, asked: Sequence[tuple[Statement, Tensor]], direction: Float[Tensor, " d_model"], layer: int
+    model: HookedModel, asked: Asked, direction: Float[Tensor, " d_model"], layer: int
 ) -> Float[Tensor, " statement"]:
     """Return how far each judgement moves the intended way: false statements up, true ones down."""
     signs = torch.tensor([-1.0 if one.is_true else 1.0 for one, _ in asked])
