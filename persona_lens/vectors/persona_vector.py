@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from persona_lens.checking import checked
-from persona_lens.errors import FileFormatError, InvalidArgumentError, ModelMismatchError
+from persona_lens.errors import FileFormatError, InvalidArgumentError, LayerOutOfRangeError, ModelMismatchError
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.sites import check_layer
 from persona_lens.models.loading import ModelInfo, describe_model
@@ -73,6 +73,7 @@ class _Metadata:
     model: ModelInfo
     counts: ExtractionCounts
     provenance: dict[str, Any]
+    absent: tuple[int, ...] = ()
 
 
 @checked
@@ -91,9 +92,12 @@ class PersonaVector:
         split_half_cosine: Cosine between the directions of two halves of the questions, for each position and layer:
             how far the direction depends on which questions were asked.
         provenance: The trait's fingerprint, seed, settings, judge and library versions.
+        absent: Layers of which nothing is known, such as those that another program's file leaves out; their rows are
+            zero, and steering or projecting there is refused. None in a vector that was found here.
 
     Raises:
-        InvalidArgumentError: A direction with NaN or infinite entries, or shapes that do not fit the model.
+        InvalidArgumentError: A direction with NaN or infinite entries, shapes that do not fit the model, or an absent
+            layer with a direction.
 
     Reference:
         Persona Vectors (arXiv 2507.21509), section 2.2.
@@ -106,6 +110,7 @@ class PersonaVector:
     counts: ExtractionCounts = field(default_factory=ExtractionCounts)
     split_half_cosine: dict[str, Float[Tensor, " layer"]] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
+    absent: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.position not in self.by_position:
@@ -124,6 +129,16 @@ class PersonaVector:
                     f"NaN or infinity at layers {(~finite).nonzero()[:, 0].tolist()}",
                     "Extract the vector again; in float32 if the model overflows in half precision.",
                 )
+            if self.absent:
+                self._check_absent(name, directions)
+
+    def _check_absent(self, name: str, directions: Tensor) -> None:
+        n_layers = self.model.n_layers
+        if list(self.absent) != sorted(set(self.absent)) or not 0 <= self.absent[0] <= self.absent[-1] < n_layers:
+            raise InvalidArgumentError.of("absent", f"ascend within [0, {n_layers})", self.absent)
+        if bool(directions[list(self.absent)].any()):
+            rule = f"be zero at the absent layers {list(self.absent)}"
+            raise InvalidArgumentError.of(f"by_position[{name!r}]", rule, "a direction at one of them")
 
     @property
     def directions(self) -> Float[Tensor, "layer d_model"]:
@@ -140,15 +155,34 @@ class PersonaVector:
         """Return the raw direction of a layer.
 
         Raises:
-            LayerOutOfRangeError: The model has no such layer.
+            LayerOutOfRangeError: The model has no such layer, or the vector no direction there.
         """
-        return self.directions[check_layer(layer, self.model.n_layers)]
+        return self.directions[self.check_layer(layer)]
+
+    def check_layer(self, layer: int) -> int:
+        """Return a layer if the vector has a direction there.
+
+        Raises:
+            LayerOutOfRangeError: The model has no such layer, or the vector no direction there.
+        """
+        index = check_layer(layer, self.model.n_layers)
+        if index in self.absent:
+            why = self.provenance.get("left_out", {}).get(str(index), "Its file holds none there.")
+            raise LayerOutOfRangeError.of(
+                "layer", f"be one that {self.trait!r} has a direction at, `vector.layers`", index, why
+            )
+        return index
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layers with a direction: all of the model's, but for :attr:`absent` ones."""
+        return tuple(layer for layer in range(self.model.n_layers) if layer not in self.absent)
 
     def unit(self, layer: int) -> Float[Tensor, " d_model"]:
         """Return a layer's direction with norm one, for projections.
 
         Raises:
-            LayerOutOfRangeError: The model has no such layer.
+            LayerOutOfRangeError: The model has no such layer, or the vector no direction there.
         """
         return normalize(self.direction(layer))
 
@@ -217,7 +251,12 @@ class PersonaVector:
         combined = {
             key: self.by_position[key] + sign * other.by_position[key] for key in self.by_position if key in shared
         }
-        return PersonaVector(name, self.model, combined, self.position, provenance={"combined": name})
+        absent = tuple(sorted({*self.absent, *other.absent}))
+        if absent:
+            for directions in combined.values():
+                directions[list(absent)] = 0
+        provenance: dict[str, Any] = {"combined": name}
+        return PersonaVector(name, self.model, combined, self.position, provenance=provenance, absent=absent)
 
     def save(self, path: str | Path) -> None:
         """Write the vector as safetensors, its metadata as JSON in the header."""
@@ -232,6 +271,8 @@ class PersonaVector:
             "counts": asdict(self.counts),
             "provenance": self.provenance,
         }
+        if self.absent:  # written only then, so that earlier versions read all other vectors
+            records["absent"] = list(self.absent)
         save_shard(Path(path), Shard(tensors, records))
 
     @classmethod
