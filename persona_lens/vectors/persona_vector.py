@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import tempfile
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from persona_lens.checking import checked
 from persona_lens.errors import FileFormatError, InvalidArgumentError, LayerOutOfRangeError, ModelMismatchError
+from persona_lens.hub import Card, fetch_file, push_file
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.sites import check_layer
 from persona_lens.models.loading import ModelInfo, describe_model
@@ -34,6 +36,7 @@ TOKEN_POSITIONS: tuple[TokenPosition, ...] = ("response_mean", "prompt_mean", "l
 """All of them."""
 
 _FORMAT = "persona-vector"
+_HUB_FILE = "vector.safetensors"
 _FORMAT_VERSION = 1
 
 
@@ -167,10 +170,10 @@ class PersonaVector:
         """
         index = check_layer(layer, self.model.n_layers)
         if index in self.absent:
-            why = self.provenance.get("left_out", {}).get(str(index), "Its file holds none there.")
-            raise LayerOutOfRangeError.of(
-                "layer", f"be one that {self.trait!r} has a direction at, `vector.layers`", index, why
-            )
+            told = self.provenance.get("left_out")
+            why = told.get(str(index)) if isinstance(told, dict) else None
+            rule = f"be one that {self.trait!r} has a direction at, `vector.layers`"
+            raise LayerOutOfRangeError.of("layer", rule, index, str(why or "Its file holds none there."))
         return index
 
     @property
@@ -294,6 +297,71 @@ class PersonaVector:
             return {k.removeprefix(prefix): v for k, v in shard.tensors.items() if k.startswith(prefix)}
 
         return cls(by_position=group("directions."), split_half_cosine=group("split_half_cosine."), **vars(metadata))
+
+    def push_to_hub(self, repo_id: str, *, private: bool | None = None) -> str:
+        """Share the vector on the Hugging Face hub, as ``vector.safetensors`` with a card, in one commit.
+
+        Card and file name the model as you loaded it, a folder's path included, and hold all of :attr:`provenance`.
+
+        Args:
+            repo_id: ``owner/name``; made if it is not there. A card that is there is replaced.
+            private: Whether a repository that is made is closed to others; None leaves that to the hub.
+
+        Returns:
+            The commit's hash: :meth:`from_hub` with it as ``revision`` gives this very vector.
+
+        Raises:
+            InvalidArgumentError: No name that a repository can have.
+            ApiError: The hub is out of reach, or refused. The token comes from HF_TOKEN or ``hf auth login``.
+
+        Example:
+            >>> vector.push_to_hub("me/evil-qwen2.5-7b")  # doctest: +SKIP
+        """
+        cosines = self.split_half_cosine.get(self.position)
+        rows = {
+            "trait": self.trait,
+            "model": self.model.name,
+            "model's fingerprint": self.model.fingerprint,
+            "layers (zero-based block outputs)": f"{self.model.n_layers}, d_model {self.model.d_model}",
+            "layers without a direction": ", ".join(map(str, self.absent)) or "none",
+            "token positions": ", ".join(self.by_position),
+            "pairs kept": f"{self.counts.kept} of {self.counts.pairs}",
+            "split-half cosine, median over layers": "not measured" if cosines is None else f"{cosines.median():.2f}",
+        }
+        card = Card(
+            f"Persona vector: {self.trait}",
+            f"The direction of the trait {self.trait!r} in the residual stream of {self.model.name}, at every layer, "
+            "raw: a steering coefficient multiplies it.",
+            rows,
+            "PersonaVector",
+            ("persona-vectors", "activation-steering"),
+            self.model.name,
+            self.provenance,
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            self.save(Path(folder) / _HUB_FILE)
+            content = (Path(folder) / _HUB_FILE).read_bytes()
+        return push_file(repo_id, _HUB_FILE, content, card, private=private)
+
+    @classmethod
+    def from_hub(cls, repo_id: str, *, revision: str | None = None) -> PersonaVector:
+        """Read a vector that :meth:`push_to_hub` shared.
+
+        Args:
+            repo_id: ``owner/name``.
+            revision: A branch, a tag or a commit's hash; None takes the newest. Name a commit where results are to be
+                the same again.
+
+        Raises:
+            InvalidArgumentError: No name that a repository can have, or a vector with NaN in it.
+            ApiError: No such repository, revision or file, or the hub is out of reach.
+            FileFormatError: A file that is damaged, or of another kind.
+
+        Example:
+            >>> import persona_lens as pl
+            >>> pl.PersonaVector.from_hub("me/evil-qwen2.5-7b")  # doctest: +SKIP
+        """
+        return cls.load(fetch_file(repo_id, _HUB_FILE, revision))
 
     def quality(
         self,

@@ -25,6 +25,10 @@ class _StandIn:
     """Takes the place of their class, so that a saved object gives up its values without its code being run."""
 
 
+STAND_IN = (_StandIn, "steering_vectors.steering_vector.SteeringVector")
+"""For :func:`load_torch_file`."""
+
+
 @checked
 def read_steering_vector(
     path: str | Path, *, trait: str | None = None, position: TokenPosition = "response_mean"
@@ -52,7 +56,7 @@ def read_steering_vector(
         >>> pl.vectors.read_steering_vector("vector.pt", trait="calm").to_vector(model)  # doctest: +SKIP
     """
     path = Path(path)
-    content: Any = load_torch_file(path, [(_StandIn, "steering_vectors.steering_vector.SteeringVector")])
+    content: Any = load_torch_file(path, [STAND_IN])
     content = vars(content) if isinstance(content, _StandIn) else content
     if not isinstance(content, Mapping):
         raise refuse(path, f"hold a SteeringVector, or its {_KEY}", describe(content))
