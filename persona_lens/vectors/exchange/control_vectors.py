@@ -17,7 +17,7 @@ from persona_lens.errors import FileFormatError, InvalidArgumentError
 from persona_lens.files import write_bytes_atomically
 from persona_lens.models.loading import ModelInfo
 from persona_lens.records import read_headed
-from persona_lens.vectors.exchange.directions import LayerDirections
+from persona_lens.vectors.exchange.directions import LayerDirections, check_characters
 from persona_lens.vectors.exchange.gguf_reading import GGUFFile, read_gguf
 from persona_lens.vectors.exchange.torch_files import name_origin, refuse
 from persona_lens.vectors.persona_vector import TokenPosition
@@ -109,7 +109,7 @@ def write_control_vector(
         The layers that the format has no place for: layer 0.
 
     Raises:
-        InvalidArgumentError: Directions of layer 0 alone.
+        InvalidArgumentError: Directions of layer 0 alone, or a hint with half a character.
 
     Example:
         >>> import persona_lens as pl
@@ -120,13 +120,14 @@ def write_control_vector(
     kept = [layer for layer in directions.layers if layer > 0]
     if not kept:
         raise InvalidArgumentError.of("directions", "have a layer above 0", directions.layers)
+    hint = model_hint or (directions.model.name if directions.model else "unknown")
+    check_characters("model_hint", hint)
     from gguf import GGUFWriter  # slow to import, and needed nowhere else here
 
     with tempfile.TemporaryDirectory() as folder:
         draft = Path(folder) / "vector.gguf"
         writer = GGUFWriter(draft, _ARCHITECTURE)
         writer.add_string("general.name", directions.trait)
-        hint = model_hint or (directions.model.name if directions.model else "unknown")
         writer.add_string(f"{_ARCHITECTURE}.model_hint", hint)
         writer.add_uint32(f"{_ARCHITECTURE}.layer_count", len(kept))
         writer.add_string(_METADATA, _encode_metadata(directions))
@@ -156,7 +157,7 @@ def _encode_metadata(directions: LayerDirections) -> str:
         "model": asdict(directions.model) if directions.model else None,
         "provenance": directions.provenance,
     }
-    return json.dumps(content, ensure_ascii=False)
+    return json.dumps(content)
 
 
 def _read_metadata(path: Path, file: GGUFFile) -> _Metadata | None:

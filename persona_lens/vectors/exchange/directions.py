@@ -33,7 +33,7 @@ class LayerDirections:
         provenance: The program and the file that they come from, and what was left out of it.
 
     Raises:
-        InvalidArgumentError: No layer, one that ``n_layers`` has no place for, directions of several widths, or with
+        InvalidArgumentError: A name with half a character; no layer, one that ``n_layers`` has no place for, directions of several widths, or with
             NaN or infinity in them.
 
     Example:
@@ -50,6 +50,7 @@ class LayerDirections:
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check_characters("trait", self.trait)
         widths = {int(direction.numel()) for direction in self.by_layer.values()}
         if len(widths) != 1 or 0 in widths:
             raise InvalidArgumentError.of("by_layer", "hold directions of one width", sorted(widths))
@@ -125,3 +126,15 @@ class LayerDirections:
 
     def _count(self, info: ModelInfo) -> int:
         return info.n_layers if self.n_layers is None else self.n_layers
+
+
+def check_characters(parameter: str, text: str) -> None:
+    """Refuse half of a surrogate pair, which no file takes.
+
+    Raises:
+        InvalidArgumentError: The text has one.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InvalidArgumentError.of(parameter, "hold whole characters", text, "It has half of one.") from None

@@ -195,6 +195,14 @@ def test_a_format_of_one_row_a_layer_needs_to_know_their_number(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_half_a_character_is_refused_before_a_file_is_written(tmp_path):
+    with pytest.raises(InvalidArgumentError, match="`trait` must hold whole characters"):
+        LayerDirections("calm \ud800", {1: torch.ones(D_MODEL)})
+    with pytest.raises(InvalidArgumentError, match="`model_hint` must hold whole characters"):
+        write_control_vector(make_directions(), tmp_path / "x.gguf", model_hint="\ud800")
+    assert not list(tmp_path.iterdir())
+
+
 # Hostile files ------------------------------------------------------------------------------------------------------
 
 
