@@ -33,8 +33,8 @@ class LayerDirections:
         provenance: The program and the file that they come from, and what was left out of it.
 
     Raises:
-        InvalidArgumentError: A name with half a character; no layer, one that ``n_layers`` has no place for, directions of several widths, or with
-            NaN or infinity in them.
+        InvalidArgumentError: A name with half a character; no layer, one that ``n_layers`` has no place for,
+            directions of several widths, or with NaN or infinity in them.
 
     Example:
         >>> one = LayerDirections("calm", {2: torch.ones(4)}, n_layers=3)
