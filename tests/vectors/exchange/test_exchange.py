@@ -93,6 +93,8 @@ def test_hidden_states_in_the_papers_file_are_the_residual_stream_but_for_the_la
     residual = pl.cache_residual_stream(tiny_model, tokens)[:, 0, -1]
     vector = read_paper_vector(tmp_path / "evil_response_avg_diff.pt").to_vector(tiny_model)
     assert vector.layers == tuple(range(len(residual) - 1))
+    with pytest.raises(InvalidArgumentError, match=r"every layer, for its card.*\[2\]"):
+        vector.quality(tiny_model)
     torch.testing.assert_close(vector.directions[:-1], residual[:-1])
     assert not torch.allclose(states[-1][0, -1], residual[-1], atol=1e-2)
 
