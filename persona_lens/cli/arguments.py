@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 Source = Literal["written", "sampled"]
+Format = Literal["persona-lens", "gguf", "paper", "assistant-axis", "steering-vectors", "trait-interp"]
 Kind = Literal["reading", "sentences", "likelihood", "endpoint"]
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
@@ -197,5 +198,46 @@ class Validate:
     """The endpoint; OPENAI_BASE_URL or OpenAI itself if left out. The key comes from OPENAI_API_KEY."""
     model: str = DEFAULT_MODEL
     """The model that is judged, and that reads."""
+    json: Flag = False
+    """Print one JSON object."""
+
+
+@dataclass(frozen=True)
+class Convert:
+    """Turn another program's vector file into one of ours, or ours into another program's; likewise traits.
+
+    Formats: persona-lens (.safetensors), gguf (control vectors of llama.cpp, repeng and EasySteer), paper (_diff.pt),
+    assistant-axis, steering-vectors (.pt) and trait-interp (a folder). The files' names and contents say which, or
+    --from and --to. Layers are counted as each program counts them; what a format has no place for is said. Trait files
+    (.json) of the paper's code and of assistant-axis become ours.
+
+    Try:
+
+    persona-lens convert evil_response_avg_diff.pt evil.gguf
+
+    persona-lens convert evil_response_avg_diff.pt evil.safetensors --model Qwen/Qwen2.5-7B-Instruct
+
+    persona-lens convert evil.safetensors mean_diff --to trait-interp
+
+    persona-lens convert trait_data_extract/evil.json evil.json --evaluation trait_data_eval/evil.json
+    """
+
+    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
+    """File or folder that is read."""
+    target: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TARGET")]
+    """File or folder that is written."""
+    source_format: Annotated[Format | None, tyro.conf.arg(name="from")] = None
+    """Format of SOURCE; by its name and content if left out."""
+    to: Format | None = None
+    """Format of TARGET; by its name if left out."""
+    model: str | None = None
+    """The model that the directions belong to; needed for .safetensors where SOURCE does not say, and where a format
+    of one row a layer must know how many there are. Its shape is checked."""
+    trait: str | None = None
+    """The trait's name; SOURCE's if left out."""
+    position: Literal["response_mean", "prompt_mean", "last_prompt"] | None = None
+    """The token position that the directions were read from; SOURCE's if left out."""
+    evaluation: Path | None = None
+    """A trait's second file, with the evaluation questions; without it SOURCE's questions are split in half."""
     json: Flag = False
     """Print one JSON object."""

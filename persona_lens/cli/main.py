@@ -55,6 +55,7 @@ COMMANDS = {
     "extract": Command("a trait's direction, into a file", "Extract", "persona_lens.cli.extracting", _GOES_ON),
     "sweep": Command("where to steer, and how strongly", "Sweep", "persona_lens.cli.sweeping", _GOES_ON),
     "validate": Command("may a judge be believed?", "Validate", "persona_lens.cli.validating"),
+    "convert": Command("a vector's file, from one program's to another's", "Convert", "persona_lens.cli.converting"),
     "screen": Command(
         "training data screened before anyone trains on it", "Screen", "persona_lens.cli.screening", _GOES_ON,
         "persona_lens.cli.screening",

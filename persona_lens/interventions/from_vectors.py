@@ -76,6 +76,8 @@ def steer(
     rows = torch.tensor(chosen)
     steps = []
     for one, its_coefficient, scale in zip(vectors, coefficients, scales, strict=True):
+        for index in chosen:
+            one.check_layer(index)
         increments = layer_increments(one.directions[rows] * scale[rows, None])
         if not bool(increments.any()):
             rule = f"have a length above zero at one of the layers {list(chosen)}"

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from persona_lens.checking import checked
 from persona_lens.errors import InvalidArgumentError, ModelMismatchError
+from persona_lens.hub import Card, fetch_file, push_file
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.points import check_unsteered
 from persona_lens.models.loading import ModelInfo, describe_model
@@ -23,6 +26,8 @@ from persona_lens.records import Record, format_table
 from persona_lens.storage import collect_versions
 from persona_lens.traits.everyday import load_ordinary_questions
 from persona_lens.vectors.persona_vector import PersonaVector
+
+_HUB_FILE = "monitor.json"
 
 
 @checked
@@ -156,6 +161,61 @@ class PersonaMonitor(Record):
         return WatchedConversation(
             self.model, self.traits, tuple(prompt[-1]["content"] for prompt in prompts), tuple(readings)
         )
+
+    def push_to_hub(self, repo_id: str, *, private: bool | None = None) -> str:
+        """Share the monitor on the Hugging Face hub, as ``monitor.json`` with a card, in one commit.
+
+        Args:
+            repo_id: ``owner/name``; made if it is not there. A card that is there is replaced.
+            private: Whether a repository that is made is closed to others; None leaves that to the hub.
+
+        Returns:
+            The commit's hash, for :meth:`from_hub`.
+
+        Raises:
+            InvalidArgumentError: No name that a repository can have.
+            ApiError: The hub is out of reach, or refused. The token comes from HF_TOKEN or ``hf auth login``.
+
+        Example:
+            >>> monitor.push_to_hub("me/monitor-qwen2.5-7b")  # doctest: +SKIP
+        """
+        rows = {"model": self.model.name, "model's fingerprint": self.model.fingerprint}
+        for one in self.traits:
+            pairs = zip(one.quantiles, one.thresholds, strict=True)
+            alerts = "alerts above " + ", ".join(f"{value:.2f} ({q:.0%})" for q, value in pairs)
+            rows[f"{one.trait}, layer {one.layer}"] = alerts if not one.verdict else f"{alerts}; {one.verdict}"
+        card = Card(
+            "Persona monitor: " + ", ".join(one.trait for one in self.traits),
+            f"Watches conversations of {self.model.name} before each response is generated.",
+            rows,
+            "PersonaMonitor",
+            ("persona-vectors", "monitoring"),
+            self.model.name,
+            self.provenance,
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            self.save(Path(folder) / _HUB_FILE)
+            content = (Path(folder) / _HUB_FILE).read_bytes()
+        return push_file(repo_id, _HUB_FILE, content, card, private=private)
+
+    @classmethod
+    def from_hub(cls, repo_id: str, *, revision: str | None = None) -> PersonaMonitor:
+        """Read a monitor that :meth:`push_to_hub` shared.
+
+        Args:
+            repo_id: ``owner/name``.
+            revision: A branch, a tag or a commit's hash; None takes the newest.
+
+        Raises:
+            InvalidArgumentError: No name that a repository can have.
+            ApiError: No such repository, revision or file, or the hub is out of reach.
+            FileFormatError: A file that is damaged, or of another kind.
+
+        Example:
+            >>> import persona_lens as pl
+            >>> pl.PersonaMonitor.from_hub("me/monitor-qwen2.5-7b")  # doctest: +SKIP
+        """
+        return cls.load(fetch_file(repo_id, _HUB_FILE, revision))
 
     def __repr__(self) -> str:
         parts = [f"{t.trait} at layer {t.layer}" + (f" ({t.verdict})" if t.verdict else "") for t in self.traits]

@@ -14,11 +14,13 @@ from typing import Any
 
 from persona_lens.checking import checked
 from persona_lens.errors import TraitFormatError
-from persona_lens.files import check_apart, write_json, write_text
+from persona_lens.files import check_apart, encode_json, write_json, write_text
+from persona_lens.hub import Card, fetch_file, push_file
 from persona_lens.traits.reading import read_json_object
 
 _FORMAT = "persona-lens-trait"
 _VERSION = 1
+_HUB_FILE = "trait.json"
 _PLACEHOLDERS = ("{question}", "{answer}")
 
 
@@ -50,6 +52,8 @@ class Trait:
         rubric: Judging prompt with the places ``{question}`` and ``{answer}``.
         positive_adjective: Fills "You are a(n) ... assistant." before a positive instruction; empty leaves it out.
         negative_adjective: Likewise for negative instructions.
+        origin: Which file the trait was read from, and how its questions were split; empty for one of your own. Says
+            nothing about the trait, and is no part of its :attr:`fingerprint`.
 
     Raises:
         TraitFormatError: Names the field that is empty, repeated, overlapping or malformed.
@@ -66,12 +70,13 @@ class Trait:
     rubric: str
     positive_adjective: str = ""
     negative_adjective: str = ""
+    origin: str = ""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z][a-z0-9_-]*", self.name):
             rule = "be a lower-case word of letters, digits, '-' and '_'"
             raise TraitFormatError.of("name", rule, self.name)
-        for key in ("description", "rubric", "positive_adjective", "negative_adjective"):
+        for key in ("description", "rubric", "positive_adjective", "negative_adjective", "origin"):
             _check_unicode(key, [getattr(self, key)])
         for key in ("description", "rubric"):
             if not getattr(self, key).strip():
@@ -116,7 +121,8 @@ class Trait:
     @property
     def fingerprint(self) -> str:
         """A hash of all that the trait says: what a vector or a calibration was made from."""
-        content = json.dumps(self.to_dict(), sort_keys=True, ensure_ascii=True)
+        said = {key: value for key, value in self.to_dict().items() if key != "origin"}
+        content = json.dumps(said, sort_keys=True, ensure_ascii=True)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     @classmethod
@@ -141,7 +147,7 @@ class Trait:
             TraitFormatError: A key is missing, unknown or of the wrong type.
         """
         known = {"format", "version", *cls.__dataclass_fields__}
-        optional = {"format", "version", "positive_adjective", "negative_adjective"}
+        optional = {"format", "version", "positive_adjective", "negative_adjective", "origin"}
         missing, unknown = sorted(known - optional - content.keys()), sorted(content.keys() - known)
         if missing or unknown:
             if "questions" in content and "eval_prompt" in content:
@@ -168,6 +174,7 @@ class Trait:
             rubric=_text(content, "rubric", where),
             positive_adjective=_text(content, "positive_adjective", where, default=""),
             negative_adjective=_text(content, "negative_adjective", where, default=""),
+            origin=_text(content, "origin", where, default=""),
         )
 
     def to_json(self, path: str | Path) -> None:
@@ -178,6 +185,8 @@ class Trait:
         """Return the trait as JSON-able values."""
         values = asdict(self)
         lists = {key: list(value) for key, value in values.items() if isinstance(value, tuple)}
+        if not self.origin:  # as files without one were always written
+            del values["origin"]
         return {"format": _FORMAT, "version": _VERSION, **values, **lists}
 
     @classmethod
@@ -193,9 +202,13 @@ class Trait:
     ) -> Trait:
         """Read a trait in the form of the paper's code: ``instruction``, ``questions``, ``eval_prompt``.
 
+        assistant-axis' 240 traits have the same form, with all 40 questions in one file. :attr:`origin` says which
+        files were read and how the questions were split.
+
         Args:
             extraction_path: The file with instructions and extraction questions.
-            evaluation_path: The file with the evaluation questions; None splits the first file's questions in half.
+            evaluation_path: The file with the evaluation questions; None splits the first file's: its first half for
+                extraction, the rest for evaluation.
             name: None takes the file's name.
             description: None makes a sentence of the name.
             positive_adjective: Fills "You are a(n) ... assistant.".
@@ -216,11 +229,19 @@ class Trait:
         if evaluation_path is None:
             half = len(questions) // 2
             extraction, evaluation = questions[:half], questions[half:]
+            origin = (
+                f"{path.name}, in the form of the paper's code; of its {len(questions)} questions the first {half} are "
+                f"for extraction, the last {len(questions) - half} for evaluation"
+            )
         else:
             extraction = questions
             other = read_json_object(Path(evaluation_path), TraitFormatError)
             _refuse_other_keys(other, str(evaluation_path))
             evaluation = _texts(other, "questions", str(evaluation_path))
+            origin = (
+                f"in the form of the paper's code: {path.name} with {len(extraction)} questions for extraction, "
+                f"{Path(evaluation_path).name} with {len(evaluation)} for evaluation"
+            )
         name = name or re.sub(r"[^a-z0-9_-]", "-", path.stem.lower())
         return cls(
             name=name,
@@ -231,7 +252,55 @@ class Trait:
             rubric=_text(content, "eval_prompt", str(path)),
             positive_adjective=positive_adjective,
             negative_adjective=negative_adjective,
+            origin=origin,
         )
+
+    def push_to_hub(self, repo_id: str, *, private: bool | None = None) -> str:
+        """Share the trait on the Hugging Face hub, as ``trait.json`` with a card, in one commit.
+
+        Args:
+            repo_id: ``owner/name``; made if it is not there. A card that is there is replaced.
+            private: Whether a repository that is made is closed to others; None leaves that to the hub.
+
+        Returns:
+            The commit's hash, for :meth:`from_hub`.
+
+        Raises:
+            InvalidArgumentError: No name that a repository can have.
+            ApiError: The hub is out of reach, or refused. The token comes from HF_TOKEN or ``hf auth login``.
+
+        Example:
+            >>> import persona_lens as pl
+            >>> pl.load_trait("evil").push_to_hub("me/evil-trait")  # doctest: +SKIP
+        """
+        rows = {
+            "trait": self.name,
+            "instruction pairs": len(self.instruction_pairs),
+            "questions": f"{len(self.extraction_questions)} extraction, {len(self.evaluation_questions)} evaluation",
+            "fingerprint": self.fingerprint,
+            "origin": self.origin or "not said",
+        }
+        card = Card(f"Trait: {self.name}", self.description, rows, "Trait", ("persona-vectors",))
+        return push_file(repo_id, _HUB_FILE, encode_json(self.to_dict()), card, private=private)
+
+    @classmethod
+    def from_hub(cls, repo_id: str, *, revision: str | None = None) -> Trait:
+        """Read a trait that :meth:`push_to_hub` shared.
+
+        Args:
+            repo_id: ``owner/name``.
+            revision: A branch, a tag or a commit's hash; None takes the newest.
+
+        Raises:
+            InvalidArgumentError: No name that a repository can have.
+            ApiError: No such repository, revision or file, or the hub is out of reach.
+            TraitFormatError: A file that is damaged, or of another kind.
+
+        Example:
+            >>> import persona_lens as pl
+            >>> pl.Trait.from_hub("me/evil-trait")  # doctest: +SKIP
+        """
+        return cls.from_json(fetch_file(repo_id, _HUB_FILE, revision))
 
     def to_paper_json(self, extraction_path: str | Path, evaluation_path: str | Path) -> None:
         """Write the two files that the paper's code reads; name, description and adjectives have no place there.

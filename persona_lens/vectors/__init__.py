@@ -3,6 +3,12 @@
 from persona_lens.vectors.classification import LinearClassifier, fit_classifier, score_held_out
 from persona_lens.vectors.cleaned import CleanedDifference, WithoutShared
 from persona_lens.vectors.estimators import Estimator, FirstComponent, MeanDifference, find_vector
+from persona_lens.vectors.exchange.assistant_axis import read_assistant_axis, write_assistant_axis
+from persona_lens.vectors.exchange.control_vectors import read_control_vector, write_control_vector
+from persona_lens.vectors.exchange.directions import LayerDirections
+from persona_lens.vectors.exchange.paper import read_paper_vector, write_paper_vector
+from persona_lens.vectors.exchange.steering_vectors import read_steering_vector, write_steering_vector
+from persona_lens.vectors.exchange.trait_interp import read_trait_interp, write_trait_interp
 from persona_lens.vectors.extraction import extract_persona_vector
 from persona_lens.vectors.heads import HeadChoice, HeadPairs, choose_heads, read_head_pairs
 from persona_lens.vectors.last_token import read_last_tokens, read_statements
@@ -25,12 +31,14 @@ from persona_lens.vectors.written import read_persona_vector
 
 __all__ = [
     "TOKEN_POSITIONS", "ActivationPairs", "CleanedDifference", "Estimator", "ExtractionCounts", "FirstComponent",
-    "HeadChoice", "HeadPairs", "LinearClassifier", "LogisticProbe", "MeanDifference", "NullMargin",
+    "HeadChoice", "HeadPairs", "LayerDirections", "LinearClassifier", "LogisticProbe", "MeanDifference", "NullMargin",
     "OrdinaryProjections", "PersonaVector", "QualityData", "Separation", "ShrunkLDA", "Specificity", "Stability",
     "StyleConfound", "TokenPosition", "UnembeddedLayer", "Unembedding", "VectorQuality", "WithoutShared",
     "assess_vector", "choose_heads", "correlate_length", "cross_validate_separation", "extract_persona_vector",
-    "find_vector", "fit_classifier", "list_ready_vectors", "load_vector", "measure_separation",
-    "measure_specificity", "measure_stability", "measure_style", "optimise_vector", "read_head_pairs",
-    "read_last_tokens", "read_pairs", "read_persona_vector", "read_quality_data", "read_response_means",
-    "read_statements", "read_unembedding", "sample_pairs", "score_held_out",
+    "find_vector", "fit_classifier", "list_ready_vectors", "load_vector", "measure_separation", "measure_specificity",
+    "measure_stability", "measure_style", "optimise_vector", "read_assistant_axis", "read_control_vector",
+    "read_head_pairs", "read_last_tokens", "read_pairs", "read_paper_vector", "read_persona_vector",
+    "read_quality_data", "read_response_means", "read_statements", "read_steering_vector", "read_trait_interp",
+    "read_unembedding", "sample_pairs", "score_held_out", "write_assistant_axis", "write_control_vector",
+    "write_paper_vector", "write_steering_vector", "write_trait_interp",
 ]  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import tempfile
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,7 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from persona_lens.checking import checked
-from persona_lens.errors import FileFormatError, InvalidArgumentError, ModelMismatchError
+from persona_lens.errors import FileFormatError, InvalidArgumentError, LayerOutOfRangeError, ModelMismatchError
+from persona_lens.hub import Card, fetch_file, push_file
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.sites import check_layer
 from persona_lens.models.loading import ModelInfo, describe_model
@@ -34,6 +36,7 @@ TOKEN_POSITIONS: tuple[TokenPosition, ...] = ("response_mean", "prompt_mean", "l
 """All of them."""
 
 _FORMAT = "persona-vector"
+_HUB_FILE = "vector.safetensors"
 _FORMAT_VERSION = 1
 
 
@@ -73,6 +76,7 @@ class _Metadata:
     model: ModelInfo
     counts: ExtractionCounts
     provenance: dict[str, Any]
+    absent: tuple[int, ...] = ()
 
 
 @checked
@@ -91,9 +95,12 @@ class PersonaVector:
         split_half_cosine: Cosine between the directions of two halves of the questions, for each position and layer:
             how far the direction depends on which questions were asked.
         provenance: The trait's fingerprint, seed, settings, judge and library versions.
+        absent: Layers of which nothing is known, such as those that another program's file leaves out; their rows are
+            zero, and steering or projecting there is refused. None in a vector that was found here.
 
     Raises:
-        InvalidArgumentError: A direction with NaN or infinite entries, or shapes that do not fit the model.
+        InvalidArgumentError: A direction with NaN or infinite entries, shapes that do not fit the model, or an absent
+            layer with a direction.
 
     Reference:
         Persona Vectors (arXiv 2507.21509), section 2.2.
@@ -106,6 +113,7 @@ class PersonaVector:
     counts: ExtractionCounts = field(default_factory=ExtractionCounts)
     split_half_cosine: dict[str, Float[Tensor, " layer"]] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
+    absent: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.position not in self.by_position:
@@ -124,6 +132,16 @@ class PersonaVector:
                     f"NaN or infinity at layers {(~finite).nonzero()[:, 0].tolist()}",
                     "Extract the vector again; in float32 if the model overflows in half precision.",
                 )
+            if self.absent:
+                self._check_absent(name, directions)
+
+    def _check_absent(self, name: str, directions: Tensor) -> None:
+        n_layers = self.model.n_layers
+        if list(self.absent) != sorted(set(self.absent)) or not 0 <= self.absent[0] <= self.absent[-1] < n_layers:
+            raise InvalidArgumentError.of("absent", f"ascend within [0, {n_layers})", self.absent)
+        if bool(directions[list(self.absent)].any()):
+            rule = f"be zero at the absent layers {list(self.absent)}"
+            raise InvalidArgumentError.of(f"by_position[{name!r}]", rule, "a direction at one of them")
 
     @property
     def directions(self) -> Float[Tensor, "layer d_model"]:
@@ -140,15 +158,34 @@ class PersonaVector:
         """Return the raw direction of a layer.
 
         Raises:
-            LayerOutOfRangeError: The model has no such layer.
+            LayerOutOfRangeError: The model has no such layer, or the vector no direction there.
         """
-        return self.directions[check_layer(layer, self.model.n_layers)]
+        return self.directions[self.check_layer(layer)]
+
+    def check_layer(self, layer: int) -> int:
+        """Return a layer if the vector has a direction there.
+
+        Raises:
+            LayerOutOfRangeError: The model has no such layer, or the vector no direction there.
+        """
+        index = check_layer(layer, self.model.n_layers)
+        if index in self.absent:
+            told = self.provenance.get("left_out")
+            why = told.get(str(index)) if isinstance(told, dict) else None
+            rule = f"be one that {self.trait!r} has a direction at, `vector.layers`"
+            raise LayerOutOfRangeError.of("layer", rule, index, str(why or "Its file holds none there."))
+        return index
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layers with a direction: all of the model's, but for :attr:`absent` ones."""
+        return tuple(layer for layer in range(self.model.n_layers) if layer not in self.absent)
 
     def unit(self, layer: int) -> Float[Tensor, " d_model"]:
         """Return a layer's direction with norm one, for projections.
 
         Raises:
-            LayerOutOfRangeError: The model has no such layer.
+            LayerOutOfRangeError: The model has no such layer, or the vector no direction there.
         """
         return normalize(self.direction(layer))
 
@@ -217,7 +254,12 @@ class PersonaVector:
         combined = {
             key: self.by_position[key] + sign * other.by_position[key] for key in self.by_position if key in shared
         }
-        return PersonaVector(name, self.model, combined, self.position, provenance={"combined": name})
+        absent = tuple(sorted({*self.absent, *other.absent}))
+        if absent:
+            for directions in combined.values():
+                directions[list(absent)] = 0
+        provenance: dict[str, Any] = {"combined": name}
+        return PersonaVector(name, self.model, combined, self.position, provenance=provenance, absent=absent)
 
     def save(self, path: str | Path) -> None:
         """Write the vector as safetensors, its metadata as JSON in the header."""
@@ -232,6 +274,8 @@ class PersonaVector:
             "counts": asdict(self.counts),
             "provenance": self.provenance,
         }
+        if self.absent:  # written only then, so that earlier versions read all other vectors
+            records["absent"] = list(self.absent)
         save_shard(Path(path), Shard(tensors, records))
 
     @classmethod
@@ -253,6 +297,71 @@ class PersonaVector:
             return {k.removeprefix(prefix): v for k, v in shard.tensors.items() if k.startswith(prefix)}
 
         return cls(by_position=group("directions."), split_half_cosine=group("split_half_cosine."), **vars(metadata))
+
+    def push_to_hub(self, repo_id: str, *, private: bool | None = None) -> str:
+        """Share the vector on the Hugging Face hub, as ``vector.safetensors`` with a card, in one commit.
+
+        Card and file name the model as you loaded it, a folder's path included, and hold all of :attr:`provenance`.
+
+        Args:
+            repo_id: ``owner/name``; made if it is not there. A card that is there is replaced.
+            private: Whether a repository that is made is closed to others; None leaves that to the hub.
+
+        Returns:
+            The commit's hash: :meth:`from_hub` with it as ``revision`` gives this very vector.
+
+        Raises:
+            InvalidArgumentError: No name that a repository can have.
+            ApiError: The hub is out of reach, or refused. The token comes from HF_TOKEN or ``hf auth login``.
+
+        Example:
+            >>> vector.push_to_hub("me/evil-qwen2.5-7b")  # doctest: +SKIP
+        """
+        cosines = self.split_half_cosine.get(self.position)
+        rows = {
+            "trait": self.trait,
+            "model": self.model.name,
+            "model's fingerprint": self.model.fingerprint,
+            "layers (zero-based block outputs)": f"{self.model.n_layers}, d_model {self.model.d_model}",
+            "layers without a direction": ", ".join(map(str, self.absent)) or "none",
+            "token positions": ", ".join(self.by_position),
+            "pairs kept": f"{self.counts.kept} of {self.counts.pairs}",
+            "split-half cosine, median over layers": "not measured" if cosines is None else f"{cosines.median():.2f}",
+        }
+        card = Card(
+            f"Persona vector: {self.trait}",
+            f"The direction of the trait {self.trait!r} in the residual stream of {self.model.name}, at every layer, "
+            "raw: a steering coefficient multiplies it.",
+            rows,
+            "PersonaVector",
+            ("persona-vectors", "activation-steering"),
+            self.model.name,
+            self.provenance,
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            self.save(Path(folder) / _HUB_FILE)
+            content = (Path(folder) / _HUB_FILE).read_bytes()
+        return push_file(repo_id, _HUB_FILE, content, card, private=private)
+
+    @classmethod
+    def from_hub(cls, repo_id: str, *, revision: str | None = None) -> PersonaVector:
+        """Read a vector that :meth:`push_to_hub` shared.
+
+        Args:
+            repo_id: ``owner/name``.
+            revision: A branch, a tag or a commit's hash; None takes the newest. Name a commit where results are to be
+                the same again.
+
+        Raises:
+            InvalidArgumentError: No name that a repository can have, or a vector with NaN in it.
+            ApiError: No such repository, revision or file, or the hub is out of reach.
+            FileFormatError: A file that is damaged, or of another kind.
+
+        Example:
+            >>> import persona_lens as pl
+            >>> pl.PersonaVector.from_hub("me/evil-qwen2.5-7b")  # doctest: +SKIP
+        """
+        return cls.load(fetch_file(repo_id, _HUB_FILE, revision))
 
     def quality(
         self,

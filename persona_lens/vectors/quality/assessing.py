@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from persona_lens.checking import checked
-from persona_lens.errors import ModelMismatchError
+from persona_lens.errors import InvalidArgumentError, ModelMismatchError
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.sites import check_layer
 from persona_lens.tensors.directions import cosine
@@ -51,6 +51,7 @@ def assess_vector(
 
     Raises:
         ModelMismatchError: A vector or pairs of another model.
+        InvalidArgumentError: A vector with absent layers.
         LayerOutOfRangeError: The model has no such layer.
         HooksPresentError: The model carries hooks.
 
@@ -60,6 +61,9 @@ def assess_vector(
         >>> pl.vectors.assess_vector(vector, model).list_concerns()  # doctest: +SKIP
     """
     vector.check_model(model)
+    if vector.absent:
+        got = f"{vector.trait!r} without one at layers {list(vector.absent)}"
+        raise InvalidArgumentError.of("vector", "have a direction at every layer, for its card", got)
     shown = check_layer(_choose_layer(vector) if layer is None else layer, model.cfg.n_layers)
     if again is not None and again.model.fingerprint != vector.model.fingerprint:
         raise ModelMismatchError.of("again", f"come from the vector's model, {vector.model.name}", again.model.name)
