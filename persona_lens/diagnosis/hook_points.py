@@ -37,8 +37,9 @@ def check_hooks(subject: Subject) -> Finding:
         idle = [one for one in (*wanted, *heads) if one not in fired]
         if idle:
             return Finding(name, False, f"In {way}, {_shorten(idle)} never fired.", _CURE)
-        if [one for one in fired if one in wanted] != wanted:
-            return Finding(name, False, f"In {way} the layers' hooks fired as {_shorten(fired)}.", _CURE)
+        outputs = [one for one in fired if one in wanted]
+        if outputs != wanted:
+            return Finding(name, False, f"In {way} the layers' hooks fired in the order {_shorten(outputs)}.", _CURE)
     seen = f"All {n_layers} layers' outputs are reached, once each, with and without the cache; so are the heads' of "
     return Finding(name, True, seen + ("every layer." if len(heads) == n_layers else f"{len(heads)} layers."))
 

@@ -31,9 +31,9 @@ def check_padding(subject: Subject) -> Finding:
         places = [slice(n_pos - len(row), n_pos) if side == "left" else slice(0, len(row)) for row in rows]
         for index, (row, place) in enumerate(zip(rows, places, strict=True)):
             tokens[index, place], is_padding[index, place] = torch.tensor(row), False
-        together = cache_residual_stream(model, tokens, is_padding=is_padding)
+        padded = cache_residual_stream(model, tokens, is_padding=is_padding)
         worst[side] = max(
-            float(relative_difference(together[:, index, place], alone[index]).max())
+            float(relative_difference(padded[:, index, place], alone[index]).max())
             for index, place in enumerate(places)
         )
     shown = ", ".join(f"{off:.1g} padded {side}" for side, off in worst.items())
@@ -41,15 +41,15 @@ def check_padding(subject: Subject) -> Finding:
         seen = f"Activations differ from those of the text alone: {shown} (at most {limit:g})."
         cure = "Give an attention mask and position ids that leave padding out; or run texts one by one."
         return Finding(name, False, seen, cure)
-    singly = [_sample(subject, [prompt])[0].tokens for prompt in subject.prompts]
-    batch = [one.tokens for one in _sample(subject, list(subject.prompts))]
-    ties = [index for index, (one, other) in enumerate(zip(singly, batch, strict=True)) if one != other]
+    singly = [_sample(subject, [row])[0].tokens for row in rows]
+    together = [one.tokens for one in _sample(subject, [*rows, *subject.prompts[1:-1]])]
+    ties = [index for index, (one, other) in enumerate(zip(singly, together, strict=False)) if one != other]
     for index in ties:
-        if (off := _measure_shortfall(subject, subject.prompts[index], batch[index], NOTHING)) > limit:
+        if (off := _measure_shortfall(subject, rows[index], together[index])) > limit:
             seen = f"Greedy tokens depend on the rows beside them: one falls {off:.2g} deviations short of the best."
             return Finding(name, False, seen, "Sample with Sampling(batch_size=1).")
     tied = f", but for ties in {len(ties)}" if ties else ""
-    seen = f"Activations differ by {shown} of their length; greedy tokens of {len(batch)} prompts are the same{tied}."
+    seen = f"Activations differ by {shown} of their length; greedy tokens are the same in a batch{tied}."
     return Finding(name, True, seen)
 
 
@@ -122,8 +122,6 @@ def _run_whole(
     return run_forward(subject.model, prompt + response, hooks)
 
 
-def _measure_shortfall(
-    subject: Subject, prompt: tuple[int, ...], response: tuple[int, ...], intervention: Intervention
-) -> float:
-    _, logits = _run_whole(subject, prompt, response, intervention)
+def _measure_shortfall(subject: Subject, prompt: tuple[int, ...], response: tuple[int, ...]) -> float:
+    _, logits = _run_whole(subject, prompt, response, NOTHING)
     return greedy_shortfall(logits[len(prompt) - 1 : -1], response)

@@ -17,7 +17,7 @@ from persona_lens.models.hooks.recording import ResidualRecorder
 from persona_lens.models.text.chat import Message, encode_prompt
 from persona_lens.models.text.tokens import tokenize_plain
 
-N_NEW_TOKENS = 12
+N_NEW_TOKENS = 8
 """How many tokens are sampled where sampling is checked."""
 _LONGEST = 160  # tokens of a prompt: enough to fill sliding windows of tiny models, and quick on all others
 
