@@ -13,7 +13,8 @@ from persona_lens.diagnosis.context import check_context
 from persona_lens.diagnosis.finding import Diagnosis, Finding
 from persona_lens.diagnosis.finite import check_finite
 from persona_lens.diagnosis.hook_points import check_hooks, check_steering
-from persona_lens.diagnosis.parity import check_cache, check_layers, check_padding
+from persona_lens.diagnosis.layers import check_layers
+from persona_lens.diagnosis.parity import check_cache, check_padding
 from persona_lens.diagnosis.reference import read_reference
 from persona_lens.diagnosis.spans import check_spans
 from persona_lens.diagnosis.subject import Subject, choose_prompts

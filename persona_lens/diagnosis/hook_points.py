@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from persona_lens.diagnosis.finding import Finding
-from persona_lens.diagnosis.subject import Subject, run_forward
+from persona_lens.diagnosis.subject import Subject, keep_output, run_forward
 from persona_lens.interventions.hooks import intervention_hooks
 from persona_lens.models.engine.decoding import open_decoder
 from persona_lens.models.hooked_model import HookedModel
@@ -55,9 +55,9 @@ def check_steering(subject: Subject) -> Finding:
     before: dict[int, Tensor] = {}
     read_next: dict[int, Tensor] = {}
     inputs = {f"blocks.{layer + 1}.hook_resid_pre": layer for layer in range(len(residuals) - 1)}
-    pairs: list[HookPair] = [(hook_name(layer), _keep(before, layer)) for layer in range(len(residuals))]
+    pairs: list[HookPair] = [(hook_name(layer), keep_output(before, layer)) for layer in range(len(residuals))]
     pairs += _steer(directions, _COEFFICIENT)
-    pairs += [(one, _keep(read_next, layer)) for one, layer in inputs.items() if one in model.hook_dict]
+    pairs += [(one, keep_output(read_next, layer)) for one, layer in inputs.items() if one in model.hook_dict]
     after, steered = run_forward(model, tokens, pairs)
     for layer in range(len(residuals)):
         shift = _COEFFICIENT * directions[layer].double()
@@ -87,13 +87,6 @@ def _make_directions(residuals: Float[Tensor, "layer pos d_model"]) -> Float[Ten
     lengths = 0.1 * residuals.float().norm(dim=-1).median(dim=-1).values
     directions: Tensor = lengths[:, None] * wave / wave.norm()
     return directions
-
-
-def _keep(kept: dict[int, Tensor], layer: int) -> HookFn:
-    def keep(residual: Tensor, hook: object) -> None:
-        kept[layer] = residual[0].detach().clone()
-
-    return keep
 
 
 def _make_counter(label: str, fired: list[str]) -> HookFn:

@@ -1,4 +1,4 @@
-"""Checks that a text's numbers depend neither on its neighbours, nor on the cache, nor on who runs the model."""
+"""Checks that a text's numbers depend neither on its neighbours in a batch nor on the cache."""
 
 from __future__ import annotations
 
@@ -79,31 +79,6 @@ def check_cache(subject: Subject) -> Finding:
             seen = f"Sampling, {way}, takes a token that is {short:.2g} deviations short of a whole pass' best."
             return Finding(name, False, seen, cure)
     seen = f"{N_NEW_TOKENS} tokens, unsteered and steered: activations differ by {worst:.1g}, tokens are the same."
-    return Finding(name, True, seen)
-
-
-def check_layers(subject: Subject) -> Finding:
-    """Every layer's output, and the logits, are those of Hugging Face's model."""
-    name, limit, reference = "layers", tolerance_of(subject.dtype), subject.reference
-    if reference is None:
-        cure = "Pass doctor(model, reference=NAME_OR_FOLDER); or load it with backend='bridge', which wraps its own."
-        return Finding(name, None, subject.no_reference, cure)
-    residuals, logits = run_forward(subject.model, subject.longest)
-    if residuals.shape != reference.residuals.shape:
-        seen = f"{tuple(residuals.shape)} activations (layer, pos, d_model) against {tuple(reference.residuals.shape)}."
-        return Finding(name, False, seen, "Name the model that this one was loaded from as `reference`.")
-    off = relative_difference(residuals, reference.residuals).amax(dim=-1)
-    wrong = (off > limit).nonzero()[:, 0].tolist()
-    cure = "Load it anew with load_model, which changes no weight; or with backend='bridge'."
-    if wrong:
-        first = wrong[0]
-        seen = f"From layer {first} on the model differs from {reference.source}: by {float(off[first]):.2g} there"
-        return Finding(name, False, f"{seen} (at most {limit:g}).", cure)
-    apart = float(relative_difference(logits, reference.logits).max())
-    if apart > limit:
-        return Finding(name, False, f"All layers agree, the logits differ by {apart:.2g} (at most {limit:g}).", cure)
-    worst = float(off.max())
-    seen = f"All {len(off)} differ from {reference.source} by at most {worst:.1g}, the logits by {apart:.1g}."
     return Finding(name, True, seen)
 
 

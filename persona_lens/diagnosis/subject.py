@@ -12,7 +12,7 @@ from torch import Tensor
 from persona_lens.diagnosis.reference import Reference
 from persona_lens.errors import PersonaLensError
 from persona_lens.models.hooked_model import HookedModel
-from persona_lens.models.hooks.points import HookPair, attached
+from persona_lens.models.hooks.points import HookFn, HookPair, attached
 from persona_lens.models.hooks.recording import ResidualRecorder
 from persona_lens.models.text.chat import Message, encode_prompt
 from persona_lens.models.text.tokens import tokenize_plain
@@ -124,3 +124,12 @@ def run_forward(
         # An explicit mask, always: without one TransformerLens guesses padding from token ids.
         logits: Tensor = model(row, attention_mask=torch.ones_like(row))
     return recorder.read(), logits[0]
+
+
+def keep_output(kept: dict[int, Tensor], layer: int) -> HookFn:
+    """Return a hook that keeps a copy of the first row under a layer's number."""
+
+    def keep(residual: Tensor, hook: object) -> None:
+        kept[layer] = residual[0].detach().clone()
+
+    return keep

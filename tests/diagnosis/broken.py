@@ -134,6 +134,6 @@ BREAKS = (
     Break("a weight that is NaN", "finite", put_nan, "blocks.2.attn.W_O"),
     Break("a forward pass that ignores the mask", "padding", ignore_mask, "padded left"),
     Break("positions that are wrong with a cache", "cache", turn_cached_positions, "differs"),
-    Break("a weight that is not Hugging Face's", "layers", change_weight, "From layer 1 on"),
+    Break("a weight that is not Hugging Face's", "layers", change_weight, "at layer 1, by"),
     Break("a hook point that loses changes", "steering", lose_changes, "Layer 2 does not read"),
 )  # fmt: skip

@@ -73,7 +73,7 @@ def test_a_weight_changed_under_a_bridge_is_found_against_the_files(tiny_folder)
     assert find(pl.doctor(model), "layers").passed, "it is the model that the bridge wraps"
     against_files = find(pl.doctor(model, reference=tiny_folder("llama")), "layers")
     assert not against_files.passed
-    assert "From layer 1 on" in against_files.seen
+    assert "at layer 1, by" in against_files.seen
 
 
 def test_a_model_whose_files_changed_is_not_compared_with_them(tmp_path):
