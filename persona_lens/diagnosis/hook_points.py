@@ -16,7 +16,7 @@ from persona_lens.models.hooks.points import HookFn, HookPair, attached
 from persona_lens.models.hooks.sites import heads_hook_name, hook_name
 from persona_lens.tensors.operations import Add
 
-_COEFFICIENT = -1.5
+_COEFFICIENT = 1.5
 _CURE = "Load the model with load_model, which keeps every hook point; or try the other backend."
 
 

@@ -75,7 +75,7 @@ def read_reference(model: HookedModel, tokens: tuple[int, ...], source: str | No
     if source is None and origin is not None and fingerprint_hugging_face(hf_model) != origin.fingerprint:
         return None, f"{named} holds other weights by now than those that this model was loaded from."
     round_weights(hf_model, dtype)
-    return _run(hf_model.to(model.cfg.device), tokenizer, tokens, "Hugging Face's model, loaded again"), ""
+    return _run(hf_model.to(model.cfg.device), tokenizer, tokens, "Hugging Face's model loaded anew"), ""
 
 
 def _run(hf_model: Any, tokenizer: Any, tokens: tuple[int, ...], source: str) -> Reference:

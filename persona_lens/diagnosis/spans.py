@@ -23,7 +23,8 @@ def check_spans(subject: Subject) -> Finding:
         faults += [f"{kind}: {fault}"] if fault else []
     if faults:
         cure = "Load the model's own fast tokenizer and chat template; responses read wrongly give wrong vectors."
-        return Finding("spans", False, " ".join(faults), cure)
+        seen = f"Wrong in {len(faults)} of {len(CHATS)} conversations; {faults[0]}"
+        return Finding("spans", False, seen, cure)
     return Finding("spans", True, f"Each response is found in {len(CHATS)} conversations: {', '.join(CHATS)}.")
 
 

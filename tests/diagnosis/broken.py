@@ -11,7 +11,7 @@ from transformer_lens.hook_points import HookPoint
 
 from tests.tiny import CHATML
 
-_NO_SYSTEM = CHATML.replace("{% for m in messages %}", "{% for m in messages if m['role'] != 'system' %}")
+DROPPING_SYSTEM = CHATML.replace("{% for m in messages %}", "{% for m in messages if m['role'] != 'system' %}")
 _LATER_TURNS_LOSE_IT = (
     "{% set several = messages | selectattr('role', 'equalto', 'user') | list | length > 1 %}"
     + CHATML.replace("{% for m in messages %}", "{% for m in messages if not (several and m['role'] == 'system') %}")
@@ -122,7 +122,7 @@ def lose_changes(model: Any) -> None:
 
 
 BREAKS = (
-    Break("the template drops the system message", "system prompt", set_template(_NO_SYSTEM), "in silence"),
+    Break("the template drops the system message", "system prompt", set_template(DROPPING_SYSTEM), "in silence"),
     Break("it does so in several turns alone", "system prompt", set_template(_LATER_TURNS_LOSE_IT), "several turns"),
     Break("no chat template", "chat template", set_template(""), "none"),
     Break("BOS written twice", "BOS", set_template("{{ bos_token }}{{ bos_token }}" + CHATML), "2 times"),

@@ -76,6 +76,14 @@ def test_a_weight_changed_under_a_bridge_is_found_against_the_files(tiny_folder)
     assert "at layer 1, by" in against_files.seen
 
 
+def test_a_bridge_whose_wrapper_computes_something_else_is_found(tiny_folder):
+    model = load(tiny_folder("llama"), backend="bridge")
+    wrapper = model.blocks[1].mlp
+    forward = wrapper.forward
+    wrapper.forward = lambda *given, **options: 1.05 * forward(*given, **options)
+    assert "at layer 1, by" in find(pl.doctor(model), "layers").seen
+
+
 def test_a_model_whose_files_changed_is_not_compared_with_them(tmp_path):
     make_hf_model("llama").save_pretrained(tmp_path)
     make_tokenizer().save_pretrained(tmp_path)
