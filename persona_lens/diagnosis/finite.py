@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from persona_lens.diagnosis.finding import Finding
@@ -12,9 +14,11 @@ _OVERFLOW = "Load the model in bfloat16 or float32, which hold larger numbers."
 
 def check_finite(subject: Subject) -> Finding:
     """No weight, no layer's output and no logit is infinite or NaN."""
-    name, model = "finite", subject.model
-    weights = [name for name, one in torch.nn.Module.named_parameters(model) if _can_overflow(one)]  # type: ignore[arg-type]
-    broken = [name for name in weights if not bool(model.get_parameter(name).isfinite().all())]  # type: ignore[attr-defined]
+    name = "finite"
+    model: Any = subject.model
+    broken = [
+        key for key, weight in model.named_parameters() if _can_overflow(weight) and not bool(weight.isfinite().all())
+    ]
     if broken:
         more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
         seen = f"Infinite or NaN among the weights: {', '.join(broken[:3])}{more}."
