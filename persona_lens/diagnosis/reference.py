@@ -60,8 +60,9 @@ def read_reference(model: HookedModel, tokens: tuple[int, ...], source: str | No
     origin = read_origin(model)
     if source is None and origin is not None and origin.base_fingerprint is not None:
         return None, "An adapter was merged into this model, which no file holds as it is."
-    named = source or (origin.source if origin else str(getattr(model.tokenizer, "name_or_path", None) or ""))
-    if not named:
+    found = origin.source if origin else str(getattr(model.tokenizer, "name_or_path", None) or "")
+    named = found if source is None else source
+    if source is None and not named:
         return None, "It is not known where the model was loaded from."
     dtype = next(model.parameters()).dtype
     try:
