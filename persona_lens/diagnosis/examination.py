@@ -22,7 +22,7 @@ from persona_lens.diagnosis.template import check_bos, check_stop_tokens, check_
 from persona_lens.errors import PersonaLensWarning
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.points import check_unsteered
-from persona_lens.models.loading import EMBEDDED_MODEL, describe_model, load_model
+from persona_lens.models.loading import describe_model, load_model
 from persona_lens.progress_bars import show_progress
 
 _MAX_QUOTED = 300  # characters of an error
@@ -62,7 +62,7 @@ CHECKS = (
 
 
 @checked
-def doctor(model: str | Path | HookedModel = EMBEDDED_MODEL, *, reference: str | Path | None = None) -> Diagnosis:
+def doctor(model: str | Path | HookedModel, *, reference: str | Path | None = None) -> Diagnosis:
     """Examine whether a model runs as it should, and say of each check what was seen and what to do.
 
     Looked at are the chat template and the system prompt, BOS, stop tokens, the spans of responses in five
