@@ -16,6 +16,7 @@ from typing import Any as _Any
 if _TYPE_CHECKING:  # for type checkers; at run time a name is imported when it is first asked for, see __getattr__
     from persona_lens import (
         conversations,
+        diagnosis,
         errors,
         evaluation,
         finetuning,
@@ -32,6 +33,7 @@ if _TYPE_CHECKING:  # for type checkers; at run time a name is imported when it 
         vectors,
     )
     from persona_lens.conversations import read_conversations
+    from persona_lens.diagnosis.examination import doctor
     from persona_lens.evaluation.capability import measure_capability
     from persona_lens.evaluation.conditions import Condition, score_conditions
     from persona_lens.evaluation.confirmation import confirm_choice
@@ -88,6 +90,8 @@ __all__ = [
     "conversations",
     "cosine",
     "describe_model",
+    "diagnosis",
+    "doctor",
     "errors",
     "evaluation",
     "extract_persona_vector",
@@ -150,6 +154,7 @@ _HOMES = {
     "confirm_choice": "evaluation.confirmation",
     "cosine": "tensors.directions",
     "describe_model": "models.loading",
+    "doctor": "diagnosis.examination",
     "extract_persona_vector": "vectors.extraction",
     "finetune": "finetuning.training",
     "hooked": "interventions.hooks",

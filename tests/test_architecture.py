@@ -63,6 +63,10 @@ ROOMS = {
     "judges": ("who scores responses", FOUNDATION | {"traits", "models"}),
     "vectors": ("PersonaVector, and how it is found", FOUNDATION | {"tensors", "traits", "models", "judges"}),
     "interventions": ("from vectors to hooks and `with` blocks", FOUNDATION | {"tensors", "models", "vectors"}),
+    "diagnosis": (
+        "does a model run as it should? each check with its cure",
+        {"checking", "errors", "progress_bars", "records", "tensors", "models", "interventions"},
+    ),
     # The capability rooms stand side by side: never one on another.
     "evaluation": ("conditions, their scores, and what is made of them", MODELS | {"interventions"}),
     "monitoring": ("projections before a response", MODELS),
@@ -72,7 +76,10 @@ ROOMS = {
         "what the scripts in experiments/ share",
         MODELS | {"ending", "interventions", "evaluation", "finetuning"},
     ),
-    "cli": ("the command", MODELS | {"conversations", "ending", "evaluation", "interventions", "screening"}),
+    "cli": (
+        "the command",
+        MODELS | {"conversations", "diagnosis", "ending", "evaluation", "interventions", "screening"},
+    ),
 }
 PICKLERS = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}
 

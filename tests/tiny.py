@@ -22,7 +22,7 @@ from transformers import (
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 _NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
-_CHATML = (
+CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
@@ -36,7 +36,7 @@ _CLASSES = {
 }
 
 
-def make_tokenizer(*, template: str = _CHATML) -> PreTrainedTokenizerFast:
+def make_tokenizer(*, template: str = CHATML) -> PreTrainedTokenizerFast:
     """Every byte is a token; three special tokens; ChatML."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
@@ -55,7 +55,7 @@ def make_tokenizer(*, template: str = _CHATML) -> PreTrainedTokenizerFast:
 
 def make_tokenizer_without_system_role() -> PreTrainedTokenizerFast:
     """As Gemma's: the template raises at a system message."""
-    return make_tokenizer(template=_NO_SYSTEM + _CHATML)
+    return make_tokenizer(template=_NO_SYSTEM + CHATML)
 
 
 def make_hf_model(architecture: str, seed: int = 0, n_ctx: int = 256):

@@ -10,6 +10,8 @@ import tyro
 
 Source = Literal["written", "sampled"]
 Format = Literal["persona-lens", "gguf", "paper", "assistant-axis", "steering-vectors", "trait-interp"]
+Backend = Literal["hooked", "bridge"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Kind = Literal["reading", "sentences", "likelihood", "endpoint"]
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
@@ -239,5 +241,34 @@ class Convert:
     """The token position that the directions were read from; SOURCE's if left out."""
     evaluation: Path | None = None
     """A trait's second file, with the evaluation questions; without it SOURCE's questions are split in half."""
+    json: Flag = False
+    """Print one JSON object."""
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """Examine whether a model runs as it should: twelve checks, each with what was seen and what to do about it.
+
+    Chat template, system prompt, BOS, stop tokens, spans, context length, hooks, finite numbers, padding, cache, every
+    layer against Hugging Face's model, steering. Exit status: 0 no check failed; 1 one did; 2 the model cannot be
+    loaded.
+
+    Try:
+
+    persona-lens doctor
+
+    persona-lens doctor Qwen/Qwen2.5-7B-Instruct --dtype bfloat16
+
+    persona-lens doctor ./my-model --backend bridge --json
+    """
+
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")] = DEFAULT_MODEL
+    """Bundled model, Hugging Face name, folder or GGUF file."""
+    backend: Backend | None = None
+    """The class that runs it; `hooked` wherever that can hold the architecture, if left out."""
+    dtype: Dtype = "auto"
+    """Of the weights; `auto` is bfloat16 where the hardware computes it, else float32."""
+    device: str | None = None
+    """As torch names it, such as `cuda:1`; a GPU if there is one, if left out."""
     json: Flag = False
     """Print one JSON object."""

@@ -51,6 +51,7 @@ _GOES_ON = "What is finished is kept: the same command goes on where it was."
 COMMANDS = {
     "demo": Command("every ready vector at work beside the model as it is", "Demo", "persona_lens.cli.demo"),
     "traits": Command("what comes with the package", "Traits", "persona_lens.cli.listing"),
+    "doctor": Command("does a model run as it should, and what to do if not", "Doctor", "persona_lens.cli.doctor"),
     "steer": Command("one question, answered unsteered and steered", "Steer", "persona_lens.cli.steering"),
     "extract": Command("a trait's direction, into a file", "Extract", "persona_lens.cli.extracting", _GOES_ON),
     "sweep": Command("where to steer, and how strongly", "Sweep", "persona_lens.cli.sweeping", _GOES_ON),

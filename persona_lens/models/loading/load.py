@@ -101,7 +101,7 @@ def load_model(
                 if backend == "hooked":
                     raise
                 loaded = _build_bridge(name, hf_model, tokenizer, resolved)
-    remember_origin(loaded, fingerprint, base_fingerprint)
+    remember_origin(loaded, fingerprint, base_fingerprint, str(model))
     return loaded
 
 
