@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
@@ -15,12 +14,16 @@ from transformers.cache_utils import Cache
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from persona_lens.errors import UnsupportedModelError
 from persona_lens.models.engine.attention import SlotCache, Span, attend_grouped
 from persona_lens.models.hooks.sharing import guard
 from persona_lens.models.hooks.sites import heads_hook_name
+from persona_lens.models.loading.architectures import finish_logits
 from persona_lens.models.loading.hugging_face import read_head_shape
 
 _HF_ATTENTION = "persona_lens_slots"
+# Tensors that attention is handed and that change nothing: where tokens lie is in the mask.
+_NOT_ATTENDED = {"position_ids", "cache_position"}
 
 
 class _HuggingFaceCache(Cache):
@@ -42,11 +45,20 @@ def _attend_for_hugging_face(
     attention_mask: Tensor,
     scaling: float | None = None,
     softcap: float | None = None,
-    **_: object,
+    s_aux: Tensor | None = None,
+    **more: object,
 ) -> tuple[Tensor, None]:
-    """Lean attention behind the Hugging Face attention interface."""
+    """Lean attention behind the Hugging Face attention interface.
+
+    Raises:
+        UnsupportedModelError: The architecture hands over a tensor that is not known here, such as a bias on positions.
+    """
+    unknown = sorted(name for name, value in more.items() if isinstance(value, Tensor) and name not in _NOT_ATTENDED)
+    if unknown:
+        rule, got = "have plain causal attention", f"{type(module).__name__} with {', '.join(unknown)}"
+        raise UnsupportedModelError.of("model", rule, got, "docs/howto/architectures.md lists what runs.")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return attend_grouped(query, key, value, attention_mask, scale, softcap).transpose(1, 2).contiguous(), None
+    return attend_grouped(query, key, value, attention_mask, scale, softcap, s_aux).transpose(1, 2).contiguous(), None
 
 
 # Both are Hugging Face's own extension points; the mask is always given, so its builder just hands it on.
@@ -94,8 +106,7 @@ class BridgeDecoder:
     def unembed(self, hidden: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocab"]:
         """See :class:`persona_lens.models.engine.decoding.Decoder`."""
         logits: Tensor = self.hf_model.get_output_embeddings()(hidden)
-        cap = getattr(self.config, "final_logit_softcapping", None)
-        return cap * torch.tanh(logits / cap) if cap else logits
+        return finish_logits(logits, self.config)
 
 
 def list_head_outputs(model: Any) -> list[tuple[nn.Module, HookPoint]]:
