@@ -21,8 +21,9 @@ from persona_lens.errors import UnsupportedModelError
 from persona_lens.finetuning.rows import encode_training_rows
 from persona_lens.models.engine.decoding import open_decoder
 from persona_lens.models.engine.sampling import SampleRequest, Sampling, sample_stream
-from persona_lens.models.loading import find_blocks
+from persona_lens.models.loading import find_blocks, find_output_projection
 from persona_lens.models.loading.architectures import TESTED
+from persona_lens.models.loading.text_part import take_text_part
 from persona_lens.models.text.spans import TokenSpans
 from persona_lens.tensors.operations import Add
 from tests.architectures import ARCHITECTURES, D_MODEL, N_LAYERS, make_architecture
@@ -64,13 +65,6 @@ class Case:
         return "`HookedTransformer`" if pl.describe_model(self.model).backend == "hooked" else "bridge"
 
 
-def find_text_blocks(hf_model):
-    """Also of a model that sees."""
-    return find_blocks(hf_model) if hf_model.config is hf_model.config.get_text_config() else (
-        hf_model.base_model.language_model.layers
-    )  # fmt: skip
-
-
 def run_hugging_face(hf_model, tokens, vector=None):
     """Each block's output and the logits, with a vector added after a block."""
     outputs, handles = [], []
@@ -85,7 +79,7 @@ def run_hugging_face(hf_model, tokens, vector=None):
 
         return hook
 
-    for layer, block in enumerate(find_text_blocks(hf_model)):
+    for layer, block in enumerate(find_blocks(take_text_part(hf_model))):
         handles.append(block.register_forward_hook(make_hook(layer)))
     try:
         with torch.no_grad():
@@ -149,6 +143,22 @@ def check_steering(case):
     assert torch.equal(pl.cache_residual_stream(case.model, TOKENS), plain)
 
 
+def check_heads(case):
+    """What the heads give is what Hugging Face's output projection reads."""
+    text, read = take_text_part(case.hf_model), []
+    handles = [
+        find_output_projection(text, layer).register_forward_pre_hook(lambda module, args: read.append(args[0]))
+        for layer in range(N_LAYERS)
+    ]
+    run_hugging_face(case.hf_model, TOKENS)
+    for handle in handles:
+        handle.remove()
+    expected = torch.stack(read)[:, :, 20:].mean(dim=2)
+    spans = [TokenSpans(tokens=tuple(row.tolist()), response_start=20, response_end=40) for row in TOKENS]
+    for index, heads in pl.models.pool_heads(case.model, spans):
+        torch.testing.assert_close(heads.flatten(1), expected[:, index], **TOLERANCE)
+
+
 def check_training(case, out):
     """One step of LoRA, steered: the loss is that of the steered model, and the adapter moves."""
     settings = pl.FinetuneSettings(
@@ -166,7 +176,7 @@ def check_training(case, out):
     assert moved.abs().amax(dim=(1, 2, 3)).min() > 1e-4
 
 
-CHECKS = (check_layers, check_sampling, check_steering)
+CHECKS = (check_layers, check_heads, check_sampling, check_steering)
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from persona_lens.errors import UnsupportedModelError
 from persona_lens.models.engine.attention import SlotCache, Span, attend_grouped
 from persona_lens.models.hooks.sharing import guard
 from persona_lens.models.hooks.sites import heads_hook_name
-from persona_lens.models.loading.architectures import finish_logits
+from persona_lens.models.loading.architectures import check_architecture, finish_logits
 from persona_lens.models.loading.hugging_face import read_head_shape
 
 _HF_ATTENTION = "persona_lens_slots"
@@ -71,6 +71,7 @@ class BridgeDecoder:
 
     def __init__(self, model: TransformerBridge) -> None:
         hf_model: Any = model.original_model
+        check_architecture(hf_model.config, type(hf_model))  # it may have been loaded elsewhere
         self.hf_model, self.config = hf_model, hf_model.config.get_text_config()
 
     def new_cache(self, n_slots: int, max_length: int) -> SlotCache:
