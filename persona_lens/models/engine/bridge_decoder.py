@@ -77,10 +77,10 @@ class BridgeDecoder:
     def new_cache(self, n_slots: int, max_length: int) -> SlotCache:
         """See :class:`persona_lens.models.engine.decoding.Decoder`."""
         config = self.config
-        n_kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         _, d_head = read_head_shape(config)
         weight = self.hf_model.get_input_embeddings().weight
-        return SlotCache(config.num_hidden_layers, n_slots, max_length, n_kv_heads, d_head, weight.dtype, weight.device)
+        shape = (config.num_hidden_layers, n_slots, max_length, _count_kv_heads(config), d_head)
+        return SlotCache(*shape, weight.dtype, weight.device)
 
     def extend(
         self, tokens: Int[Tensor, "row pos"], starts: Int[Tensor, " row"], cache: SlotCache
@@ -108,6 +108,14 @@ class BridgeDecoder:
         """See :class:`persona_lens.models.engine.decoding.Decoder`."""
         logits: Tensor = self.hf_model.get_output_embeddings()(hidden)
         return finish_logits(logits, self.config)
+
+
+def _count_kv_heads(config: Any) -> int:
+    """Return the number of a layer's key/value heads, also as Falcon's configurations say it."""
+    if getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False):
+        return 1
+    told = getattr(config, "num_key_value_heads", None) or getattr(config, "num_kv_heads", None)
+    return told or int(config.num_attention_heads)
 
 
 def list_head_outputs(model: Any) -> list[tuple[nn.Module, HookPoint]]:
