@@ -7,7 +7,7 @@ column of the TransformerLens that is installed.
 from __future__ import annotations
 
 import re
-import subprocess
+import sys
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
@@ -27,6 +27,7 @@ from persona_lens.models.loading.text_part import take_text_part
 from persona_lens.models.text.spans import TokenSpans
 from persona_lens.tensors.operations import Add
 from tests.architectures import ARCHITECTURES, D_MODEL, N_LAYERS, make_architecture
+from tests.conftest import refuse_to_install
 from tests.tiny import make_tokenizer
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "howto" / "architectures.md"
@@ -191,12 +192,6 @@ def cases(tmp_path_factory):
     return case
 
 
-@pytest.fixture(autouse=True)
-def no_installing(monkeypatch):
-    """TransformerLens installs torchvision when it is given a model that sees."""
-    monkeypatch.setattr(subprocess, "check_call", lambda command, *_, **__: pytest.fail(f"ran {command}"))
-
-
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -247,4 +242,5 @@ def write_page():
 
 
 if __name__ == "__main__":
+    sys.addaudithook(refuse_to_install)
     write_page()
