@@ -4,7 +4,7 @@
 #   make check     style and types         make bench     the benchmarks
 #   make docs      the numbers of README and docs, from the results in figures/; then the site, into site/
 #   make html      the figures as pages, from the results in figures/
-#   make test-tl4  the model-facing tests on TransformerLens 4
+#   make test-tl4  what may come out otherwise on TransformerLens 4
 #   make test-all  the slow ones too
 #   make setup     the set-up alone        make clean     remove the environment and the tools' caches
 #   make release-check   the packages built, and the wheel tried in an empty environment
@@ -60,8 +60,17 @@ test: setup browser
 test-all: setup browser
 	@$(PYTEST)
 
-test-tl4: setup $(TL4)
-	@PYTHONPATH=$(TL4) $(PYTEST) tests/models -m "not slow"
+# Left out are tests that load no model, whose outcome cannot depend on it. Of the slow ones: every architecture, the
+# notebooks, the README's code, and the scripts of the headline figures on --tiny; the others call the same functions.
+# An absolute path, as some tests start processes in other folders.
+WITHOUT_A_MODEL := $(addprefix tests/,conversations fuzz statistics tensors traits test_architecture.py test_checking.py \
+  test_checksums.py test_files.py test_house.py test_progress_bars.py test_records.py test_result_pages.py test_run.py \
+  test_storage.py test_streams.py)
+SLOW_ON_TL4 := tests/models/test_architectures.py tests/test_notebooks.py tests/test_readme.py \
+  tests/experiments/test_layer_sweep.py tests/experiments/test_finetuning_experiments.py
+test-tl4: setup browser $(TL4)
+	@PYTHONPATH=$(abspath $(TL4)) $(PYTEST) tests -m "not slow" $(addprefix --ignore=,$(WITHOUT_A_MODEL))
+	@PYTHONPATH=$(abspath $(TL4)) $(PYTEST) $(SLOW_ON_TL4) -m slow
 
 check: $(PACKAGES)
 	@$(VENV_PYTHON) -m ruff check

@@ -1,4 +1,5 @@
 import os
+import sys
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -12,6 +13,17 @@ from tests.tiny import save_tiny
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))  # 1 beside other work
 settings.register_profile("repository", deadline=None)
 settings.load_profile("repository")
+
+
+def refuse_to_install(event, args):
+    """Keep the environment as it is: TransformerLens runs pip by itself for some models that see."""
+    told = " ".join(map(str, args[1])).split() if event == "subprocess.Popen" else []
+    words = [os.path.basename(word) for word in told]
+    if "install" in words and {"pip", "uv"} & set(words):
+        raise PermissionError(f"no test installs anything: {words}")
+
+
+sys.addaudithook(refuse_to_install)
 
 
 def pytest_collection_modifyitems(items):

@@ -4,11 +4,10 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.experiments.scripts import search_path
 
 
 @pytest.mark.slow
@@ -16,7 +15,7 @@ def test_no_hostile_argument_ends_in_a_bare_error_or_never(tmp_path):
     """In a process of its own, without the tests' own type checks."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.hostile_arguments"], capture_output=True, text=True, cwd=tmp_path, timeout=900,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHONPATH": search_path()},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     outcome = json.loads(done.stdout)

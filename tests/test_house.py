@@ -156,3 +156,15 @@ def test_the_licence_of_every_locked_package_is_listed():
     listed = set(re.findall(r"^\| (\S+) \| (\S+) \| .+ \|$", page, re.MULTILINE)) - {("package", "version")}
     locked = read_locked("constraints.txt") | read_locked("requirements.lock")
     assert listed == {(name, version) for name, (version, _) in locked.items()}
+
+
+def test_what_is_not_run_on_transformer_lens_4_loads_no_model():
+    makefile = (ROOT / "Makefile").read_text().replace("\\\n", " ")
+    left_out = re.search(r"^WITHOUT_A_MODEL := \$\(addprefix tests/,(.+?)\)", makefile, re.MULTILINE)[1].split()
+    for name in left_out:
+        assert (ROOT / "tests" / name).exists(), name
+    loading = r"\b(tiny_model|tiny_bridge|tiny_folder|roomy_folder|embedded_model|load_model|save_tiny|make_hf_model)\b"
+    places = [ROOT / "tests" / name for name in left_out if name != "test_house.py"]
+    sources = [path for place in places for path in ([place] if place.is_file() else place.rglob("*.py"))]
+    assert len(sources) > 20
+    assert not [path.name for path in sources if re.search(loading, path.read_text(encoding="utf-8"))]

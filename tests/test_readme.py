@@ -126,6 +126,14 @@ def test_every_result_has_its_picture(path):
     assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
+def test_the_code_of_the_readme_runs_and_answers_twice(capsys):
+    code = re.search(r"<!-- start -->.*?```python\n(.*?)```.*?<!-- /start -->", README, re.DOTALL).group(1)
+    exec(code, {})
+    answers = re.match(r"unsteered: (.{20,})\nsteered:   (.{20,})\n$", capsys.readouterr().out, re.DOTALL)
+    assert answers.group(1) != answers.group(2)
+
+
 def test_the_analysis_of_the_page_on_hooks_runs(tiny_model, capsys):
     """It mixes this package's hooks with ordinary TransformerLens ones."""
     code = re.search(r"<!-- analysis -->\n```python\n(.*?)```\n<!-- /analysis -->", HOOKS, re.DOTALL).group(1)

@@ -44,7 +44,12 @@ def command(setting, script, name, *arguments):
 
 
 def environment(**more):
-    return os.environ | _FIXED | {"PYTHONPATH": str(ROOT)} | more
+    return os.environ | _FIXED | {"PYTHONPATH": search_path()} | more
+
+
+def search_path():
+    """This repository, then what the tests were started with: TransformerLens 4, if that is tested."""
+    return os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 def run(setting, script, name, *arguments):

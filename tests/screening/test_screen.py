@@ -225,7 +225,9 @@ def test_compared_with_the_last_prompt_token_nothing_is_sampled(tiny_model, tmp_
     exact = run(tiny_model, make_rows(6), tmp_path / "exact")
     torch.testing.assert_close(found.values("one"), exact.values("one", "raw") - exact.values("one", "prompt"))
     assert set(found.rows["base_response"][:]) == {""}
-    assert found.measure("one") == exact.check_approximations("one").last_prompt
+    # Two ways of computing: in which order numbers are added up depends on TransformerLens' version.
+    expected = dataclasses.astuple(exact.check_approximations("one").last_prompt)
+    assert dataclasses.astuple(found.measure("one")) == pytest.approx(expected, abs=1e-6)
     with pytest.raises(pl.errors.InvalidArgumentError, match="sampled"):
         found.check_approximations("one")
 

@@ -126,6 +126,7 @@ def attend_grouped(
     mask: Float[Tensor, "row 1 pos key"],
     scale: float,
     softcap: float | None = None,
+    sinks: Float[Tensor, " head"] | None = None,
 ) -> Float[Tensor, "row head pos d_head"]:
     """Scaled dot-product attention whose query heads share key/value heads, without repeating the latter.
 
@@ -138,6 +139,7 @@ def attend_grouped(
         mask: Additive mask.
         scale: Factor on the scores before the softmax.
         softcap: ``softcap * tanh(score / softcap)`` before the mask (Gemma 2), if any.
+        sinks: Each head's score of a key that has no value (gpt-oss), if any: attention to nothing.
 
     Returns:
         The heads' outputs.
@@ -147,7 +149,7 @@ def attend_grouped(
     group = n_heads // n_kv_heads
     grouped = queries.reshape(n_rows, n_kv_heads, group * n_pos, d_head)
     few_scores = n_pos == 1 or n_keys <= _MAX_KEYS_WITH_SCORES
-    if softcap is None and not (few_scores and queries.device.type == "cpu"):
+    if softcap is None and sinks is None and not (few_scores and queries.device.type == "cpu"):
         # A single query position broadcasts; several are repeated in the same head-major order as the queries.
         expanded = mask.expand(n_rows, 1, group, n_keys) if n_pos == 1 else mask.repeat(1, 1, group, 1)
         out = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=expanded, scale=scale)
@@ -157,5 +159,9 @@ def attend_grouped(
         scores = torch.tanh(scores / softcap) * softcap
     # In place: the scores are as large as all the rest together.
     scores.view(n_rows, n_kv_heads, group, n_pos, n_keys).add_(mask[:, :, None])
-    out = torch.matmul(torch.softmax(scores, dim=-1).to(values.dtype), values)
+    if sinks is not None:
+        nothing = sinks.float().view(n_kv_heads, group, 1, 1).expand(-1, -1, n_pos, 1).reshape(n_kv_heads, -1, 1)
+        scores = torch.cat([scores, nothing.expand(n_rows, -1, -1, -1)], dim=-1)
+    weights = torch.softmax(scores, dim=-1)[..., :n_keys]
+    out = torch.matmul(weights.to(values.dtype), values)
     return out.reshape(n_rows, n_heads, n_pos, d_head)

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
@@ -15,12 +14,16 @@ from transformers.cache_utils import Cache
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from persona_lens.errors import UnsupportedModelError
 from persona_lens.models.engine.attention import SlotCache, Span, attend_grouped
 from persona_lens.models.hooks.sharing import guard
 from persona_lens.models.hooks.sites import heads_hook_name
+from persona_lens.models.loading.architectures import check_architecture, finish_logits
 from persona_lens.models.loading.hugging_face import read_head_shape
 
 _HF_ATTENTION = "persona_lens_slots"
+# Tensors that attention is handed and that change nothing: where tokens lie is in the mask.
+_NOT_ATTENDED = {"position_ids", "cache_position"}
 
 
 class _HuggingFaceCache(Cache):
@@ -42,11 +45,20 @@ def _attend_for_hugging_face(
     attention_mask: Tensor,
     scaling: float | None = None,
     softcap: float | None = None,
-    **_: object,
+    s_aux: Tensor | None = None,
+    **more: object,
 ) -> tuple[Tensor, None]:
-    """Lean attention behind the Hugging Face attention interface."""
+    """Lean attention behind the Hugging Face attention interface.
+
+    Raises:
+        UnsupportedModelError: The architecture hands over a tensor that is not known here, such as a bias on positions.
+    """
+    unknown = sorted(name for name, value in more.items() if isinstance(value, Tensor) and name not in _NOT_ATTENDED)
+    if unknown:
+        rule, got = "have plain causal attention", f"{type(module).__name__} with {', '.join(unknown)}"
+        raise UnsupportedModelError.of("model", rule, got, "docs/howto/architectures.md lists what runs.")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return attend_grouped(query, key, value, attention_mask, scale, softcap).transpose(1, 2).contiguous(), None
+    return attend_grouped(query, key, value, attention_mask, scale, softcap, s_aux).transpose(1, 2).contiguous(), None
 
 
 # Both are Hugging Face's own extension points; the mask is always given, so its builder just hands it on.
@@ -59,15 +71,16 @@ class BridgeDecoder:
 
     def __init__(self, model: TransformerBridge) -> None:
         hf_model: Any = model.original_model
+        check_architecture(hf_model.config, type(hf_model))  # it may have been loaded elsewhere
         self.hf_model, self.config = hf_model, hf_model.config.get_text_config()
 
     def new_cache(self, n_slots: int, max_length: int) -> SlotCache:
         """See :class:`persona_lens.models.engine.decoding.Decoder`."""
         config = self.config
-        n_kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         _, d_head = read_head_shape(config)
         weight = self.hf_model.get_input_embeddings().weight
-        return SlotCache(config.num_hidden_layers, n_slots, max_length, n_kv_heads, d_head, weight.dtype, weight.device)
+        shape = (config.num_hidden_layers, n_slots, max_length, _count_kv_heads(config), d_head)
+        return SlotCache(*shape, weight.dtype, weight.device)
 
     def extend(
         self, tokens: Int[Tensor, "row pos"], starts: Int[Tensor, " row"], cache: SlotCache
@@ -94,8 +107,15 @@ class BridgeDecoder:
     def unembed(self, hidden: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocab"]:
         """See :class:`persona_lens.models.engine.decoding.Decoder`."""
         logits: Tensor = self.hf_model.get_output_embeddings()(hidden)
-        cap = getattr(self.config, "final_logit_softcapping", None)
-        return cap * torch.tanh(logits / cap) if cap else logits
+        return finish_logits(logits, self.config)
+
+
+def _count_kv_heads(config: Any) -> int:
+    """Return the number of a layer's key/value heads, also as Falcon's configurations say it."""
+    if getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False):
+        return 1
+    told = getattr(config, "num_key_value_heads", None) or getattr(config, "num_kv_heads", None)
+    return told or int(config.num_attention_heads)
 
 
 def list_head_outputs(model: Any) -> list[tuple[nn.Module, HookPoint]]:

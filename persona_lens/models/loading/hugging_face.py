@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from huggingface_hub import constants, get_session
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from persona_lens.errors import (
@@ -24,7 +24,9 @@ from persona_lens.errors import (
     UnsupportedModelError,
 )
 from persona_lens.models.loading import embedded
+from persona_lens.models.loading.architectures import check_architecture
 from persona_lens.models.loading.embedded import EMBEDDED_MODEL
+from persona_lens.models.loading.text_part import take_text_part
 
 _TIMEOUT_SECONDS = 5.0
 _MAX_NAME = 1000  # characters; a path of more is none
@@ -41,6 +43,7 @@ def load_hugging_face(name: str, dtype: torch.dtype | Literal["auto"]) -> tuple[
     Raises:
         ModelNotFoundError: No such model.
         FileFormatError: Its files are damaged, or fit no architecture that is known.
+        UnsupportedModelError: Its architecture cannot be held; known from its configuration, before weights are read.
     """
     path = Path(name).expanduser()
     extra: dict[str, Any] = {}
@@ -62,10 +65,14 @@ def load_hugging_face(name: str, dtype: torch.dtype | Literal["auto"]) -> tuple[
             extra["local_files_only"] = not _reach_hub()
     try:
         with quiet():
+            if "gguf_file" not in extra:  # whose header is as slow to read as all of it
+                _check_before_loading(source, extra)
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **extra)
             # A .bin file is a pickle.
             weights = extra if "gguf_file" in extra else extra | {"use_safetensors": True}
             hf_model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, trust_remote_code=False, **weights)
+    except UnsupportedModelError:
+        raise
     except OSError as error:  # what Hugging Face raises for a name that is not there or cannot be reached
         why = "No such folder here, and the Hugging Face hub does not have it or is out of reach."
         if "safetensors" in str(error):
@@ -77,8 +84,20 @@ def load_hugging_face(name: str, dtype: torch.dtype | Literal["auto"]) -> tuple[
     if not isinstance(tokenizer.chat_template, str | dict | None):
         got = type(tokenizer.chat_template).__name__
         raise FileFormatError.of("model", "have a text for a chat template", f"{name}, with {got}")
+    hf_model = take_text_part(hf_model)
+    check_architecture(hf_model.config, type(hf_model))
     hf_model.config.architectures = [type(hf_model).__name__]  # a model read from GGUF names none
     return hf_model.eval(), tokenizer
+
+
+def _check_before_loading(source: str, extra: dict[str, Any]) -> None:
+    config = AutoConfig.from_pretrained(source, trust_remote_code=False, **extra)
+    classes = AutoModelForCausalLM._model_mapping
+    if type(config) in classes:
+        # Of a model that also sees, the text part is what counts, once it is taken out.
+        inner = config.get_text_config()
+        model_class: Any = classes[type(inner if type(inner) in classes else config)]
+        check_architecture(config, model_class)
 
 
 def round_weights(hf_model: Any, dtype: torch.dtype) -> None:
@@ -130,8 +149,11 @@ def find_blocks(hf_model: nn.Module) -> nn.ModuleList:
     return lists[0]
 
 
-# Where architectures keep the projection that reads the heads' outputs side by side: Llama's, GPT-2's and GPT-NeoX's.
-_OUTPUT_PROJECTIONS = ("self_attn.o_proj", "attn.c_proj", "attention.dense")
+# Where architectures keep the projection that reads the heads' outputs side by side: Llama's, GPT-2's, GPT-NeoX's,
+# GPT-J's, Phi's and Falcon's.
+_OUTPUT_PROJECTIONS = (
+    "self_attn.o_proj", "attn.c_proj", "attention.dense", "attn.out_proj", "self_attn.dense", "self_attention.dense",
+)  # fmt: skip
 
 
 def find_output_projection(hf_model: nn.Module, layer: int) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,10 +13,12 @@ from persona_lens.checking import checked
 from persona_lens.errors import InvalidArgumentError, UnsupportedModelError
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.loading.adapters import check_adapter, check_base, hash_adapter, merge_adapter
+from persona_lens.models.loading.architectures import TESTED
 from persona_lens.models.loading.embedded import EMBEDDED_MODEL
 from persona_lens.models.loading.fingerprints import fingerprint_adapted, fingerprint_hugging_face, remember_origin
 from persona_lens.models.loading.hooked import CONVERTERS, build_hooked, optimize_memory_layout
 from persona_lens.models.loading.hugging_face import load_hugging_face, quiet, resolve_dtype, round_weights
+from persona_lens.models.loading.parity import check_parity, read_reference
 
 Backend = Literal["hooked", "bridge"]
 
@@ -46,7 +49,8 @@ def load_model(
 
     Raises:
         ModelNotFoundError: No such model; the message says what to type.
-        UnsupportedModelError: ``backend="hooked"`` for an architecture that HookedTransformer cannot hold.
+        UnsupportedModelError: An architecture that neither class holds, or that TransformerLens computes otherwise than
+            Hugging Face does; ``backend="hooked"`` for one that HookedTransformer cannot hold.
         FileFormatError: An adapter that is for another architecture, or not in safetensors.
         ModelMismatchError: An adapter that was trained on other weights, if it says so.
         InvalidArgumentError: An unknown backend or dtype, or an adapter for a model that is already loaded.
@@ -131,13 +135,23 @@ def _adopt(model: HookedModel, backend: Backend | None) -> HookedModel:
 
 
 def _build_bridge(name: str, hf_model: Any, tokenizer: Any, dtype: torch.dtype) -> Any:
-    bridge = TransformerBridge.boot_transformers(
-        hf_model.config._name_or_path or name,
-        hf_model=hf_model,
-        tokenizer=tokenizer,
-        dtype=dtype,
-        device=hf_model.device,
-        trust_remote_code=False,
-    )
+    reference = None if type(hf_model).__name__ in TESTED else read_reference(hf_model)
+    try:
+        bridge = TransformerBridge.boot_transformers(
+            hf_model.config._name_or_path or name,
+            hf_model=hf_model,
+            tokenizer=tokenizer,
+            dtype=dtype,
+            device=hf_model.device,
+            trust_remote_code=False,
+        )
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever it stumbles over in an architecture that it does not know
+        got = f"{type(hf_model).__name__} ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+        rule = f"be of an architecture that TransformerLens {version('transformer-lens')} holds"
+        raise UnsupportedModelError.of("model", rule, got, "docs/howto/architectures.md lists what runs.") from error
     bridge.cfg.model_name = name
+    if reference is not None:
+        check_parity(bridge.eval(), reference)
     return bridge.eval()

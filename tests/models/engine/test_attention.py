@@ -54,3 +54,17 @@ def test_a_moved_slot_brings_all_its_positions_and_touches_no_other():
     for slot, source in ((0, 2), (1, 1), (2, 2)):
         for found, expected in zip(cache.read_prefix(slot, 10), before[source], strict=True):
             assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("n_pos", [1, 5])
+def test_a_sink_takes_its_share_of_the_attention_and_gives_nothing(n_pos):
+    """As a key without a value, beside the row's own, with a score of its own for each head."""
+    drawn = torch.Generator().manual_seed(3)
+    queries = torch.randn(2, 6, n_pos, 8, generator=drawn)
+    keys, values = torch.randn(2, 2, 2, 9, 8, generator=drawn).unbind()
+    sinks = torch.randn(6, generator=drawn)
+    mask = torch.zeros(2, 1, n_pos, 9).masked_fill_(torch.rand(2, 1, n_pos, 9, generator=drawn) < 0.3, float("-inf"))
+    scores = torch.einsum("rhpd,rhkd->rhpk", queries, keys.repeat_interleave(3, dim=1)) * 0.3 + mask
+    weights = scores.exp() / (scores.exp().sum(dim=-1, keepdim=True) + sinks.exp()[:, None, None])
+    expected = torch.einsum("rhpk,rhkd->rhpd", weights, values.repeat_interleave(3, dim=1))
+    torch.testing.assert_close(attend_grouped(queries, keys, values, mask, 0.3, None, sinks), expected)
