@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from tests.tiny import make_tokenizer
+import torch
+
+import persona_lens as pl
+from tests.tiny import make_hf_model, make_tokenizer
 
 _ANSWER = "{% set answer = m.content.split('</think>')[-1].lstrip() %}"
 
@@ -99,3 +102,33 @@ def tokenizer_like(name: str):
     if not name.endswith(" as text"):
         tokenizer.add_tokens(list(_ADDED.get(template, ())))
     return tokenizer
+
+
+# A tiny model that thinks: the markers of its thoughts are made likely, the rest is random.
+_LIKELY = {"r1": ("</think>", "<|im_end|>"), "qwen3": ("<think>", "</think>", "<|im_end|>")}
+
+
+def save_thinker(folder, name: str) -> str:
+    """Write a model with such a template as a Hugging Face folder; its generation configuration lists two ends."""
+    hf_model, tokenizer = make_hf_model("llama", n_ctx=512), tokenizer_like(name)
+    hf_model.resize_token_embeddings(len(tokenizer))
+    hf_model.generation_config.eos_token_id = [258, 7]
+    hf_model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def load_thinker(folder: str, name: str):
+    """Load it, and make it think, answer and stop."""
+    model = pl.load_model(folder, dtype="float32", device="cpu")
+    make_likely(model, _LIKELY[name])
+    return model
+
+
+def make_likely(model, words, chance: float = 0.12) -> None:
+    """Give each word about this chance at every step."""
+    with torch.no_grad():
+        model.unembed.W_U[:] *= 0.05  # so that chances hardly depend on what was said
+        model.unembed.b_U[:] = 0
+        odds = torch.tensor(chance * model.cfg.d_vocab / (1 - chance * len(words)))
+        model.unembed.b_U[model.tokenizer.convert_tokens_to_ids(list(words))] = float(odds.log())

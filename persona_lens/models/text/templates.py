@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import jinja2
-from jinja2 import meta, sandbox
+from jinja2 import meta, nodes, sandbox
 
+from persona_lens.checking import checked
 from persona_lens.errors import ChatTemplateError, InvalidArgumentError
 
 TemplateArguments: TypeAlias = Mapping[str, Any]
@@ -75,23 +76,63 @@ def freeze_arguments(tokenizer: Any, arguments: TemplateArguments | None) -> str
         raise InvalidArgumentError.of("template_arguments", rule, dict(arguments), str(error)[:200]) from None
 
 
+@checked
 def list_template_variables(tokenizer: Any) -> frozenset[str]:
     """Return what a tokenizer's chat template reads besides the messages, such as ``enable_thinking`` or ``tools``.
 
+    Args:
+        tokenizer: A Hugging Face tokenizer with a chat template.
+
     Raises:
         ChatTemplateError: There is no template, or it is none.
+
+    Example:
+        >>> import persona_lens as pl
+        >>> pl.models.list_template_variables(pl.load_model().tokenizer)  # doctest: +SKIP
+        frozenset()
     """
     return _list_variables(_find_template(tokenizer))
 
 
 @functools.lru_cache(maxsize=32)
 def _list_variables(template: str) -> frozenset[str]:
+    """Return the names that nothing else gives a value; of those that it may set itself, the ones that it asks for.
+
+    It asks by ``{% if not date is defined %}{% set date = ... %}{% endif %}`` or ``{% set date = date or ... %}``.
+    """
+    parsed = _parse(template)
+    own = {name.name for name in parsed.find_all(nodes.Name) if name.ctx == "store"}
+    tests = (test for test in parsed.find_all(nodes.Test) if test.name in ("defined", "undefined"))
+    asked = {test.node.name for test in tests if isinstance(test.node, nodes.Name)}
+    for alternative in parsed.find_all(nodes.Or):
+        if isinstance(alternative.left, nodes.Name):
+            asked.add(alternative.left.name)
+    for default in parsed.find_all(nodes.Filter):
+        if default.name in ("default", "d") and isinstance(default.node, nodes.Name):
+            asked.add(default.node.name)
+    return frozenset(meta.find_undeclared_variables(parsed)) - (own - asked) - _OWN
+
+
+def _parse(template: str) -> nodes.Template:
     environment = sandbox.ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"])
     try:
         parsed = environment.parse(_GENERATION_TAG.sub("", template))  # a tag of Hugging Face's own
     except jinja2.TemplateError as error:
         raise ChatTemplateError.of("tokenizer", "have a chat template in Jinja", template, str(error)) from error
-    return frozenset(meta.find_undeclared_variables(parsed)) - _OWN
+    return parsed
+
+
+@functools.lru_cache(maxsize=32)
+def _write_today(template: str, date: datetime.date) -> str:
+    """Return a template to which a day is today, in every format that it asks for.
+
+    Transformers gives templates plain values alone, no functions, and its own ``strftime_now`` knows no other day.
+    """
+    calls = [call for call in _parse(template).find_all(nodes.Call) if getattr(call.node, "name", None) == _TODAY]
+    formats = {call.args[0].value for call in calls if call.args and isinstance(call.args[0], nodes.Const)}
+    days = {one: date.strftime(one) for one in sorted(map(str, formats))}
+    macro = f"{{%- macro {_TODAY}(format) -%}}{{{{- {json.dumps(days)}[format] -}}}}{{%- endmacro -%}}"
+    return macro + template
 
 
 def _find_template(tokenizer: Any) -> str:
@@ -119,8 +160,9 @@ class Renderer:
         self.tokenizer = tokenizer
         loaded_with = json.loads(read_settings(tokenizer).arguments or "{}")
         self.arguments = loaded_with | json.loads(freeze_arguments(tokenizer, arguments) or "{}")
+        self._template: str | None = None  # the tokenizer's own
         if _TODAY in self.arguments:
-            self.arguments[_TODAY] = _read_date(self.arguments[_TODAY]).strftime
+            self._template = _write_today(_find_template(tokenizer), _read_date(self.arguments.pop(_TODAY)))
         self._takes_parts = False
         self._takes_parts = self._reads_only_parts()
 
@@ -162,7 +204,11 @@ class Renderer:
                 message["content"] = [{"type": "text", "text": message["content"]}]
         return str(
             self.tokenizer.apply_chat_template(
-                shown, tokenize=False, add_generation_prompt=add_generation_prompt, **self.arguments
+                shown,
+                chat_template=self._template,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                **self.arguments,
             )
         )
 
