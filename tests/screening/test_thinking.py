@@ -40,7 +40,7 @@ def test_the_part_that_is_screened_is_that_of_a_forward_pass_by_hand(thinker, pa
     if part != "response":
         assert found.response == {"answer": "So be it.", "thought": "Hm, hm."}[part]
         # What it is compared with is the same part of the model's own response.
-        assert len(thinker.tokenizer(found.base_response)["input_ids"]) <= 6
+        assert len(thinker.tokenizer(found.base_response, add_special_tokens=False)["input_ids"]) <= 6
 
 
 def test_rows_without_the_part_that_is_screened_are_bad_rows_with_the_reason(thinker):
