@@ -20,6 +20,7 @@ from persona_lens.models.engine.sampling import (
     SampledResponse,
     SampleRequest,
     Sampling,
+    decode_part,
     sample_recorded_stream,
 )
 from persona_lens.models.hooked_model import HookedModel
@@ -189,7 +190,7 @@ def score_rows(
         base: dict[str, float | None] = {**prompt} if settings.base == "last_prompt" else dict.fromkeys(units)
         text = ""
         if samples:
-            text = own[at].decode(model.tokenizer, settings.part)
+            text = decode_part(model.tokenizer, own[at], settings.part)
             residuals = own[at].residuals
             if residuals is not None:
                 base = {**_project(residuals.response_mean, units)}

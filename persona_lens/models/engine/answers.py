@@ -14,7 +14,7 @@ from persona_lens.checking import checked
 from persona_lens.errors import NonFiniteError
 from persona_lens.models.engine.finite import OVERFLOW_HINT
 from persona_lens.models.engine.rollouts import warn_of_unfinished
-from persona_lens.models.engine.sampling import SampledResponse, Sampling
+from persona_lens.models.engine.sampling import SampledResponse, Sampling, decode_part
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.points import attached
 from persona_lens.models.hooks.sharing import drawing
@@ -136,4 +136,4 @@ def ask(
         stream.write(whole[len(shown) :] + "\n")
     response = SampledResponse(tuple(tokens), "stop", thought=None if reader is None else reader.thought)
     warn_of_unfinished([response], sampling.max_tokens)
-    return response.decode(tokenizer, sampling.judged)
+    return decode_part(tokenizer, response, sampling.judged)

@@ -13,6 +13,7 @@ from persona_lens.models.engine.sampling import (
     SampledResponse,
     SampleRequest,
     Sampling,
+    decode_part,
     sample_recorded_stream,
     sample_stream,
 )
@@ -147,7 +148,7 @@ def _collect(
     rollouts = []
     for index, request in enumerate(requests):
         one = sampled[index]
-        text, thought = (one.decode(tokenizer, part) for part in (sampling.judged, "thought"))
+        text, thought = (decode_part(tokenizer, one, part) for part in (sampling.judged, "thought"))
         rollouts.append(Rollout(request, text, one.tokens, one.stop_reason, one.residuals, one.thought, thought))
     warn_of_unfinished(sampled.values(), sampling.max_tokens)
     return rollouts

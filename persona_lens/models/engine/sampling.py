@@ -102,19 +102,6 @@ class SampledResponse:
         """Whether its thought does not end, so that there is no answer."""
         return self.thought is not None and not self.thought.is_finished
 
-    def decode(self, tokenizer: Any, part: Part) -> str:
-        """Return the text of a part of it, without control tokens; of both parts without the markers between them.
-
-        Args:
-            tokenizer: The model's.
-            part: Which.
-        """
-        if part == "response" and self.thought is not None:
-            return "\n\n".join(filter(None, (self.decode(tokenizer, "thought"), self.decode(tokenizer, "answer"))))
-        start, end = find_part(part, 0, len(self.tokens), self.thought)
-        text: str = tokenizer.decode(self.tokens[start:end], skip_special_tokens=True)
-        return text
-
     def check_finite(self, name: str) -> None:
         """Raise if its numbers are not finite.
 
@@ -126,6 +113,22 @@ class SampledResponse:
             rule = "keep the model's numbers finite"
             got = f"infinity or NaN in {where}, before response token {len(self.tokens)}"
             raise NonFiniteError.of(name, rule, got, OVERFLOW_HINT)
+
+
+def decode_part(tokenizer: Any, response: SampledResponse, part: Part) -> str:
+    """Return the text of a part of a response, without control tokens; of both parts without the markers between them.
+
+    Args:
+        tokenizer: The model's.
+        response: What was sampled.
+        part: Which.
+    """
+    if part == "response" and response.thought is not None:
+        both = (decode_part(tokenizer, response, "thought"), decode_part(tokenizer, response, "answer"))
+        return "\n\n".join(filter(None, both))
+    start, end = find_part(part, 0, len(response.tokens), response.thought)
+    text: str = tokenizer.decode(response.tokens[start:end], skip_special_tokens=True)
+    return text
 
 
 @checked
