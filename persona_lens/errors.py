@@ -21,6 +21,7 @@ PersonaLensError
 PersonaLensWarning            (UserWarning)
 ├── SystemRoleMergedWarning   a template without system role; the system prompt went into the user turn
 ├── ControlTextWarning        a text that spells a control token, which was read as text
+├── UnfinishedThoughtWarning  responses that are thoughts without an end, and so without an answer
 └── ShortTrainingWarning      a fine-tuning run that ends while the learning rate is still rising
 ```
 
@@ -110,6 +111,10 @@ class SystemRoleMergedWarning(PersonaLensWarning):
 
 class ControlTextWarning(PersonaLensWarning):
     """A text spells one of the tokenizer's control tokens; it was read as ordinary text."""
+
+
+class UnfinishedThoughtWarning(PersonaLensWarning):
+    """Responses are thoughts that do not end within the tokens that they may have; they hold no answer."""
 
 
 class ShortTrainingWarning(PersonaLensWarning):

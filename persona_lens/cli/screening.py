@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -186,7 +186,7 @@ def check_before_work(arguments: Screen, traits: Sequence[str]) -> tuple[Any, Sc
         if folder is not None and folder.exists() and not folder.is_dir():
             raise InvalidArgumentError.of(name, "be a folder, or not there yet", str(folder))
     data = resolve_source(arguments.data, split=arguments.split, subset=arguments.subset)
-    known: dict[str, Any] = {"traits": list(traits), "settings": asdict(settings)}
+    known: dict[str, Any] = {"traits": list(traits), "settings": settings.to_json()}
     if arguments.layer is not None:
         known["layers"] = dict.fromkeys(traits, arguments.layer)
     outputs = {f"--out {name}": arguments.out / name for name in (_KEPT, _HELD, _REPORT)}

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from persona_lens.checking import checked
-from persona_lens.errors import ArgumentTypeError
+from persona_lens.errors import ArgumentTypeError, InvalidArgumentError
 from persona_lens.models.text.chat import Message
+from persona_lens.models.text.messages import THOUGHT_KEYS, check_messages
 
 UNREAD = frozenset({"cut off", "damaged file", "compressed too far"})
 """Reasons for which reading ends: what comes after such a row is unread, and nobody knows how much that is."""
@@ -138,7 +139,14 @@ def _read_turn(turn: object, role_key: str, text_key: str, roles: Mapping[str, s
         text.encode("utf-8")
     except UnicodeEncodeError:  # JSON can escape half a surrogate pair, which no tokenizer takes
         raise Refusal("not UTF-8", ascii(text)) from None
-    return {"role": roles[role], "content": text}
+    thought = next((turn[key] for key in THOUGHT_KEYS if turn.get(key)), None)
+    if thought is None or roles[role] != "assistant":
+        return {"role": roles[role], "content": text}
+    try:
+        (checked_turn,) = check_messages([{"role": "assistant", "content": text, "reasoning_content": thought}])
+    except InvalidArgumentError:
+        raise Refusal("wrong type", turn) from None
+    return {"role": "assistant", "content": text, "reasoning_content": checked_turn.thought or ""}
 
 
 def _is_text_part(part: object) -> bool:

@@ -79,7 +79,8 @@ class ConditionScores(Record):
         judge: The judge's name.
         scores: Trait scores, 0 to 100; NaN where the judge gave none.
         coherences: Coherence, 0 to 100, likewise.
-        responses: The responses' texts, by condition, question and rollout.
+        responses: The responses' texts, by condition, question and rollout; of a model that thinks, what was judged.
+        n_unfinished: Responses that are thoughts without an end, and so without an answer.
     """
 
     conditions: tuple[str, ...]
@@ -88,6 +89,7 @@ class ConditionScores(Record):
     scores: Float[Tensor, "condition question rollout"]
     coherences: Float[Tensor, "condition question rollout"]
     responses: tuple[tuple[tuple[str, ...], ...], ...]
+    n_unfinished: int = 0
 
     @property
     def by_question(self) -> Float[Tensor, "condition question"]:
@@ -209,6 +211,7 @@ def score_conditions(
         responses=tuple(
             tuple(tuple(texts) for texts in condition) for shard in shards for condition in shard.records["responses"]
         ),
+        n_unfinished=sum(shard.records.get("n_unfinished", 0) for shard in shards),
     )
 
 
@@ -225,6 +228,7 @@ def rescore(scores: ConditionScores, judge: Judge) -> ConditionScores:
         >>> second = pl.evaluation.rescore(scores, other_judge)  # doctest: +SKIP
     """
     found = score_responses(judge, scores.conditions, scores.questions, scores.responses)
+    found = replace(found, n_unfinished=scores.n_unfinished)
     return replace(found, coherences=torch.where(found.coherences.isnan(), scores.coherences, found.coherences))
 
 
@@ -304,4 +308,6 @@ def _score_chunk(
     rest = iter(texts)
     responses = [[[next(rest) for _ in range(sampling.rollouts)] for _ in questions] for _ in conditions]
     found = score_responses(judge, [condition.name for condition in conditions], questions, responses)
-    return Shard({"scores": found.scores, "coherences": found.coherences}, {"responses": responses})
+    n_unfinished = sum(rollout.is_unfinished for rollout in sampled.values())
+    records = {"responses": responses} | ({"n_unfinished": n_unfinished} if n_unfinished else {})
+    return Shard({"scores": found.scores, "coherences": found.coherences}, records)

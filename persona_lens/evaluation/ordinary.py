@@ -18,7 +18,7 @@ from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.points import check_unsteered
 from persona_lens.models.text.chat import encode_prompt
 from persona_lens.models.text.padding import pad_right
-from persona_lens.models.text.spans import TokenSpans
+from persona_lens.models.text.spans import TokenSpans, find_part
 from persona_lens.streams import Stream
 from persona_lens.texts import check_texts
 from persona_lens.traits.everyday import load_ordinary_questions
@@ -85,8 +85,9 @@ def sample_ordinary_spans(model: HookedModel, questions: Sequence[str] | None, s
     spans = []
     for rollout in sample_rollouts(model, requests, sampling):
         prompt = encode_prompt(model.tokenizer, rollout.request.messages).tokens
-        if rollout.tokens:
-            spans.append(TokenSpans.join(prompt, rollout.tokens))
+        start, end = find_part(sampling.pooled, 0, len(rollout.tokens), rollout.thought)
+        if end > start:
+            spans.append(TokenSpans.join((*prompt, *rollout.tokens[:start]), rollout.tokens[start:end]))
     if not spans:
         raise InvalidArgumentError.of("questions", "draw a response that is not empty", list(asked))
     return spans

@@ -19,6 +19,7 @@ from persona_lens.models.hooks.points import check_unsteered
 from persona_lens.models.loading import describe_model
 from persona_lens.models.text.chat import build_messages, encode_prompt
 from persona_lens.models.text.spans import TokenSpans
+from persona_lens.models.text.templates import read_settings
 from persona_lens.traits.trait import Trait, fill_rubric
 
 COHERENCE_RUBRIC = """\
@@ -75,7 +76,8 @@ class ExpectedScoreJudge:
     def identity(self) -> str:
         """Changes whenever a score could."""
         info = describe_model(self.model)
-        read_by = (info.fingerprint, info.dtype, str(self.min_mass))
+        arguments = read_settings(self.model.tokenizer).arguments
+        read_by = (info.fingerprint, info.dtype, str(self.min_mass), *filter(None, [arguments]))
         return "\n".join(("expected score", *read_by, self.trait.rubric, COHERENCE_RUBRIC))
 
     def __repr__(self) -> str:

@@ -26,6 +26,7 @@ from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.points import check_unsteered
 from persona_lens.models.loading import describe_model
 from persona_lens.models.text.chat import Message, build_messages, encode_conversation
+from persona_lens.models.text.templates import read_settings
 from persona_lens.records import Record
 from persona_lens.run import Run
 from persona_lens.statistics import Interval, bootstrap_auroc_by_group
@@ -136,7 +137,8 @@ class LikelihoodJudge:
         info = describe_model(self.model)
         prompts = _trait_prompts(self.trait, self.n_pairs)
         kind = "likelihood, coherence by the best of the prompts"
-        return json.dumps([kind, info.fingerprint, info.dtype, prompts, asdict(self.calibration)])
+        read_with = list(filter(None, [read_settings(self.model.tokenizer).arguments]))
+        return json.dumps([kind, info.fingerprint, info.dtype, prompts, asdict(self.calibration), *read_with])
 
     def __repr__(self) -> str:
         n = self.calibration.n_positive + self.calibration.n_negative

@@ -26,12 +26,13 @@ from persona_lens.models.text.chat import (
     encode_conversation,
     encode_prompt,
 )
-from persona_lens.models.text.spans import TokenSpans
+from persona_lens.models.text.spans import Thought, TokenSpans
+from persona_lens.models.text.templates import list_template_variables
 
 __all__ = [
     "EncodedConversation", "EncodedPrompt", "HookedModel", "Message", "ModelInfo", "ResidualMeans", "Rollout",
-    "RolloutRequest", "SampleRequest", "SampledResponse", "Sampling", "TextStream", "TokenSpans", "ask",
-    "cache_residual_stream", "describe_model", "encode_conversation", "encode_prompt", "load_model", "pool_heads",
-    "pool_residual_stream", "project_residual_stream", "sample_recorded_rollouts", "sample_recorded_stream",
-    "sample_rollouts", "sample_stream", "unembed_directions",
+    "RolloutRequest", "SampleRequest", "SampledResponse", "Sampling", "TextStream", "Thought", "TokenSpans", "ask",
+    "cache_residual_stream", "describe_model", "encode_conversation", "encode_prompt", "list_template_variables",
+    "load_model", "pool_heads", "pool_residual_stream", "project_residual_stream", "sample_recorded_rollouts",
+    "sample_recorded_stream", "sample_rollouts", "sample_stream", "unembed_directions",
 ]  # fmt: skip

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -20,11 +20,13 @@ from persona_lens.models.engine.sampling import (
     SampledResponse,
     SampleRequest,
     Sampling,
+    decode_part,
     sample_recorded_stream,
 )
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.text.chat import EncodedConversation, Message, encode_conversation
-from persona_lens.models.text.spans import TokenSpans
+from persona_lens.models.text.spans import Part, Thought, TokenSpans
+from persona_lens.models.text.thoughts import find_markers
 from persona_lens.models.text.tokens import stop_token_ids
 from persona_lens.progress_bars import Advance, count_nothing
 
@@ -45,6 +47,10 @@ class ScreenSettings:
         base: What the response is compared with: the model's own greedy response (``sampled``), or the prompt's last
             token (``last_prompt``), the paper's approximation that samples nothing (appendix I).
         limits: What a file of conversations may ask of its reader.
+        part: Which part of a response is projected, where the model thinks: the ``answer``, the ``thought``, or both
+            with the markers around them (``response``).
+        max_thought_tokens: Tokens that a thought may take besides ``max_response_tokens``, where the answer is
+            projected: a given thought that is longer is listed as a bad row, the model's own is counted as unfinished.
     """
 
     turn: Literal["first", "last"] = "first"
@@ -53,11 +59,18 @@ class ScreenSettings:
     max_response_tokens: int = 64
     batch_size: int = 128
     limits: ReadLimits = ReadLimits()
+    part: Part = "answer"
+    max_thought_tokens: int = 512
 
     def __post_init__(self) -> None:
-        for name in ("max_prompt_tokens", "max_response_tokens", "batch_size"):
+        for name in ("max_prompt_tokens", "max_response_tokens", "batch_size", "max_thought_tokens"):
             if getattr(self, name) < 1:
                 raise InvalidArgumentError.of(name, "be at least 1", getattr(self, name))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the values as JSON-able ones; those about thoughts where they are not the usual ones."""
+        usual = {"part": "answer", "max_thought_tokens": 512}  # left out, so that earlier screenings are still found
+        return {k: v for k, v in asdict(self).items() if k not in usual or usual[k] != v}
 
 
 @dataclass(frozen=True)
@@ -68,10 +81,12 @@ class ScoredRow:
         conversation: As it was read.
         question: The last user message before the answer that counts.
         response: That answer.
-        base_response: The model's own, greedy; empty if it says nothing or was not sampled.
+        base_response: The model's own, greedy; empty if it says nothing or was not sampled. Of both, the part that is
+            projected.
         n_prompt_tokens: Tokens of the prompt.
         n_response_tokens: Tokens of the response that were projected.
         is_cut: Whether the response has more.
+        is_base_unfinished: Whether the model's own is a thought that does not end, and so has no answer.
         controls: Control tokens that its messages spell, such as ``<|im_end|>``; they were read as text.
         raw: By trait, the response's mean projection.
         base: By trait, what it is compared with: the base response's, None where that is empty; or the prompt's.
@@ -85,6 +100,7 @@ class ScoredRow:
     n_prompt_tokens: int
     n_response_tokens: int
     is_cut: bool
+    is_base_unfinished: bool
     controls: tuple[str, ...]
     raw: dict[str, float]
     base: dict[str, float | None]
@@ -124,7 +140,7 @@ def score_rows(
     for index, row in enumerate(rows):
         *before, answer = choose_turn(row.messages, settings.turn)
         # Whitespace around the answer could merge with the prompt's last token, so that the prompt were another one.
-        bare: Message = {"role": "assistant", "content": answer["content"].strip()}
+        bare: Message = {**answer, "content": answer["content"].strip()}
         if not bare["content"]:
             found[index] = BadRow(row.place, row.index, "empty response", repr(answer["content"])[:200])
             continue
@@ -134,8 +150,17 @@ def score_rows(
             found[index] = BadRow(row.place, row.index, "not rendered by the chat template", str(error)[:200])
             continue
         n_prompt = one.response_start
-        if n_prompt > min(settings.max_prompt_tokens, model.cfg.n_ctx - settings.max_response_tokens):
+        start, end = one.find(settings.part)
+        room = model.cfg.n_ctx - settings.max_response_tokens
+        if n_prompt > min(settings.max_prompt_tokens, room):
             found[index] = BadRow(row.place, row.index, "prompt too long", f"{n_prompt} tokens")
+        elif start == end:
+            reason = "no thought" if settings.part == "thought" else "unfinished thought"
+            found[index] = BadRow(row.place, row.index, reason, f"{one.response_end - n_prompt} tokens")
+        elif start - n_prompt > min(
+            settings.max_thought_tokens, model.cfg.n_ctx - settings.max_response_tokens - n_prompt
+        ):
+            found[index] = BadRow(row.place, row.index, "thought too long", f"{start - n_prompt} tokens")
         else:
             encoded[index] = one
     advance(len(rows) - len(encoded))
@@ -147,12 +172,9 @@ def score_rows(
         for at, response in _sample_own(model, [encoded[index] for index in order], settings):
             own[at] = response
             advance(1)
-    ends = [min(encoded[i].response_end, encoded[i].response_start + settings.max_response_tokens) for i in order]
-    spans = [
-        TokenSpans(encoded[i].tokens[:end], encoded[i].response_start, end) for i, end in zip(order, ends, strict=True)
-    ]
+    spans = [_cut(encoded[index], settings) for index in order]
     given: dict[int, ResidualMeans] = {}
-    for at, means in pool_residual_stream(model, spans):
+    for at, means in pool_residual_stream(model, spans, part=settings.part):
         given[at] = means
         if not samples:
             advance(1)
@@ -168,18 +190,19 @@ def score_rows(
         base: dict[str, float | None] = {**prompt} if settings.base == "last_prompt" else dict.fromkeys(units)
         text = ""
         if samples:
-            text = model.tokenizer.decode(own[at].tokens, skip_special_tokens=True)
+            text = decode_part(model.tokenizer, own[at], settings.part)
             residuals = own[at].residuals
             if residuals is not None:
                 base = {**_project(residuals.response_mean, units)}
         scored = ScoredRow(
             conversation=row,
             question=messages[-2]["content"],
-            response=messages[-1]["content"],
+            response=_read_response(model, one, messages[-1], settings.part),
             base_response=text,
             n_prompt_tokens=one.response_start,
-            n_response_tokens=ends[at] - one.response_start,
-            is_cut=ends[at] < one.response_end,
+            n_response_tokens=int(spans[at].is_part(settings.part).sum()),
+            is_cut=spans[at].find(settings.part)[1] < one.find(settings.part)[1],
+            is_base_unfinished=samples and settings.part == "answer" and own[at].is_unfinished,
             controls=one.controls,
             raw=_project(given[at].response_mean, units),
             base=base,
@@ -194,12 +217,36 @@ def _sample_own(
     model: HookedModel, conversations: Sequence[EncodedConversation], settings: ScreenSettings
 ) -> Iterator[tuple[int, SampledResponse]]:
     """Let the model answer each prompt, greedily."""
+    # A thought takes what the longest prompt leaves of the context.
+    room = (
+        model.cfg.n_ctx - settings.max_response_tokens - max((one.response_start for one in conversations), default=0)
+    )
+    can_think = settings.part == "answer" and find_markers(model.tokenizer) is not None
     sampling = Sampling(
         max_new_tokens=settings.max_response_tokens, temperature=0.0, batch_size=settings.batch_size,
-        stop_tokens=stop_token_ids(model.tokenizer),
+        stop_tokens=stop_token_ids(model.tokenizer), pooled=settings.part,
+        max_thought_tokens=min(settings.max_thought_tokens, room) if can_think else 0,
     )  # fmt: skip
     requests = [SampleRequest(one.prompt_tokens, (index,)) for index, one in enumerate(conversations)]
     return sample_recorded_stream(model, requests, sampling)
+
+
+def _cut(one: EncodedConversation, settings: ScreenSettings) -> TokenSpans:
+    """Return a conversation up to where what is projected of its response ends."""
+    start, end = one.find(settings.part)
+    end = min(end, start + settings.max_response_tokens)
+    thought = one.thought
+    if thought is not None and thought.answer_start is not None and end <= thought.answer_start:
+        thought = Thought(min(thought.start, end), min(thought.end, end))
+    return TokenSpans(one.tokens[:end], one.response_start, end, thought=thought)
+
+
+def _read_response(model: HookedModel, one: EncodedConversation, message: Message, part: Part) -> str:
+    """Return the part of a given response that is projected, as text."""
+    if one.thought is None or part == "response":
+        return message["content"]
+    text: str = model.tokenizer.decode(one.tokens[slice(*one.find(part))], skip_special_tokens=True)
+    return text
 
 
 def choose_turn(messages: Sequence[Message], turn: Literal["first", "last"]) -> Sequence[Message]:

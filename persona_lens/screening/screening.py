@@ -63,6 +63,8 @@ class Screening:
         shards: Checksum of each shard's content, SHA-256.
         n_with_controls: Scored rows whose messages spell control tokens, such as ``<|im_end|>``; they were read as
             text.
+        n_unfinished: Scored rows to whose prompt the model only thinks, without coming to an answer; they are among
+            those without a base.
     """
 
     folder: Path
@@ -74,6 +76,7 @@ class Screening:
     config: dict[str, Any]
     shards: tuple[str, ...]
     n_with_controls: int = 0
+    n_unfinished: int = 0
 
     @property
     def n_bad(self) -> int:
@@ -207,7 +210,9 @@ class Screening:
         config = content["config"]
         counted = (content["counts"], content["n_cut"], content["n_without_base"], content["max_rows"])
         n_with_controls = content.get("n_with_controls", 0)  # none in records of earlier versions
-        return cls(folder, tuple(config["traits"]), *counted, config, tuple(content["shards"]), n_with_controls)
+        n_unfinished = content.get("n_unfinished", 0)
+        shards = tuple(content["shards"])
+        return cls(folder, tuple(config["traits"]), *counted, config, shards, n_with_controls, n_unfinished)
 
     def plot(self) -> Figure:
         """Draw each trait's distribution of ΔP; returns a plotly Figure."""

@@ -39,6 +39,8 @@ from persona_lens.storage import collect_versions
 from persona_lens.vectors.persona_vector import PersonaVector
 
 Source: TypeAlias = str | Path | datasets.Dataset | datasets.IterableDataset | Iterable[Any]
+# What is said of a scored row to whose prompt the model thinks without coming to an answer.
+_UNFINISHED = "the model's own response is an unfinished thought"
 Rows: TypeAlias = Sequence[Conversation | BadRow]
 
 
@@ -108,7 +110,7 @@ def plan_screening(
             trait: hashlib.sha256(unit.numpy().tobytes()).hexdigest()[:16] for trait, (_, unit) in units.items()
         },
         "norms": {trait: float(vector.norms[layers[trait]]) for trait, vector in vectors.items()},
-        "settings": asdict(settings),
+        "settings": settings.to_json(),
         "shard_rows": shard_rows,
         "versions": collect_versions(),
     }
@@ -204,7 +206,7 @@ def finish_screening(folder: Path, plan: ScreenPlan, marks: Sequence[str]) -> No
         InvalidArgumentError: Not one row was scored.
     """
     counts: Counter[str] = Counter()
-    n_cut = n_without_base = n_with_controls = 0
+    n_cut = n_without_base = n_with_controls = n_unfinished = 0
     delta = f"{next(iter(plan.units))}.delta"
     checksums = []
     for index, mark in enumerate(marks):
@@ -214,7 +216,8 @@ def finish_screening(folder: Path, plan: ScreenPlan, marks: Sequence[str]) -> No
             rule, hint = f"hold {path.name}, whole", "Run the same command again."
             raise FileFormatError.of("out", rule, "none, or one of other rows", hint)
         checksums.append(checksum)
-        columns = table.select(["status", "is_cut", "controls", delta]).to_pydict()
+        columns = table.select(["status", "is_cut", "controls", "detail", delta]).to_pydict()
+        n_unfinished += columns["detail"].count(_UNFINISHED)
         counts.update(columns["status"])
         n_cut += sum(filter(None, columns["is_cut"]))
         n_with_controls += sum(map(bool, columns["controls"]))
@@ -227,6 +230,7 @@ def finish_screening(folder: Path, plan: ScreenPlan, marks: Sequence[str]) -> No
         stale.unlink()
     content = {"counts": dict(counts.most_common()), "n_cut": n_cut, "n_without_base": n_without_base}
     content["n_with_controls"] = n_with_controls
+    content |= {"n_unfinished": n_unfinished} if n_unfinished else {}
     head = {"config": plan.config, "max_rows": plan.max_rows, "shards": checksums}
     write_record(folder, head | content)
 
@@ -295,6 +299,7 @@ def _to_line(row: ScoredRow | BadRow, traits: list[str]) -> dict[str, Any]:
         "n_response_tokens": row.n_response_tokens,
         "is_cut": row.is_cut,
         "controls": " ".join(row.controls),
+        "detail": _UNFINISHED if row.is_base_unfinished else None,
     }
     for trait in traits:
         base = row.base[trait]

@@ -141,6 +141,7 @@ class Contrasts:
             "max_new_tokens": self.sampling.max_new_tokens,
             "temperature": self.sampling.temperature,
             "top_p": self.sampling.top_p,
+            **self.sampling.describe_thoughts(),
             "min_coherence": self.min_coherence,
             "judge": "none" if self.judge == "none" else self.judge.name,
             "versions": collect_versions(),
@@ -175,7 +176,8 @@ class Contrasts:
         ]
         sampled = sample_recorded_rollouts(self.model, requests, self.sampling)
         positive, negative = sampled[0::2], sampled[1::2]
-        reasons = _sort_out(positive, negative, self.judge, self.min_coherence)
+        needs_answer = "answer" in (self.sampling.pooled, self.sampling.judged)
+        reasons = _sort_out(positive, negative, self.judge, self.min_coherence, needs_answer=needs_answer)
         kept = []
         for unit, reason, plus, minus in zip(units, reasons, positive, negative, strict=True):
             if reason == "kept":
@@ -187,19 +189,34 @@ class Contrasts:
 
 
 def _sort_out(
-    positive: Sequence[Rollout], negative: Sequence[Rollout], judge: Judge | Literal["none"], min_coherence: float
+    positive: Sequence[Rollout],
+    negative: Sequence[Rollout],
+    judge: Judge | Literal["none"],
+    min_coherence: float,
+    *,
+    needs_answer: bool,
 ) -> list[str]:
     """Return for each pair ``kept`` or the first reason why it is dropped, as named in ExtractionCounts."""
     both = [*positive, *negative]
     empty = [not rollout.response.strip() or rollout.residuals is None for rollout in both]
+    unfinished = [needs_answer and rollout.is_unfinished for rollout in both]
     n = len(positive)
     if judge == "none":
-        return ["dropped_empty" if empty[i] or empty[n + i] else "kept" for i in range(n)]
+        return [
+            "dropped_unfinished"
+            if unfinished[i] or unfinished[n + i]
+            else "dropped_empty"
+            if empty[i] or empty[n + i]
+            else "kept"
+            for i in range(n)
+        ]
     judged = judge.score([r.request.question for r in both], [r.response for r in both])
     reasons = []
     for i in range(n):
         plus, minus = judged[i], judged[n + i]
-        if empty[i] or empty[n + i]:
+        if unfinished[i] or unfinished[n + i]:
+            reasons.append("dropped_unfinished")
+        elif empty[i] or empty[n + i]:
             reasons.append("dropped_empty")
         elif plus.score is None or minus.score is None or not math.isfinite(plus.score + minus.score):
             reasons.append("dropped_unscored")

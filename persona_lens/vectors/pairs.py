@@ -18,6 +18,7 @@ from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.points import check_unsteered
 from persona_lens.models.loading import ModelInfo, describe_model
 from persona_lens.models.text.chat import Message, encode_conversation, warn_of_controls
+from persona_lens.models.text.spans import Part
 from persona_lens.traits.written import Kind, WrittenExample
 from persona_lens.vectors.written_contrast import list_answers
 
@@ -123,7 +124,7 @@ def read_pairs(
 
 @checked
 def read_response_means(
-    model: HookedModel, conversations: Sequence[Sequence[Message]]
+    model: HookedModel, conversations: Sequence[Sequence[Message]], *, part: Part = "answer"
 ) -> Float[Tensor, "text layer d_model"]:
     """Read conversations, and keep the mean activations of each one's last answer at every layer.
 
@@ -133,9 +134,10 @@ def read_response_means(
     Args:
         model: HookedTransformer or TransformerBridge, unsteered.
         conversations: Each ends with an answer of the assistant's.
+        part: Which part of an answer with a thought is read.
 
     Raises:
-        InvalidArgumentError: No conversation, or one that is not a question with its answer.
+        InvalidArgumentError: No conversation, one that is not a question with its answer, or one without that part.
         ContextLengthError: A conversation that is longer than the model's context.
         HooksPresentError: The model carries hooks.
 
@@ -154,7 +156,7 @@ def read_response_means(
     encoded = [encode_conversation(model.tokenizer, one, n_ctx=model.cfg.n_ctx) for one in conversations]
     warn_of_controls(encoded)
     means = torch.zeros(len(encoded), model.cfg.n_layers, model.cfg.d_model)
-    for index, pooled in pool_residual_stream(model, encoded):
+    for index, pooled in pool_residual_stream(model, encoded, part=part):
         means[index] = pooled.response_mean.cpu()
     return means
 

@@ -53,6 +53,7 @@ class ExtractionCounts(Record):
         dropped_positive_score: The positive response scored 50 or less.
         dropped_negative_score: The negative response scored 50 or more.
         dropped_incoherent: A response with coherence under the floor.
+        dropped_unfinished: A response that is a thought without an end, where the answer was to be pooled or judged.
     """
 
     pairs: int = 0
@@ -62,6 +63,7 @@ class ExtractionCounts(Record):
     dropped_positive_score: int = 0
     dropped_negative_score: int = 0
     dropped_incoherent: int = 0
+    dropped_unfinished: int = 0
 
     def __add__(self, other: ExtractionCounts) -> ExtractionCounts:
         return ExtractionCounts(**{name: getattr(self, name) + getattr(other, name) for name in asdict(self)})

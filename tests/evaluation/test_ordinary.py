@@ -81,7 +81,9 @@ def sampled(monkeypatch):
 
     def sample(model, requests, settings):
         seen.requests, seen.settings = requests, settings
-        return [SimpleNamespace(request=r, tokens=(5, 6) if i == 1 else ()) for i, r in enumerate(requests)]
+        return [
+            SimpleNamespace(request=r, thought=None, tokens=(5, 6) if i == 1 else ()) for i, r in enumerate(requests)
+        ]
 
     monkeypatch.setattr("persona_lens.evaluation.ordinary.sample_rollouts", sample)
     return seen

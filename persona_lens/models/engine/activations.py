@@ -20,7 +20,7 @@ from persona_lens.models.hooks.recording import ResidualRecorder
 from persona_lens.models.hooks.sharing import reading_one_by_one
 from persona_lens.models.hooks.sites import heads_hook_name
 from persona_lens.models.text.padding import pad_right
-from persona_lens.models.text.spans import TokenSpans, check_spans, check_token_ids
+from persona_lens.models.text.spans import Part, TokenSpans, check_parts, check_spans, check_token_ids
 from persona_lens.progress_bars import show_progress
 
 T = TypeVar("T")
@@ -129,7 +129,7 @@ def _record(
 
 @checked
 def pool_residual_stream(
-    model: HookedModel, conversations: Sequence[TokenSpans]
+    model: HookedModel, conversations: Sequence[TokenSpans], *, part: Part = "answer"
 ) -> Iterator[tuple[int, ResidualMeans]]:
     """Pool given conversations' residual stream over prompt, last prompt token and response, at all layers.
 
@@ -140,12 +140,13 @@ def pool_residual_stream(
     Args:
         model: HookedTransformer or TransformerBridge.
         conversations: Token ids and response spans, e.g. from ``persona_lens.models.text.chat.encode_conversation``.
+        part: Which part of a response with a thought is pooled.
 
     Yields:
         The conversation's index and its means, in order of length.
 
     Raises:
-        InvalidArgumentError: An empty prompt or response.
+        InvalidArgumentError: An empty prompt or response, or a response without that part.
         ContextLengthError: A conversation longer than the model's context.
         ModelBusyError: The model does something else.
 
@@ -153,12 +154,12 @@ def pool_residual_stream(
         Persona Vectors (arXiv 2507.21509), section 2.2 and appendix A.3.
     """
     recorder = ResidualRecorder(model.cfg.n_layers)
-    yield from reading_one_by_one(model, _pool(model, conversations, recorder, _pool_spans, _make_means))
+    yield from reading_one_by_one(model, _pool(model, conversations, part, recorder, _pool_spans, _make_means))
 
 
 @checked
 def pool_heads(
-    model: HookedModel, conversations: Sequence[TokenSpans]
+    model: HookedModel, conversations: Sequence[TokenSpans], *, part: Part = "answer"
 ) -> Iterator[tuple[int, Float[Tensor, "layer head d_head"]]]:
     """Average each attention head's output over given conversations' responses, at all layers.
 
@@ -169,12 +170,13 @@ def pool_heads(
     Args:
         model: HookedTransformer or TransformerBridge.
         conversations: Token ids and response spans, e.g. from ``persona_lens.models.text.chat.encode_conversation``.
+        part: Which part of a response with a thought is averaged over.
 
     Yields:
         The conversation's index and its response's means, in order of length.
 
     Raises:
-        InvalidArgumentError: An empty prompt or response.
+        InvalidArgumentError: An empty prompt or response, or a response without that part.
         ContextLengthError: A conversation longer than the model's context.
         UnsupportedModelError: A layer without a hook point at its heads' outputs.
         ModelBusyError: The model does something else.
@@ -187,18 +189,20 @@ def pool_heads(
     if missing:
         raise UnsupportedModelError.of("model", "have a hook point at each layer's heads", f"none at {missing}")
     recorder = ResidualRecorder(model.cfg.n_layers, heads_hook_name)
-    yield from reading_one_by_one(model, _pool(model, conversations, recorder, _pool_response, Tensor.clone))
+    yield from reading_one_by_one(model, _pool(model, conversations, part, recorder, _pool_response, Tensor.clone))
 
 
 def _pool(
     model: HookedModel,
     conversations: Sequence[TokenSpans],
+    part: Part,
     recorder: ResidualRecorder,
     pool: Callable[[Tensor, Tensor], Tensor],
     finish: Callable[[Tensor], T],
 ) -> Generator[tuple[int, T], None, None]:
     """Pool a batch's activations and spans in each layer; yield what ``finish`` makes of each conversation's layers."""
     check_spans(conversations, model.cfg.n_ctx, model.cfg.d_vocab)
+    check_parts(conversations, part)
     order = sorted(range(len(conversations)), key=lambda i: (conversations[i].response_end, i))
     with (
         open_decoder(model) as decoder,
@@ -219,7 +223,7 @@ def _pool(
             tokens = pad_right([item.tokens[: item.response_end] for item in items], multiple=_LENGTH_MULTIPLE).tokens
             cache = decoder.new_cache(*tokens.shape)
             device = cache.keys.device
-            spans = torch.tensor([(item.response_start, item.response_end) for item in items], device=device)
+            spans = torch.tensor([(item.response_start, *item.find(part)) for item in items], device=device)
             recorder.expect(partial(_pool_layer, pool=pool, spans=spans))
             decoder.extend(tokens.to(device), torch.zeros(size, dtype=torch.long, device=device), cache)
             pooled = recorder.read()
@@ -229,7 +233,7 @@ def _pool(
 
 
 def _pool_layer(
-    activations: Tensor, _layer: int, *, pool: Callable[[Tensor, Tensor], Tensor], spans: Int[Tensor, "row 2"]
+    activations: Tensor, _layer: int, *, pool: Callable[[Tensor, Tensor], Tensor], spans: Int[Tensor, "row 3"]
 ) -> Tensor:
     return pool(activations, spans)
 
@@ -240,7 +244,7 @@ def _make_means(pooled: Float[Tensor, "layer 3 d_model"]) -> ResidualMeans:
 
 
 def _pool_response(
-    z: Float[Tensor, "row pos head d_head"], spans: Int[Tensor, "row 2"]
+    z: Float[Tensor, "row pos head d_head"], spans: Int[Tensor, "row 3"]
 ) -> Float[Tensor, "row head d_head"]:
     """Return the mean of each row's heads over its response, in float32."""
     means: Tensor = _pool_spans(z.flatten(2), spans)[:, 0]
@@ -248,14 +252,19 @@ def _pool_response(
 
 
 def _pool_spans(
-    residual: Float[Tensor, "row pos d_model"], spans: Int[Tensor, "row 2"]
+    residual: Float[Tensor, "row pos d_model"], spans: Int[Tensor, "row 3"]
 ) -> Float[Tensor, "row 3 d_model"]:
-    """Return response mean, prompt mean and last prompt token of each row, in float32."""
+    """Return response mean, prompt mean and last prompt token of each row, in float32.
+
+    Args:
+        residual: Of some texts.
+        spans: One past each prompt's last token; first token that is pooled of the response, and one past the last.
+    """
     positions = torch.arange(residual.shape[1], device=residual.device)
-    start, end = spans[:, :1], spans[:, 1:]
-    is_response = (positions >= start) & (positions < end)
-    is_prompt = positions < start
-    is_last = positions == start - 1
-    weights = torch.stack([is_response, is_prompt, is_last], dim=1).float()
+    prompt, start, end = spans.split(1, dim=1)
+    is_pooled = (positions >= start) & (positions < end)
+    is_prompt = positions < prompt
+    is_last = positions == prompt - 1
+    weights = torch.stack([is_pooled, is_prompt, is_last], dim=1).float()
     weights = weights / weights.sum(dim=-1, keepdim=True)
     return weights @ residual.float()

@@ -13,11 +13,14 @@ from torch import Tensor
 from persona_lens.checking import checked
 from persona_lens.errors import NonFiniteError
 from persona_lens.models.engine.finite import OVERFLOW_HINT
-from persona_lens.models.engine.sampling import Sampling
+from persona_lens.models.engine.rollouts import warn_of_unfinished
+from persona_lens.models.engine.sampling import SampledResponse, Sampling, decode_part
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.points import attached
 from persona_lens.models.hooks.sharing import drawing
 from persona_lens.models.text.chat import Message, build_messages, encode_prompt, warn_of_controls
+from persona_lens.models.text.templates import TemplateArguments
+from persona_lens.models.text.thoughts import open_format
 from persona_lens.models.text.tokens import stop_token_ids
 
 
@@ -42,6 +45,7 @@ def ask(
     system: str | None = None,
     sampling: Sampling = Sampling(max_new_tokens=128, temperature=0.7),
     stream: TextStream | None = None,
+    template_arguments: TemplateArguments | None = None,
 ) -> str:
     """Ask a chat model something, through its chat template, and return what it answers.
 
@@ -53,17 +57,24 @@ def ask(
         model: HookedTransformer or TransformerBridge with a tokenizer that has a chat template.
         question: The user's turn; or a whole conversation, ending with one.
         system: System prompt of a question; None leaves it to the chat template.
-        sampling: Length, temperature, ``top_p``, seed and stop tokens; its other values are for batches.
-        stream: Where each piece of the answer is written as it comes, such as ``sys.stdout``.
+        sampling: Length, temperature, ``top_p``, seed, stop tokens, and ``judged``: which part of the response of a
+            model that thinks is returned. Its other values are for batches.
+        stream: Where each piece of the response is written as it comes, thought and all, such as ``sys.stdout``.
+        template_arguments: What the chat template reads besides the messages, such as ``{"enable_thinking": False}``;
+            they go before those that the model was loaded with.
 
     Returns:
-        The answer, without the stop token; the same seed gives the same one.
+        The answer, without the stop token; the same seed gives the same one. Empty where a thought does not end.
 
     Raises:
         ChatTemplateError: The tokenizer has no usable chat template.
+        InvalidArgumentError: A template argument that the template does not read.
         ContextLengthError: A conversation that leaves no room for the answer.
         NonFiniteError: Logits that overflow, as under too strong a steering.
         ModelBusyError: The model does something else.
+
+    Warns:
+        UnfinishedThoughtWarning: The response is a thought that does not end.
 
     Example:
         >>> import persona_lens as pl
@@ -73,9 +84,13 @@ def ask(
     """
     messages = build_messages(question, system) if isinstance(question, str) else question
     tokenizer = model.tokenizer
-    prompt = encode_prompt(tokenizer, messages, n_ctx=model.cfg.n_ctx, reserve=sampling.max_new_tokens)
+    prompt = encode_prompt(
+        tokenizer, messages, n_ctx=model.cfg.n_ctx, reserve=sampling.max_tokens, template_arguments=template_arguments
+    )
     warn_of_controls([prompt])
     stops = sampling.stop_tokens or stop_token_ids(tokenizer)
+    form = open_format(tokenizer)
+    reader = None if form is None else form.begin(prompt.tokens)
     tokens: list[int] = []
     shown = ""
 
@@ -91,7 +106,7 @@ def ask(
         torch.manual_seed(sampling.seed)
         steps = model.generate_stream(
             torch.tensor([prompt.tokens], device=model.cfg.device),
-            max_new_tokens=sampling.max_new_tokens,
+            max_new_tokens=sampling.max_tokens,
             max_tokens_per_yield=1,
             stop_at_eos=False,  # it knows one stop token; a template may have several
             do_sample=sampling.temperature > 0,
@@ -105,6 +120,8 @@ def ask(
                 if token in stops:
                     break
                 tokens.append(token)
+                if reader is not None:
+                    reader.feed(token)
                 if stream is not None:
                     text = tokenizer.decode(tokens, skip_special_tokens=True)
                     # A character may take several tokens; an unfinished one decodes to the replacement character.
@@ -112,7 +129,11 @@ def ask(
                         stream.write(text[len(shown) :])
                         stream.flush()
                         shown = text
-    answer: str = tokenizer.decode(tokens, skip_special_tokens=True)
+                if reader is not None and reader.count(sampling.max_thought_tokens) >= sampling.max_new_tokens:
+                    break
     if stream is not None:
-        stream.write(answer[len(shown) :] + "\n")
-    return answer
+        whole: str = tokenizer.decode(tokens, skip_special_tokens=True)
+        stream.write(whole[len(shown) :] + "\n")
+    response = SampledResponse(tuple(tokens), "stop", thought=None if reader is None else reader.thought)
+    warn_of_unfinished([response], sampling.max_tokens)
+    return decode_part(tokenizer, response, sampling.judged)

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from persona_lens.checking import checked
+from persona_lens.errors import UnfinishedThoughtWarning
 from persona_lens.models.engine.sampling import (
     ResidualMeans,
     SampledResponse,
     SampleRequest,
     Sampling,
+    decode_part,
     sample_recorded_stream,
     sample_stream,
 )
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.intervention import NOTHING, Intervention
 from persona_lens.models.text.chat import EncodedPrompt, Message, build_messages, encode_prompt, warn_of_controls
+from persona_lens.models.text.spans import Thought
 from persona_lens.models.text.tokens import stop_token_ids
 from persona_lens.progress_bars import Advance, show_progress
 
@@ -54,10 +58,13 @@ class Rollout:
 
     Args:
         request: What was asked.
-        response: The response's text, without the stop token.
+        response: The response's text, without the stop token; of a model that thinks, the part that
+            ``Sampling.judged`` names: the answer, which is empty where the thought does not end.
         tokens: Its token ids.
         stop_reason: ``stop`` at a stop token, ``length`` at the limit.
         residuals: Pooled residual stream, where recorded and the response is not empty.
+        thought: Where the thought lies among the tokens; None for a response that is all answer.
+        thought_text: The thought's text; empty without one.
     """
 
     request: RolloutRequest
@@ -65,6 +72,13 @@ class Rollout:
     tokens: tuple[int, ...]
     stop_reason: str
     residuals: ResidualMeans | None = field(default=None, repr=False)
+    thought: Thought | None = None
+    thought_text: str = field(default="", repr=False)
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether the thought does not end, so that there is no answer."""
+        return self.thought is not None and not self.thought.is_finished
 
 
 @checked
@@ -85,6 +99,9 @@ def sample_rollouts(
     Raises:
         ChatTemplateError: The tokenizer has no usable chat template.
         ContextLengthError: A prompt that leaves no room for the response.
+
+    Warns:
+        UnfinishedThoughtWarning: Responses without an answer, as their thoughts do not end.
 
     Reference:
         Persona Vectors (arXiv 2507.21509), section 2.2.
@@ -116,10 +133,10 @@ def _collect(
     prompts: dict[tuple[object, ...], EncodedPrompt] = {}
     sample_requests = []
     for request in requests:
-        key = (request.question, request.system, *(message["content"] for message in request.examples))
+        key = (request.question, request.system, *map(repr, request.examples))
         if key not in prompts:
             prompts[key] = encode_prompt(
-                tokenizer, request.messages, n_ctx=model.cfg.n_ctx, reserve=sampling.max_new_tokens
+                tokenizer, request.messages, n_ctx=model.cfg.n_ctx, reserve=sampling.max_tokens
             )
         sample_requests.append(SampleRequest(prompts[key].tokens, request.seed, request.intervention))
     warn_of_controls(prompts.values())
@@ -131,6 +148,26 @@ def _collect(
     rollouts = []
     for index, request in enumerate(requests):
         one = sampled[index]
-        text = tokenizer.decode(one.tokens, skip_special_tokens=True)
-        rollouts.append(Rollout(request, text, one.tokens, one.stop_reason, one.residuals))
+        text, thought = (decode_part(tokenizer, one, part) for part in (sampling.judged, "thought"))
+        rollouts.append(Rollout(request, text, one.tokens, one.stop_reason, one.residuals, one.thought, thought))
+    warn_of_unfinished(sampled.values(), sampling.max_tokens)
     return rollouts
+
+
+def warn_of_unfinished(responses: Collection[SampledResponse], max_tokens: int) -> None:
+    """Say, once for all, how many responses are unfinished thoughts.
+
+    Args:
+        responses: What was sampled for the caller's caller.
+        max_tokens: Most tokens that each could have.
+
+    Warns:
+        UnfinishedThoughtWarning: There are such responses.
+    """
+    if n_unfinished := sum(one.is_unfinished for one in responses):
+        warnings.warn(
+            f"{n_unfinished} of {len(responses)} responses are thoughts that do not end within {max_tokens} tokens: "
+            "they hold no answer. Raise max_thought_tokens, or see template_arguments such as enable_thinking.",
+            UnfinishedThoughtWarning,
+            stacklevel=4,
+        )

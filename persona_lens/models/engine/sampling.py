@@ -25,15 +25,18 @@ from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.applying import RowInterventions
 from persona_lens.models.hooks.intervention import NOTHING, Intervention, Step, check_interventions
 from persona_lens.models.hooks.points import attached
-from persona_lens.models.hooks.positions import Positions, check_reach_response
+from persona_lens.models.hooks.positions import SamplingPositions, check_reach_response
 from persona_lens.models.hooks.recording import ResidualRecorder
 from persona_lens.models.hooks.sharing import reading_one_by_one
-from persona_lens.models.text.spans import check_token_ids
+from persona_lens.models.text.spans import Part, Thought, check_token_ids, find_part
+from persona_lens.models.text.thoughts import ThoughtFormat, ThoughtReader, open_format
 
 # Batches are filled up to a multiple of this with idle rows: matrix kernels round differently for odd heights.
 _ROW_MULTIPLE = 16
 # Prompts are computed this many at a time; a prompt alone makes poor use of the machine.
 _PROMPTS_AT_ONCE = 16
+# What Sampling says of thoughts, with its usual values.
+_ABOUT_THOUGHTS = {"pooled": "answer", "judged": "answer", "max_thought_tokens": 0}
 # What is drawn from logits that are not finite.
 NOT_FINITE = -1
 # The number of a prompt's tokens before its last, as windows count.
@@ -64,7 +67,7 @@ class ResidualMeans:
     """A response's residual stream at every layer, pooled in float32, after the row's interventions.
 
     Args:
-        response_mean: Mean over the response's tokens.
+        response_mean: Mean over the response's tokens, or those of the part of it that was asked for.
         prompt_mean: Mean over the prompt's tokens.
         last_prompt: The prompt's last token.
     """
@@ -85,12 +88,19 @@ class SampledResponse:
             next token are infinite or no numbers.
         residuals: Pooled residual stream; None unless recorded, if the response is empty or its numbers not finite.
         broken_layer: The first layer that is not finite, where ``stop_reason`` says so; None for the unembedding.
+        thought: Where its thought lies, counted from its first token; None for a response that is all answer.
     """
 
     tokens: tuple[int, ...]
     stop_reason: Literal["stop", "length", "not finite"]
     residuals: ResidualMeans | None = field(default=None, repr=False)
     broken_layer: int | None = None
+    thought: Thought | None = None
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether its thought does not end, so that there is no answer."""
+        return self.thought is not None and not self.thought.is_finished
 
     def check_finite(self, name: str) -> None:
         """Raise if its numbers are not finite.
@@ -105,6 +115,22 @@ class SampledResponse:
             raise NonFiniteError.of(name, rule, got, OVERFLOW_HINT)
 
 
+def decode_part(tokenizer: Any, response: SampledResponse, part: Part) -> str:
+    """Return the text of a part of a response, without control tokens; of both parts without the markers between them.
+
+    Args:
+        tokenizer: The model's.
+        response: What was sampled.
+        part: Which.
+    """
+    if part == "response" and response.thought is not None:
+        both = (decode_part(tokenizer, response, "thought"), decode_part(tokenizer, response, "answer"))
+        return "\n\n".join(filter(None, both))
+    start, end = find_part(part, 0, len(response.tokens), response.thought)
+    text: str = tokenizer.decode(response.tokens[start:end], skip_special_tokens=True)
+    return text
+
+
 @checked
 @dataclass(frozen=True)
 class Sampling:
@@ -117,8 +143,13 @@ class Sampling:
         rollouts: Responses to each question under each condition; the paper's is 10.
         seed: Of all draws. Functions that are given requests take the requests' own seeds, and one response each.
         batch_size: Rows computed at once.
-        positions: Where interventions act.
+        positions: Where interventions act. ``thought`` and ``answer`` part the ``response`` of a model that thinks: its
+            answer begins with the last token of the marker that closes the thought. Until a prompt or a response's
+            first tokens say otherwise, such a model is taken to think.
         stop_tokens: Ids that end a response; empty stands for the tokenizer's own, where there is one.
+        pooled: Which part of a response recorded means are over.
+        judged: Which part of it is a rollout's text, and so is judged.
+        max_thought_tokens: Tokens that a thought may take besides ``max_new_tokens``, so that an answer has its own.
 
     Raises:
         InvalidArgumentError: A value out of range.
@@ -134,8 +165,11 @@ class Sampling:
     rollouts: int = 1
     seed: int = 0
     batch_size: int = 128
-    positions: Positions = "response"
+    positions: SamplingPositions = "response"
     stop_tokens: frozenset[int] = field(default_factory=frozenset)
+    pooled: Part = "answer"
+    judged: Part = "answer"
+    max_thought_tokens: int = 0
 
     def __post_init__(self) -> None:
         rules = (
@@ -150,14 +184,27 @@ class Sampling:
             ("rollouts", "be at least 1", self.rollouts >= 1),
             ("seed", "be at least 0", self.seed >= 0),
             ("batch_size", "be at least 1", self.batch_size >= 1),
+            ("max_thought_tokens", "be at least 0", self.max_thought_tokens >= 0),
         )
         for name, rule, holds in rules:
             if not holds:
                 raise InvalidArgumentError.of(name, rule, getattr(self, name))
 
     def to_json(self) -> dict[str, Any]:
-        """Return the values as JSON-able ones."""
-        return asdict(self) | {"stop_tokens": sorted(self.stop_tokens)}
+        """Return the values as JSON-able ones; those about thoughts where they are not the usual ones."""
+        values = asdict(self) | {"stop_tokens": sorted(self.stop_tokens)}
+        about_thoughts = self.describe_thoughts()
+        # Left out where they are usual, so that what was kept before there were any is still found.
+        return {k: v for k, v in values.items() if k not in _ABOUT_THOUGHTS or k in about_thoughts}
+
+    def describe_thoughts(self) -> dict[str, Any]:
+        """Return what is asked of thoughts beyond the usual, by name."""
+        return {name: getattr(self, name) for name, usual in _ABOUT_THOUGHTS.items() if getattr(self, name) != usual}
+
+    @property
+    def max_tokens(self) -> int:
+        """Most tokens of a response, thought and answer together."""
+        return self.max_new_tokens + self.max_thought_tokens
 
 
 @checked
@@ -207,15 +254,17 @@ def _stream(
     _check_requests(model, requests, sampling)
     if not requests:
         return
+    form = open_format(model.tokenizer)
+    _check_thoughts(form, sampling)
     interventions = RowInterventions(site for request in requests for site in request.intervention.sites)
     pairs = interventions.hook_pairs() + (recorder.hook_pairs() if recorder else [])
     with open_decoder(model) as decoder, attached(model, pairs):
-        sampler = _Sampler(model, decoder, requests, sampling, interventions, recorder)
+        sampler = _Sampler(model, decoder, requests, sampling, interventions, recorder, form)
         yield from reading_one_by_one(model, sampler.run())
 
 
 def _check_requests(model: HookedModel, requests: Sequence[SampleRequest], sampling: Sampling) -> None:
-    limit = model.cfg.n_ctx - sampling.max_new_tokens
+    limit = model.cfg.n_ctx - sampling.max_tokens
     for index, request in enumerate(requests):
         if not request.prompt:
             raise InvalidArgumentError.of(f"requests[{index}].prompt", "hold at least one token", ())
@@ -223,13 +272,26 @@ def _check_requests(model: HookedModel, requests: Sequence[SampleRequest], sampl
         if len(request.prompt) > limit:
             rule = f"be at most {limit} tokens long"
             hint = (
-                f"The model's context is {model.cfg.n_ctx} tokens, of which max_new_tokens={sampling.max_new_tokens} "
+                f"The model's context is {model.cfg.n_ctx} tokens, of which max_new_tokens={sampling.max_tokens} "
                 "are kept for the response. Shorten the prompt or ask for fewer."
             )
             raise ContextLengthError.of(f"requests[{index}].prompt", rule, len(request.prompt), hint)
     if any(request.intervention.has_windows for request in requests):
         check_reach_response(sampling.positions)
     check_interventions(model, (request.intervention for request in requests))
+
+
+def _check_thoughts(form: ThoughtFormat | None, sampling: Sampling) -> None:
+    """Refuse settings for thoughts where the model has none.
+
+    Raises:
+        InvalidArgumentError: Names the first.
+    """
+    asked = {"positions": "thought", "pooled": "thought", "judged": "thought"}
+    wrong = [name for name, part in asked.items() if getattr(sampling, name) == part]
+    if form is None and wrong:
+        rule = "be another part of the response for a model whose template and tokens name no marker of a thought"
+        raise InvalidArgumentError.of(wrong[0], rule, "thought")
 
 
 @dataclass(frozen=True, eq=False)
@@ -241,7 +303,14 @@ class _StoredPrefix:
 class _Row:
     """A request under way in a slot."""
 
-    def __init__(self, index: int, request: SampleRequest, stored: _StoredPrefix, sampling: Sampling) -> None:
+    def __init__(
+        self,
+        index: int,
+        request: SampleRequest,
+        stored: _StoredPrefix,
+        sampling: Sampling,
+        reader: ThoughtReader | None,
+    ) -> None:
         self.index = index
         self.request = request
         self.stored = stored
@@ -250,7 +319,30 @@ class _Row:
         self.position = len(request.prompt) - 1
         self.has_windows = request.intervention.has_windows
         # All of a row's draws come from its own seed, so its neighbours cannot shift them.
-        self.draws = np.random.default_rng(request.seed).random(sampling.max_new_tokens)
+        self.draws = np.random.default_rng(request.seed).random(sampling.max_tokens)
+        self.reader = reader
+        self.n_free = sampling.max_thought_tokens
+        self.held: list[Tensor] = []  # of the latest tokens, while it is not certain what they are
+
+    def add(self, token: int) -> None:
+        self.tokens.append(token)
+        self.next_input = token
+        if self.reader is not None:
+            self.reader.feed(token)
+
+    @property
+    def thought(self) -> Thought | None:
+        return None if self.reader is None else self.reader.thought
+
+    @property
+    def is_thinking(self) -> bool:
+        """Whether the next token belongs to the thought, as far as anyone knows."""
+        return self.reader is not None and self.reader.is_thinking
+
+    @property
+    def n_counted(self) -> int:
+        """Tokens that count against the most that a response may have."""
+        return len(self.tokens) if self.reader is None else self.reader.count(self.n_free)
 
 
 class _Sampler:
@@ -264,6 +356,7 @@ class _Sampler:
         sampling: Sampling,
         interventions: RowInterventions,
         recorder: ResidualRecorder | None,
+        form: ThoughtFormat | None,
     ) -> None:
         self.model = model
         self.decoder = decoder
@@ -272,9 +365,10 @@ class _Sampler:
         self.interventions = interventions
         self.assigned: list[tuple[Step, ...]] = []  # to each row of the latest pass
         self.recorder = recorder
+        self.form = form
         n_slots = round_up(min(sampling.batch_size, len(requests)), _ROW_MULTIPLE)
         longest = max(len(request.prompt) for request in requests)
-        self.cache = decoder.new_cache(n_slots, longest + sampling.max_new_tokens)
+        self.cache = decoder.new_cache(n_slots, longest + sampling.max_tokens)
         self.device = self.cache.keys.device
         self.rows: list[_Row] = []  # row i lies in slot i
         self.capacity = min(sampling.batch_size, len(requests))
@@ -294,7 +388,7 @@ class _Sampler:
 
     def _prefix_key(self, request: SampleRequest) -> tuple[object, ...]:
         """Rows share a prefix if the prompt is the same and no intervention reaches into it."""
-        if self.sampling.positions == "response":
+        if self.sampling.positions not in ("prompt", "all"):
             return (request.prompt,)
         reaching = request.intervention.at_token(_BEFORE_RESPONSE).steps
         return (request.prompt, *((step.site, id(step.operation)) for step in reaching))
@@ -307,7 +401,8 @@ class _Sampler:
             key = self._prefix_key(request)
             if key not in self.prefixes:
                 self._compute_prefixes_from(self.waiting)
-            row = _Row(self.waiting, request, self.prefixes.read(key), self.sampling)
+            reader = None if self.form is None else self.form.begin(request.prompt)
+            row = _Row(self.waiting, request, self.prefixes.read(key), self.sampling, reader)
             row.stored.prefix.write(self.cache, len(self.rows))
             self.rows.append(row)
             self.waiting += 1
@@ -324,7 +419,7 @@ class _Sampler:
             if len(wanted) == _PROMPTS_AT_ONCE:
                 break
         requests = list(wanted.values())
-        reaches_prompt = self.sampling.positions != "response"
+        reaches_prompt = self.sampling.positions in ("prompt", "all")
         self._assign([r.intervention.at_token(_BEFORE_RESPONSE) if reaches_prompt else NOTHING for r in requests])
         if self.recorder:
             lengths = torch.tensor([len(request.prompt) - 1 for request in requests], device=self.device)
@@ -348,8 +443,13 @@ class _Sampler:
 
     def _now(self, row: _Row) -> Intervention:
         response_token = row.position - (len(row.request.prompt) - 1)
-        if self.sampling.positions == "prompt" and response_token > 0:
+        positions = self.sampling.positions
+        if (positions == "prompt" and response_token > 0) or (positions == "thought" and not row.is_thinking):
             return NOTHING
+        if positions == "answer":
+            if row.is_thinking:
+                return NOTHING
+            response_token -= 0 if row.reader is None else row.reader.n_before_answer
         return row.request.intervention.at_token(response_token)
 
     def _step(self) -> Float[Tensor, "row vocab"]:
@@ -371,38 +471,58 @@ class _Sampler:
             shape = (n_layers, self.cache.n_slots, d_model)
             self.response_sum = torch.zeros(shape, dtype=torch.float32, device=self.device)
             self.last_prompt = torch.zeros(shape, dtype=torch.float32, device=self.device)
-        self.response_sum[:, : residuals.shape[1]] += residuals
+        if self.form is None or self.sampling.pooled == "response":
+            self.response_sum[:, : residuals.shape[1]] += residuals
+        else:
+            for slot, row in enumerate(self.rows):
+                if row.position >= len(row.request.prompt):
+                    row.held.append(residuals[:, slot].float())
+                    self._settle(slot, row.reader.n_settled if row.reader else len(row.tokens))
         first = [slot for slot, row in enumerate(self.rows) if row.position == len(row.request.prompt) - 1]
         if first:
             self.last_prompt[:, first] = residuals[:, first].float()
             self.response_sum[:, first] = 0.0
 
+    def _settle(self, slot: int, n_settled: int) -> None:
+        """Add what is held of a row's tokens that are in the part that is pooled, as far as that is certain."""
+        row = self.rows[slot]
+        held_from = row.position - len(row.request.prompt) + 1 - len(row.held)
+        start, end = find_part(self.sampling.pooled, 0, len(row.tokens), row.thought)
+        while row.held and held_from < n_settled:
+            residual = row.held.pop(0)
+            if start <= held_from < end:
+                self.response_sum[:, slot] += residual
+            held_from += 1
+
     def _advance(self, logits: Float[Tensor, "row vocab"]) -> Iterator[tuple[int, SampledResponse]]:
         """Give each row its next token; yield and replace the rows that are done."""
         sampling = self.sampling
         # A row that already has all its tokens was run once more, only to record its last token's residual stream.
-        draws = [row.draws[min(len(row.tokens), sampling.max_new_tokens - 1)] for row in self.rows]
+        draws = [row.draws[min(len(row.tokens), sampling.max_tokens - 1)] for row in self.rows]
         chosen = draw_tokens(logits, torch.tensor(draws), sampling.temperature, sampling.top_p).tolist()
         finished: list[int] = []
         for slot, (row, token) in enumerate(zip(self.rows, chosen, strict=True)):
-            row.position += 1
-            full = len(row.tokens) == sampling.max_new_tokens
+            full = row.n_counted >= sampling.max_new_tokens
             if token == NOT_FINITE:
+                row.position += 1
                 finished.append(slot)
-                yield row.index, SampledResponse(tuple(row.tokens), "not finite", broken_layer=self._find_layer(row))
+                broken = self._find_layer(row)
+                yield row.index, SampledResponse(tuple(row.tokens), "not finite", None, broken, row.thought)
                 continue
             if full or token in sampling.stop_tokens:
                 finished.append(slot)
                 reason: Literal["stop", "length"] = "length" if full else "stop"
-                yield row.index, SampledResponse(tuple(row.tokens), reason, self._means(slot))
+                means = self._means(slot)
+                row.position += 1
+                yield row.index, SampledResponse(tuple(row.tokens), reason, means, thought=row.thought)
                 continue
-            row.tokens.append(token)
-            row.next_input = token
-            if len(row.tokens) == sampling.max_new_tokens and self.recorder is None:
+            row.position += 1
+            row.add(token)
+            if row.n_counted >= sampling.max_new_tokens and self.recorder is None:
                 finished.append(slot)
-                yield row.index, SampledResponse(tuple(row.tokens), "length")
+                yield row.index, SampledResponse(tuple(row.tokens), "length", thought=row.thought)
         self._vacate(finished)
-        if finished or sampling.positions == "prompt" or any(row.has_windows for row in self.rows):
+        if finished or sampling.positions not in ("response", "all") or any(row.has_windows for row in self.rows):
             self._assign_interventions()
 
     def _find_layer(self, row: _Row) -> int | None:
@@ -415,9 +535,13 @@ class _Sampler:
         row = self.rows[slot]
         if row.stored.residual_sum is None or not row.tokens:
             return None
+        self._settle(slot, len(row.tokens))  # what was waited for did not come
+        start, end = find_part(self.sampling.pooled, 0, len(row.tokens), row.thought)
+        if start == end:
+            return None
         last = self.last_prompt[:, slot].clone()
         return ResidualMeans(
-            response_mean=self.response_sum[:, slot] / len(row.tokens),
+            response_mean=self.response_sum[:, slot] / (end - start),
             prompt_mean=(row.stored.residual_sum + last) / len(row.request.prompt),
             last_prompt=last,
         )

@@ -31,6 +31,11 @@ Positions = Literal["response", "prompt", "all"]
 """Where an intervention acts: ``response`` is the last prompt token and every generated one (the paper's
 inference-time steering, section 3.2), ``prompt`` every prompt token, ``all`` both."""
 
+SamplingPositions = Literal["response", "prompt", "all", "answer", "thought"]
+"""Where an intervention acts while responses are sampled: beside those, the tokens of the response that the ``answer``
+of a model that thinks is drawn from, from the last one of the marker that closes its thought on; or those before, from
+the prompt's last one on, that the ``thought`` is drawn from."""
+
 _PATTERN = "blocks.0.attn.hook_pattern"
 
 
@@ -71,7 +76,10 @@ class TokenSelector:
                 raise InvalidArgumentError.of("positions", "be a boolean mask [batch, pos]", got)
         elif positions not in ("response", "prompt", "all"):
             rule = "be 'response', 'prompt', 'all' or a boolean mask [batch, pos]"
-            raise InvalidArgumentError.of("positions", rule, positions)
+            hint = (
+                "For the thought or the answer alone: Sampling(positions=...), or a mask, spans.draws_part('answer')."
+            )
+            raise InvalidArgumentError.of("positions", rule, positions, hint)
         if windows:
             check_reach_response(positions)
         if prompt_length is not None:
@@ -159,7 +167,7 @@ class TokenSelector:
             self._generation = outer
 
 
-def check_reach_response(positions: Positions | Tensor) -> None:
+def check_reach_response(positions: SamplingPositions | Tensor) -> None:
     """Refuse positions that a window over the response's tokens does not go with.
 
     Raises:

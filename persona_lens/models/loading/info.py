@@ -9,6 +9,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from persona_lens.checking import checked
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.loading.fingerprints import fingerprint, read_origin
+from persona_lens.models.text.templates import read_settings
 
 
 @checked
@@ -17,7 +18,7 @@ class ModelInfo:
     """What identifies a model in results.
 
     Args:
-        name: As it was loaded.
+        name: As it was loaded, followed by the template arguments that it was loaded with, as JSON, if any.
         n_layers: Number of blocks.
         d_model: Width of the residual stream.
         n_ctx: Context length in tokens.
@@ -51,7 +52,7 @@ def describe_model(model: HookedModel) -> ModelInfo:
     """
     cfg, origin = model.cfg, read_origin(model)
     return ModelInfo(
-        name=str(cfg.model_name),
+        name=" ".join(filter(None, (str(cfg.model_name), read_settings(model.tokenizer).arguments))),
         n_layers=int(cfg.n_layers),
         d_model=int(cfg.d_model),
         n_ctx=int(cfg.n_ctx),

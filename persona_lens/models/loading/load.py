@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +20,13 @@ from persona_lens.models.loading.fingerprints import fingerprint_adapted, finger
 from persona_lens.models.loading.hooked import CONVERTERS, build_hooked, optimize_memory_layout
 from persona_lens.models.loading.hugging_face import load_hugging_face, quiet, resolve_dtype, round_weights
 from persona_lens.models.loading.parity import check_parity, read_reference
+from persona_lens.models.text.templates import (
+    ChatSettings,
+    TemplateArguments,
+    freeze_arguments,
+    read_settings,
+    remember_settings,
+)
 
 Backend = Literal["hooked", "bridge"]
 
@@ -31,6 +39,7 @@ def load_model(
     backend: Backend | None = None,
     dtype: str | torch.dtype = "auto",
     device: str | torch.device | None = None,
+    template_arguments: TemplateArguments | None = None,
 ) -> HookedModel:
     """Load a chat model for TransformerLens, its weights neither folded nor centred.
 
@@ -43,6 +52,9 @@ def load_model(
             None takes ``hooked`` wherever that class can hold the architecture.
         dtype: ``auto`` is bfloat16 on a GPU or CPU that computes it in hardware, else float32.
         device: None takes a GPU if there is one.
+        template_arguments: What the chat template reads besides the messages, such as ``{"enable_thinking": False}``
+            or ``{"strftime_now": "2026-01-31"}``, for every prompt. Of a loaded model, in place of those that it has;
+            None leaves them.
 
     Returns:
         A ``HookedTransformer`` or ``TransformerBridge`` in eval mode, with its tokenizer.
@@ -53,7 +65,9 @@ def load_model(
             Hugging Face does; ``backend="hooked"`` for one that HookedTransformer cannot hold.
         FileFormatError: An adapter that is for another architecture, or not in safetensors.
         ModelMismatchError: An adapter that was trained on other weights, if it says so.
-        InvalidArgumentError: An unknown backend or dtype, or an adapter for a model that is already loaded.
+        InvalidArgumentError: An unknown backend or dtype, an adapter for a model that is already loaded, or a template
+            argument that the chat template does not read.
+        ChatTemplateError: Template arguments for a model without a chat template.
 
     Example:
         >>> import persona_lens as pl
@@ -65,7 +79,13 @@ def load_model(
         if adapter is not None:
             hint = "Load it by name."
             raise InvalidArgumentError.of("adapter", "be None for a loaded model", str(adapter), hint)
-        return _adopt(model, backend)
+        adopted = _adopt(model, backend)
+        if template_arguments is not None:
+            settings = replace(
+                read_settings(adopted.tokenizer), arguments=freeze_arguments(adopted.tokenizer, template_arguments)
+            )
+            remember_settings(adopted.tokenizer, settings)
+        return adopted
     if adapter is not None:
         check_adapter(Path(adapter))
     device = _find_device(device)
@@ -77,6 +97,7 @@ def load_model(
         # since its rounding cannot be told from another model's.
         exact = adapter is not None or resolved == torch.float16
         hf_model, tokenizer = load_hugging_face(name, "auto" if exact else resolved)
+        settings = ChatSettings(freeze_arguments(tokenizer, template_arguments), _list_stop_tokens(hf_model))
         fingerprint = fingerprint_hugging_face(hf_model)
         if adapter is not None:
             base_fingerprint = fingerprint
@@ -106,7 +127,14 @@ def load_model(
                     raise
                 loaded = _build_bridge(name, hf_model, tokenizer, resolved)
     remember_origin(loaded, fingerprint, base_fingerprint, str(model))
+    remember_settings(loaded.tokenizer, settings)  # of the model's own tokenizer, which may be a copy
     return loaded
+
+
+def _list_stop_tokens(hf_model: Any) -> frozenset[int]:
+    """Return the tokens that end a response by the model's generation configuration, which may list several."""
+    found = getattr(getattr(hf_model, "generation_config", None), "eos_token_id", None)
+    return frozenset([found] if isinstance(found, int) else found or ())
 
 
 def _find_device(device: str | torch.device | None) -> torch.device:

@@ -6,11 +6,9 @@ What the messages contain stays text: only the template writes control tokens, s
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict
-
-import jinja2
+from typing import Any, NotRequired, TypedDict
 
 from persona_lens.checking import checked
 from persona_lens.errors import (
@@ -20,15 +18,30 @@ from persona_lens.errors import (
     InvalidArgumentError,
     SystemRoleMergedWarning,
 )
-from persona_lens.models.text.spans import TokenSpans
+from persona_lens.models.text.messages import CheckedMessage, check_messages
+from persona_lens.models.text.spans import Thought, TokenSpans
+from persona_lens.models.text.templates import Renderer, TemplateArguments
+from persona_lens.models.text.thoughts import (
+    find_markers,
+    is_closed,
+    is_open,
+    open_format,
+    split_thought,
+    write_thought,
+)
 from persona_lens.models.text.tokens import Place, TokenizedText, tokenize_plain, tokenize_text
 
 
 class Message(TypedDict):
-    """One turn of a conversation."""
+    """One turn of a conversation.
+
+    A content may also be a list of parts, all of them ``{"type": "text", "text": ...}``; they are joined. The thought
+    of an answer stands in ``reasoning_content``, or in the content, between the model's own markers.
+    """
 
     role: str
     content: str
+    reasoning_content: NotRequired[str]
 
 
 @checked
@@ -70,12 +83,15 @@ class EncodedResponses:
         tokens: Its token ids.
         responses: For each response its first token, and one past its last; end-of-turn tokens are outside.
         controls: Control tokens that the messages spell; they were read as text.
+        thought: Where the thought of the last response lies; None for one without. Those of earlier responses are
+            left out, as the templates of models that think do.
     """
 
     text: str
     tokens: tuple[int, ...]
     responses: tuple[tuple[int, int], ...]
     controls: tuple[str, ...] = ()
+    thought: Thought | None = None
 
 
 def build_messages(question: str, system: str | None = None) -> list[Message]:
@@ -91,7 +107,12 @@ def build_messages(question: str, system: str | None = None) -> list[Message]:
 
 @checked
 def encode_prompt(
-    tokenizer: Any, messages: Sequence[Message], *, n_ctx: int | None = None, reserve: int = 0
+    tokenizer: Any,
+    messages: Sequence[Message],
+    *,
+    n_ctx: int | None = None,
+    reserve: int = 0,
+    template_arguments: TemplateArguments | None = None,
 ) -> EncodedPrompt:
     """Render a conversation up to where the assistant answers, and tokenise it.
 
@@ -100,9 +121,12 @@ def encode_prompt(
         messages: The conversation, ending with a user's turn.
         n_ctx: The model's context in tokens; None checks no length.
         reserve: Tokens to keep free for the response.
+        template_arguments: What the chat template reads besides the messages, such as ``{"enable_thinking": False}``;
+            they go before those that the model was loaded with.
 
     Raises:
-        InvalidArgumentError: No messages, or one that is not a role with a text.
+        InvalidArgumentError: No messages, or one that is not a role with a text; a template argument that the template
+            does not read.
         ChatTemplateError: No chat template, or one that cannot render this conversation; or one that rewrites a text
             which spells a control token.
         ContextLengthError: The prompt and the reserve exceed the context.
@@ -110,58 +134,74 @@ def encode_prompt(
     Warns:
         SystemRoleMergedWarning: The template has no system role; the system prompt went into the user's turn.
     """
-    messages = _prepare(tokenizer, messages)
-    text, places = _render_and_locate(tokenizer, messages, add_generation_prompt=True)
-    found = _tokenize(tokenizer, text, messages, places)
+    renderer, prepared = _prepare(tokenizer, messages, template_arguments)
+    turns = _write_turns(prepared)
+    text, places = _render_and_locate(renderer, turns, add_generation_prompt=True)
+    found = _tokenize(tokenizer, text, turns, places)
     _check_length(len(found.tokens), n_ctx, reserve)
     return EncodedPrompt(text, found.tokens, found.controls)
 
 
 @checked
 def encode_conversation(
-    tokenizer: Any, messages: Sequence[Message], *, n_ctx: int | None = None
+    tokenizer: Any,
+    messages: Sequence[Message],
+    *,
+    n_ctx: int | None = None,
+    template_arguments: TemplateArguments | None = None,
 ) -> EncodedConversation:
     """Render a conversation that ends with the assistant's response, and find the response's tokens.
 
-    The span comes from the character offsets of one tokenisation; nothing is tokenised apart and measured.
+    The span comes from the character offsets of one tokenisation; nothing is tokenised apart and measured. A response
+    with a thought, in ``reasoning_content`` or between the model's markers, is written as the model writes one: the
+    prompt as it is sampled from, the thought between its markers, the answer. One without is left to the template.
 
     Args:
         tokenizer: A fast Hugging Face tokenizer with a chat template.
-        messages: The conversation; the last message is the response.
+        messages: The conversation; the last message is the response. Thoughts of earlier ones are left out.
         n_ctx: The model's context in tokens; None checks no length.
+        template_arguments: As for :func:`encode_prompt`.
 
     Raises:
         InvalidArgumentError: The last message is not the assistant's, or is empty.
-        ChatTemplateError: The template drops or rewrites the response, so that it cannot be found.
+        ChatTemplateError: The template drops or rewrites the response, so that it cannot be found; or a thought for a
+            model that does not think, or whose prompt says not to.
         ContextLengthError: The conversation exceeds the context.
     """
-    messages = _prepare(tokenizer, messages)
-    if messages[-1]["role"] != "assistant" or not messages[-1]["content"].strip():
+    renderer, prepared = _prepare(tokenizer, messages, template_arguments)
+    if prepared[-1].role != "assistant" or prepared[-1].is_empty:
         rule = "end with a non-empty assistant message"
         raise InvalidArgumentError.of("messages", rule, list(messages)[-1:])
-    turns = _encode_responses(tokenizer, messages, [len(messages) - 1], n_ctx)
-    return EncodedConversation(turns.tokens, *turns.responses[0], turns.text, turns.controls)
+    found = _encode_responses(renderer, prepared, [len(prepared) - 1], n_ctx)
+    return EncodedConversation(found.tokens, *found.responses[0], found.text, found.controls, thought=found.thought)
 
 
-def encode_responses(tokenizer: Any, messages: Sequence[Message], *, n_ctx: int | None = None) -> EncodedResponses:
+def encode_responses(
+    tokenizer: Any,
+    messages: Sequence[Message],
+    *,
+    n_ctx: int | None = None,
+    template_arguments: TemplateArguments | None = None,
+) -> EncodedResponses:
     """Render a conversation of one or several turns, and find the tokens of each of the assistant's responses.
 
     Args:
         tokenizer: A fast Hugging Face tokenizer with a chat template.
-        messages: The conversation; every assistant message holds text.
+        messages: The conversation; every assistant message holds text. Thoughts before the last one are left out.
         n_ctx: The model's context in tokens; None checks no length.
+        template_arguments: As for :func:`encode_prompt`.
 
     Raises:
         InvalidArgumentError: No assistant message, or an empty one.
         ChatTemplateError: The template drops or rewrites a response, so that it cannot be found.
         ContextLengthError: The conversation exceeds the context.
     """
-    messages = _prepare(tokenizer, messages)
-    turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
-    if not turns or not all(messages[index]["content"].strip() for index in turns):
+    renderer, prepared = _prepare(tokenizer, messages, template_arguments)
+    turns = [index for index, message in enumerate(prepared) if message.role == "assistant"]
+    if not turns or any(prepared[index].is_empty for index in turns):
         rule = "hold assistant messages, none of them empty"
         raise InvalidArgumentError.of("messages", rule, list(messages)[-1:])
-    return _encode_responses(tokenizer, messages, turns, n_ctx)
+    return _encode_responses(renderer, prepared, turns, n_ctx)
 
 
 def warn_of_controls(encoded: Iterable[EncodedPrompt | EncodedConversation]) -> None:
@@ -185,39 +225,80 @@ def warn_of_controls(encoded: Iterable[EncodedPrompt | EncodedConversation]) -> 
 
 
 def _encode_responses(
-    tokenizer: Any, messages: Sequence[Message], turns: Sequence[int], n_ctx: int | None
+    renderer: Renderer, messages: Sequence[CheckedMessage], turns: Sequence[int], n_ctx: int | None
 ) -> EncodedResponses:
-    text, places = _render_and_locate(tokenizer, messages, add_generation_prompt=False)
-    found = _tokenize(tokenizer, text, messages, places)
-    spans = []
-    for turn in turns:
-        place = places[turn]
-        if place is None:
-            rule = "have a chat template that renders a response as it is"
-            raise ChatTemplateError.of("tokenizer", rule, text[-200:], "See its chat_template.")
-        # A token belongs to a response if any of its characters do; a token of no characters (BOS) never does.
-        inside = [i for i, (a, b) in enumerate(found.offsets) if a < place[1] and b > place[0] and b > a]
-        if not inside:
-            rule = "give offsets for the response's tokens"
-            raise ChatTemplateError.of("tokenizer", rule, text[slice(*place)])
-        spans.append((inside[0], inside[-1] + 1))
+    shown = _write_turns(messages)
+    text, places = _render_and_locate(renderer, shown, add_generation_prompt=False)
+    spans = _list_places(text, places, turns)
+    thinks = messages[-1].thought is not None
+    if thinks:
+        text, places, response = _write_last_response(renderer, messages[-1], shown, text[spans[-1][1] :])
+        spans = [*_list_places(text, places, turns[:-1]), response]
+        shown = [*shown, {"role": "assistant", "content": messages[-1].thought or ""}]
+    found = _tokenize(renderer.tokenizer, text, shown, places)
+    responses = [_find_tokens(text, place, found) for place in spans]
     _check_length(len(found.tokens), n_ctx, 0)
-    return EncodedResponses(text, found.tokens, tuple(spans), found.controls)
+    thought = None
+    if thinks and (form := open_format(renderer.tokenizer)):
+        start, end = responses[-1]
+        thought = form.find(found.tokens[:start], found.tokens[start:end])
+        thought = None if thought is None else thought.shift(start)
+    return EncodedResponses(text, found.tokens, tuple(responses), found.controls, thought)
+
+
+def _list_places(text: str, places: Sequence[Place | None], turns: Sequence[int]) -> list[Place]:
+    """Return the responses' places; refuse a template that has none for one."""
+    found = [places[turn] for turn in turns]
+    if None in found:
+        rule = "have a chat template that renders a response as it is"
+        raise ChatTemplateError.of("tokenizer", rule, text[-200:], "See its chat_template.")
+    return [place for place in found if place is not None]
+
+
+def _write_last_response(
+    renderer: Renderer, message: CheckedMessage, turns: Sequence[Message], behind: str
+) -> tuple[str, list[Place | None], Place]:
+    """Return a conversation that ends with a thought and an answer, the places of all contents, and the response's.
+
+    Args:
+        renderer: Of the prompt before the response.
+        message: The response.
+        turns: The conversation, without its thought.
+        behind: What the template writes behind a response.
+    """
+    markers = find_markers(renderer.tokenizer)
+    prompt, places = _render_and_locate(renderer, turns[:-1], add_generation_prompt=True)
+    if markers is None or is_closed(prompt, markers):
+        rule = "be of a model that thinks, and told to, where a response holds a thought"
+        hint = "Take `reasoning_content` out, or see the template arguments, such as enable_thinking."
+        raise ChatTemplateError.of("tokenizer", rule, (message.thought or "")[:100], hint)
+    written, thought, answer = write_thought(prompt, message.thought or "", message.answer, markers)
+    start = len(prompt)
+    inside = [(start + a, start + b) for a, b in (answer, thought)]
+    return prompt + written + behind, [*places, *inside], (start, start + len(written))
+
+
+def _find_tokens(text: str, place: Place, found: TokenizedText) -> tuple[int, int]:
+    # A token belongs to a response if any of its characters do; a token of no characters (BOS) never does.
+    inside = [i for i, (a, b) in enumerate(found.offsets) if a < place[1] and b > place[0] and b > a]
+    if not inside:
+        raise ChatTemplateError.of("tokenizer", "give offsets for the response's tokens", text[slice(*place)])
+    return inside[0], inside[-1] + 1
 
 
 def _render_and_locate(
-    tokenizer: Any, messages: Sequence[Message], *, add_generation_prompt: bool
+    renderer: Renderer, messages: Sequence[Message], *, add_generation_prompt: bool
 ) -> tuple[str, list[Place | None]]:
     """Return the rendered text and where each message's content stands in it; None where it is rewritten or dropped."""
-    text = _render(tokenizer, messages, add_generation_prompt)
+    text = renderer.render(messages, add_generation_prompt=add_generation_prompt)
     places: list[Place | None] = []
     for turn, message in enumerate(messages):
         content = message["content"]
         # A content with another first letter: the renderings differ from where it begins. A response is not looked
         # for from the generation prompt's end, which may open a thought that the finished text does not have.
         other: Message = {"role": message["role"], "content": "y" if content.lstrip().startswith("x") else "x"}
-        changed = _render(tokenizer, [*messages[:turn], other, *messages[turn + 1 :]], add_generation_prompt)
-        start = _count_shared(text, changed)
+        changed = [*messages[:turn], other, *messages[turn + 1 :]]
+        start = _count_shared(text, renderer.render(changed, add_generation_prompt=add_generation_prompt))
         # A few templates strip a content's outer whitespace.
         shown = next((one for one in (content, content.strip()) if text.startswith(one, start)), None)
         places.append(None if shown is None else (start, start + len(shown)))
@@ -238,71 +319,56 @@ def _count_shared(one: str, other: str) -> int:
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
-def _check_messages(messages: Sequence[Message]) -> None:
-    """Refuse what no template should see.
-
-    Raises:
-        InvalidArgumentError: No messages, one without a role or a text, half a surrogate pair, or a system turn alone.
-    """
-    if isinstance(messages, str | Mapping) or not messages:
-        rule = 'be a list of {"role": ..., "content": ...}, at least one'
-        raise InvalidArgumentError.of("messages", rule, messages)
-    for index, message in enumerate(messages):
-        name = f"messages[{index}]"
-        if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
-            raise InvalidArgumentError.of(name, 'be {"role": ..., "content": ...}', message)
-        role, content = message["role"], message["content"]
-        if not isinstance(role, str) or not role.isidentifier():
-            raise InvalidArgumentError.of(f'{name}["role"]', 'be a word such as "user" or "assistant"', role)
-        if not isinstance(content, str):
-            raise InvalidArgumentError.of(f'{name}["content"]', "be a text", content)
-        try:
-            content.encode("utf-8")
-        except UnicodeEncodeError:
-            rule = "hold no half of a surrogate pair, which no tokenizer takes"
-            raise InvalidArgumentError.of(f'{name}["content"]', rule, content) from None
-    if messages[-1]["role"] == "system":
-        raise InvalidArgumentError.of("messages", "end with a user's or an assistant's turn", messages[-1])
-
-
-def _prepare(tokenizer: Any, messages: Sequence[Message]) -> Sequence[Message]:
+def _prepare(
+    tokenizer: Any, messages: Sequence[Message], arguments: TemplateArguments | None
+) -> tuple[Renderer, list[CheckedMessage]]:
     """Check a conversation and its template; a system message that the template has no role for is merged."""
-    _check_messages(messages)
-    if not getattr(tokenizer, "chat_template", None):
-        name = getattr(tokenizer, "name_or_path", type(tokenizer).__name__)
-        hint = "Use a chat (instruct) model, or set tokenizer.chat_template."
-        raise ChatTemplateError.of("tokenizer", "have a chat template", name, hint)
-    return messages if messages[0]["role"] != "system" or _keeps_system(tokenizer) else _merge_system(messages)
+    checked_messages = check_messages(messages)
+    renderer = Renderer(tokenizer, arguments)
+    if checked_messages[0].role == "system" and not _keeps_system(renderer):
+        checked_messages = _merge_system(checked_messages)
+    return renderer, _split_thoughts(renderer, checked_messages)
 
 
-def _render(tokenizer: Any, messages: Sequence[Message], add_generation_prompt: bool) -> str:
-    try:
-        return str(
-            tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=add_generation_prompt)
-        )
-    except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
-        rule = "be a conversation that the chat template can render"
-        raise ChatTemplateError.of("messages", rule, list(messages), str(error)) from error
+def _split_thoughts(renderer: Renderer, messages: Sequence[CheckedMessage]) -> list[CheckedMessage]:
+    """Take thoughts that stand in an answer's text, between the model's markers, out of it."""
+    has_answer = any(message.role == "assistant" for message in messages)
+    if not has_answer or not (markers := find_markers(renderer.tokenizer)):
+        return list(messages)
+    closing = markers.closing.strip()
+    split = []
+    for turn, message in enumerate(messages):
+        if message.role == "assistant" and message.thought is None:
+            text = message.answer or ""
+            opens = closing in text and turn > 0 and is_open(_render_prompt(renderer, messages[:turn]), markers)
+            message = CheckedMessage(message.role, *reversed(split_thought(text, markers, is_open=opens)))
+        split.append(message)
+    return split
 
 
-def _keeps_system(tokenizer: Any) -> bool:
+def _render_prompt(renderer: Renderer, messages: Sequence[CheckedMessage]) -> str:
+    return renderer.render(_write_turns(messages), add_generation_prompt=True)
+
+
+def _write_turns(messages: Sequence[CheckedMessage]) -> list[Message]:
+    """Return the messages without their thoughts; an answer that is not there yet as one letter, to be replaced."""
+    return [{"role": one.role, "content": "x" if one.answer is None else one.answer} for one in messages]
+
+
+def _keeps_system(renderer: Renderer) -> bool:
     """Whether the template renders a system message rather than refusing or dropping it."""
     probe = "persona-lens-probe"
-    try:
-        text = tokenizer.apply_chat_template(build_messages("x", probe), tokenize=False, add_generation_prompt=True)
-    except jinja2.TemplateError:
-        return False
-    return probe in text
+    return renderer.keeps(build_messages("x", probe), probe)
 
 
-def _merge_system(messages: Sequence[Message]) -> list[Message]:
+def _merge_system(messages: Sequence[CheckedMessage]) -> list[CheckedMessage]:
     system, first, *rest = messages
     warnings.warn(
         "The chat template has no system role: the system prompt was put before the user's first turn.",
         SystemRoleMergedWarning,
         stacklevel=4,
     )
-    return [{"role": first["role"], "content": f"{system['content']}\n\n{first['content']}"}, *rest]
+    return [CheckedMessage(first.role, f"{system.answer}\n\n{first.answer}", first.thought), *rest]
 
 
 def _check_length(n_tokens: int, n_ctx: int | None, reserve: int) -> None:

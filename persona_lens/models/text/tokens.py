@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from persona_lens.errors import ChatTemplateError
+from persona_lens.models.text.templates import read_settings
+from persona_lens.models.text.thoughts import list_marker_tokens
 
 # Tokens that end an assistant's turn in common templates; only those in the vocabulary are used.
 _END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|endoftext|>", "<|end_of_text|>", "</s>")
@@ -71,9 +73,14 @@ def tokenize_plain(tokenizer: Any, text: str) -> TokenizedText:
 
 
 def stop_token_ids(tokenizer: Any) -> frozenset[int]:
-    """Return the ids that end an assistant's turn: the tokenizer's end of sequence and known end-of-turn tokens."""
+    """Return the ids that end an assistant's turn.
+
+    These are the tokenizer's end of sequence, those of the model's generation configuration, and known end-of-turn
+    tokens, but for those that end a thought rather than a turn.
+    """
     known = set(tokenizer.all_special_tokens) | set(tokenizer.get_added_vocab())
     ids = {tokenizer.convert_tokens_to_ids(token) for token in _END_OF_TURN if token in known}
+    ids = (ids | read_settings(tokenizer).stop_tokens) - list_marker_tokens(tokenizer)
     if tokenizer.eos_token_id is not None:
         ids.add(tokenizer.eos_token_id)
     return frozenset(ids)
@@ -103,6 +110,7 @@ def _find_arisen(
     inside = [i for i in found if any(offsets[i][0] < end and offsets[i][1] > start for start, end in contents)]
     if not inside:
         return []
-    control = stop_token_ids(tokenizer) | {token for token, one in added.items() if one.special}
+    control = stop_token_ids(tokenizer) | list_marker_tokens(tokenizer)
+    control |= {token for token, one in added.items() if one.special}
     control |= {tokens[i] for i in set(found).difference(inside)}
     return [i for i in inside if tokens[i] in control]
