@@ -48,7 +48,10 @@ ROOMS = {
     "files": ("files, written whole or not at all", {"errors"}),
     "storage": ("shards, kept and read back", {"checking", "errors", "checksums", "files"}),
     "records": ("the one codec of measured results", {"checking", "errors", "checksums", "files"}),
-    "run": ("where long work is kept and shown", {"checking", "errors", "progress_bars", "records", "storage"}),
+    "run": (
+        "where long work is kept and shown, and who does it",
+        {"checking", "errors", "progress_bars", "records", "storage"},
+    ),
     "statistics": ("intervals, bootstraps, correlations, AUROC: numbers in, numbers out", {"checking", "errors"}),
     "plots": ("one file a result: values in, figures out", {"checking", "errors", "files", "statistics"}),
     "tensors": ("directions, and what can be done to activations: pure typed torch", {"checking", "errors"}),
@@ -57,6 +60,7 @@ ROOMS = {
         "loading, text, engine and hooks: everything that touches TransformerLens",
         {"checking", "errors", "checksums", "progress_bars", "tensors"},
     ),
+    "distributed": ("work on Ray processes, each with its own models", {"checking", "errors", "models", "run"}),
     "conversations": ("conversations from files and datasets", {"checking", "errors", "models"}),
     "judges": ("who scores responses", FOUNDATION | {"traits", "models"}),
     "vectors": ("PersonaVector, and how it is found", FOUNDATION | {"tensors", "traits", "models", "judges"}),
@@ -65,10 +69,10 @@ ROOMS = {
     "evaluation": ("conditions, their scores, and what is made of them", MODELS | {"interventions"}),
     "monitoring": ("projections before a response", MODELS),
     "finetuning": ("training with vectors, its data and its shift", MODELS | {"interventions", "conversations"}),
-    "screening": ("training data screened", MODELS | {"conversations"}),
+    "screening": ("training data screened", MODELS | {"conversations", "distributed"}),
     "reproduction": (
         "what the scripts in experiments/ share",
-        MODELS | {"ending", "interventions", "evaluation", "finetuning"},
+        MODELS | {"distributed", "ending", "interventions", "evaluation", "finetuning"},
     ),
     "cli": ("the command", MODELS | {"conversations", "ending", "evaluation", "interventions", "screening"}),
 }

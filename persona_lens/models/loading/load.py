@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from transformer_lens.model_bridge import TransformerBridge
@@ -16,8 +16,7 @@ from persona_lens.models.loading.embedded import EMBEDDED_MODEL
 from persona_lens.models.loading.fingerprints import fingerprint_adapted, fingerprint_hugging_face, remember_origin
 from persona_lens.models.loading.hooked import CONVERTERS, build_hooked, optimize_memory_layout
 from persona_lens.models.loading.hugging_face import load_hugging_face, quiet, resolve_dtype, round_weights
-
-Backend = Literal["hooked", "bridge"]
+from persona_lens.models.loading.source import Backend, ModelSource, find_anywhere
 
 
 @checked
@@ -101,8 +100,23 @@ def load_model(
                 if backend == "hooked":
                     raise
                 loaded = _build_bridge(name, hf_model, tokenizer, resolved)
-    remember_origin(loaded, fingerprint, base_fingerprint)
+    found: Backend = "bridge" if isinstance(loaded, TransformerBridge) else "hooked"
+    held_in = str(resolved).removeprefix("torch.")
+    source = ModelSource(find_anywhere(model), None if adapter is None else find_anywhere(adapter), found, held_in)
+    remember_origin(loaded, fingerprint, base_fingerprint, source)
     return loaded
+
+
+def list_model_classes() -> list[type[Any]]:
+    """Return the classes that a loaded model can be of, and all that are derived from them."""
+    classes: list[type[Any]] = [TransformerBridge]
+    if CONVERTERS:
+        from transformer_lens import HookedTransformer  # gone in TransformerLens 4
+
+        classes.append(HookedTransformer)
+    for one in classes:  # which grows
+        classes += one.__subclasses__()
+    return classes
 
 
 def _find_device(device: str | torch.device | None) -> torch.device:
