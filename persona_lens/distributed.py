@@ -7,11 +7,12 @@ is replaced and its piece given out again.
 
 from __future__ import annotations
 
-import itertools
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Any, TypeVar
 
 import torch
@@ -104,8 +105,29 @@ class RayWorkers:
             >>> works = [partial(pl.extract_persona_vector, model, trait) for trait in traits]  # doctest: +SKIP
             >>> vectors = list(two.compute_each(works))  # doctest: +SKIP
         """
-        if not pieces:
-            return
+        if pieces:
+            with self._start(min(self.n, len(pieces))) as pool:
+                yield from pool.compute_each(pieces)
+
+    @contextmanager
+    def started(self) -> Iterator[Workers]:
+        """Start the processes for a while, so that several works share them and each loads a model once for all.
+
+        Raises:
+            ImportError, InvalidArgumentError: As for :meth:`compute_each`.
+
+        Example:
+            >>> import persona_lens as pl
+            >>> with pl.distributed.RayWorkers(16, gpus=1).started() as workers:  # doctest: +SKIP
+            ...     run = pl.Run(store, workers=workers)
+            ...     vector = pl.extract_persona_vector(model, trait, run=run)
+            ...     sweep = pl.sweep_layers(model, trait, vector, run=run)
+        """
+        with self._start(self.n) as pool:
+            yield pool
+
+    @contextmanager
+    def _start(self, n: int) -> Iterator[_Pool]:
         ray = _import_ray()
         make = ray.remote(
             num_cpus=self.cpus, num_gpus=self.gpus, max_restarts=-1, max_task_retries=_TRIES - 1
@@ -114,24 +136,9 @@ class RayWorkers:
             ray.init()
         self._check_cluster(ray.cluster_resources())
         n_threads = max(1, round(self.cpus))
-        # The first one now: what cannot be sent is refused before any process begins.
-        waiting = enumerate(itertools.chain([_send(ray, pieces[0])], (_send(ray, piece) for piece in pieces[1:])))
-        workers = [make(n_threads, None if self.gpus else "cpu") for _ in range(min(self.n, len(pieces)))]
+        workers = [make(n_threads, None if self.gpus else "cpu") for _ in range(n)]
         try:
-            # A worker is given a piece once it has begun, which one that finds no room never does.
-            busy: dict[Any, tuple[Any, int | None]] = {worker.begin.remote(): (worker, None) for worker in workers}
-            done, n_given = {}, 0
-            while n_given < len(pieces):
-                (ended, *_), _ = ray.wait(list(busy))
-                worker, index = busy.pop(ended)
-                result = _get(ray, ended, index)
-                if index is not None:
-                    done[index] = result
-                for index, sent in itertools.islice(waiting, 1):
-                    busy[worker.compute.remote(*sent)] = (worker, index)
-                while n_given in done:
-                    yield done.pop(n_given)
-                    n_given += 1
+            yield _Pool(ray, workers)
         finally:
             for worker in workers:
                 ray.kill(worker)
@@ -144,6 +151,33 @@ class RayWorkers:
                 raise InvalidArgumentError.of(
                     name, f"be at most those of the cluster, {there.get(kind, 0)}", asked, hint
                 )
+
+
+class _Pool:
+    """Workers that have been started."""
+
+    def __init__(self, ray: Any, workers: Sequence[Any]) -> None:
+        self.ray, self.workers = ray, workers
+
+    def compute_each(self, pieces: Sequence[Callable[[], Any]]) -> Iterator[Any]:
+        if not pieces:
+            return
+        # The first one now: what cannot be sent is refused at once.
+        waiting = enumerate(chain([_send(self.ray, pieces[0])], (_send(self.ray, piece) for piece in pieces[1:])))
+        # A worker is given a piece once it has begun, which one that finds no room never does.
+        busy: dict[Any, tuple[Any, int | None]] = {worker.begin.remote(): (worker, None) for worker in self.workers}
+        done, n_given = {}, 0
+        while n_given < len(pieces):
+            (ended, *_), _ = self.ray.wait(list(busy))
+            worker, index = busy.pop(ended)
+            result = _get(self.ray, ended, index)
+            if index is not None:
+                done[index] = result
+            for index, sent in islice(waiting, 1):
+                busy[worker.compute.remote(*sent)] = (worker, index)
+            while n_given in done:
+                yield done.pop(n_given)
+                n_given += 1
 
 
 class _Worker:

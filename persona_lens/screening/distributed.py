@@ -85,22 +85,23 @@ def screen_on_ray(
     shards.check_by_trait(vectors, layers)
     rows = itertools.islice(read_conversations(data, limits=settings.limits), max_rows)
     source = ModelSource(find_anywhere(model), None if adapter is None else find_anywhere(adapter), None, workers.dtype)
-    # Asked of a worker: this machine may have no room for the model, and computes in another dtype perhaps.
-    (info,) = workers.compute_each([partial(_describe, source, dict(vectors))])
-    plan = shards.plan_screening(info, vectors, layers, settings, shard_rows, max_rows)
-    folder = Path(out).absolute()
-    shards.begin_screening(folder, plan)
-    marks = []
-    for index, chunk in enumerate(shards.split_into_shards(rows, shard_rows)):
-        mark = shards.mark_shard(chunk, plan)
-        if index == 0:
-            shards.check_same_data(folder, mark)
-        if files.read_shard(files.shard_path(folder, index), mark) is None:
-            _write_rows(folder / _WAITING / f"{index:08d}.json", chunk)
-        marks.append(mark)
-    shutil.rmtree(folder / _PARQUET, ignore_errors=True)
-    for _ in workers.compute_each([partial(_score, source, plan, folder, *one) for one in enumerate(marks)]):
-        pass
+    with workers.started() as pool:
+        # Asked of one of them: this machine may have no room for the model, and computes in another dtype perhaps.
+        (info,) = pool.compute_each([partial(_describe, source, dict(vectors))])
+        plan = shards.plan_screening(info, vectors, layers, settings, shard_rows, max_rows)
+        folder = Path(out).absolute()
+        shards.begin_screening(folder, plan)
+        marks = []
+        for index, chunk in enumerate(shards.split_into_shards(rows, shard_rows)):
+            mark = shards.mark_shard(chunk, plan)
+            if index == 0:
+                shards.check_same_data(folder, mark)
+            if files.read_shard(files.shard_path(folder, index), mark) is None:
+                _write_rows(folder / _WAITING / f"{index:08d}.json", chunk)
+            marks.append(mark)
+        shutil.rmtree(folder / _PARQUET, ignore_errors=True)
+        for _ in pool.compute_each([partial(_score, source, plan, folder, *one) for one in enumerate(marks)]):
+            pass
     shards.finish_screening(folder, plan, marks)
     shutil.rmtree(folder / _WAITING, ignore_errors=True)
     return Screening.load(folder)
