@@ -105,10 +105,11 @@ def test_with_a_worker_killed_in_each_a_vector_scores_and_trainings_are_those_of
             vector.save(run.folder / "vector.safetensors")
             scores.save(run.folder / "scores.json")
             files = [path for path in run.folder.rglob("*") if path.is_file()]
-            found[name] = losses, {str(path.relative_to(run.folder)): path.read_bytes() for path in files}
-    names = [Path(name).name.partition("-")[0] for name in found["one"][1]]
-    assert [names.count(one) for one in ("extraction", "conditions", "adapter_model.safetensors")] == [2, 4, 2]
-    assert found["two"] == found["one"]
+            found[name] = {str(path.relative_to(run.folder)): path.read_bytes() for path in files} | {"losses": losses}
+    one, two = found["one"], found["two"]
+    names = [Path(name).name.partition("-")[0] for name in one]
+    assert [names.count(kind) for kind in ("extraction", "conditions", "adapter_model.safetensors")] == [2, 4, 2]
+    assert [name for name in {**one, **two} if one.get(name) != two.get(name)] == []
 
 
 @slow
