@@ -83,6 +83,7 @@ def screen_on_ray(
         >>> pl.screening.screen_on_ray(name, data, vectors, "screened", layers=layers, workers=two)  # doctest: +SKIP
     """
     shards.check_by_trait(vectors, layers)
+    shards.check_sizes(shard_rows, max_rows)
     rows = itertools.islice(read_conversations(data, limits=settings.limits), max_rows)
     source = ModelSource(find_anywhere(model), None if adapter is None else find_anywhere(adapter), None, workers.dtype)
     with workers.started() as pool:
