@@ -14,6 +14,7 @@ none, the base model's own.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 
 import datasets
 from results.mitigation import MeasuredModel, MeasuredModels, Mitigation, MitigationSetting
@@ -134,18 +135,21 @@ def run(model: HookedModel, trait: pl.Trait, profile: TrainingProfile, arguments
 
     base = run.load_or_measure("base", MeasuredModels, lambda: measure(model, {"": NOTHING})).models[0]
     trainings = list_trainings(kit, rows, strengths)
+
+    def train_one(index: int, method: str, training: Training) -> MeasuredModels:
+        done, tuned = train(f"{index:02d}", arguments.model, training, profile.settings, run)
+        ways = {"": NOTHING}
+        if method == "no prevention":
+            ways |= list_steering_afterwards(kit, strengths)
+        return replace(measure(tuned, ways), losses=done.losses)
+
+    pieces = [
+        partial(run.load_or_measure, f"way-{index:02d}", MeasuredModels, partial(train_one, index, method, training))
+        for index, ((method, _), training) in enumerate(trainings.items())
+    ]
     settings: list[MitigationSetting] = []
     with run.progress("ways of training", len(trainings)) as advance:
-        for index, ((method, strength), training) in enumerate(trainings.items()):
-
-            def train_one(index: int = index, method: str = method, training: Training = training) -> MeasuredModels:
-                done, tuned = train(f"{index:02d}", arguments.model, training, profile.settings, run)
-                ways = {"": NOTHING}
-                if method == "no prevention":
-                    ways |= list_steering_afterwards(kit, strengths)
-                return replace(measure(tuned, ways), losses=done.losses)
-
-            found = run.load_or_measure(f"way-{index:02d}", MeasuredModels, train_one)
+        for (method, strength), found in zip(trainings, run.compute_each(pieces), strict=True):
             for one in found.models:
                 after = one.configuration.split(" × ")
                 label = (method, strength) if after == [""] else (after[0], after[1])

@@ -2,6 +2,7 @@
 
     python experiments/trait_survey.py                            # all bundled traits
     python experiments/trait_survey.py --trait evil --trait humorous
+    python experiments/trait_survey.py --workers 16 --worker-gpus 1   # on a Ray cluster of sixteen GPUs, a trait each
 
 The paper's procedure in short for every trait: a vector from the model's own responses, a few layers and coefficients
 chosen on half of the evaluation questions by one judge, the effect measured on the other half by it and by another that
@@ -67,12 +68,14 @@ def run(traits: list[pl.Trait], profile: Profile, arguments: BaseArguments) -> T
     """Survey each trait."""
     model = arguments.load_model()
     config, run = arguments.begin(model, profile, {"survey": True})
-    rows = []
+    shared, pieces, rows = arguments.share(model), [], []
+    for trait in traits:
+        own = run.part({"trait": trait.to_dict()})
+        measure = partial(survey, model, trait, profile, arguments.seed, shared)
+        pieces.append(partial(own.load_or_measure, "row", SurveyedTrait, measure))
     with run.progress("traits", len(traits)) as advance:
-        for trait in traits:
-            own = Run(run.part({"trait": trait.to_dict()}).store)
-            measure = partial(survey, model, trait, profile, arguments.seed, arguments.share(model))
-            rows.append(own.load_or_measure("row", SurveyedTrait, measure))
+        for row in run.compute_each(pieces):
+            rows.append(row)
             advance(1)
     return TraitSurvey(config, tuple(rows))
 

@@ -120,7 +120,8 @@ class ShardStore:
 
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
         text = json.dumps(config, sort_keys=True, ensure_ascii=False)
-        self.folder = Path(folder) / hashlib.sha256(text.encode()).hexdigest()[:16]
+        # Absolute, as another process may look for it from elsewhere.
+        self.folder = Path(folder).absolute() / hashlib.sha256(text.encode()).hexdigest()[:16]
         path = self.folder / "config.json"  # for readers; the folder's name says what is in it
         if not path.is_file() or path.read_bytes() != encode_json(dict(config)):
             write_json(path, dict(config))

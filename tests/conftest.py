@@ -64,3 +64,13 @@ def tiny_bridge(tiny_folder):
 @pytest.fixture(scope="session")
 def embedded_model():
     return pl.load_model(dtype="float32", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def cluster():
+    """A real Ray on this machine, of two cores; one for all tests of a process."""
+    ray = pytest.importorskip("ray")
+    os.environ["RAY_AUTH_MODE"] = "disabled"  # else it writes a token into the home folder
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=200 * 2**20)
+    yield ray
+    ray.shutdown()

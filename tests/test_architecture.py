@@ -50,7 +50,10 @@ ROOMS = {
     "hub": ("files on the Hugging Face hub, with their cards", {"errors"}),
     "storage": ("shards, kept and read back", {"checking", "errors", "checksums", "files"}),
     "records": ("the one codec of measured results", {"checking", "errors", "checksums", "files"}),
-    "run": ("where long work is kept and shown", {"checking", "errors", "progress_bars", "records", "storage"}),
+    "run": (
+        "where long work is kept and shown, and who does it",
+        {"checking", "errors", "progress_bars", "records", "storage"},
+    ),
     "statistics": ("intervals, bootstraps, correlations, AUROC: numbers in, numbers out", {"checking", "errors"}),
     "plots": ("one file a result: values in, figures out", {"checking", "errors", "files", "statistics"}),
     "tensors": ("directions, and what can be done to activations: pure typed torch", {"checking", "errors"}),
@@ -59,6 +62,7 @@ ROOMS = {
         "loading, text, engine and hooks: everything that touches TransformerLens",
         {"checking", "errors", "checksums", "progress_bars", "tensors"},
     ),
+    "distributed": ("work on Ray processes, each with its own models", {"checking", "errors", "models", "run"}),
     "conversations": ("conversations from files and datasets", {"checking", "errors", "models"}),
     "judges": ("who scores responses", FOUNDATION | {"traits", "models"}),
     "vectors": ("PersonaVector, and how it is found", FOUNDATION | {"tensors", "traits", "models", "judges"}),
@@ -71,10 +75,10 @@ ROOMS = {
     "evaluation": ("conditions, their scores, and what is made of them", MODELS | {"interventions"}),
     "monitoring": ("projections before a response", MODELS),
     "finetuning": ("training with vectors, its data and its shift", MODELS | {"interventions", "conversations"}),
-    "screening": ("training data screened", MODELS | {"conversations"}),
+    "screening": ("training data screened", MODELS | {"conversations", "distributed"}),
     "reproduction": (
         "what the scripts in experiments/ share",
-        MODELS | {"ending", "interventions", "evaluation", "finetuning"},
+        MODELS | {"distributed", "ending", "interventions", "evaluation", "finetuning"},
     ),
     "cli": (
         "the command",

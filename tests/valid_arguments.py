@@ -72,6 +72,7 @@ class ValidArguments:
             "conversation": lambda hint: list(CHAT),
             "conversations": lambda hint: [list(CHAT[:1])]
             if "Message" in str(hint) else [pl.models.TokenSpans((5, 6, 7), 1, 3)],
+            "pieces": lambda hint: [list],
             "data": lambda hint: pl.vectors.QualityData() if "QualityData" in str(hint) else str(self.data),
             "source": lambda hint: str(self.data),
             "domain": lambda hint: "arithmetic",

@@ -34,9 +34,10 @@ from persona_lens.storage import Shard
 from persona_lens.streams import Stream
 from persona_lens.texts import check_texts
 
-# Conditions sampled and judged between two saves. Fixed, because a shard is computed as one stream: with another cut,
-# rows would share other batches.
+# Conditions sampled and judged between two saves: so many, or as many as have so many responses, so that large work has
+# parts to share. Fixed, because a shard is computed as one stream: with another cut, rows would share other batches.
 _CONDITIONS_AT_ONCE = 24
+_RESPONSES_AT_ONCE = 512
 
 
 @checked
@@ -161,7 +162,7 @@ def score_conditions(
         questions: At least one.
         sampling: How responses are drawn; ``rollouts`` of each question under each condition.
         stream: Tells these draws from those of other work with the same seed.
-        run: Keeps finished shards and shows progress.
+        run: Keeps finished shards, shows progress and says who computes them.
 
     Returns:
         Scores, coherences and texts.
@@ -183,6 +184,8 @@ def score_conditions(
     for index, one in models.items():
         check_unsteered(one)
         check_interventions(one, [c.intervention for c in conditions if id(c.model or model) == index])
+    n_responses = len(questions) * sampling.rollouts  # of each
+    at_once = min(_CONDITIONS_AT_ONCE, max(1, _RESPONSES_AT_ONCE // n_responses))
     # What the shards depend on, so that one store serves several vectors and choices.
     part = run.part(
         {
@@ -193,15 +196,23 @@ def score_conditions(
             "questions": list(questions),
             "sampling": sampling.to_json(),
             "stream": list(stream),
+            "at_once": at_once,
         }
     )
+    chunks = {at: conditions[at : at + at_once] for at in range(0, len(conditions), at_once)}
+    pieces = [
+        partial(
+            part.load_or_compute,
+            f"conditions-{at:06d}",
+            partial(_score_chunk, model, judge, chunk, questions, sampling, stream),
+        )
+        for at, chunk in chunks.items()
+    ]
     shards = []
-    with run.progress("responses", len(conditions) * len(questions) * sampling.rollouts) as advance:
-        for at in range(0, len(conditions), _CONDITIONS_AT_ONCE):
-            chunk = conditions[at : at + _CONDITIONS_AT_ONCE]
-            compute = partial(_score_chunk, model, judge, chunk, questions, sampling, stream)
-            shards.append(part.load_or_compute(f"conditions-{at:06d}", compute))
-            advance(len(chunk) * len(questions) * sampling.rollouts)
+    with run.progress("responses", len(conditions) * n_responses) as advance:
+        for chunk, shard in zip(chunks.values(), run.compute_each(pieces), strict=True):
+            shards.append(shard)
+            advance(len(chunk) * n_responses)
     return ConditionScores(
         conditions=tuple(condition.name for condition in conditions),
         questions=tuple(questions),

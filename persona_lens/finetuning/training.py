@@ -201,7 +201,9 @@ def finetune(
         hf_model.set_attn_implementation("eager")
     torch.manual_seed(settings.seed)
     peft_model = add_adapter(hf_model, settings)
-    peft_model.peft_config["default"].base_model_name_or_path = str(model)
+    adapter = peft_model.peft_config["default"]
+    adapter.base_model_name_or_path = str(model)
+    adapter.target_modules = sorted(adapter.target_modules)  # a set, which every process writes in another order
     _check_space(folder, peft_model, settings)
     state.wait_for_everyone()  # every process has looked into the folder before one writes there
     if state.is_main_process:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
+from persona_lens.distributed import RayWorkers
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.loading import EMBEDDED_MODEL, describe_model, load_model
 from persona_lens.reproduction.figures import Result
@@ -47,6 +48,11 @@ class BaseArguments:
     runs: Path = Path(".persona-lens-runs")
     """Where unfinished work is kept: killed at any point, the same command goes on where it was."""
 
+    workers: int | None = None
+    """Ray processes that share the work, each with its own copy of the model; else it is done in this process."""
+    worker_gpus: float = 0.0
+    """GPUs for each of them."""
+
     @property
     def out(self) -> Path:
         """Where results go: one model's never over another's, a trial's never over real ones."""
@@ -76,7 +82,8 @@ class BaseArguments:
         config |= {"seed": self.seed, "versions": collect_versions()}
         store = ShardStore(self.runs, config)
         print(f"unfinished work is kept in {store.folder}")
-        return config, Run(store)
+        workers = None if self.workers is None else RayWorkers(self.workers, gpus=self.worker_gpus)
+        return config, Run(store, workers=workers)
 
     def share(self, model: HookedModel) -> Run:
         """Return the run in which scripts keep what others take too, such as judges; each part says what it is of."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import datasets
@@ -105,31 +106,39 @@ def prepare(arguments: ShiftArguments) -> Setting:
 
 def train_models(setting: Setting, arguments: ShiftArguments) -> tuple[BaseModel, list[TrainedModel]]:
     """Train and measure every model, or read it all back; the base model first."""
-    run, base = setting.run, setting.model
-    before = run.load_or_measure("measured-base", BaseModel, lambda: measure_first(setting, base))
-    everything, models = setting.list_datasets(), []
-    with run.progress("models trained", len(everything)) as advance:
-        for name, level in everything:
-
-            def measure(name: str = name, level: Level = level) -> TrainedModel:
-                is_domain, data = name in setting.domains, setting.make_rows(name, level)
-                done, tuned = train(f"{name}-{level}", arguments.model, Training(data), setting.profile.settings, run)
-                found = measure_first(setting, tuned)
-                return TrainedModel(
-                    **vars(found),
-                    dataset=name,
-                    level=level,
-                    kind="domain" if is_domain else "trait",
-                    n_rows=done.n_rows,
-                    left_out=done.left_out,
-                    losses=done.losses,
-                    data_score=_mean_score(data["score"]) if "score" in data.column_names else None,
-                    example=tuple(data[0]["messages"]),
-                )
-
-            models.append(run.load_or_measure(f"measured-{name}-{level}", TrainedModel, measure))
+    run = setting.run
+    before = run.load_or_measure("measured-base", BaseModel, lambda: measure_first(setting, setting.model))
+    pieces = [
+        partial(
+            run.load_or_measure,
+            f"measured-{name}-{level}",
+            TrainedModel,
+            partial(_train_and_measure, setting, arguments.model, name, level),
+        )
+        for name, level in setting.list_datasets()
+    ]
+    models = []
+    with run.progress("models trained", len(pieces)) as advance:
+        for one in run.compute_each(pieces):
+            models.append(one)
             advance(1)
     return before, models
+
+
+def _train_and_measure(setting: Setting, model: str, name: str, level: Level) -> TrainedModel:
+    data = setting.make_rows(name, level)
+    done, tuned = train(f"{name}-{level}", model, Training(data), setting.profile.settings, setting.run)
+    return TrainedModel(
+        **vars(measure_first(setting, tuned)),
+        dataset=name,
+        level=level,
+        kind="domain" if name in setting.domains else "trait",
+        n_rows=done.n_rows,
+        left_out=done.left_out,
+        losses=done.losses,
+        data_score=_mean_score(data["score"]) if "score" in data.column_names else None,
+        example=tuple(data[0]["messages"]),
+    )
 
 
 def measure_first(setting: Setting, model: HookedModel) -> BaseModel:

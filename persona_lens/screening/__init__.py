@@ -1,6 +1,7 @@
 """Screening training data for traits before anyone trains on them."""
 
-from persona_lens.screening.distributed import RayWorkers, screen_on_ray
+from persona_lens.distributed import RayWorkers
+from persona_lens.screening.distributed import screen_on_ray
 from persona_lens.screening.scores import ScreenSettings
 from persona_lens.screening.screen import screen
 from persona_lens.screening.screening import ApproximationCheck, Screening

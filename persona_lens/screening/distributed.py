@@ -1,4 +1,4 @@
-"""Screening on many machines: Ray Data gives shards to a pool of processes, each with its own copy of the model."""
+"""Screening on many machines: shards are scored by Ray workers, each with its own copy of the model."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ import itertools
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-import pyarrow as pa
+import pyarrow.parquet as pq
 
 from persona_lens.checking import checked
 from persona_lens.conversations import BadRow, Conversation, read_conversations
-from persona_lens.errors import InvalidArgumentError, ModelMismatchError
+from persona_lens.distributed import RayWorkers, load_once
+from persona_lens.errors import ModelMismatchError
 from persona_lens.files import write_bytes_atomically
-from persona_lens.models.loading import ModelInfo, describe_model, load_model
+from persona_lens.models.loading import ModelInfo, ModelSource, describe_model
+from persona_lens.models.loading.source import find_anywhere
 from persona_lens.screening import files, shards
 from persona_lens.screening.scores import ScreenSettings
 from persona_lens.screening.screening import Screening
@@ -25,31 +27,6 @@ from persona_lens.vectors.persona_vector import PersonaVector
 
 _WAITING = "waiting"
 _PARQUET = "parquet"
-
-
-@checked
-@dataclass(frozen=True)
-class RayWorkers:
-    """The processes that score shards, each with a copy of the model.
-
-    Args:
-        n: How many.
-        cpus: Cores for each.
-        gpus: GPUs for each.
-        dtype: Of each copy, as for :func:`persona_lens.load_model`.
-
-    Raises:
-        InvalidArgumentError: ``n`` below 1.
-    """
-
-    n: int
-    cpus: float = 1
-    gpus: float = 0
-    dtype: str = "auto"
-
-    def __post_init__(self) -> None:
-        if self.n < 1:
-            raise InvalidArgumentError.of("n", "be at least 1", self.n)
 
 
 @checked
@@ -101,70 +78,58 @@ def screen_on_ray(
     Example:
         >>> import persona_lens as pl
         >>> data, vectors, layers = "rows.jsonl", {"evil": vector}, {"evil": 15}  # doctest: +SKIP
-        >>> two = pl.screening.RayWorkers(2)
+        >>> two = pl.distributed.RayWorkers(2)
         >>> name = "smollm2-135m-instruct"
         >>> pl.screening.screen_on_ray(name, data, vectors, "screened", layers=layers, workers=two)  # doctest: +SKIP
     """
     shards.check_by_trait(vectors, layers)
-    ray = _import_ray()
+    shards.check_sizes(shard_rows, max_rows)
     rows = itertools.islice(read_conversations(data, limits=settings.limits), max_rows)
-    source: dict[str, Any] = {"model": str(model), "adapter": adapter and str(adapter), "dtype": workers.dtype}
-    resources = {"num_cpus": workers.cpus, "num_gpus": workers.gpus}
-    # Asked of a worker: this machine may have no room for the model, and computes in another dtype perhaps.
-    info = ray.get(ray.remote(**resources)(_describe).remote(source, dict(vectors)))
-    plan = shards.plan_screening(info, vectors, layers, settings, shard_rows, max_rows)
-    folder = Path(out).absolute()
-    shards.begin_screening(folder, plan)
-    marks = []
-    for index, chunk in enumerate(shards.split_into_shards(rows, shard_rows)):
-        mark = shards.mark_shard(chunk, plan)
-        if index == 0:
-            shards.check_same_data(folder, mark)
-        if files.read_shard(files.shard_path(folder, index), mark) is None:
-            _write_rows(folder / _WAITING / f"{index:08d}.json", chunk)
-        marks.append(mark)
-    if marks:
-        jobs = [{"shard": index, "mark": mark} for index, mark in enumerate(marks)]
+    source = ModelSource(find_anywhere(model), None if adapter is None else find_anywhere(adapter), None, workers.dtype)
+    with workers.started() as pool:
+        # Asked of one of them: this machine may have no room for the model, and computes in another dtype perhaps.
+        (info,) = pool.compute_each([partial(_describe, source, dict(vectors))])
+        plan = shards.plan_screening(info, vectors, layers, settings, shard_rows, max_rows)
+        folder = Path(out).absolute()
+        shards.begin_screening(folder, plan)
+        marks = []
+        for index, chunk in enumerate(shards.split_into_shards(rows, shard_rows)):
+            mark = shards.mark_shard(chunk, plan)
+            if index == 0:
+                shards.check_same_data(folder, mark)
+            if files.read_shard(files.shard_path(folder, index), mark) is None:
+                _write_rows(folder / _WAITING / f"{index:08d}.json", chunk)
+            marks.append(mark)
         shutil.rmtree(folder / _PARQUET, ignore_errors=True)
-        scored = ray.data.from_items(jobs, override_num_blocks=len(jobs)).map_batches(
-            _Worker, fn_constructor_args=(source, plan, str(folder)), batch_size=1, batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(size=workers.n), **resources,
-        )  # fmt: skip
-        scored.write_parquet(str(folder / _PARQUET))
+        for _ in pool.compute_each([partial(_score, source, plan, folder, *one) for one in enumerate(marks)]):
+            pass
     shards.finish_screening(folder, plan, marks)
     shutil.rmtree(folder / _WAITING, ignore_errors=True)
     return Screening.load(folder)
 
 
-class _Worker:
-    """A process with the model; called with one shard at a time."""
-
-    def __init__(self, source: dict[str, Any], plan: ScreenPlan, folder: str) -> None:
-        self.model = load_model(**source)
-        found = asdict(describe_model(self.model))
-        if found != plan.config["model"]:
-            hint = "Give every machine the same files, and say `dtype`."
-            rule = f"be the same on every machine, {plan.config['model']}"
-            raise ModelMismatchError.of("model", rule, found, hint)
-        self.plan = plan
-        self.folder = Path(folder)
-
-    def __call__(self, job: pa.Table) -> pa.Table:
-        index, mark = job["shard"][0].as_py(), job["mark"][0].as_py()
-        path = files.shard_path(self.folder, index)
-        table = files.read_shard(path, mark)
-        if table is None:  # not there yet: neither from an earlier run nor from a worker that died after writing it
-            rows = _read_rows(self.folder / _WAITING / f"{index:08d}.json")
-            table = shards.make_shard(self.model, rows, self.plan)
-            files.write_shard(path, table, shards.mark_shard(rows, self.plan))
-        return table.replace_schema_metadata(None)
-
-
-def _describe(source: dict[str, Any], vectors: dict[str, PersonaVector]) -> ModelInfo:
-    model = load_model(**source)
+def _describe(source: ModelSource, vectors: dict[str, PersonaVector]) -> ModelInfo:
+    model = load_once(source)
     for vector in vectors.values():
         vector.check_model(model)
     return describe_model(model)
+
+
+def _score(source: ModelSource, plan: ScreenPlan, folder: Path, index: int, mark: str) -> None:
+    """Score a shard in a worker."""
+    model = load_once(source)
+    found = asdict(describe_model(model))
+    if found != plan.config["model"]:
+        hint = "Give every machine the same files, and say `dtype`."
+        raise ModelMismatchError.of("model", f"be the same on every machine, {plan.config['model']}", found, hint)
+    path = files.shard_path(folder, index)
+    table = files.read_shard(path, mark)
+    if table is None:  # not there yet: neither from an earlier run nor from a worker that died after writing it
+        rows = _read_rows(folder / _WAITING / f"{index:08d}.json")
+        table = shards.make_shard(model, rows, plan)
+        files.write_shard(path, table, shards.mark_shard(rows, plan))
+    (folder / _PARQUET).mkdir(exist_ok=True)
+    pq.write_table(table.replace_schema_metadata(None), folder / _PARQUET / f"{index:08d}.parquet")
 
 
 def _write_rows(path: Path, rows: Rows) -> None:
@@ -180,12 +145,3 @@ def _read_rows(path: Path) -> Rows:
         else Conversation(**line["row"] | {"messages": tuple(line["row"]["messages"])})
         for line in lines
     ]
-
-
-def _import_ray() -> Any:
-    try:
-        import ray
-        import ray.data
-    except ImportError as error:
-        raise ImportError("screen_on_ray needs Ray Data. Install it with: pip install 'persona-lens[ray]'") from error
-    return ray

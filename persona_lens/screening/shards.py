@@ -79,6 +79,17 @@ def check_by_trait(vectors: Mapping[str, PersonaVector], layers: Mapping[str, in
             raise InvalidArgumentError.of(name, f"be a mapping by trait, such as {example}", given)
 
 
+def check_sizes(shard_rows: int, max_rows: int | None) -> None:
+    """Refuse numbers of rows below 1.
+
+    Raises:
+        InvalidArgumentError: One is.
+    """
+    for name, number in (("shard_rows", shard_rows), ("max_rows", 1 if max_rows is None else max_rows)):
+        if number < 1:
+            raise InvalidArgumentError.of(name, "be at least 1", number)
+
+
 def plan_screening(
     info: ModelInfo,
     vectors: Mapping[str, PersonaVector],
@@ -96,9 +107,7 @@ def plan_screening(
     if not vectors or vectors.keys() != layers.keys():
         rule = f"name the traits of `vectors`, {sorted(vectors)}, at least one"
         raise InvalidArgumentError.of("layers", rule, sorted(layers))
-    for name, number in (("shard_rows", shard_rows), ("max_rows", 1 if max_rows is None else max_rows)):
-        if number < 1:
-            raise InvalidArgumentError.of(name, "be at least 1", number)
+    check_sizes(shard_rows, max_rows)
     for layer in layers.values():
         check_layer(layer, info.n_layers)
     units = {trait: (layers[trait], vector.unit(layers[trait]).cpu()) for trait, vector in vectors.items()}

@@ -105,7 +105,7 @@ class Contrasts:
         Args:
             work: What is made of them; shards of one work do not serve another.
             reduce: Called with some kept pairs, or none; returns tensors.
-            run: Keeps the finished shards and shows progress.
+            run: Keeps the finished shards, shows progress and says who makes them.
         """
         units = [
             _PairUnit(p, q, r)
@@ -114,10 +114,13 @@ class Contrasts:
             for r in range(self.sampling.rollouts)
         ]
         part = run.part(self._describe(work))
+        chunks = {at: units[at : at + _PAIRS_AT_ONCE] for at in range(0, len(units), _PAIRS_AT_ONCE)}
+        pieces = [
+            partial(part.load_or_compute, f"{work}-{at:06d}", partial(self._reduce_chunk, chunk, reduce))
+            for at, chunk in chunks.items()
+        ]
         with run.progress("extracting", len(units)) as advance:
-            for at in range(0, len(units), _PAIRS_AT_ONCE):
-                chunk = units[at : at + _PAIRS_AT_ONCE]
-                shard = part.load_or_compute(f"{work}-{at:06d}", partial(self._reduce_chunk, chunk, reduce))
+            for chunk, shard in zip(chunks.values(), run.compute_each(pieces), strict=True):
                 yield shard, ExtractionCounts(**shard.records["counts"])
                 advance(len(chunk))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal
 
 import torch
@@ -54,7 +55,7 @@ def extract_persona_vector(
         min_coherence: Least coherence (0 to 100) of both responses. The paper's code asks 50 of its judge; the
             LikelihoodJudge's coherence is a likelihood under the neutral prompt, which a strong trait lowers by
             itself, so the default asks nothing.
-        run: Keeps finished shards and shows progress.
+        run: Keeps finished shards, shows progress and says who computes them.
 
     Returns:
         The vector, with directions for response mean, prompt mean and last prompt token.
@@ -74,22 +75,11 @@ def extract_persona_vector(
         model, trait, judge, sampling, min_coherence, run, rollouts=rollouts, max_new_tokens=max_new_tokens, seed=seed
     )
     width = (3, model.cfg.n_layers, model.cfg.d_model)
-
-    def add_up(kept: Sequence[KeptPair]) -> Shard:
-        shard_sums, shard_kept = torch.zeros(2, 2, *width), torch.zeros(2)
-        for pair in kept:
-            half = pair.question % 2
-            shard_kept[half] += 1
-            for side, means in enumerate(pair.sides):
-                together = torch.stack([means.response_mean, means.prompt_mean, means.last_prompt])
-                shard_sums[half, side] += together.cpu()
-        return Shard({"sums": shard_sums, "n_kept": shard_kept})
-
     # [half of the questions, class, position, layer, d_model]; in float64, so that many shards add up exactly enough
     sums = torch.zeros(2, 2, *width, dtype=torch.float64)
     n_kept = torch.zeros(2, dtype=torch.float64)  # pairs kept in each half
     counts = ExtractionCounts()
-    for shard, its_counts in contrasts.reduce("extraction", add_up, run):
+    for shard, its_counts in contrasts.reduce("extraction", partial(_add_up, width), run):
         sums = sums + shard.tensors["sums"]
         n_kept = n_kept + shard.tensors["n_kept"]
         counts = counts + its_counts
@@ -108,3 +98,15 @@ def extract_persona_vector(
         split_half_cosine=split_half,
         provenance=contrasts.provenance(),
     )
+
+
+def _add_up(width: tuple[int, int, int], kept: Sequence[KeptPair]) -> Shard:
+    """Add up some pairs' activations, by half of the questions and side."""
+    sums, n_kept = torch.zeros(2, 2, *width), torch.zeros(2)
+    for pair in kept:
+        half = pair.question % 2
+        n_kept[half] += 1
+        for side, means in enumerate(pair.sides):
+            together = torch.stack([means.response_mean, means.prompt_mean, means.last_prompt])
+            sums[half, side] += together.cpu()
+    return Shard({"sums": sums, "n_kept": n_kept})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Literal
 
 import torch
@@ -53,7 +54,7 @@ def sample_pairs(
         seed: Short for ``sampling``'s.
         sampling: How the responses are drawn.
         min_coherence: Least coherence (0 to 100) of both responses.
-        run: Keeps finished shards and shows progress.
+        run: Keeps finished shards, shows progress and says who computes them.
 
     Returns:
         The kept pairs, in the order of the questions; ``provenance["counts"]`` says why others were dropped.
@@ -73,16 +74,8 @@ def sample_pairs(
     contrasts = Contrasts.prepare(
         model, trait, judge, sampling, min_coherence, run, rollouts=rollouts, max_new_tokens=max_new_tokens, seed=seed
     )
-
-    def keep(kept: Sequence[KeptPair]) -> Shard:
-        means = torch.zeros(len(kept), 2, model.cfg.n_layers, model.cfg.d_model)
-        for row, pair in enumerate(kept):
-            for side, one in enumerate(pair.sides):
-                means[row, side] = one.response_mean.cpu()
-        return Shard({"means": means, "questions": torch.tensor([pair.question for pair in kept], dtype=torch.long)})
-
     counts, means, questions = ExtractionCounts(), [], []
-    for shard, its_counts in contrasts.reduce("pairs", keep, run):
+    for shard, its_counts in contrasts.reduce("pairs", partial(_keep, model.cfg.n_layers, model.cfg.d_model), run):
         counts = counts + its_counts
         means.append(shard.tensors["means"])
         questions.append(shard.tensors["questions"])
@@ -92,3 +85,12 @@ def sample_pairs(
     return ActivationPairs(
         trait.name, describe_model(model), positive, negative, tuple(torch.cat(questions).tolist()), provenance
     )
+
+
+def _keep(n_layers: int, d_model: int, kept: Sequence[KeptPair]) -> Shard:
+    """Put some pairs' activations together."""
+    means = torch.zeros(len(kept), 2, n_layers, d_model)
+    for row, pair in enumerate(kept):
+        for side, one in enumerate(pair.sides):
+            means[row, side] = one.response_mean.cpu()
+    return Shard({"means": means, "questions": torch.tensor([pair.question for pair in kept], dtype=torch.long)})

@@ -2,7 +2,7 @@
 
 from persona_lens.models.loading.adapters import ADAPTER_FILES, ADAPTER_RECORD
 from persona_lens.models.loading.embedded import EMBEDDED_MODEL, prepare_embedded_model
-from persona_lens.models.loading.fingerprints import fingerprint_hugging_face
+from persona_lens.models.loading.fingerprints import fingerprint_hugging_face, read_origin
 from persona_lens.models.loading.hugging_face import (
     find_blocks,
     find_output_projection,
@@ -12,10 +12,11 @@ from persona_lens.models.loading.hugging_face import (
     round_weights,
 )
 from persona_lens.models.loading.info import ModelInfo, describe_model
-from persona_lens.models.loading.load import load_model
+from persona_lens.models.loading.load import list_model_classes, load_model
+from persona_lens.models.loading.source import ModelSource
 
 __all__ = [
-    "ADAPTER_FILES", "ADAPTER_RECORD", "EMBEDDED_MODEL", "ModelInfo", "describe_model", "find_blocks",
-    "find_output_projection", "fingerprint_hugging_face", "load_hugging_face", "load_model", "prepare_embedded_model",
-    "read_head_shape", "resolve_dtype", "round_weights",
+    "ADAPTER_FILES", "ADAPTER_RECORD", "EMBEDDED_MODEL", "ModelInfo", "ModelSource", "describe_model", "find_blocks",
+    "find_output_projection", "fingerprint_hugging_face", "list_model_classes", "load_hugging_face", "load_model",
+    "prepare_embedded_model", "read_head_shape", "read_origin", "resolve_dtype", "round_weights",
 ]  # fmt: skip

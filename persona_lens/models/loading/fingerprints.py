@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 
 from persona_lens.models.hooked_model import HookedModel
+from persona_lens.models.loading.source import ModelSource
 
 # Rows of each matrix that are hashed, spread evenly: training moves all of them. Vectors are hashed whole.
 _ROWS_OF_EMBEDDINGS = 64
@@ -35,16 +36,16 @@ class Origin:
         fingerprint: Of the weights that it was loaded from, before they were rounded to its dtype.
         as_loaded: Hashes of what they became: as they lie in memory, and after a rounding to float16.
         base_fingerprint: Of the model that an adapter was merged into; None without one.
-        source: The name or path that was loaded; of this machine, so that no result may carry it.
+        source: What it was loaded from.
     """
 
     fingerprint: str
     as_loaded: frozenset[str]
     base_fingerprint: str | None
-    source: str
+    source: ModelSource
 
 
-def remember_origin(model: HookedModel, fingerprint: str, base_fingerprint: str | None, source: str) -> None:
+def remember_origin(model: HookedModel, fingerprint: str, base_fingerprint: str | None, source: ModelSource) -> None:
     """Note in a model that was just loaded where its weights come from."""
     as_loaded = {_hash_in_memory(model, dtype) for dtype in (None, torch.float16)}
     model.__dict__[_ORIGIN] = Origin(fingerprint, frozenset(as_loaded), base_fingerprint, source)

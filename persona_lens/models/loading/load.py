@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from transformer_lens.model_bridge import TransformerBridge
@@ -20,6 +20,7 @@ from persona_lens.models.loading.fingerprints import fingerprint_adapted, finger
 from persona_lens.models.loading.hooked import CONVERTERS, build_hooked, optimize_memory_layout
 from persona_lens.models.loading.hugging_face import load_hugging_face, quiet, resolve_dtype, round_weights
 from persona_lens.models.loading.parity import check_parity, read_reference
+from persona_lens.models.loading.source import Backend, ModelSource, find_anywhere
 from persona_lens.models.text.templates import (
     ChatSettings,
     TemplateArguments,
@@ -27,8 +28,6 @@ from persona_lens.models.text.templates import (
     read_settings,
     remember_settings,
 )
-
-Backend = Literal["hooked", "bridge"]
 
 
 @checked
@@ -126,7 +125,10 @@ def load_model(
                 if backend == "hooked":
                     raise
                 loaded = _build_bridge(name, hf_model, tokenizer, resolved)
-    remember_origin(loaded, fingerprint, base_fingerprint, str(model))
+    found: Backend = "bridge" if isinstance(loaded, TransformerBridge) else "hooked"
+    held_in = str(resolved).removeprefix("torch.")
+    source = ModelSource(find_anywhere(model), None if adapter is None else find_anywhere(adapter), found, held_in)
+    remember_origin(loaded, fingerprint, base_fingerprint, source)
     remember_settings(loaded.tokenizer, settings)  # of the model's own tokenizer, which may be a copy
     return loaded
 
@@ -135,6 +137,18 @@ def _list_stop_tokens(hf_model: Any) -> frozenset[int]:
     """Return the tokens that end a response by the model's generation configuration, which may list several."""
     found = getattr(getattr(hf_model, "generation_config", None), "eos_token_id", None)
     return frozenset([found] if isinstance(found, int) else found or ())
+
+
+def list_model_classes() -> list[type[Any]]:
+    """Return the classes that a loaded model can be of, and all that are derived from them."""
+    classes: list[type[Any]] = [TransformerBridge]
+    if CONVERTERS:
+        from transformer_lens import HookedTransformer  # gone in TransformerLens 4
+
+        classes.append(HookedTransformer)
+    for one in classes:  # which grows
+        classes += one.__subclasses__()
+    return classes
 
 
 def _find_device(device: str | torch.device | None) -> torch.device:

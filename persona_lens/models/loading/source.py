@@ -1,0 +1,34 @@
+"""From what a model was loaded, so that another process can load the same one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+Backend = Literal["hooked", "bridge"]
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """The arguments of :func:`persona_lens.load_model` that lead to the same weights and the same class again.
+
+    Where they lie in memory is no part of it: another process takes the device that it has.
+
+    Args:
+        model: Name, or absolute path of a folder or GGUF file.
+        adapter: Absolute path of a PEFT adapter's folder; None without one.
+        backend: ``hooked`` or ``bridge``; None leaves the choice to the loader.
+        dtype: Of the weights.
+    """
+
+    model: str
+    adapter: str | None = None
+    backend: Backend | None = None
+    dtype: str = "auto"
+
+
+def find_anywhere(path: str | Path) -> str:
+    """Return a name as it is, and a path that leads somewhere as one that does so from every working directory."""
+    there = Path(path).expanduser()
+    return str(there.absolute()) if there.exists() else str(path)
