@@ -12,8 +12,9 @@ from typing import Any, Literal
 
 import torch
 from huggingface_hub import constants, get_session
+from safetensors import safe_open
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, modeling_utils
 from transformers.utils import logging as transformers_logging
 
 from persona_lens.errors import (
@@ -65,7 +66,8 @@ def load_hugging_face(name: str, dtype: torch.dtype | Literal["auto"]) -> tuple[
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **extra)
             # A .bin file is a pickle.
             weights = extra if "gguf_file" in extra else extra | {"use_safetensors": True}
-            hf_model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, trust_remote_code=False, **weights)
+            with _unmapped_files():
+                hf_model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, trust_remote_code=False, **weights)
     except OSError as error:  # what Hugging Face raises for a name that is not there or cannot be reached
         why = "No such folder here, and the Hugging Face hub does not have it or is out of reach."
         if "safetensors" in str(error):
@@ -79,6 +81,25 @@ def load_hugging_face(name: str, dtype: torch.dtype | Literal["auto"]) -> tuple[
         raise FileFormatError.of("model", "have a text for a chat template", f"{name}, with {got}")
     hf_model.config.architectures = [type(hf_model).__name__]  # a model read from GGUF names none
     return hf_model.eval(), tokenizer
+
+
+@contextmanager
+def _unmapped_files() -> Iterator[None]:
+    """Let transformers read each tensor of a safetensors file into memory of its own, in place of mapping the file.
+
+    What is read from a mapped file stays resident beside what is made of it until the last file is read: two or three
+    times the weights, where they are rounded or laid out anew.
+    """
+
+    def open_file(filename: str, framework: str, device: str = "cpu", **_: object) -> Any:
+        return safe_open(filename, framework=framework, device=device, backend="pread")
+
+    own = modeling_utils.safe_open
+    modeling_utils.safe_open = open_file
+    try:
+        yield
+    finally:
+        modeling_utils.safe_open = own
 
 
 def round_weights(hf_model: Any, dtype: torch.dtype) -> None:
