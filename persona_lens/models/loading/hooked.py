@@ -36,7 +36,7 @@ def build_hooked(name: str, hf_model: Any, tokenizer: Any, dtype: torch.dtype) -
     state = getattr(weight_conversions, CONVERTERS[cfg.original_architecture])(hf_model, cfg)
     _place_weights(model, state, hf_model.device)
     optimize_memory_layout(model)
-    return model.to(hf_model.device).eval()  # its buffers
+    return model.to(hf_model.device, print_details=False).eval()  # its buffers
 
 
 def _place_weights(model: Any, state: dict[str, Tensor], device: torch.device) -> None:
