@@ -7,6 +7,8 @@ from persona_lens.models.loading.hugging_face import (
     find_blocks,
     find_output_projection,
     load_hugging_face,
+    quiet,
+    read_config,
     read_head_shape,
     resolve_dtype,
     round_weights,
@@ -17,5 +19,5 @@ from persona_lens.models.loading.load import load_model
 __all__ = [
     "ADAPTER_FILES", "ADAPTER_RECORD", "EMBEDDED_MODEL", "ModelInfo", "describe_model", "find_blocks",
     "find_output_projection", "fingerprint_hugging_face", "load_hugging_face", "load_model", "prepare_embedded_model",
-    "read_head_shape", "resolve_dtype", "round_weights",
+    "quiet", "read_config", "read_head_shape", "resolve_dtype", "round_weights",
 ]  # fmt: skip

@@ -78,22 +78,24 @@ def choose_placement(
         return Placement(torch.device("cpu"), None, None, in_files=True)
     if isinstance(device_map, str):
         if device_map not in _WORDS:
-            find_device(device_map, "device_map", f"{', '.join(map(repr, _WORDS))}, 'disk', a mapping, or a device")
-            device_map = {"": device_map}
-        first = find_device(device_map[""] if isinstance(device_map, Mapping) else None)
-        return Placement(first, device_map, quantization_config)
+            what = f"{', '.join(map(repr, _WORDS))}, 'disk', a mapping, or a device"
+            return _place_all(find_device(device_map, "device_map", what), quantization_config)
+        return Placement(find_device(None), device_map, quantization_config)
     if not device_map:
         raise InvalidArgumentError.of("device_map", "name where at least one module goes", dict(device_map))
     check_map(device_map)
-    devices = [find_device(value, "device_map", "devices") for value in device_map.values()]
-    return Placement(devices[0], dict(device_map), quantization_config)
+    return _place_all(find_device(next(iter(device_map.values())), "device_map", "devices"), quantization_config)
+
+
+def _place_all(device: torch.device, quantization_config: QuantizationConfigMixin | None) -> Placement:
+    return Placement(device, {"": device}, quantization_config)
 
 
 def check_map(device_map: Mapping[str, Any]) -> None:
-    """Refuse a map, given or found by accelerate, that moves weights in and out while the model runs.
+    """Refuse a map, given or found by accelerate, that moves weights in and out while the model runs, or spreads them.
 
     Raises:
-        UnsupportedModelError: It offloads.
+        UnsupportedModelError: It offloads, or takes several devices.
     """
     places = {str(value) for value in device_map.values()}
     offloaded = places & set(_OFFLOADED) or (places & {"cpu"} if len(places) > 1 else set())
@@ -101,6 +103,10 @@ def check_map(device_map: Mapping[str, Any]) -> None:
         rule = "keep every weight on a device that computes with it, all on the CPU or all on GPUs: TransformerBridge"
         rule += " reads weights itself, past the hooks that would fetch them"
         hint = "Use a quantization_config, more GPUs, or device_map='disk', which computes on the CPU from the files."
+        raise UnsupportedModelError.of("device_map", rule, f"weights on {', '.join(sorted(places))}", hint)
+    if len(places) > 1:
+        rule = "lead to one device: sampling keeps one key/value cache, on one"
+        hint = "Use a quantization_config, or a larger GPU; other GPUs can take other conversations (screen, workers=)."
         raise UnsupportedModelError.of("device_map", rule, f"weights on {', '.join(sorted(places))}", hint)
 
 
