@@ -61,6 +61,7 @@ ROOMS = {
     "judges": ("who scores responses", FOUNDATION | {"traits", "models"}),
     "vectors": ("PersonaVector, and how it is found", FOUNDATION | {"tensors", "traits", "models", "judges"}),
     "interventions": ("from vectors to hooks and `with` blocks", FOUNDATION | {"tensors", "models", "vectors"}),
+    "planning": ("what work on a model will take, from its configuration", {"checking", "errors", "records", "models"}),
     # The capability rooms stand side by side: never one on another.
     "evaluation": ("conditions, their scores, and what is made of them", MODELS | {"interventions"}),
     "monitoring": ("projections before a response", MODELS),
@@ -70,7 +71,10 @@ ROOMS = {
         "what the scripts in experiments/ share",
         MODELS | {"ending", "interventions", "evaluation", "finetuning"},
     ),
-    "cli": ("the command", MODELS | {"conversations", "ending", "evaluation", "interventions", "screening"}),
+    "cli": (
+        "the command",
+        MODELS | {"conversations", "ending", "evaluation", "interventions", "planning", "screening"},
+    ),
 }
 PICKLERS = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}
 

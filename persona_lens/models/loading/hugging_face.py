@@ -65,8 +65,8 @@ def load_hugging_face(
                     source, dtype=dtype, trust_remote_code=False, **weights, **chosen
                 )
     except ImportError as error:
-        rule, hint = "have weights that an installed library reads", "pip install 'persona-lens[quantization]'"
-        got = f"{name}: {' '.join(str(error).split())[:_MAX_QUOTED]}"
+        rule = "have weights that an installed library reads"
+        got, hint = f"{name}: {' '.join(str(error).split())[:_MAX_QUOTED]}", "Install the library that it names."
         raise UnsupportedModelError.of("model", rule, got, hint) from error
     except OSError as error:  # what Hugging Face raises for a name that is not there or cannot be reached
         why = "No such folder here, and the Hugging Face hub does not have it or is out of reach."

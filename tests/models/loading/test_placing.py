@@ -15,8 +15,8 @@ from tests.tiny import make_tokenizer, save_tiny
 
 TOKENS = torch.randint(0, 256, (2, 20), generator=torch.Generator().manual_seed(0))
 FOUR_BITS = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
-needs_bitsandbytes = pytest.mark.skipif(not importlib.util.find_spec("bitsandbytes"), reason="the quantization extra")
-needs_torchao = pytest.mark.skipif(not importlib.util.find_spec("torchao"), reason="the quantization extra")
+needs_bitsandbytes = pytest.mark.skipif(not importlib.util.find_spec("bitsandbytes"), reason="not installed")
+needs_torchao = pytest.mark.skipif(not importlib.util.find_spec("torchao"), reason="not installed")
 
 
 def list_mapped(folder):
@@ -137,7 +137,7 @@ def test_a_quantised_checkpoint_without_its_library_says_what_to_install(tmp_pat
     config = json.loads((tmp_path / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UnsupportedModelError, match=r"requires bitsandbytes.*persona-lens\[quantization\]"):
+    with pytest.raises(UnsupportedModelError, match=r"requires bitsandbytes.*Install the library"):
         pl.load_model(folder)
 
 

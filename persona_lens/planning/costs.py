@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 
 from persona_lens.checking import checked
-from persona_lens.doctor.hardware import Hardware
-from persona_lens.doctor.shape import ModelShape
+from persona_lens.planning.hardware import Hardware
+from persona_lens.planning.shape import ModelShape
 from persona_lens.records import Record
 
 _AT_ONCE = 2048  # tokens that the engine reads in one pass

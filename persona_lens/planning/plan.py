@@ -12,12 +12,12 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from persona_lens.checking import checked
-from persona_lens.doctor.costs import Costs, PlannedWork
-from persona_lens.doctor.hardware import HARDWARE, Hardware
-from persona_lens.doctor.shape import ModelShape, read_bits, read_shape
 from persona_lens.errors import InvalidArgumentError
 from persona_lens.models.engine.sampling import Sampling
 from persona_lens.models.loading import EMBEDDED_MODEL, read_config, resolve_dtype
+from persona_lens.planning.costs import Costs, PlannedWork
+from persona_lens.planning.hardware import HARDWARE, Hardware
+from persona_lens.planning.shape import ModelShape, read_bits, read_shape
 from persona_lens.records import Record, format_table
 
 __all__ = ["Plan", "PlannedWork", "plan_work"]

@@ -6,12 +6,12 @@ import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, MixtralConfig, Qwen2Config
 
 import persona_lens as pl
-from persona_lens.doctor.costs import Costs, PlannedWork
-from persona_lens.doctor.hardware import HARDWARE, Hardware, measure_hardware
-from persona_lens.doctor.plan import Plan, plan_work
-from persona_lens.doctor.shape import read_bits, read_shape
 from persona_lens.errors import FileFormatError, InvalidArgumentError
 from persona_lens.models.loading import EMBEDDED_MODEL, read_config
+from persona_lens.planning.costs import Costs, PlannedWork
+from persona_lens.planning.hardware import HARDWARE, Hardware, measure_hardware
+from persona_lens.planning.plan import Plan, plan_work
+from persona_lens.planning.shape import read_bits, read_shape
 from tests.tiny import make_hf_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,6 +58,22 @@ def test_estimates_are_within_a_factor_of_two_of_what_was_measured_and_the_page_
     assert all(0.5 < ratio < 2 for ratio in ratios.values()), ratios
     for name, ratio in ratios.items():
         assert f"| {name} | {ratio:.2f} |" in PAGE.read_text()
+
+
+def test_the_page_shows_the_plan_that_its_code_prints():
+    paper = pl.Sampling(max_new_tokens=1000, rollouts=10, batch_size=512)
+    config = Qwen2Config(**QWEN_7B, name_or_path="Qwen/Qwen2.5-7B-Instruct")
+    assert str(plan_work(config, "a100-80gb", sampling=paper)) in PAGE.read_text()
+
+
+def test_the_page_shows_what_loading_was_measured_to_take():
+    content = json.loads((ROOT / "benchmarks" / "results" / "loading_memory.json").read_text())
+    for row in content["rows"]:
+        resident = row["ratio"]["median"]
+        anonymous = content["details"][row["what"]]["without pages of files, against the weights"]
+        what = row["what"].removeprefix("peak memory of ").removesuffix(", against the weights")
+        assert f"| {what} | {resident:.2f} | {anonymous:.2f} |" in PAGE.read_text()
+        assert row["target"] == "none" or resident <= 1.15
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "gemma2"])
