@@ -124,7 +124,7 @@ def plan_work(
 
     Args:
         model: As for :func:`persona_lens.load_model`, or its Hugging Face configuration.
-        hardware: One of :data:`HARDWARE`, or one's own; see :func:`measure_hardware`.
+        hardware: One of ``HARDWARE``, or one's own; see :func:`measure_hardware`.
         dtype: Of what is computed, ``auto`` this machine's; of the weights too where they are not quantised.
         quantization_config: How the weights are quantised, if the checkpoint is not already.
         sampling: Tokens, rollouts and the largest batch size of extraction and sweep; the paper's is

@@ -159,7 +159,7 @@ def make_eight_bit_torchao():
 def test_quantised_weights_run_through_the_bridge_and_have_a_fingerprint_of_their_own(tmp_path, make, method):
     """Loaded from plain files or from its own: the same codes, before and after the library has computed with them."""
     # Widths that bitsandbytes can pack.
-    widths = {"vocab_size": 259, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
+    widths = {"vocab_size": 259, "hidden_size": 128, "intermediate_size": 128, "num_hidden_layers": 2}
     config = LlamaConfig(num_attention_heads=4, num_key_value_heads=2, pad_token_id=256, eos_token_id=258, **widths)
     LlamaForCausalLM(config).save_pretrained(tmp_path / "plain")
     make_tokenizer().save_pretrained(tmp_path / "plain")
@@ -169,7 +169,7 @@ def test_quantised_weights_run_through_the_bridge_and_have_a_fingerprint_of_thei
     info = pl.describe_model(model)
     assert (info.backend, info.quantization, info.dtype) == ("bridge", method, "float32")
     assert plain.fingerprint != info.fingerprint
-    vector = pl.PersonaVector("loud", info, {"response_mean": torch.ones(2, 64)})
+    vector = pl.PersonaVector("loud", info, {"response_mean": torch.ones(2, 128)})
     kept = []
     hooks = [("blocks.1.hook_resid_post", lambda value, hook: kept.append(value.detach().clone()))]
     model.run_with_hooks(TOKENS, fwd_hooks=hooks)
