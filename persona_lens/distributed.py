@@ -7,15 +7,17 @@ is replaced and its piece given out again.
 
 from __future__ import annotations
 
+import json
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import Any, TypeVar
 
 import torch
+from transformers.quantizers.auto import AutoQuantizationConfig
 
 from persona_lens.checking import checked
 from persona_lens.errors import InvalidArgumentError, ModelMismatchError, PersonaLensError
@@ -29,6 +31,7 @@ from persona_lens.models.loading import (
     load_model,
     read_origin,
 )
+from persona_lens.models.text.templates import read_settings
 from persona_lens.run import Workers
 
 __all__ = ["RayWorkers", "Workers"]
@@ -212,8 +215,17 @@ class _Worker:
 def load_once(source: ModelSource) -> HookedModel:
     """Load a model, once in a process."""
     if source not in _loaded:
+        quantization = source.quantization
         _loaded[source] = load_model(
-            source.model, adapter=source.adapter, backend=source.backend, dtype=source.dtype, device=_device
+            source.model,
+            adapter=source.adapter,
+            backend=source.backend,
+            dtype=source.dtype,
+            device=_device,
+            quantization_config=None
+            if quantization is None
+            else AutoQuantizationConfig.from_dict(json.loads(quantization)),
+            template_arguments=json.loads(source.template_arguments or "null"),
         )
     return _loaded[source]
 
@@ -260,7 +272,7 @@ def _find_source(model: HookedModel) -> tuple[ModelSource, ModelInfo]:
     if origin.fingerprint != info.fingerprint:
         rule = "have the weights that it was loaded with"
         raise InvalidArgumentError.of("model", rule, f"one that was changed since, {info.name}", hint)
-    return origin.source, info
+    return replace(origin.source, template_arguments=read_settings(model.tokenizer).arguments), info
 
 
 def _get(ray: Any, reference: Any, index: int | None) -> Any:

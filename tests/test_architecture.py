@@ -71,6 +71,7 @@ ROOMS = {
         "does a model run as it should? each check with its cure",
         {"checking", "errors", "progress_bars", "records", "tensors", "models", "interventions"},
     ),
+    "planning": ("what work on a model will take, from its configuration", {"checking", "errors", "records", "models"}),
     # The capability rooms stand side by side: never one on another.
     "evaluation": ("conditions, their scores, and what is made of them", MODELS | {"interventions"}),
     "monitoring": ("projections before a response", MODELS),
@@ -82,7 +83,7 @@ ROOMS = {
     ),
     "cli": (
         "the command",
-        MODELS | {"conversations", "diagnosis", "ending", "evaluation", "interventions", "screening"},
+        MODELS | {"conversations", "diagnosis", "ending", "evaluation", "interventions", "planning", "screening"},
     ),
 }
 PICKLERS = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}

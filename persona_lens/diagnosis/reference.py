@@ -60,7 +60,7 @@ def read_reference(model: HookedModel, tokens: tuple[int, ...], source: str | No
     origin = read_origin(model)
     if source is None and origin is not None and origin.base_fingerprint is not None:
         return None, "An adapter was merged into this model, which no file holds as it is."
-    found = origin.source if origin else str(getattr(model.tokenizer, "name_or_path", None) or "")
+    found = origin.source.model if origin else str(getattr(model.tokenizer, "name_or_path", None) or "")
     named = found if source is None else source
     if source is None and not named:
         return None, "It is not known where the model was loaded from."

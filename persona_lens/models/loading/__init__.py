@@ -7,6 +7,8 @@ from persona_lens.models.loading.hugging_face import (
     find_blocks,
     find_output_projection,
     load_hugging_face,
+    quiet,
+    read_config,
     read_head_shape,
     resolve_dtype,
     round_weights,
@@ -18,5 +20,6 @@ from persona_lens.models.loading.source import ModelSource
 __all__ = [
     "ADAPTER_FILES", "ADAPTER_RECORD", "EMBEDDED_MODEL", "ModelInfo", "ModelSource", "describe_model", "find_blocks",
     "find_output_projection", "fingerprint_hugging_face", "list_model_classes", "load_hugging_face", "load_model",
-    "prepare_embedded_model", "read_head_shape", "read_origin", "resolve_dtype", "round_weights",
+    "prepare_embedded_model", "quiet", "read_config", "read_head_shape", "read_origin", "resolve_dtype",
+    "round_weights",
 ]  # fmt: skip

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformer_lens.model_bridge import TransformerBridge
 
 from persona_lens.models.hooked_model import HookedModel
@@ -84,14 +85,48 @@ def fingerprint_hugging_face(hf_model: Any) -> str:
     """Return a hash of a sample of every weight of a Hugging Face model, rounded to bfloat16.
 
     The same in float32 and bfloat16; another after fine-tuning, if that changed any weight of the sample by more than
-    the rounding.
+    the rounding. Of quantised weights the codes are hashed: another model than the one that was quantised.
     """
     # Named apart, as they may be one tensor, or, once more than one part of a program has them, two.
+    n_heads = hf_model.config.get_text_config().num_attention_heads
+    if read_quantization(hf_model) is not None:
+        return _hash_weights(n_heads, _name_stored_weights(hf_model))
     named = {"embed": hf_model.get_input_embeddings().weight, "unembed": hf_model.get_output_embeddings().weight}
     for name, weight in hf_model.named_parameters():
         if not any(weight is embedding for embedding in named.values()):
             named[name.replace(_WRAPPED, "")] = weight
-    return _hash_weights(hf_model.config.get_text_config().num_attention_heads, named)
+    return _hash_weights(n_heads, named)
+
+
+def read_quantization(hf_model: Any) -> str | None:
+    """Return how a Hugging Face model's weights are quantised, in transformers' word for it; None if they are not."""
+    config = getattr(hf_model.config, "quantization_config", None)
+    if config is None or not getattr(hf_model, "is_quantized", False):
+        return None
+    method = config["quant_method"] if isinstance(config, Mapping) else config.quant_method
+    return str(getattr(method, "value", method))
+
+
+def _name_stored_weights(hf_model: Any) -> dict[str, Tensor]:
+    """Return a quantised model's codes, and the weights that were left as they are, by name.
+
+    Without the codes' scales: bitsandbytes rounds and reorders them when it first computes on a CPU.
+    """
+    stored = hf_model.state_dict()  # which lays codes out as they are in files
+    named: dict[str, Tensor] = {}
+    for name, _ in [*hf_model.named_parameters(), *hf_model.named_buffers()]:  # each once, under its first name
+        if isinstance(weight := stored.get(name), Tensor):
+            named |= {f"{name}{inner}".replace(_WRAPPED, ""): codes for inner, codes in _list_codes(weight)}
+    return named
+
+
+def _list_codes(weight: Any) -> list[tuple[str, Tensor]]:
+    """Return a weight, or of one that is several tensors, as torchao's are, those of integers."""
+    if not is_traceable_wrapper_subclass(weight):
+        return [("", weight)]
+    inner = ((name, getattr(weight, name)) for name in weight.__tensor_flatten__()[0])
+    found = [(f".{name}{rest}", codes) for name, one in inner for rest, codes in _list_codes(one)]
+    return [(name, codes) for name, codes in found if not codes.is_floating_point() or codes.itemsize == 1]
 
 
 def fingerprint_adapted(merged: Any, adapter_hash: str) -> str:
@@ -105,6 +140,8 @@ def fingerprint_adapted(merged: Any, adapter_hash: str) -> str:
 
 
 def _hash_in_memory(model: Any, rounded_to: torch.dtype | None = None) -> str:
+    if isinstance(model, TransformerBridge) and read_quantization(model.original_model) is not None:
+        return _hash_weights(model.cfg.n_heads, _name_stored_weights(model.original_model), rounded_to)
     # Along the longer axis: a row of TransformerLens' unembedding is as long as the vocabulary.
     weights = {
         name: weight.T if weight.ndim == 2 and weight.shape[0] < weight.shape[1] else weight
@@ -151,8 +188,9 @@ def _hash_weights(n_heads: int, weights: Mapping[str, Tensor], rounded_to: torch
             continue
         sample = _sample(weight.detach(), _ROWS_OF_EMBEDDINGS if "embed" in name else _ROWS)
         digest.update(f"{name} {list(weight.shape)}".encode())
-        rounded = sample.to("cpu", rounded_to or sample.dtype).to(torch.bfloat16)
-        digest.update(rounded.contiguous().view(torch.int16).numpy().tobytes())
+        if sample.is_floating_point() and sample.itemsize > 1:
+            sample = sample.to("cpu", rounded_to or sample.dtype).to(torch.bfloat16)
+        digest.update(sample.cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

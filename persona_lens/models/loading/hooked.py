@@ -6,7 +6,8 @@ import importlib.util
 from typing import Any
 
 import torch
-from torch import nn
+from accelerate import init_empty_weights
+from torch import Tensor, nn
 
 from persona_lens.errors import UnsupportedModelError
 
@@ -30,18 +31,19 @@ def build_hooked(name: str, hf_model: Any, tokenizer: Any, dtype: torch.dtype) -
     from transformer_lens.pretrained import weight_conversions
 
     cfg = _derive_config(name, hf_model, dtype)
-    model = HookedTransformer(cfg, tokenizer)
+    with init_empty_weights():
+        model = HookedTransformer(cfg, tokenizer, move_to_device=False)
     state = getattr(weight_conversions, CONVERTERS[cfg.original_architecture])(hf_model, cfg)
-    _place_weights(model, state)
+    _place_weights(model, state, hf_model.device)
     optimize_memory_layout(model)
-    return model.eval()
+    return model.to(hf_model.device, print_details=False).eval()  # its buffers
 
 
-def _place_weights(model: Any, state: dict[str, torch.Tensor]) -> None:
-    """Give each parameter its weight.
+def _place_weights(model: Any, state: dict[str, Tensor], device: torch.device) -> None:
+    """Give each parameter its weight: the Hugging Face model's own memory, in other axes, so that it is held once.
 
-    TransformerLens' own loading, which neither folds nor centres here, does the same once for each weight and module:
-    two seconds a model.
+    Of weights that are one tensor there, as tied embeddings, each gets its own, as HookedTransformer has it: a change
+    of one would change the other.
 
     Raises:
         UnsupportedModelError: A parameter without a weight, a weight without a place, or one of another shape.
@@ -52,9 +54,14 @@ def _place_weights(model: Any, state: dict[str, torch.Tensor]) -> None:
         odd = [name for name in {**places, **weights} if weights.get(name) != places.get(name)]
         rule = "have the weights that TransformerLens expects of its architecture, each of its shape"
         raise UnsupportedModelError.of("model", rule, f"others at {', '.join(odd[:5])}", 'Pass backend="bridge".')
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(state[name])
+    taken: set[int] = set()
+    for name, parameter in list(model.named_parameters()):
+        weight = state.pop(name).detach().to(device, parameter.dtype)
+        storage = weight.untyped_storage().data_ptr()
+        weight = weight.clone() if storage in taken else weight
+        taken.add(storage)
+        module, _, own = name.rpartition(".")
+        setattr(model.get_submodule(module), own, nn.Parameter(weight))
 
 
 def _derive_config(name: str, hf_model: Any, dtype: torch.dtype) -> Any:

@@ -6,14 +6,15 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from huggingface_hub import constants, get_session
+from safetensors import safe_open
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, modeling_utils
 from transformers.utils import logging as transformers_logging
 
 from persona_lens.errors import (
@@ -26,6 +27,7 @@ from persona_lens.errors import (
 from persona_lens.models.loading import embedded
 from persona_lens.models.loading.architectures import check_architecture
 from persona_lens.models.loading.embedded import EMBEDDED_MODEL
+from persona_lens.models.loading.placing import Placement
 from persona_lens.models.loading.text_part import take_text_part
 
 _TIMEOUT_SECONDS = 5.0
@@ -33,17 +35,102 @@ _MAX_NAME = 1000  # characters; a path of more is none
 _MAX_QUOTED = 200  # characters of another library's error
 
 
-def load_hugging_face(name: str, dtype: torch.dtype | Literal["auto"]) -> tuple[Any, Any]:
-    """Load a Hugging Face model and its tokenizer from wherever the name points, in eval mode, on the CPU.
+def load_hugging_face(
+    name: str, dtype: torch.dtype | Literal["auto"], placement: Placement | None = None
+) -> tuple[Any, Any]:
+    """Load a Hugging Face model and its tokenizer from wherever the name points, in eval mode.
 
     Args:
         name: As for :func:`load_model`.
         dtype: Of the weights; ``auto`` is the checkpoint's own.
+        placement: Where the weights go and in what form; on the CPU as they are without a map.
 
     Raises:
         ModelNotFoundError: No such model.
         FileFormatError: Its files are damaged, or fit no architecture that is known.
-        UnsupportedModelError: Its architecture cannot be held; known from its configuration, before weights are read.
+        UnsupportedModelError: Its architecture cannot be held; quantised weights whose library is not installed.
+    """
+    source, extra = find_source(name)
+    chosen: dict[str, Any] = {}
+    if placement is not None:
+        chosen = {"device_map": placement.device_map, "quantization_config": placement.quantization_config}
+        chosen = {key: value for key, value in chosen.items() if value is not None}
+        if placement.quantization_config is not None and placement.device_map is None:
+            chosen["device_map"] = {"": placement.device}
+    try:
+        with quiet():
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **extra)
+            # A .bin file is a pickle.
+            weights = extra if "gguf_file" in extra else extra | {"use_safetensors": True}
+            with nullcontext() if placement is not None and placement.in_files else _unmapped_files():
+                hf_model = AutoModelForCausalLM.from_pretrained(
+                    source, dtype=dtype, trust_remote_code=False, **weights, **chosen
+                )
+    except ImportError as error:
+        rule = "have weights that an installed library reads"
+        got, hint = f"{name}: {' '.join(str(error).split())[:_MAX_QUOTED]}", "Install the library that it names."
+        raise UnsupportedModelError.of("model", rule, got, hint) from error
+    except OSError as error:  # what Hugging Face raises for a name that is not there or cannot be reached
+        why = "No such folder here, and the Hugging Face hub does not have it or is out of reach."
+        if "safetensors" in str(error):
+            why = "It has no weights in safetensors; others, which are pickles, are not read. Convert them first."
+        raise _not_found(name, why) from error
+    except Exception as error:  # the readers of configuration, tokenizer and weights raise whatever they stumble over
+        raise _damaged(name, error) from error
+    if not isinstance(tokenizer.chat_template, str | dict | None):
+        got = type(tokenizer.chat_template).__name__
+        raise FileFormatError.of("model", "have a text for a chat template", f"{name}, with {got}")
+    hf_model = take_text_part(hf_model)
+    check_architecture(hf_model.config, type(hf_model))
+    hf_model.config.architectures = [type(hf_model).__name__]  # a model read from GGUF names none
+    return hf_model.eval(), tokenizer
+
+
+def check_before_loading(config: Any) -> None:
+    """Refuse an architecture that cannot be held, before weights are read.
+
+    Raises:
+        UnsupportedModelError: It is one.
+    """
+    classes = AutoModelForCausalLM._model_mapping
+    if type(config) in classes:
+        # Of a model that also sees, the text part is what counts, once it is taken out.
+        inner = config.get_text_config()
+        model_class: Any = classes[type(inner if type(inner) in classes else config)]
+        check_architecture(config, model_class)
+
+
+def is_gguf(name: str) -> bool:
+    """Whether a name is a GGUF file's, whose configuration is as slow to read as all of it."""
+    return name != EMBEDDED_MODEL and Path(name).suffix.lower() == ".gguf"
+
+
+def read_config(name: str) -> Any:
+    """Return a model's Hugging Face configuration, from wherever the name points; no weights are read.
+
+    Args:
+        name: As for :func:`load_model`.
+
+    Raises:
+        ModelNotFoundError: No such model.
+        FileFormatError: A configuration that is damaged, or of no architecture that is known.
+    """
+    source, extra = find_source(name)
+    try:
+        with quiet():
+            return AutoConfig.from_pretrained(source, trust_remote_code=False, **extra)
+    except OSError as error:
+        why = "No such folder here, and the Hugging Face hub does not have it or is out of reach."
+        raise _not_found(name, why) from error
+    except Exception as error:
+        raise _damaged(name, error) from error
+
+
+def find_source(name: str) -> tuple[str, dict[str, Any]]:
+    """Return what ``from_pretrained`` is told for a name: folder or hub name, and how to read it.
+
+    Raises:
+        ModelNotFoundError: A name that is no folder, file or hub name.
     """
     path = Path(name).expanduser()
     extra: dict[str, Any] = {}
@@ -63,41 +150,27 @@ def load_hugging_face(name: str, dtype: torch.dtype | Literal["auto"]) -> tuple[
             raise _not_found(name, why)
         if not os.path.isdir(path):
             extra["local_files_only"] = not _reach_hub()
+    return source, extra
+
+
+@contextmanager
+def _unmapped_files() -> Iterator[None]:
+    """Let transformers read each tensor of a safetensors file into memory of its own, in place of mapping the file.
+
+    What is read from a mapped file stays resident beside what is made of it until the last file is read: two or three
+    times the weights, where they are rounded or laid out anew.
+    """
+
+    def open_file(filename: str, framework: str, device: str = "cpu", **_: object) -> Any:
+        return safe_open(filename, framework=framework, device=device, backend="pread")
+
+    reader = vars(modeling_utils)  # it has no option for it
+    own = reader["safe_open"]
+    reader["safe_open"] = open_file
     try:
-        with quiet():
-            if "gguf_file" not in extra:  # whose header is as slow to read as all of it
-                _check_before_loading(source, extra)
-            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **extra)
-            # A .bin file is a pickle.
-            weights = extra if "gguf_file" in extra else extra | {"use_safetensors": True}
-            hf_model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, trust_remote_code=False, **weights)
-    except UnsupportedModelError:
-        raise
-    except OSError as error:  # what Hugging Face raises for a name that is not there or cannot be reached
-        why = "No such folder here, and the Hugging Face hub does not have it or is out of reach."
-        if "safetensors" in str(error):
-            why = "It has no weights in safetensors; others, which are pickles, are not read. Convert them first."
-        raise _not_found(name, why) from error
-    except Exception as error:  # the readers of configuration, tokenizer and weights raise whatever they stumble over
-        hint = f"{type(error).__name__}: {' '.join(str(error).split())[:_MAX_QUOTED]}. Get the files again."
-        raise FileFormatError.of("model", "name a whole model of a known architecture", name, hint) from error
-    if not isinstance(tokenizer.chat_template, str | dict | None):
-        got = type(tokenizer.chat_template).__name__
-        raise FileFormatError.of("model", "have a text for a chat template", f"{name}, with {got}")
-    hf_model = take_text_part(hf_model)
-    check_architecture(hf_model.config, type(hf_model))
-    hf_model.config.architectures = [type(hf_model).__name__]  # a model read from GGUF names none
-    return hf_model.eval(), tokenizer
-
-
-def _check_before_loading(source: str, extra: dict[str, Any]) -> None:
-    config = AutoConfig.from_pretrained(source, trust_remote_code=False, **extra)
-    classes = AutoModelForCausalLM._model_mapping
-    if type(config) in classes:
-        # Of a model that also sees, the text part is what counts, once it is taken out.
-        inner = config.get_text_config()
-        model_class: Any = classes[type(inner if type(inner) in classes else config)]
-        check_architecture(config, model_class)
+        yield
+    finally:
+        reader["safe_open"] = own
 
 
 def round_weights(hf_model: Any, dtype: torch.dtype) -> None:
@@ -149,11 +222,8 @@ def find_blocks(hf_model: nn.Module) -> nn.ModuleList:
     return lists[0]
 
 
-# Where architectures keep the projection that reads the heads' outputs side by side: Llama's, GPT-2's, GPT-NeoX's,
-# GPT-J's, Phi's and Falcon's.
-_OUTPUT_PROJECTIONS = (
-    "self_attn.o_proj", "attn.c_proj", "attention.dense", "attn.out_proj", "self_attn.dense", "self_attention.dense",
-)  # fmt: skip
+# Where architectures keep the projection that reads the heads' outputs side by side: Llama's, GPT-2's and GPT-NeoX's.
+_OUTPUT_PROJECTIONS = ("self_attn.o_proj", "attn.c_proj", "attention.dense")
 
 
 def find_output_projection(hf_model: nn.Module, layer: int) -> nn.Module:
@@ -217,6 +287,11 @@ def _reach_hub() -> bool:
     except Exception:  # of whichever HTTP library it uses
         return False
     return True
+
+
+def _damaged(name: str, error: Exception) -> PersonaLensError:
+    hint = f"{type(error).__name__}: {' '.join(str(error).split())[:_MAX_QUOTED]}. Get the files again."
+    return FileFormatError.of("model", "name a whole model of a known architecture", name, hint)
 
 
 def _not_found(name: str, why: str) -> PersonaLensError:

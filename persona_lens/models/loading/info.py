@@ -8,7 +8,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from persona_lens.checking import checked
 from persona_lens.models.hooked_model import HookedModel
-from persona_lens.models.loading.fingerprints import fingerprint, read_origin
+from persona_lens.models.loading.fingerprints import fingerprint, read_origin, read_quantization
 from persona_lens.models.text.templates import read_settings
 
 
@@ -30,6 +30,8 @@ class ModelInfo:
             model's. ``layer norm folded`` for a HookedTransformer that was loaded elsewhere with folding.
         base_fingerprint: Fingerprint of the model that an adapter was merged into; None without an adapter. Vectors of
             the base may be used on such a model.
+        quantization: How the weights are quantised, in transformers' word for it (``bitsandbytes``, ``torchao`` …);
+            None if they are not.
     """
 
     name: str
@@ -41,6 +43,7 @@ class ModelInfo:
     fingerprint: str
     weight_processing: str
     base_fingerprint: str | None = None
+    quantization: str | None = None
 
 
 @checked
@@ -51,15 +54,17 @@ def describe_model(model: HookedModel) -> ModelInfo:
         model: HookedTransformer or TransformerBridge.
     """
     cfg, origin = model.cfg, read_origin(model)
+    bridge = model if isinstance(model, TransformerBridge) else None
     return ModelInfo(
         name=" ".join(filter(None, (str(cfg.model_name), read_settings(model.tokenizer).arguments))),
         n_layers=int(cfg.n_layers),
         d_model=int(cfg.d_model),
         n_ctx=int(cfg.n_ctx),
         dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
-        backend="bridge" if isinstance(model, TransformerBridge) else "hooked",
+        backend="hooked" if bridge is None else "bridge",
         fingerprint=fingerprint(model),
         # TransformerLens renames the normalisation when it folds its weights into the next layer.
         weight_processing="layer norm folded" if str(cfg.normalization_type).endswith("Pre") else "none",
         base_fingerprint=origin.base_fingerprint if origin else None,
+        quantization=None if bridge is None else read_quantization(bridge.original_model),
     )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformer_lens.model_bridge import TransformerBridge
+from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from persona_lens.checking import checked
 from persona_lens.errors import InvalidArgumentError, UnsupportedModelError
@@ -16,10 +17,24 @@ from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.loading.adapters import check_adapter, check_base, hash_adapter, merge_adapter
 from persona_lens.models.loading.architectures import TESTED
 from persona_lens.models.loading.embedded import EMBEDDED_MODEL
-from persona_lens.models.loading.fingerprints import fingerprint_adapted, fingerprint_hugging_face, remember_origin
+from persona_lens.models.loading.fingerprints import (
+    fingerprint_adapted,
+    fingerprint_hugging_face,
+    read_quantization,
+    remember_origin,
+)
 from persona_lens.models.loading.hooked import CONVERTERS, build_hooked, optimize_memory_layout
-from persona_lens.models.loading.hugging_face import load_hugging_face, quiet, resolve_dtype, round_weights
+from persona_lens.models.loading.hugging_face import (
+    check_before_loading,
+    is_gguf,
+    load_hugging_face,
+    quiet,
+    read_config,
+    resolve_dtype,
+    round_weights,
+)
 from persona_lens.models.loading.parity import check_parity, read_reference
+from persona_lens.models.loading.placing import DeviceMap, Placement, check_map, check_quantized, choose_placement
 from persona_lens.models.loading.source import Backend, ModelSource, find_anywhere
 from persona_lens.models.text.templates import (
     ChatSettings,
@@ -38,6 +53,8 @@ def load_model(
     backend: Backend | None = None,
     dtype: str | torch.dtype = "auto",
     device: str | torch.device | None = None,
+    device_map: DeviceMap | None = None,
+    quantization_config: QuantizationConfigMixin | None = None,
     template_arguments: TemplateArguments | None = None,
 ) -> HookedModel:
     """Load a chat model for TransformerLens, its weights neither folded nor centred.
@@ -51,6 +68,12 @@ def load_model(
             None takes ``hooked`` wherever that class can hold the architecture.
         dtype: ``auto`` is bfloat16 on a GPU or CPU that computes it in hardware, else float32.
         device: None takes a GPU if there is one.
+        device_map: In place of ``device``, through a bridge: ``"auto"`` or another of accelerate's words, or a mapping
+            from modules to devices; nothing may be offloaded. ``"disk"`` leaves the weights in their safetensors files
+            and computes on the CPU: the system reads them as they are needed and drops them where memory is short; in
+            the files' own dtype.
+        quantization_config: transformers' ``BitsAndBytesConfig``, ``TorchAoConfig`` …: weights are quantised as they
+            are loaded, through a bridge. A checkpoint that is quantised already needs none.
         template_arguments: What the chat template reads besides the messages, such as ``{"enable_thinking": False}``
             or ``{"strftime_now": "2026-01-31"}``, for every prompt. Of a loaded model, in place of those that it has;
             None leaves them.
@@ -61,11 +84,13 @@ def load_model(
     Raises:
         ModelNotFoundError: No such model; the message says what to type.
         UnsupportedModelError: An architecture that neither class holds, or that TransformerLens computes otherwise than
-            Hugging Face does; ``backend="hooked"`` for one that HookedTransformer cannot hold.
+            Hugging Face does; ``backend="hooked"`` for an architecture, a map or quantised weights that
+            HookedTransformer cannot hold; a map that offloads; quantised weights whose library is not installed.
         FileFormatError: An adapter that is for another architecture, or not in safetensors.
         ModelMismatchError: An adapter that was trained on other weights, if it says so.
-        InvalidArgumentError: An unknown backend or dtype, an adapter for a model that is already loaded, or a template
-            argument that the chat template does not read.
+        InvalidArgumentError: An unknown backend, dtype or device; arguments that exclude one another; any but
+            ``backend`` and ``template_arguments`` for a model that is already loaded; a template argument that the chat
+            template does not read.
         ChatTemplateError: Template arguments for a model without a chat template.
 
     Example:
@@ -75,68 +100,33 @@ def load_model(
         30
     """
     if not isinstance(model, str | Path):
-        if adapter is not None:
-            hint = "Load it by name."
-            raise InvalidArgumentError.of("adapter", "be None for a loaded model", str(adapter), hint)
-        adopted = _adopt(model, backend)
-        if template_arguments is not None:
-            settings = replace(
-                read_settings(adopted.tokenizer), arguments=freeze_arguments(adopted.tokenizer, template_arguments)
-            )
-            remember_settings(adopted.tokenizer, settings)
-        return adopted
+        given = {"adapter": adapter, "device_map": device_map, "quantization_config": quantization_config}
+        for parameter, value in given.items():
+            if value is not None:
+                raise InvalidArgumentError.of(parameter, "be None for a loaded model", str(value), "Load it by name.")
+        return _adopt(model, backend, template_arguments)
     if adapter is not None:
         check_adapter(Path(adapter))
-    device = _find_device(device)
-    resolved = resolve_dtype(dtype, device)
-    name = str(model)
+    placement = choose_placement(device, device_map, quantization_config, backend=backend, adapter=adapter is not None)
+    resolved = _resolve_dtype(str(model), dtype, placement)
     with quiet():
-        base_fingerprint = None
-        # With an adapter in the files' own precision, so that what it adds is rounded once, with the sum; for float16,
-        # since its rounding cannot be told from another model's.
-        exact = adapter is not None or resolved == torch.float16
-        hf_model, tokenizer = load_hugging_face(name, "auto" if exact else resolved)
-        settings = ChatSettings(freeze_arguments(tokenizer, template_arguments), _list_stop_tokens(hf_model))
-        fingerprint = fingerprint_hugging_face(hf_model)
-        if adapter is not None:
-            base_fingerprint = fingerprint
-            check_base(Path(adapter), name, base_fingerprint)
-            hf_model = merge_adapter(hf_model, Path(adapter))
-            fingerprint = fingerprint_adapted(hf_model, hash_adapter(Path(adapter)))
-        round_weights(hf_model, resolved)
+        read = _read_weights(str(model), adapter, backend, resolved, placement)
+        arguments = freeze_arguments(read.tokenizer, template_arguments)
         # A result must not carry a path of the machine that it was made on.
-        name = Path(name).name if Path(name).expanduser().exists() else name
+        name = Path(model).name if Path(model).expanduser().exists() else str(model)
         name = name if adapter is None else f"{name} + {Path(adapter).resolve().name}"
-        hf_model.to(device)
-        architecture = hf_model.config.architectures[0]
-        if backend == "hooked" and architecture not in CONVERTERS:
-            held = ", ".join(CONVERTERS) or "nothing: TransformerLens 4 has no HookedTransformer"
-            rule, hint = (
-                f"be 'bridge' for this architecture; 'hooked' holds {held}",
-                'Pass backend="bridge" or leave it out.',
-            )
-            raise UnsupportedModelError.of("backend", rule, f"{backend} with {architecture}", hint)
-        if backend == "bridge" or architecture not in CONVERTERS:
-            loaded: HookedModel = _build_bridge(name, hf_model, tokenizer, resolved)
-        else:
-            try:
-                loaded = build_hooked(name, hf_model, tokenizer, resolved)
-            except UnsupportedModelError:
-                if backend == "hooked":
-                    raise
-                loaded = _build_bridge(name, hf_model, tokenizer, resolved)
-    found: Backend = "bridge" if isinstance(loaded, TransformerBridge) else "hooked"
-    held_in = str(resolved).removeprefix("torch.")
-    source = ModelSource(find_anywhere(model), None if adapter is None else find_anywhere(adapter), found, held_in)
-    remember_origin(loaded, fingerprint, base_fingerprint, source)
-    remember_settings(loaded.tokenizer, settings)  # of the model's own tokenizer, which may be a copy
+        loaded = _build(name, read, backend, resolved, read.is_plain and not placement.needs_bridge)
+    source = ModelSource(
+        find_anywhere(model),
+        None if adapter is None else find_anywhere(adapter),
+        "bridge" if isinstance(loaded, TransformerBridge) else "hooked",
+        str(resolved).removeprefix("torch."),
+        None if quantization_config is None else quantization_config.to_json_string(use_diff=False),
+    )
+    remember_origin(loaded, read.fingerprint, read.base_fingerprint, source)
+    # Of the model's own tokenizer, which may be a copy.
+    remember_settings(loaded.tokenizer, ChatSettings(arguments, _list_stop_tokens(read.hf_model)))
     return loaded
-
-
-def _list_stop_tokens(hf_model: Any) -> frozenset[int]:
-    """Return the tokens that end a response by the model's generation configuration, which may list several."""
-    found = getattr(getattr(hf_model, "generation_config", None), "eos_token_id", None)
-    return frozenset([found] if isinstance(found, int) else found or ())
 
 
 def list_model_classes() -> list[type[Any]]:
@@ -151,15 +141,90 @@ def list_model_classes() -> list[type[Any]]:
     return classes
 
 
-def _find_device(device: str | torch.device | None) -> torch.device:
-    try:
-        return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError as error:
-        rule = "be None or a device that torch knows, such as 'cpu' or 'cuda:0'"
-        raise InvalidArgumentError.of("device", rule, device) from error
+@dataclass(frozen=True, eq=False)
+class _Read:
+    """A Hugging Face model as it was read, an adapter merged into it."""
+
+    hf_model: Any
+    tokenizer: Any
+    fingerprint: str
+    base_fingerprint: str | None
+    is_plain: bool
 
 
-def _adopt(model: HookedModel, backend: Backend | None) -> HookedModel:
+def _resolve_dtype(name: str, dtype: str | torch.dtype, placement: Placement) -> torch.dtype:
+    """Return the weights' dtype, once the configuration says that the architecture can be held.
+
+    Raises:
+        InvalidArgumentError: Another dtype than the files', where weights stay there or are quantised there.
+        UnsupportedModelError: An architecture that cannot be held.
+    """
+    resolved = resolve_dtype(dtype, placement.device)
+    config = None if is_gguf(name) else read_config(name)
+    if config is not None:
+        check_before_loading(config)
+    quantized = placement.quantization_config is None and getattr(config, "quantization_config", None) is not None
+    if config is None or not (placement.in_files or quantized):
+        return resolved
+    own: torch.dtype = config.dtype or torch.float32
+    if dtype != "auto" and resolved != own:
+        rule = f"be 'auto' or the files' own, {str(own).removeprefix('torch.')}: weights are used as they lie there"
+        raise InvalidArgumentError.of("dtype", rule, dtype)
+    return own
+
+
+def _read_weights(
+    name: str, adapter: str | Path | None, backend: Backend | None, dtype: torch.dtype, placement: Placement
+) -> _Read:
+    # With an adapter in the files' own precision, so that what it adds is rounded once, with the sum; for float16,
+    # since its rounding cannot be told from another model's.
+    is_rounded_here = adapter is not None or (dtype == torch.float16 and placement.quantization_config is None)
+    hf_model, tokenizer = load_hugging_face(name, "auto" if is_rounded_here else dtype, placement)
+    check_map(getattr(hf_model, "hf_device_map", None) or {})
+    method = read_quantization(hf_model)
+    if method is not None:
+        check_quantized(backend, adapter is not None, method)
+    fingerprint = fingerprint_hugging_face(hf_model)
+    base_fingerprint = None
+    if adapter is not None:
+        base_fingerprint = fingerprint
+        check_base(Path(adapter), name, base_fingerprint)
+        hf_model = merge_adapter(hf_model, Path(adapter))
+        fingerprint = fingerprint_adapted(hf_model, hash_adapter(Path(adapter)))
+    if method is None:
+        round_weights(hf_model, dtype)
+    if not getattr(hf_model, "hf_device_map", None):
+        hf_model.to(placement.device)
+    return _Read(hf_model, tokenizer, fingerprint, base_fingerprint, method is None)
+
+
+def _build(name: str, read: _Read, backend: Backend | None, dtype: torch.dtype, can_be_hooked: bool) -> HookedModel:
+    architecture = read.hf_model.config.architectures[0]
+    if backend == "hooked" and architecture not in CONVERTERS:
+        held = ", ".join(CONVERTERS) or "nothing: TransformerLens 4 has no HookedTransformer"
+        rule, hint = (
+            f"be 'bridge' for this architecture; 'hooked' holds {held}",
+            'Pass backend="bridge" or leave it out.',
+        )
+        raise UnsupportedModelError.of("backend", rule, f"{backend} with {architecture}", hint)
+    if backend != "bridge" and architecture in CONVERTERS and can_be_hooked:
+        try:
+            hooked: HookedModel = build_hooked(name, read.hf_model, read.tokenizer, dtype)
+            return hooked
+        except UnsupportedModelError:
+            if backend == "hooked":
+                raise
+    bridge: HookedModel = _build_bridge(name, read.hf_model, read.tokenizer, dtype)
+    return bridge
+
+
+def _list_stop_tokens(hf_model: Any) -> frozenset[int]:
+    """Return the tokens that end a response by the model's generation configuration, which may list several."""
+    found = getattr(getattr(hf_model, "generation_config", None), "eos_token_id", None)
+    return frozenset([found] if isinstance(found, int) else found or ())
+
+
+def _adopt(model: HookedModel, backend: Backend | None, arguments: TemplateArguments | None) -> HookedModel:
     """Take a model that is already loaded."""
     if isinstance(model, TransformerBridge):
         found: Backend = "bridge"
@@ -173,6 +238,9 @@ def _adopt(model: HookedModel, backend: Backend | None) -> HookedModel:
     if backend not in (None, found):
         rule = f"be {found!r} or None for this loaded model"
         raise InvalidArgumentError.of("backend", rule, backend, "Load it by name.")
+    if arguments is not None:
+        frozen = freeze_arguments(model.tokenizer, arguments)
+        remember_settings(model.tokenizer, replace(read_settings(model.tokenizer), arguments=frozen))
     return model
 
 

@@ -20,12 +20,16 @@ class ModelSource:
         adapter: Absolute path of a PEFT adapter's folder; None without one.
         backend: ``hooked`` or ``bridge``; None leaves the choice to the loader.
         dtype: Of the weights.
+        quantization: The configuration by which they were quantised while they were loaded, as JSON.
+        template_arguments: What the chat template reads besides the messages, as JSON; as they stand when it is sent.
     """
 
     model: str
     adapter: str | None = None
     backend: Backend | None = None
     dtype: str = "auto"
+    quantization: str | None = None
+    template_arguments: str = ""
 
 
 def find_anywhere(path: str | Path) -> str:

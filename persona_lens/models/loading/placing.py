@@ -1,0 +1,142 @@
+"""Where a model's weights lie and in what form: one device, several, the files themselves; whole or quantised."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from persona_lens.errors import InvalidArgumentError, UnsupportedModelError
+
+DeviceMap = str | Mapping[str, int | str | torch.device]
+
+# Words that accelerate resolves by the memory that is free; `disk` is ours, see Placement.
+_WORDS = ("auto", "balanced", "balanced_low_0", "sequential")
+_DISK = "disk"
+_OFFLOADED = (_DISK, "meta")
+_BRIDGE = 'Leave out backend, or pass "bridge".'
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a model's weights lie and in what form.
+
+    Args:
+        device: Of the inputs, and of the weights without a map.
+        device_map: What accelerate is told; None for one device.
+        quantization_config: How the weights are quantised while they are loaded; None leaves them as they are.
+        in_files: The weights stay in their files, mapped into memory: the operating system reads what a pass needs and
+            drops it again where memory is short.
+    """
+
+    device: torch.device
+    device_map: Any = None
+    quantization_config: QuantizationConfigMixin | None = None
+    in_files: bool = False
+
+    @property
+    def needs_bridge(self) -> bool:
+        """Whether only a bridge can hold weights so placed."""
+        return self.in_files or self.device_map is not None or self.quantization_config is not None
+
+
+def choose_placement(
+    device: str | torch.device | None,
+    device_map: DeviceMap | None,
+    quantization_config: QuantizationConfigMixin | None,
+    *,
+    backend: str | None,
+    adapter: bool,
+) -> Placement:
+    """Decide where weights go, before any is read.
+
+    Raises:
+        InvalidArgumentError: An unknown device; arguments that exclude one another.
+        UnsupportedModelError: What the class asked for cannot hold, or what TransformerBridge cannot offload.
+    """
+    given = {"device_map": device_map, "quantization_config": quantization_config}
+    for name, value in given.items():
+        if value is None:
+            continue
+        if backend == "hooked":
+            rule = f"be None or 'bridge' with {name}: HookedTransformer has plain weights on one device"
+            raise UnsupportedModelError.of("backend", rule, backend, _BRIDGE)
+        if adapter and (name == "quantization_config" or _asks_for_disk(device_map)):
+            rule, hint = "be left out with an adapter, which is merged into plain weights in memory", "Merge it first."
+            raise InvalidArgumentError.of(name, rule, type(value).__name__, hint)
+    if device_map is None:
+        return Placement(find_device(device), None, quantization_config)
+    if device is not None:
+        raise InvalidArgumentError.of("device", "be left out with device_map, which says where weights go", device)
+    if _asks_for_disk(device_map):
+        if quantization_config is not None:
+            rule = "be left out with device_map='disk', which takes the weights as the files have them"
+            raise InvalidArgumentError.of("quantization_config", rule, type(quantization_config).__name__)
+        return Placement(torch.device("cpu"), None, None, in_files=True)
+    if isinstance(device_map, str):
+        if device_map not in _WORDS:
+            what = f"{', '.join(map(repr, _WORDS))}, 'disk', a mapping, or a device"
+            return _place_all(find_device(device_map, "device_map", what), quantization_config)
+        return Placement(find_device(None), device_map, quantization_config)
+    if not device_map:
+        raise InvalidArgumentError.of("device_map", "name where at least one module goes", dict(device_map))
+    check_map(device_map)
+    return _place_all(find_device(next(iter(device_map.values())), "device_map", "devices"), quantization_config)
+
+
+def _place_all(device: torch.device, quantization_config: QuantizationConfigMixin | None) -> Placement:
+    return Placement(device, {"": device}, quantization_config)
+
+
+def check_map(device_map: Mapping[str, Any]) -> None:
+    """Refuse a map, given or found by accelerate, that moves weights in and out while the model runs, or spreads them.
+
+    Raises:
+        UnsupportedModelError: It offloads, or takes several devices.
+    """
+    places = {str(value) for value in device_map.values()}
+    offloaded = places & set(_OFFLOADED) or (places & {"cpu"} if len(places) > 1 else set())
+    if offloaded:
+        rule = "keep every weight on a device that computes with it, all on the CPU or all on GPUs: TransformerBridge"
+        rule += " reads weights itself, past the hooks that would fetch them"
+        hint = "Use a quantization_config, more GPUs, or device_map='disk', which computes on the CPU from the files."
+        raise UnsupportedModelError.of("device_map", rule, f"weights on {', '.join(sorted(places))}", hint)
+    if len(places) > 1:
+        rule = "lead to one device: sampling keeps one key/value cache, on one"
+        hint = "Use a quantization_config, or a larger GPU; other GPUs can take other conversations (screen, workers=)."
+        raise UnsupportedModelError.of("device_map", rule, f"weights on {', '.join(sorted(places))}", hint)
+
+
+def check_quantized(backend: str | None, adapter: bool, method: str) -> None:
+    """Refuse what a checkpoint that is already quantised cannot be.
+
+    Raises:
+        UnsupportedModelError: A HookedTransformer.
+        InvalidArgumentError: The base of an adapter.
+    """
+    if backend == "hooked":
+        rule = "be None or 'bridge' for quantised weights, which HookedTransformer cannot hold"
+        raise UnsupportedModelError.of("backend", rule, f"{backend} with {method} weights", _BRIDGE)
+    if adapter:
+        rule = "be left out for quantised weights, as it is merged into plain ones"
+        raise InvalidArgumentError.of("adapter", rule, f"one with {method} weights", "Merge it, then quantise.")
+
+
+def find_device(device: Any, parameter: str = "device", what: str = "None or a device") -> torch.device:
+    """Return a device by name; the GPU if there is one without.
+
+    Raises:
+        InvalidArgumentError: No such device.
+    """
+    try:
+        return torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
+    except RuntimeError as error:
+        rule = f"be {what} that torch knows, such as 'cpu' or 'cuda:0'"
+        raise InvalidArgumentError.of(parameter, rule, device) from error
+
+
+def _asks_for_disk(device_map: DeviceMap | None) -> bool:
+    return device_map == _DISK or (isinstance(device_map, Mapping) and dict(device_map) == {"": _DISK})
