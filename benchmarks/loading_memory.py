@@ -141,24 +141,33 @@ def main() -> None:
         folder, work, way, dtype = sys.argv[1:]
         print(json.dumps(measure(Path(folder), work, way, dtype)))
         return
-    rows, details = [], {}
     with tempfile.TemporaryDirectory() as folder:
         with quiet():
             write_models(Path(folder))
-        for work, way, stored, dtype in CASES:
-            command = [sys.executable, __file__, str(Path(folder) / stored), work, way, dtype]
-            done = subprocess.run(command, check=True, capture_output=True, text=True)
-            found = json.loads(done.stdout.splitlines()[-1])
-            info = pl.models.ModelInfo(**found.pop("info"))
-            ratio = (found["peak"] - found["before"]) / found["weights"]
-            name = f"peak memory of {work}, {way}, {dtype} from {stored} files, against the weights"
-            target = "≤ 1.15" if work == "loading" else "none"
-            rows.append({"what": name, "ratio": dict.fromkeys(("median", "low", "high"), ratio), "target": target})
-            in_mib = {f"MiB, {key}": round(found[key], 1) for key in ("weights", "before", "peak")}
-            share = round(found["anonymous"] / found["weights"], 3)
-            details[name] = in_mib | {"without pages of files, against the weights": share}
-            details[name] |= {"seconds": round(found["seconds"], 1)}
-    write_benchmark("loading_memory", rows, info, details)
+        write_results([measure_alone(Path(folder), *case) for case in CASES])
+
+
+def measure_alone(folder: Path, work: str, way: str, stored: str, dtype: str) -> dict[str, Any]:
+    """Measure in a process of its own."""
+    command = [sys.executable, __file__, str(folder / stored), work, way, dtype]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def write_results(measured: Sequence[dict[str, Any]]) -> None:
+    """Write the ratios of all cases."""
+    rows, details = [], {}
+    for (work, way, stored, dtype), found in zip(CASES, measured, strict=True):
+        ratio = (found["peak"] - found["before"]) / found["weights"]
+        name = f"peak memory of {work}, {way}, {dtype} from {stored} files, against the weights"
+        target = "≤ 1.15" if work == "loading" else "none"
+        rows.append({"what": name, "ratio": dict.fromkeys(("median", "low", "high"), ratio), "target": target})
+        in_mib = {f"MiB, {key}": round(found[key], 1) for key in ("weights", "before", "peak")}
+        share = round(found["anonymous"] / found["weights"], 3)
+        details[name] = in_mib | {"without pages of files, against the weights": share}
+        details[name] |= {"seconds": round(found["seconds"], 1)}
+    write_benchmark("loading_memory", rows, pl.models.ModelInfo(**measured[-1]["info"]), details)
 
 
 if __name__ == "__main__":

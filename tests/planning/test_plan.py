@@ -67,7 +67,7 @@ def test_the_page_shows_the_plan_that_its_code_prints():
 
 
 @pytest.mark.parametrize(
-    "path", (ROOT / "benchmarks" / "results").glob("loading_memory.json"), ids=lambda one: one.stem
+    "path", list((ROOT / "benchmarks" / "results").glob("loading_memory.json")), ids=lambda one: one.stem
 )
 def test_the_page_shows_what_loading_was_measured_to_take(path):
     content = json.loads(path.read_text())
