@@ -12,6 +12,7 @@ Source = Literal["written", "sampled"]
 Format = Literal["persona-lens", "gguf", "paper", "assistant-axis", "steering-vectors", "trait-interp"]
 Backend = Literal["hooked", "bridge"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Machine = Literal["here", "t4", "l4", "rtx-4090", "a100-40gb", "a100-80gb", "h100", "h200"]
 Kind = Literal["reading", "sentences", "likelihood", "endpoint"]
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
@@ -251,13 +252,15 @@ class Doctor:
 
     Chat template, system prompt, BOS, stop tokens, spans, context length, hooks, finite numbers, padding, cache, every
     layer against Hugging Face's model, steering. Exit status: 0 no check failed; 1 one did; 2 the model cannot be
-    loaded.
+    loaded. With --plan nothing is loaded: what work on the model will take, from its configuration alone.
 
     Try:
 
     persona-lens doctor
 
     persona-lens doctor Qwen/Qwen2.5-7B-Instruct --dtype bfloat16
+
+    persona-lens doctor --plan Qwen/Qwen2.5-7B-Instruct --hardware h100
 
     persona-lens doctor ./my-model --backend bridge --json
     """
@@ -270,5 +273,9 @@ class Doctor:
     """Of the weights; `auto` is bfloat16 where the hardware computes it, else float32."""
     device: str | None = None
     """As torch names it, such as `cuda:1`; a GPU if there is one, if left out."""
+    plan: Flag = False
+    """Memory, batch size, and minutes for extraction, sweep and screening, in place of an examination."""
+    hardware: Machine = "here"
+    """For which machine to plan; `here` measures this one."""
     json: Flag = False
     """Print one JSON object."""

@@ -1,4 +1,4 @@
-"""``persona-lens doctor``: does a model run as it should?"""
+"""``persona-lens doctor``: does a model run as it should, and what will work on it take?"""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from persona_lens.cli.terminal import print_json, print_line, print_table
 from persona_lens.diagnosis.examination import doctor
 from persona_lens.diagnosis.finding import Diagnosis
 from persona_lens.models.loading import load_model
+from persona_lens.planning import measure_hardware, plan_work
 
 _STYLES = {"passed": "green", "FAILED": "bold red", "not checked": "yellow"}
 FAILED = 1
@@ -16,7 +17,21 @@ FAILED = 1
 
 def run(arguments: Doctor) -> int:
     """Do what was asked about the model."""
-    return examine(arguments)
+    return print_plan(arguments) if arguments.plan else examine(arguments)
+
+
+def print_plan(arguments: Doctor) -> int:
+    """Print what work on the model will take; status 1 if it does not fit."""
+    here = arguments.hardware == "here"
+    machine = measure_hardware(arguments.dtype, arguments.device) if here else arguments.hardware
+    # A GPU that is planned for computes in bfloat16, whatever this machine does.
+    dtype = "bfloat16" if arguments.dtype == "auto" and not here else arguments.dtype
+    plan = plan_work(arguments.model, machine, dtype=dtype)
+    if arguments.json:
+        print_json(plan.to_json())
+    else:
+        print_line(str(plan))
+    return 0 if plan.fitting_rows else FAILED
 
 
 def examine(arguments: Doctor) -> int:
