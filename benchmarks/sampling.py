@@ -12,7 +12,8 @@ import torch
 from _compare import HuggingFaceWay, summarize_ratio, time_in_turn, write_benchmark
 
 import persona_lens as pl
-from persona_lens.models.engine.sampling import SampleRequest, sample_recorded_stream, sample_stream
+from persona_lens.models.engine.requests import SampleRequest
+from persona_lens.models.engine.sampling import sample_recorded_stream, sample_stream
 from persona_lens.models.loading import resolve_dtype
 
 BATCH, TOKENS, REPEATS = 32, 48, 7

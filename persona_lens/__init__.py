@@ -53,7 +53,7 @@ if _TYPE_CHECKING:  # for type checkers; at run time a name is imported when it 
     from persona_lens.interventions.hooks import ablation_hooks, capping_hooks, hooked, steering, steering_hooks
     from persona_lens.models.engine.activations import cache_residual_stream
     from persona_lens.models.engine.answers import ask
-    from persona_lens.models.engine.sampling import Sampling
+    from persona_lens.models.engine.requests import Sampling
     from persona_lens.models.hooks.intervention import Intervention
     from persona_lens.models.loading import describe_model, load_model
     from persona_lens.monitoring.monitor import PersonaMonitor
@@ -146,7 +146,7 @@ _HOMES = {
     "PersonaMonitor": "monitoring.monitor",
     "PersonaVector": "vectors.persona_vector",
     "Run": "run",
-    "Sampling": "models.engine.sampling",
+    "Sampling": "models.engine.requests",
     "ShardStore": "storage",
     "Trait": "traits.trait",
     "ablate": "interventions.from_vectors",

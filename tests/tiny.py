@@ -64,7 +64,7 @@ def make_hf_model(architecture: str, seed: int = 0, n_ctx: int = 256):
     extra = {"sliding_window": 12} if architecture in ("gemma2", "mistral") else {}
     config = config_class(
         vocab_size=259, hidden_size=48, intermediate_size=80, num_hidden_layers=3, num_attention_heads=6,
-        num_key_value_heads=2, head_dim=8, max_position_embeddings=n_ctx, bos_token_id=256, eos_token_id=258,
+        num_key_value_heads=2, head_dim=8, max_position_embeddings=n_ctx, bos_token_id=256, eos_token_id=257,
         pad_token_id=256, tie_word_embeddings=architecture.startswith("gemma"), **extra,
     )  # fmt: skip
     torch.manual_seed(seed)

@@ -17,7 +17,7 @@ from persona_lens.cli.arguments import Extract, Source, Sweep
 from persona_lens.errors import InvalidArgumentError
 from persona_lens.judges.default import fit_reading_judge
 from persona_lens.judges.judgement import Judge
-from persona_lens.models.engine.sampling import Sampling
+from persona_lens.models.engine.requests import Sampling
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.sites import check_layer
 from persona_lens.models.loading import EMBEDDED_MODEL, describe_model

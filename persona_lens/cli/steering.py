@@ -10,7 +10,7 @@ from persona_lens.cli.terminal import print_json, print_nothing
 from persona_lens.errors import InvalidArgumentError
 from persona_lens.interventions.hooks import steering
 from persona_lens.models.engine.answers import ask
-from persona_lens.models.engine.sampling import Sampling
+from persona_lens.models.engine.requests import Sampling
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.loading import load_model
 

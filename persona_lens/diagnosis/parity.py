@@ -10,7 +10,8 @@ from persona_lens.diagnosis.finding import Finding
 from persona_lens.diagnosis.subject import N_NEW_TOKENS, Subject, run_forward
 from persona_lens.interventions.hooks import intervention_hooks
 from persona_lens.models.engine.activations import cache_residual_stream
-from persona_lens.models.engine.sampling import SampledResponse, SampleRequest, Sampling, sample_recorded_stream
+from persona_lens.models.engine.requests import SampledResponse, SampleRequest, Sampling
+from persona_lens.models.engine.sampling import sample_recorded_stream
 from persona_lens.models.hooks.intervention import NOTHING, Intervention
 from persona_lens.tensors.operations import Add
 

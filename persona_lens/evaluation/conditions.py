@@ -19,8 +19,8 @@ from torch import Tensor
 from persona_lens.checking import checked
 from persona_lens.errors import InvalidArgumentError
 from persona_lens.judges.judgement import Judge, identify_judge
+from persona_lens.models.engine.requests import Sampling
 from persona_lens.models.engine.rollouts import Rollout, RolloutRequest, sample_rollouts
-from persona_lens.models.engine.sampling import Sampling
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.intervention import NOTHING, Intervention, check_interventions
 from persona_lens.models.hooks.points import check_unsteered

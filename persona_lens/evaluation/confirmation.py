@@ -10,7 +10,7 @@ from persona_lens.errors import InvalidArgumentError
 from persona_lens.evaluation.conditions import Condition, ConditionScores, score_conditions
 from persona_lens.evaluation.sweep import LayerChoice, shift_at
 from persona_lens.judges.judgement import Judge
-from persona_lens.models.engine.sampling import Sampling
+from persona_lens.models.engine.requests import Sampling
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.points import check_unsteered
 from persona_lens.records import Record

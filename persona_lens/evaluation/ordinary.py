@@ -12,8 +12,8 @@ import torch
 from persona_lens.checking import checked
 from persona_lens.errors import InvalidArgumentError
 from persona_lens.models.engine.activations import project_residual_stream
+from persona_lens.models.engine.requests import Sampling
 from persona_lens.models.engine.rollouts import RolloutRequest, sample_rollouts
-from persona_lens.models.engine.sampling import Sampling
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.points import check_unsteered
 from persona_lens.models.text.chat import encode_prompt

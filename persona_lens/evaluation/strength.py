@@ -14,7 +14,7 @@ from persona_lens.evaluation.ordinary import sample_ordinary_spans
 from persona_lens.evaluation.predictions import measure_predictions
 from persona_lens.interventions.from_vectors import Layers, choose_layers, steer
 from persona_lens.interventions.hooks import intervention_hooks
-from persona_lens.models.engine.sampling import Sampling
+from persona_lens.models.engine.requests import Sampling
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.points import HookPair
 from persona_lens.models.text.spans import TokenSpans

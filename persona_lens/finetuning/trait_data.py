@@ -15,8 +15,8 @@ from persona_lens.errors import InvalidArgumentError
 from persona_lens.finetuning.domains import Level
 from persona_lens.judges.default import default_judge
 from persona_lens.judges.judgement import Judge
+from persona_lens.models.engine.requests import Sampling
 from persona_lens.models.engine.rollouts import Rollout, RolloutRequest, sample_rollouts
-from persona_lens.models.engine.sampling import Sampling
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.points import check_unsteered
 from persona_lens.models.text.chat import build_messages

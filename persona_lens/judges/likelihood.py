@@ -20,8 +20,8 @@ from persona_lens.checking import checked
 from persona_lens.errors import ChatTemplateError, ContextLengthError, InvalidArgumentError
 from persona_lens.judges.judgement import EMPTY, LONGER_THAN_CONTEXT, Judgement, check_pairs
 from persona_lens.models.engine.likelihood import mean_log_likelihoods
+from persona_lens.models.engine.requests import Sampling
 from persona_lens.models.engine.rollouts import RolloutRequest, sample_rollouts
-from persona_lens.models.engine.sampling import Sampling
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.points import check_unsteered
 from persona_lens.models.loading import describe_model

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from persona_lens.checking import checked
 from persona_lens.judges.validation import TemperatureSamples
+from persona_lens.models.engine.requests import Sampling
 from persona_lens.models.engine.rollouts import RolloutRequest, sample_rollouts
-from persona_lens.models.engine.sampling import Sampling
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.streams import Stream
 from persona_lens.texts import check_texts

@@ -7,15 +7,9 @@ from persona_lens.models.engine.activations import (
     project_residual_stream,
 )
 from persona_lens.models.engine.answers import TextStream, ask
+from persona_lens.models.engine.requests import ResidualMeans, SampledResponse, SampleRequest, Sampling
 from persona_lens.models.engine.rollouts import Rollout, RolloutRequest, sample_recorded_rollouts, sample_rollouts
-from persona_lens.models.engine.sampling import (
-    ResidualMeans,
-    SampledResponse,
-    SampleRequest,
-    Sampling,
-    sample_recorded_stream,
-    sample_stream,
-)
+from persona_lens.models.engine.sampling import sample_recorded_stream, sample_stream
 from persona_lens.models.engine.unembedding import unembed_directions
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.loading import ModelInfo, describe_model, load_model

@@ -75,6 +75,7 @@ HARDWARE: Mapping[str, Hardware] = {
         Hardware("h200", 989e12, 4.80e12, 141e9, _LAUNCH),
     )
 }
+"""GPUs by name, with what their makers state: dense products in bfloat16 (float16 for the T4), and memory."""
 
 
 @checked

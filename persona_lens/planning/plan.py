@@ -13,7 +13,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from persona_lens.checking import checked
 from persona_lens.errors import InvalidArgumentError
-from persona_lens.models.engine.sampling import Sampling
+from persona_lens.models.engine.requests import Sampling
 from persona_lens.models.loading import EMBEDDED_MODEL, read_config, resolve_dtype
 from persona_lens.planning.costs import Costs, PlannedWork
 from persona_lens.planning.hardware import HARDWARE, Hardware

@@ -15,7 +15,7 @@ from persona_lens.evaluation.conditions import Condition, ConditionScores, resco
 from persona_lens.interventions import steer
 from persona_lens.judges.judgement import IdentifiedJudge
 from persona_lens.models.engine.activations import pool_residual_stream
-from persona_lens.models.engine.sampling import Sampling
+from persona_lens.models.engine.requests import Sampling
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.intervention import Intervention
 from persona_lens.models.text.chat import encode_conversation

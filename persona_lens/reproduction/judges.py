@@ -18,7 +18,7 @@ from persona_lens.judges.judgement import IdentifiedJudge
 from persona_lens.judges.likelihood import LikelihoodCalibration, LikelihoodJudge, calibrate_likelihood_judge
 from persona_lens.judges.temperature_samples import sample_temperatures
 from persona_lens.judges.validation import JudgeValidation, TemperatureSamples, ValidatedJudge, validate
-from persona_lens.models.engine.sampling import Sampling
+from persona_lens.models.engine.requests import Sampling
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.loading import describe_model
 from persona_lens.records import Record

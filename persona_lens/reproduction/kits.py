@@ -9,7 +9,7 @@ from typing import Any
 
 from persona_lens.judges.judgement import IdentifiedJudge
 from persona_lens.judges.likelihood import LikelihoodJudge
-from persona_lens.models.engine.sampling import Sampling
+from persona_lens.models.engine.requests import Sampling
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.sites import check_layer
 from persona_lens.models.loading import describe_model

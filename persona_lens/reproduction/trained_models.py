@@ -12,8 +12,8 @@ from torch import Tensor
 from persona_lens.evaluation.conditions import rescore, score_responses
 from persona_lens.finetuning.shift import FinetuningShift, project_questions
 from persona_lens.judges.coherent import CoherentJudge
+from persona_lens.models.engine.requests import Sampling
 from persona_lens.models.engine.rollouts import RolloutRequest, sample_rollouts
-from persona_lens.models.engine.sampling import Sampling
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.intervention import NOTHING, Intervention
 from persona_lens.records import Record

@@ -10,7 +10,7 @@ from persona_lens.finetuning.domains import Level
 from persona_lens.finetuning.settings import FinetuneSettings, ProjectionPenalty
 from persona_lens.finetuning.training import Finetuned, finetune
 from persona_lens.finetuning.trait_data import trait_dataset
-from persona_lens.models.engine.sampling import Sampling
+from persona_lens.models.engine.requests import Sampling
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.intervention import NOTHING, Intervention
 from persona_lens.models.loading import load_model

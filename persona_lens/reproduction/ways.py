@@ -15,7 +15,7 @@ from persona_lens.evaluation.ordinary import sample_ordinary_spans
 from persona_lens.interventions.hooks import intervention_hooks
 from persona_lens.models.engine.activations import cache_residual_stream
 from persona_lens.models.engine.divergence import token_divergence
-from persona_lens.models.engine.sampling import Sampling
+from persona_lens.models.engine.requests import Sampling
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.intervention import NOTHING, Intervention
 from persona_lens.models.hooks.points import attached

@@ -15,14 +15,8 @@ from persona_lens.conversations import BadRow, Conversation
 from persona_lens.conversations.limits import ReadLimits
 from persona_lens.errors import ChatTemplateError, InvalidArgumentError
 from persona_lens.models.engine.activations import pool_residual_stream
-from persona_lens.models.engine.sampling import (
-    ResidualMeans,
-    SampledResponse,
-    SampleRequest,
-    Sampling,
-    decode_part,
-    sample_recorded_stream,
-)
+from persona_lens.models.engine.requests import ResidualMeans, SampledResponse, SampleRequest, Sampling, decode_part
+from persona_lens.models.engine.sampling import sample_recorded_stream
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.text.chat import EncodedConversation, Message, encode_conversation
 from persona_lens.models.text.spans import Part, Thought, TokenSpans

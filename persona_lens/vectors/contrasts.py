@@ -11,8 +11,8 @@ from typing import Any, Literal
 from persona_lens.errors import InvalidArgumentError
 from persona_lens.judges.default import default_judge
 from persona_lens.judges.judgement import Judge, identify_judge
+from persona_lens.models.engine.requests import ResidualMeans, Sampling
 from persona_lens.models.engine.rollouts import Rollout, RolloutRequest, sample_recorded_rollouts
-from persona_lens.models.engine.sampling import ResidualMeans, Sampling
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.points import check_unsteered
 from persona_lens.models.loading import describe_model

@@ -11,7 +11,7 @@ import torch
 
 from persona_lens.checking import checked
 from persona_lens.judges.judgement import Judge
-from persona_lens.models.engine.sampling import Sampling
+from persona_lens.models.engine.requests import Sampling
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.loading import describe_model
 from persona_lens.run import Run

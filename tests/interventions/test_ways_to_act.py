@@ -6,7 +6,8 @@ import torch
 import persona_lens as pl
 from persona_lens.errors import InvalidArgumentError, LayerOutOfRangeError, ModelMismatchError
 from persona_lens.interventions import Window, ablate_span, gate, rotate
-from persona_lens.models.engine.sampling import SampleRequest, Sampling, sample_recorded_stream, sample_stream
+from persona_lens.models.engine.requests import SampleRequest, Sampling
+from persona_lens.models.engine.sampling import sample_recorded_stream, sample_stream
 from persona_lens.tensors import Ablate, AblateSubspace, Add, Gate, KeepNorm, Rotate
 from tests.backends import BACKENDS
 from tests.interventions.test_steering import GREEDY, make_vector

@@ -20,7 +20,8 @@ import persona_lens as pl
 from persona_lens.errors import UnsupportedModelError
 from persona_lens.finetuning.rows import encode_training_rows
 from persona_lens.models.engine.decoding import open_decoder
-from persona_lens.models.engine.sampling import SampleRequest, Sampling, sample_stream
+from persona_lens.models.engine.requests import SampleRequest, Sampling
+from persona_lens.models.engine.sampling import sample_stream
 from persona_lens.models.loading import find_blocks, find_output_projection
 from persona_lens.models.loading.architectures import TESTED
 from persona_lens.models.loading.text_part import take_text_part

@@ -13,7 +13,7 @@ from torch import Tensor
 from persona_lens.checking import checked
 from persona_lens.errors import ContextLengthError, InvalidArgumentError, UnsupportedModelError
 from persona_lens.models.engine.decoding import open_decoder
-from persona_lens.models.engine.sampling import ResidualMeans
+from persona_lens.models.engine.requests import ResidualMeans
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.points import attached
 from persona_lens.models.hooks.recording import ResidualRecorder

@@ -13,8 +13,8 @@ from torch import Tensor
 from persona_lens.checking import checked
 from persona_lens.errors import NonFiniteError
 from persona_lens.models.engine.finite import OVERFLOW_HINT
+from persona_lens.models.engine.requests import SampledResponse, Sampling, decode_part
 from persona_lens.models.engine.rollouts import warn_of_unfinished
-from persona_lens.models.engine.sampling import SampledResponse, Sampling, decode_part
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.points import attached
 from persona_lens.models.hooks.sharing import drawing

@@ -8,15 +8,8 @@ from dataclasses import dataclass, field, replace
 
 from persona_lens.checking import checked
 from persona_lens.errors import UnfinishedThoughtWarning
-from persona_lens.models.engine.sampling import (
-    ResidualMeans,
-    SampledResponse,
-    SampleRequest,
-    Sampling,
-    decode_part,
-    sample_recorded_stream,
-    sample_stream,
-)
+from persona_lens.models.engine.requests import ResidualMeans, SampledResponse, SampleRequest, Sampling, decode_part
+from persona_lens.models.engine.sampling import sample_recorded_stream, sample_stream
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.intervention import NOTHING, Intervention
 from persona_lens.models.text.chat import EncodedPrompt, Message, build_messages, encode_prompt, warn_of_controls

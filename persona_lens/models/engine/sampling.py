@@ -7,8 +7,8 @@ full whatever the responses' lengths. A prompt is computed once for all the rows
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,195 +16,29 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from persona_lens.checking import checked
-from persona_lens.errors import ContextLengthError, InvalidArgumentError, NonFiniteError
+from persona_lens.errors import ContextLengthError, InvalidArgumentError
 from persona_lens.models.engine.attention import round_up
 from persona_lens.models.engine.decoding import Decoder, open_decoder
-from persona_lens.models.engine.finite import OVERFLOW_HINT, find_broken_layer
+from persona_lens.models.engine.drawing import NOT_FINITE, draw_tokens
+from persona_lens.models.engine.finite import find_broken_layer
 from persona_lens.models.engine.prefixes import Prefix, RecentlyUsed, compute_prefixes
+from persona_lens.models.engine.requests import ResidualMeans, SampledResponse, SampleRequest, Sampling
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.applying import RowInterventions
 from persona_lens.models.hooks.intervention import NOTHING, Intervention, Step, check_interventions
 from persona_lens.models.hooks.points import attached
-from persona_lens.models.hooks.positions import SamplingPositions, check_reach_response
+from persona_lens.models.hooks.positions import check_reach_response
 from persona_lens.models.hooks.recording import ResidualRecorder
 from persona_lens.models.hooks.sharing import reading_one_by_one
-from persona_lens.models.text.spans import Part, Thought, check_token_ids, find_part
+from persona_lens.models.text.spans import Thought, check_token_ids, find_part
 from persona_lens.models.text.thoughts import ThoughtFormat, ThoughtReader, open_format
 
 # Batches are filled up to a multiple of this with idle rows: matrix kernels round differently for odd heights.
 _ROW_MULTIPLE = 16
 # Prompts are computed this many at a time; a prompt alone makes poor use of the machine.
 _PROMPTS_AT_ONCE = 16
-# What Sampling says of thoughts, with its usual values.
-_ABOUT_THOUGHTS = {"pooled": "answer", "judged": "answer", "max_thought_tokens": 0}
-# What is drawn from logits that are not finite.
-NOT_FINITE = -1
 # The number of a prompt's tokens before its last, as windows count.
 _BEFORE_RESPONSE = -1
-# Probabilities are formed for this many rows at a time: larger buffers are fetched anew from the system each time.
-_DRAWN_AT_ONCE = 64
-
-
-@checked
-@dataclass(frozen=True, eq=False)
-class SampleRequest:
-    """One response to sample.
-
-    Args:
-        prompt: Token ids of the whole rendered prompt.
-        seed: Seeds the row's draws; rows with equal seeds see equal random numbers, whatever their batch.
-        intervention: What is done to this row's residual stream.
-    """
-
-    prompt: tuple[int, ...]
-    seed: tuple[int, ...]
-    intervention: Intervention = NOTHING
-
-
-@checked
-@dataclass(frozen=True, eq=False)
-class ResidualMeans:
-    """A response's residual stream at every layer, pooled in float32, after the row's interventions.
-
-    Args:
-        response_mean: Mean over the response's tokens, or those of the part of it that was asked for.
-        prompt_mean: Mean over the prompt's tokens.
-        last_prompt: The prompt's last token.
-    """
-
-    response_mean: Float[Tensor, "layer d_model"]
-    prompt_mean: Float[Tensor, "layer d_model"]
-    last_prompt: Float[Tensor, "layer d_model"]
-
-
-@checked
-@dataclass(frozen=True, eq=False)
-class SampledResponse:
-    """One sampled response.
-
-    Args:
-        tokens: Token ids, without the stop token.
-        stop_reason: ``stop`` at a stop token, ``length`` at ``max_new_tokens``; ``not finite`` where the logits of the
-            next token are infinite or no numbers.
-        residuals: Pooled residual stream; None unless recorded, if the response is empty or its numbers not finite.
-        broken_layer: The first layer that is not finite, where ``stop_reason`` says so; None for the unembedding.
-        thought: Where its thought lies, counted from its first token; None for a response that is all answer.
-    """
-
-    tokens: tuple[int, ...]
-    stop_reason: Literal["stop", "length", "not finite"]
-    residuals: ResidualMeans | None = field(default=None, repr=False)
-    broken_layer: int | None = None
-    thought: Thought | None = None
-
-    @property
-    def is_unfinished(self) -> bool:
-        """Whether its thought does not end, so that there is no answer."""
-        return self.thought is not None and not self.thought.is_finished
-
-    def check_finite(self, name: str) -> None:
-        """Raise if its numbers are not finite.
-
-        Raises:
-            NonFiniteError: Names the request, the token and the layer.
-        """
-        if self.stop_reason == "not finite":
-            where = "the logits" if self.broken_layer is None else f"the residual stream of layer {self.broken_layer}"
-            rule = "keep the model's numbers finite"
-            got = f"infinity or NaN in {where}, before response token {len(self.tokens)}"
-            raise NonFiniteError.of(name, rule, got, OVERFLOW_HINT)
-
-
-def decode_part(tokenizer: Any, response: SampledResponse, part: Part) -> str:
-    """Return the text of a part of a response, without control tokens; of both parts without the markers between them.
-
-    Args:
-        tokenizer: The model's.
-        response: What was sampled.
-        part: Which.
-    """
-    if part == "response" and response.thought is not None:
-        both = (decode_part(tokenizer, response, "thought"), decode_part(tokenizer, response, "answer"))
-        return "\n\n".join(filter(None, both))
-    start, end = find_part(part, 0, len(response.tokens), response.thought)
-    text: str = tokenizer.decode(response.tokens[start:end], skip_special_tokens=True)
-    return text
-
-
-@checked
-@dataclass(frozen=True)
-class Sampling:
-    """How responses are drawn.
-
-    Args:
-        max_new_tokens: Most tokens a response may have; the paper's is 1,000.
-        temperature: Divides the logits; 0 is greedy, else at least 0.0001; the paper's is 1.
-        top_p: Smallest set of tokens with this probability mass is kept; 1 keeps all.
-        rollouts: Responses to each question under each condition; the paper's is 10.
-        seed: Of all draws. Functions that are given requests take the requests' own seeds, and one response each.
-        batch_size: Rows computed at once.
-        positions: Where interventions act. ``thought`` and ``answer`` part the ``response`` of a model that thinks: its
-            answer begins with the last token of the marker that closes the thought. Until a prompt or a response's
-            first tokens say otherwise, such a model is taken to think.
-        stop_tokens: Ids that end a response; empty stands for the tokenizer's own, where there is one.
-        pooled: Which part of a response recorded means are over.
-        judged: Which part of it is a rollout's text, and so is judged.
-        max_thought_tokens: Tokens that a thought may take besides ``max_new_tokens``, so that an answer has its own.
-
-    Raises:
-        InvalidArgumentError: A value out of range.
-
-    Example:
-        >>> Sampling(max_new_tokens=24, temperature=0.7).rollouts
-        1
-    """
-
-    max_new_tokens: int = 48
-    temperature: float = 1.0
-    top_p: float = 1.0
-    rollouts: int = 1
-    seed: int = 0
-    batch_size: int = 128
-    positions: SamplingPositions = "response"
-    stop_tokens: frozenset[int] = field(default_factory=frozenset)
-    pooled: Part = "answer"
-    judged: Part = "answer"
-    max_thought_tokens: int = 0
-
-    def __post_init__(self) -> None:
-        rules = (
-            ("max_new_tokens", "be at least 1", self.max_new_tokens >= 1),
-            # Divided by less, logits would overflow float32.
-            (
-                "temperature",
-                "be 0, which is greedy, or finite and at least 0.0001",
-                self.temperature == 0 or 1e-4 <= self.temperature < float("inf"),
-            ),
-            ("top_p", "be in (0, 1]", 0 < self.top_p <= 1),
-            ("rollouts", "be at least 1", self.rollouts >= 1),
-            ("seed", "be at least 0", self.seed >= 0),
-            ("batch_size", "be at least 1", self.batch_size >= 1),
-            ("max_thought_tokens", "be at least 0", self.max_thought_tokens >= 0),
-        )
-        for name, rule, holds in rules:
-            if not holds:
-                raise InvalidArgumentError.of(name, rule, getattr(self, name))
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the values as JSON-able ones; those about thoughts where they are not the usual ones."""
-        values = asdict(self) | {"stop_tokens": sorted(self.stop_tokens)}
-        about_thoughts = self.describe_thoughts()
-        # Left out where they are usual, so that what was kept before there were any is still found.
-        return {k: v for k, v in values.items() if k not in _ABOUT_THOUGHTS or k in about_thoughts}
-
-    def describe_thoughts(self) -> dict[str, Any]:
-        """Return what is asked of thoughts beyond the usual, by name."""
-        return {name: getattr(self, name) for name, usual in _ABOUT_THOUGHTS.items() if getattr(self, name) != usual}
-
-    @property
-    def max_tokens(self) -> int:
-        """Most tokens of a response, thought and answer together."""
-        return self.max_new_tokens + self.max_thought_tokens
 
 
 @checked
@@ -566,74 +400,3 @@ def _sum_first(
     """Sum each row's first ``lengths`` positions in float32."""
     inside = torch.arange(residual.shape[1], device=residual.device) < lengths[:, None]
     return residual.float().masked_fill(~inside[..., None], 0.0).sum(dim=1)
-
-
-def draw_tokens(
-    logits: Float[Tensor, "row vocab"], draws: Float[Tensor, " row"], temperature: float, top_p: float
-) -> Int[Tensor, " row"]:
-    r"""Turn one uniform draw a row into a token, by inverting the cumulative distribution.
-
-    The token is the first ``t`` with :math:`\sum_{s \le t} p_s > u`, where ``p`` is the tempered (and, for
-    ``top_p < 1``, truncated) distribution.
-
-    Args:
-        logits: Any float dtype; computed in float32.
-        draws: Uniform in [0, 1).
-        temperature: 0 takes the most likely token.
-        top_p: Probability mass to keep.
-
-    Returns:
-        Token ids; ``NOT_FINITE`` for a row with NaN, infinity, or nothing but negative infinity.
-
-    Example:
-        >>> draw_tokens(torch.tensor([[0.0, 0.0]]), torch.tensor([0.7]), temperature=1.0, top_p=1.0)
-        tensor([1])
-    """
-    if temperature == 0:
-        highest, tokens = logits.max(dim=-1)  # NaN counts as the highest
-        return tokens.masked_fill(~highest.isfinite(), NOT_FINITE)
-    parts = zip(logits.split(_DRAWN_AT_ONCE), draws.split(_DRAWN_AT_ONCE), strict=True)
-    return torch.cat([_draw(part, part_draws, temperature, top_p) for part, part_draws in parts])
-
-
-def _draw(
-    logits: Float[Tensor, "row vocab"], draws: Float[Tensor, " row"], temperature: float, top_p: float
-) -> Int[Tensor, " row"]:
-    probabilities = torch.softmax(logits.float() / temperature, dim=-1)
-    if top_p < 1:
-        ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
-        # A token stays if the mass before it is still short of top_p; the first always stays.
-        dropped = ordered.cumsum(dim=-1) - ordered >= top_p
-        dropped[:, 0] = False
-        ordered = ordered.masked_fill(dropped, 0.0)
-        probabilities = torch.zeros_like(probabilities).scatter(-1, order, ordered)
-    return _invert_cumulative(probabilities, draws.to(probabilities))
-
-
-def _invert_cumulative(probabilities: Float[Tensor, "row vocab"], draws: Float[Tensor, " row"]) -> Int[Tensor, " row"]:
-    """Find each row's first token whose cumulative mass exceeds ``draw * total``, in blocks of 256 tokens.
-
-    Summing blocks first touches the vocabulary once, vectorised; a plain cumulative sum is several times slower.
-    """
-    n_rows, vocab = probabilities.shape
-    block = 256
-    padded = torch.nn.functional.pad(probabilities, (0, -vocab % block)).view(n_rows, -1, block)
-    block_mass = padded.sum(dim=-1)
-    block_ends = block_mass.cumsum(dim=-1)
-    target = draws * block_ends[:, -1]
-    index = _find_first_above(block_ends, block_mass, target)
-    # The softmax of a row with NaN or infinity is NaN throughout, and so is its mass.
-    is_finite = block_ends[:, -1].isfinite()
-    rows = torch.arange(n_rows, device=probabilities.device)
-    before = block_ends[rows, index] - block_mass[rows, index]
-    inside = padded[rows, index]
-    token = index * block + _find_first_above(inside.cumsum(dim=-1), inside, (target - before).clamp_min(0.0))
-    return token.masked_fill(~is_finite, NOT_FINITE)
-
-
-def _find_first_above(
-    ends: Float[Tensor, "row part"], masses: Float[Tensor, "row part"], target: Float[Tensor, " row"]
-) -> Int[Tensor, " row"]:
-    """Find each row's first part whose end exceeds the target; the last with any mass, where rounding leaves none."""
-    last_massive = masses.shape[1] - 1 - masses.gt(0).flip(-1).int().argmax(dim=-1)
-    return torch.searchsorted(ends, target[:, None], right=True)[:, 0].minimum(last_massive)

@@ -50,6 +50,8 @@ def load_hugging_face(
         FileFormatError: Its files are damaged, or fit no architecture that is known.
         UnsupportedModelError: Its architecture cannot be held; quantised weights whose library is not installed.
     """
+    if not is_gguf(name):
+        _check_before_loading(read_config(name))
     source, extra = find_source(name)
     chosen: dict[str, Any] = {}
     if placement is not None:
@@ -86,7 +88,7 @@ def load_hugging_face(
     return hf_model.eval(), tokenizer
 
 
-def check_before_loading(config: Any) -> None:
+def _check_before_loading(config: Any) -> None:
     """Refuse an architecture that cannot be held, before weights are read.
 
     Raises:

@@ -25,7 +25,6 @@ from persona_lens.models.loading.fingerprints import (
 )
 from persona_lens.models.loading.hooked import CONVERTERS, build_hooked, optimize_memory_layout
 from persona_lens.models.loading.hugging_face import (
-    check_before_loading,
     is_gguf,
     load_hugging_face,
     quiet,
@@ -153,16 +152,13 @@ class _Read:
 
 
 def _resolve_dtype(name: str, dtype: str | torch.dtype, placement: Placement) -> torch.dtype:
-    """Return the weights' dtype, once the configuration says that the architecture can be held.
+    """Return the weights' dtype: the files' own where they stay there or are quantised there.
 
     Raises:
-        InvalidArgumentError: Another dtype than the files', where weights stay there or are quantised there.
-        UnsupportedModelError: An architecture that cannot be held.
+        InvalidArgumentError: Another one was asked for.
     """
     resolved = resolve_dtype(dtype, placement.device)
     config = None if is_gguf(name) else read_config(name)
-    if config is not None:
-        check_before_loading(config)
     quantized = placement.quantization_config is None and getattr(config, "quantization_config", None) is not None
     if config is None or not (placement.in_files or quantized):
         return resolved

@@ -16,14 +16,9 @@ from persona_lens.errors import (
     LayerOutOfRangeError,
     NonFiniteError,
 )
-from persona_lens.models.engine.sampling import (
-    NOT_FINITE,
-    SampleRequest,
-    Sampling,
-    draw_tokens,
-    sample_recorded_stream,
-    sample_stream,
-)
+from persona_lens.models.engine.drawing import NOT_FINITE, draw_tokens
+from persona_lens.models.engine.requests import SampleRequest, Sampling
+from persona_lens.models.engine.sampling import sample_recorded_stream, sample_stream
 from persona_lens.tensors.operations import Ablate, Add
 from tests.backends import BACKENDS
 

@@ -7,7 +7,8 @@ import persona_lens as pl
 from persona_lens.errors import InvalidArgumentError, LayerOutOfRangeError, UnsupportedModelError
 from persona_lens.models.engine.decoding import open_decoder
 from persona_lens.models.engine.likelihood import mean_log_likelihoods
-from persona_lens.models.engine.sampling import SampleRequest, Sampling, sample_stream
+from persona_lens.models.engine.requests import SampleRequest, Sampling
+from persona_lens.models.engine.sampling import sample_stream
 from persona_lens.models.hooks.applying import RowInterventions
 from persona_lens.models.hooks.intervention import check_interventions, check_steps
 from persona_lens.models.hooks.sites import Site

@@ -14,7 +14,8 @@ import persona_lens as pl
 from persona_lens.errors import ModelBusyError
 from persona_lens.models.engine.activations import pool_residual_stream
 from persona_lens.models.engine.likelihood import mean_log_likelihoods
-from persona_lens.models.engine.sampling import SampleRequest, sample_recorded_stream, sample_stream
+from persona_lens.models.engine.requests import SampleRequest
+from persona_lens.models.engine.sampling import sample_recorded_stream, sample_stream
 from persona_lens.models.hooks import sharing
 from persona_lens.models.text.spans import TokenSpans
 from tests.backends import BACKENDS
