@@ -212,6 +212,7 @@ def test_a_vector_rests_on_the_kept_pairs_alone_and_its_halves_on_their_question
     assert dataclasses.asdict(found.counts) == {
         "pairs": 8, "kept": 2, "dropped_empty": 0, "dropped_unscored": 2, "dropped_positive_score": 3,
         "dropped_negative_score": 0, "dropped_incoherent": 1,
+        "dropped_unfinished": 0,
     }  # fmt: skip
     differences = []
     for q in (0, 3):
