@@ -303,7 +303,7 @@ class PersonaVector:
     def push_to_hub(self, repo_id: str, *, private: bool | None = None) -> str:
         """Share the vector on the Hugging Face hub, as ``vector.safetensors`` with a card, in one commit.
 
-        Card and file name the model as you loaded it, a folder's path included, and hold all of :attr:`provenance`.
+        Card and file name the model as it was loaded, of a folder the last part, and hold all of :attr:`provenance`.
 
         Args:
             repo_id: ``owner/name``; made if it is not there. A card that is there is replaced.
