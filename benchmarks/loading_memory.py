@@ -15,7 +15,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +131,7 @@ def measure(folder: Path, work: str, way: str, dtype: str) -> dict[str, Any]:
     seconds = time.perf_counter() - begun
     weights = sum(weight.numel() * weight.itemsize for weight in held[0].parameters()) / 2**20
     found = {"weights": weights, "before": memory.before, "peak": memory.peak, "anonymous": anonymous[0]}
-    return found | {"seconds": seconds, "info": asdict(pl.describe_model(held[0]))}
+    return found | {"seconds": seconds, "info": pl.describe_model(held[0]).to_json()}
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Sequence
 
 import torch
 from _compare import summarize_ratio, time_in_turn, write_benchmark
@@ -26,7 +27,7 @@ class LengthJudge:
 
     name = "length"
 
-    def score(self, questions: list[str], responses: list[str]) -> list[Judgement]:
+    def score(self, questions: Sequence[str], responses: Sequence[str]) -> list[Judgement]:
         """Judge each response."""
         return [Judgement(float(len(response) % 101), 100.0) for response in responses]
 

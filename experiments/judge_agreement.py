@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -107,7 +107,7 @@ def run(source: LayerSweep, questions: list[str], responses: list[str], argument
     return JudgeAgreement(
         trait=trait.name,
         config={
-            "model": asdict(pl.describe_model(model)),
+            "model": pl.describe_model(model).to_json(),
             "n": len(responses),
             "seed": arguments.seed,
             "versions": collect_versions(),

@@ -58,7 +58,7 @@ def run(profile: ValidationProfile, arguments: BaseArguments) -> JudgeValidation
         print(*judges.validations, sep="\n")
     config = {
         "experiment": NAME,
-        "model": asdict(describe_model(model)),
+        "model": describe_model(model).to_json(),
         "profile": asdict(profile),
         "traits": [one.to_dict() for one in traits],
         "seed": arguments.seed,

@@ -17,7 +17,6 @@ from itertools import chain, islice
 from typing import Any, TypeVar
 
 import torch
-from transformers.quantizers.auto import AutoQuantizationConfig
 
 from persona_lens.checking import checked
 from persona_lens.errors import InvalidArgumentError, ModelMismatchError, PersonaLensError
@@ -215,16 +214,18 @@ class _Worker:
 def load_once(source: ModelSource) -> HookedModel:
     """Load a model, once in a process."""
     if source not in _loaded:
-        quantization = source.quantization
+        config = None
+        if source.quantization is not None:
+            from transformers.quantizers.auto import AutoQuantizationConfig
+
+            config = AutoQuantizationConfig.from_dict(json.loads(source.quantization))
         _loaded[source] = load_model(
             source.model,
             adapter=source.adapter,
             backend=source.backend,
             dtype=source.dtype,
             device=_device,
-            quantization_config=None
-            if quantization is None
-            else AutoQuantizationConfig.from_dict(json.loads(quantization)),
+            quantization_config=config,
             template_arguments=json.loads(source.template_arguments or "null"),
         )
     return _loaded[source]

@@ -201,7 +201,7 @@ def find_vector(model: HookedModel, trait: Trait, folder: Path, say: Callable[[s
     say(f"making the vector of {trait.name}; {path} will keep it")
     origin = Origin(trait.name, trait, "written" if trait.name in list_written_traits() else "sampled")
     with keep_unfinished(
-        folder / "unfinished", {"trait": trait.fingerprint, "model": asdict(describe_model(model))}
+        folder / "unfinished", {"trait": trait.fingerprint, "model": describe_model(model).to_json()}
     ) as run:
         vector = make_vector(model, origin, run)
         vector.save(path)

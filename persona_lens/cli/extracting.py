@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 from persona_lens.cli.arguments import Extract
 from persona_lens.cli.choosing import choose_origin, keep_unfinished, list_read, make_vector
 from persona_lens.cli.terminal import print_json, print_line
@@ -18,7 +16,7 @@ def run(arguments: Extract) -> int:
     check_file_or_nothing(arguments.out, "--out")
     arguments.out.parent.mkdir(parents=True, exist_ok=True)  # before any model runs
     model = load_model(arguments.model)
-    config = {"origin": origin.fingerprint, "model": asdict(describe_model(model))}
+    config = {"origin": origin.fingerprint, "model": describe_model(model).to_json()}
     with keep_unfinished(arguments.out.with_name(f"{arguments.out.name[:80]}.unfinished"), config) as run:
         vector = make_vector(model, origin, run)
         vector.save(arguments.out)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 from persona_lens.cli.arguments import Sweep
 from persona_lens.cli.choosing import (
@@ -39,7 +39,7 @@ def run(arguments: Sweep) -> int:
             check_layer(layer, given.model.n_layers)
     arguments.out.mkdir(parents=True, exist_ok=True)  # before any model runs
     model = load_model(arguments.model)
-    config = {"origin": origin.fingerprint, "model": asdict(describe_model(model))}
+    config = {"origin": origin.fingerprint, "model": describe_model(model).to_json()}
     with keep_unfinished(arguments.out / "unfinished", config) as run:
         vector = make_vector(model, origin, run) if given is None else given
         swept = sweep_layers(

@@ -8,7 +8,7 @@ differences of the conditions.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -65,7 +65,7 @@ class Condition:
             "intervention": self.intervention.digest,
             "system": self.system,
             "examples": list(self.examples),
-            "model": None if self.model is None else asdict(describe_model(self.model)),
+            "model": None if self.model is None else describe_model(self.model).to_json(),
         }
 
 
@@ -190,7 +190,7 @@ def score_conditions(
     part = run.part(
         {
             "work": "conditions",
-            "model": asdict(describe_model(model)),
+            "model": describe_model(model).to_json(),
             "judge": identify_judge(judge),
             "conditions": [condition.describe() for condition in conditions],
             "questions": list(questions),

@@ -214,7 +214,7 @@ def calibrate_likelihood_judge(
     check_unsteered(model)
     work = {
         "work": "calibration, coherence by the best of the prompts",
-        "model": asdict(describe_model(model)),
+        "model": describe_model(model).to_json(),
         "trait": trait.fingerprint,
         "n_pairs": n_pairs,
         "sampling": sampling.to_json(),

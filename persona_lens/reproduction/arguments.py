@@ -78,7 +78,7 @@ class BaseArguments:
             profile: A dataclass.
             parts: What is the run's own, beside model, profile, seed and versions.
         """
-        config = {"model": asdict(describe_model(model)), "profile": asdict(profile), **parts}
+        config = {"model": describe_model(model).to_json(), "profile": asdict(profile), **parts}
         config |= {"seed": self.seed, "versions": collect_versions()}
         store = ShardStore(self.runs, config)
         print(f"unfinished work is kept in {store.folder}")
@@ -87,7 +87,7 @@ class BaseArguments:
 
     def share(self, model: HookedModel) -> Run:
         """Return the run in which scripts keep what others take too, such as judges; each part says what it is of."""
-        config = {"model": asdict(describe_model(model)), "seed": self.seed, "versions": collect_versions()}
+        config = {"model": describe_model(model).to_json(), "seed": self.seed, "versions": collect_versions()}
         return Run(ShardStore(self.runs, config))
 
     def read(self, kind: type[R], name: str) -> R:

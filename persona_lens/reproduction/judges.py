@@ -179,7 +179,7 @@ def _describe(
     """Return a digest of all that a trait's judges depend on."""
     halves = (load_written_examples(trait.name, half)[:n_examples] for half in ("training", "judging"))
     parts = [
-        asdict(describe_model(model)), trait.positive_system_prompts[0], trait.negative_system_prompts[0],
+        describe_model(model).to_json(), trait.positive_system_prompts[0], trait.negative_system_prompts[0],
         list(trait.extraction_questions), sampling.to_json(), [one.identity for one in encoders],
         [[asdict(one) for one in half] for half in halves],
     ]  # fmt: skip

@@ -118,7 +118,7 @@ def _describe(source: ModelSource, vectors: dict[str, PersonaVector]) -> ModelIn
 def _score(source: ModelSource, plan: ScreenPlan, folder: Path, index: int, mark: str) -> None:
     """Score a shard in a worker."""
     model = load_once(source)
-    found = asdict(describe_model(model))
+    found = describe_model(model).to_json()
     if found != plan.config["model"]:
         hint = "Give every machine the same files, and say `dtype`."
         raise ModelMismatchError.of("model", f"be the same on every machine, {plan.config['model']}", found, hint)

@@ -112,7 +112,7 @@ def plan_screening(
         check_layer(layer, info.n_layers)
     units = {trait: (layers[trait], vector.unit(layers[trait]).cpu()) for trait, vector in vectors.items()}
     config = {
-        "model": asdict(info),
+        "model": info.to_json(),
         "traits": list(vectors),
         "layers": dict(layers),
         "vectors": {

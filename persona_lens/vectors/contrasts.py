@@ -128,7 +128,7 @@ class Contrasts:
         """Return what the shards depend on, so that one store serves several traits."""
         return {
             "work": work,
-            "model": asdict(describe_model(self.model)),
+            "model": describe_model(self.model).to_json(),
             "trait": self.trait.fingerprint,
             "judge": "none" if self.judge == "none" else identify_judge(self.judge),
             "sampling": self.sampling.to_json(),

@@ -272,7 +272,7 @@ class PersonaVector:
             "version": _FORMAT_VERSION,
             "trait": self.trait,
             "position": self.position,
-            "model": asdict(self.model),
+            "model": self.model.to_json(),
             "counts": asdict(self.counts),
             "provenance": self.provenance,
         }

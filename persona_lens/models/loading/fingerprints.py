@@ -104,7 +104,8 @@ def read_quantization(hf_model: Any) -> str | None:
     if config is None or not getattr(hf_model, "is_quantized", False):
         return None
     method = config["quant_method"] if isinstance(config, Mapping) else config.quant_method
-    return str(getattr(method, "value", method))
+    named = str(getattr(method, "value", method))
+    return None if named == "gguf" else named  # whose weights are whole once they are read
 
 
 def _name_stored_weights(hf_model: Any) -> dict[str, Tensor]:

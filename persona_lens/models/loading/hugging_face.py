@@ -224,8 +224,11 @@ def find_blocks(hf_model: nn.Module) -> nn.ModuleList:
     return lists[0]
 
 
-# Where architectures keep the projection that reads the heads' outputs side by side: Llama's, GPT-2's and GPT-NeoX's.
-_OUTPUT_PROJECTIONS = ("self_attn.o_proj", "attn.c_proj", "attention.dense")
+# Where architectures keep the projection that reads the heads' outputs side by side: Llama's, GPT-2's, GPT-NeoX's,
+# GPT-J's, Phi's and Falcon's.
+_OUTPUT_PROJECTIONS = (
+    "self_attn.o_proj", "attn.c_proj", "attention.dense", "attn.out_proj", "self_attn.dense", "self_attention.dense",
+)  # fmt: skip
 
 
 def find_output_projection(hf_model: nn.Module, layer: int) -> nn.Module:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -44,6 +45,13 @@ class ModelInfo:
     weight_processing: str
     base_fingerprint: str | None = None
     quantization: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields by name; the quantisation where there is one.
+
+        Left out without, so that what was kept before there was any is still found.
+        """
+        return {key: value for key, value in asdict(self).items() if key != "quantization" or value is not None}
 
 
 @checked

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +154,7 @@ def _encode_metadata(directions: LayerDirections) -> str:
         "trait": directions.trait,
         "position": directions.position,
         "n_layers": directions.n_layers,
-        "model": asdict(directions.model) if directions.model else None,
+        "model": directions.model.to_json() if directions.model else None,
         "provenance": directions.provenance,
     }
     return json.dumps(content)
