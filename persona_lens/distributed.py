@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from typing import Any, TypeVar
 import torch
 
 from persona_lens.checking import checked
+from persona_lens.checksums import hash_json
 from persona_lens.errors import InvalidArgumentError, ModelMismatchError, PersonaLensError
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.points import check_unsteered
@@ -31,6 +33,7 @@ from persona_lens.models.loading import (
     read_origin,
 )
 from persona_lens.models.text.templates import read_settings
+from persona_lens.models.text.tokens import stop_token_ids
 from persona_lens.run import Workers
 
 __all__ = ["RayWorkers", "Workers"]
@@ -189,6 +192,8 @@ class _Worker:
         global _device
         torch.set_num_threads(n_threads)
         _device = device
+        if device == "cpu":
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves it as it is, and pieces may load models themselves
 
     def begin(self) -> None:
         """Return as soon as the process is there."""
@@ -204,10 +209,15 @@ class _Worker:
         import ray
 
         for source, info in models:
-            found = describe_model(load_once(source))
+            model = load_once(source)
+            found = describe_model(model)
             if found != info:
                 hint = "Give every machine the same files."
                 raise ModelMismatchError.of("model", f"be the same on every machine, {info}", found, hint)
+            if _hash_chat(model) != source.chat:
+                rule = "have the chat template and the end tokens of its files, which workers load"
+                hint = "Save model and tokenizer with save_pretrained as they are now, and load that folder."
+                raise ModelMismatchError.of("model.tokenizer", rule, "others", hint)
         return ray.get(sent[0])()
 
 
@@ -273,7 +283,13 @@ def _find_source(model: HookedModel) -> tuple[ModelSource, ModelInfo]:
     if origin.fingerprint != info.fingerprint:
         rule = "have the weights that it was loaded with"
         raise InvalidArgumentError.of("model", rule, f"one that was changed since, {info.name}", hint)
-    return replace(origin.source, template_arguments=read_settings(model.tokenizer).arguments), info
+    arguments = read_settings(model.tokenizer).arguments
+    return replace(origin.source, template_arguments=arguments, chat=_hash_chat(model)), info
+
+
+def _hash_chat(model: HookedModel) -> str:
+    tokenizer = model.tokenizer
+    return hash_json([str(getattr(tokenizer, "chat_template", None)), sorted(stop_token_ids(tokenizer))])
 
 
 def _get(ray: Any, reference: Any, index: int | None) -> Any:

@@ -62,7 +62,10 @@ ROOMS = {
         "loading, text, engine and hooks: everything that touches TransformerLens",
         {"checking", "errors", "checksums", "progress_bars", "tensors"},
     ),
-    "distributed": ("work on Ray processes, each with its own models", {"checking", "errors", "models", "run"}),
+    "distributed": (
+        "work on Ray processes, each with its own models",
+        {"checking", "checksums", "errors", "models", "run"},
+    ),
     "conversations": ("conversations from files and datasets", {"checking", "errors", "models"}),
     "judges": ("who scores responses", FOUNDATION | {"traits", "models"}),
     "vectors": ("PersonaVector, and how it is found", FOUNDATION | {"tensors", "traits", "models", "judges"}),

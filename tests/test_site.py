@@ -19,6 +19,7 @@ import pytest
 import yaml
 
 import persona_lens as pl
+from tests.backends import BACKENDS
 from tests.interventions.test_steering import make_vector
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -199,6 +200,8 @@ def test_every_error_has_its_page_and_every_page_its_error():
 def test_the_example_of_an_error_raises_it_with_the_message_that_the_page_shows(
     name, embedded_model, tiny_folder, tmp_path, monkeypatch, capsys
 ):
+    if name in ("HooksPresentError", "UnsupportedModelError") and "hooked" not in BACKENDS:
+        pytest.skip("The page shows what a HookedTransformer says, which TransformerLens 4 has not.")
     monkeypatch.chdir(tmp_path)
     page = DOCS / "errors" / f"{name}.md"
     (code,) = read_blocks(page)

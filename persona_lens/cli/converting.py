@@ -13,7 +13,10 @@ from persona_lens.files import check_apart
 
 def run(arguments: Convert) -> int:
     """Read one form, write the other, say what had no place in it."""
-    check_apart({"TARGET": arguments.target}, {"SOURCE": arguments.source})
+    read = {"SOURCE": arguments.source}
+    if arguments.evaluation is not None:
+        read["--evaluation"] = arguments.evaluation
+    check_apart({"TARGET": arguments.target}, read)
     is_trait = [path.suffix == ".json" for path in (arguments.source, arguments.target)]
     if any(is_trait):
         if not all(is_trait):
@@ -31,6 +34,13 @@ def run(arguments: Convert) -> int:
 def _convert_trait(arguments: Convert) -> tuple[dict[str, Any], str]:
     from persona_lens.traits.trait import Trait
 
+    of_vectors = {
+        "--from": arguments.source_format, "--to": arguments.to, "--model": arguments.model,
+        "--position": arguments.position,
+    }  # fmt: skip
+    for name, value in of_vectors.items():
+        if value is not None:
+            raise InvalidArgumentError.of(name, "be left out for a trait's .json file", value)
     trait = Trait.from_paper_json(arguments.source, arguments.evaluation, name=arguments.trait)
     trait.to_json(arguments.target)
     said = {"trait": trait.name, "target": str(arguments.target), "origin": trait.origin}
@@ -45,6 +55,9 @@ def _convert_vector(arguments: Convert) -> tuple[dict[str, Any], str]:
         raise InvalidArgumentError.of("--evaluation", "stand beside a trait's .json file", str(arguments.source))
     target_format = arguments.to or guess_target(arguments.target)
     source_format = arguments.source_format or guess_source(arguments.source)
+    if source_format == target_format == "persona-lens":
+        rule = "be another program's form: a copy of one's own file loses nothing, this would"
+        raise InvalidArgumentError.of("TARGET", rule, str(arguments.target), "PersonaVector.load and save rename it.")
     position = {} if arguments.position is None else {"position": arguments.position}
     found = FORMATS[source_format].read(arguments.source, trait=arguments.trait, **position)
     if arguments.model is not None:

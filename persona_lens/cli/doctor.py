@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import torch
 from rich.text import Text
 
 from persona_lens.cli.arguments import Doctor
 from persona_lens.cli.terminal import print_json, print_line, print_table
 from persona_lens.diagnosis.examination import doctor
 from persona_lens.diagnosis.finding import Diagnosis
-from persona_lens.models.loading import load_model
+from persona_lens.models.loading import load_model, resolve_dtype
+from persona_lens.models.loading.placing import find_device
 from persona_lens.planning import measure_hardware, plan_work
 
 _STYLES = {"passed": "green", "FAILED": "bold red", "not checked": "yellow"}
@@ -25,7 +27,9 @@ def print_plan(arguments: Doctor) -> int:
     here = arguments.hardware == "here"
     machine = measure_hardware(arguments.dtype, arguments.device) if here else arguments.hardware
     # A GPU that is planned for computes in bfloat16, whatever this machine does.
-    dtype = "bfloat16" if arguments.dtype == "auto" and not here else arguments.dtype
+    dtype: str | torch.dtype = "bfloat16" if arguments.dtype == "auto" and not here else arguments.dtype
+    if here:
+        dtype = resolve_dtype(arguments.dtype, find_device(arguments.device))
     plan = plan_work(arguments.model, machine, dtype=dtype)
     if arguments.json:
         print_json(plan.to_json())

@@ -185,7 +185,7 @@ def finetune(
     max_tokens = min(settings.max_tokens, hf_model.config.get_text_config().max_position_embeddings)
     encoded = encode_training_rows(tokenizer, data, max_tokens=max_tokens, system=system)
     config = {
-        "model": Path(model).name if Path(model).expanduser().exists() else str(model),
+        "model": Path(model).expanduser().resolve().name if Path(model).expanduser().exists() else str(model),
         "fingerprint": fingerprint,
         "settings": asdict(settings),
         "data": encoded.digest,

@@ -56,7 +56,7 @@ class JudgeParts(Record):
     reading: Reading | None
 
 
-_known: WeakKeyDictionary[HookedModel, dict[tuple[str, str, str], JudgeParts]] = WeakKeyDictionary()
+_known: WeakKeyDictionary[HookedModel, dict[tuple[str, str, str, str], JudgeParts]] = WeakKeyDictionary()
 
 
 @checked
@@ -86,7 +86,7 @@ def default_judge(model: HookedModel, trait: Trait, run: Run = Run()) -> Identif
     """
     info = describe_model(model)
     known = _known.setdefault(model, {})
-    key = (info.fingerprint, info.dtype, trait.fingerprint)
+    key = (info.name, info.fingerprint, info.dtype, trait.fingerprint)  # the name tells template arguments
     if key not in known:
         known[key] = _load_ready((info.fingerprint, info.dtype), trait) or make_judge_parts(model, trait, run)
     found = known[key]

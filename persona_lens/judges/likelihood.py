@@ -350,7 +350,7 @@ def _log_likelihoods(
             ]
         except ContextLengthError:
             rows[i] = LONGER_THAN_CONTEXT
-        except ChatTemplateError:
+        except (ChatTemplateError, InvalidArgumentError):  # such as a marker of a thought with nothing behind it
             rows[i] = "not rendered by the judging model's chat template"
         else:
             judged.append(i)

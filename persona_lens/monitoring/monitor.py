@@ -182,7 +182,7 @@ class PersonaMonitor(Record):
         rows = {"model": self.model.name, "model's fingerprint": self.model.fingerprint}
         for one in self.traits:
             pairs = zip(one.quantiles, one.thresholds, strict=True)
-            alerts = "alerts above " + ", ".join(f"{value:.2f} ({q:.0%})" for q, value in pairs)
+            alerts = "alerts above " + ", ".join(f"{value:.2f} ({100 * q:g}%)" for q, value in pairs)
             rows[f"{one.trait}, layer {one.layer}"] = alerts if not one.verdict else f"{alerts}; {one.verdict}"
         card = Card(
             "Persona monitor: " + ", ".join(one.trait for one in self.traits),
@@ -228,7 +228,7 @@ class PersonaMonitor(Record):
         rows = []
         for trait in self.traits:
             pairs = zip(trait.quantiles, trait.thresholds, strict=True)
-            thresholds = ", ".join(f"{value:.2f} ({q:.0%})" for q, value in pairs)
+            thresholds = ", ".join(f"{value:.2f} ({100 * q:g}%)" for q, value in pairs)
             rows.append((trait.trait, trait.layer, thresholds, trait.verdict or trait.correlation))
         n = len(self.traits[0].ordinary)
         caption = f"PersonaMonitor on {self.model.name}, thresholds from {n} ordinary prompts"

@@ -160,7 +160,7 @@ def plan_work(
     shape = read_shape(config)
     if layers is not None and layers > shape.n_layers:
         raise InvalidArgumentError.of("layers", f"be at most the model's {shape.n_layers}", layers)
-    resolved = resolve_dtype(dtype, torch.device("cpu"))
+    resolved = resolve_dtype(dtype, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     quantization = quantization_config or getattr(config, "quantization_config", None)
     bits = read_bits(quantization, resolved)
     costs = Costs(shape, machine, resolved.itemsize, bits)

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from transformers.configuration_utils import PreTrainedConfig
 
 from persona_lens.errors import FileFormatError, InvalidArgumentError
-from persona_lens.models.loading import quiet, read_head_shape
+from persona_lens.models.loading import count_kv_heads, quiet, read_head_shape
 
 _BITS = 8  # a byte
 _SCALE_BITS = 0.5  # a float32 scale for 64 weights, or about as much; what the usual formats of four bits keep
@@ -69,7 +69,9 @@ def read_shape(config: PreTrainedConfig) -> ModelShape:
     text: Any = config.get_text_config()
     try:
         with quiet(), torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            # Of a model that also sees, the text part is what is loaded.
+            is_known = type(text) in AutoModelForCausalLM._model_mapping
+            model = AutoModelForCausalLM.from_config(text if is_known else config, trust_remote_code=False)
         n_heads, d_head = read_head_shape(text)
         n_layers, d_model = int(text.num_hidden_layers), int(text.hidden_size)
         n_ctx = int(text.max_position_embeddings)
@@ -85,7 +87,7 @@ def read_shape(config: PreTrainedConfig) -> ModelShape:
     block_weights = sum(weight.numel() for weight in matrices.values())
     return ModelShape(
         n_layers, d_model, int(getattr(text, "intermediate_size", None) or 4 * d_model), n_heads,
-        int(getattr(text, "num_key_value_heads", None) or n_heads), d_head, n_ctx, int(text.vocab_size),
+        count_kv_heads(text), d_head, n_ctx, int(text.vocab_size),
         parameters=sum(weight.numel() for weight in model.parameters()), block_weights=block_weights,
         active_weights=round(block_weights - of_experts * (1 - share)), is_tied=len(ends) == 1,
     )  # fmt: skip
@@ -102,9 +104,9 @@ def read_bits(quantization: Any, dtype: torch.dtype) -> float:
     told: Mapping[str, Any] = quantization if isinstance(quantization, Mapping) else quantization.to_dict()
     bits = 4 if told.get("load_in_4bit") else 8 if told.get("load_in_8bit") else told.get("bits")
     word = f"{told.get('quant_method')} {told.get('quant_type') or told.get('fmt') or ''}".lower()
-    bits = bits or next(
-        (n for n in (4, 8) for sign in (f"int{n}", f"fp{n}", f"float{n}", f"e{n}m3") if sign in word), 0
-    )
+    if any(sign in word for sign in ("e4m3", "e5m2")):
+        bits = bits or 8
+    bits = bits or next((n for n in (4, 8) for sign in (f"int{n}", f"fp{n}", f"float{n}") if sign in word), 0)
     if not bits:
         rule = "say how many bits a weight takes (bitsandbytes, GPTQ, AWQ, FP8, MXFP4, or torchao's by name)"
         raise InvalidArgumentError.of("quantization_config", rule, word.strip())

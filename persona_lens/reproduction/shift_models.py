@@ -18,6 +18,7 @@ from torch import Tensor
 from persona_lens.finetuning.domains import Level, domain_dataset, list_domains
 from persona_lens.models.engine.rollouts import RolloutRequest, sample_rollouts
 from persona_lens.models.hooked_model import HookedModel
+from persona_lens.models.loading.source import find_anywhere
 from persona_lens.reproduction.arguments import BriefArguments, read_traits
 from persona_lens.reproduction.kits import TraitKit, find_sources, prepare_kit
 from persona_lens.reproduction.trained_models import BaseModel, TrainedModel, measure_model, project_base
@@ -113,7 +114,7 @@ def train_models(setting: Setting, arguments: ShiftArguments) -> tuple[BaseModel
             run.load_or_measure,
             f"measured-{name}-{level}",
             TrainedModel,
-            partial(_train_and_measure, setting, arguments.model, name, level),
+            partial(_train_and_measure, setting, find_anywhere(arguments.model), name, level),
         )
         for name, level in setting.list_datasets()
     ]

@@ -211,10 +211,8 @@ def _sample_own(
     model: HookedModel, conversations: Sequence[EncodedConversation], settings: ScreenSettings
 ) -> Iterator[tuple[int, SampledResponse]]:
     """Let the model answer each prompt, greedily."""
-    # A thought takes what the longest prompt leaves of the context.
-    room = (
-        model.cfg.n_ctx - settings.max_response_tokens - max((one.response_start for one in conversations), default=0)
-    )
+    # A thought takes what the longest prompt that is allowed leaves of the context, whatever prompts lie beside it.
+    room = max(0, model.cfg.n_ctx - settings.max_response_tokens - settings.max_prompt_tokens)
     can_think = settings.part == "answer" and find_markers(model.tokenizer) is not None
     sampling = Sampling(
         max_new_tokens=settings.max_response_tokens, temperature=0.0, batch_size=settings.batch_size,
@@ -230,7 +228,7 @@ def _cut(one: EncodedConversation, settings: ScreenSettings) -> TokenSpans:
     start, end = one.find(settings.part)
     end = min(end, start + settings.max_response_tokens)
     thought = one.thought
-    if thought is not None and thought.answer_start is not None and end <= thought.answer_start:
+    if thought is not None and (thought.answer_start is None or end <= thought.answer_start):
         thought = Thought(min(thought.start, end), min(thought.end, end))
     return TokenSpans(one.tokens[:end], one.response_start, end, thought=thought)
 

@@ -16,6 +16,7 @@ from persona_lens.models.engine.rollouts import Rollout, RolloutRequest, sample_
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.points import check_unsteered
 from persona_lens.models.loading import describe_model
+from persona_lens.models.text.thoughts import find_markers
 from persona_lens.run import Run
 from persona_lens.storage import Shard, collect_versions
 from persona_lens.streams import Stream
@@ -133,6 +134,8 @@ class Contrasts:
             "judge": "none" if self.judge == "none" else identify_judge(self.judge),
             "sampling": self.sampling.to_json(),
             "min_coherence": self.min_coherence,
+            # Of models that think, answers alone are read; before, thoughts were part of them.
+            **({} if find_markers(self.model.tokenizer) is None else {"thoughts": "apart"}),
         }
 
     def provenance(self) -> dict[str, Any]:

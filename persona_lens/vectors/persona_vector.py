@@ -193,10 +193,11 @@ class PersonaVector:
 
     @property
     def units(self) -> Float[Tensor, "layer d_model"]:
-        """Every layer's direction with norm one; one of zero, where nothing was found, stays zero."""
+        """Every layer's direction with norm one; zero where nothing was found, NaN at :attr:`absent` layers."""
         is_there = self.directions.any(dim=-1)
         units = torch.zeros_like(self.directions)
         units[is_there] = normalize(self.directions[is_there])
+        units[list(self.absent)] = torch.nan
         return units
 
     @property

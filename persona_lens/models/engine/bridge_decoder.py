@@ -19,7 +19,7 @@ from persona_lens.models.engine.attention import SlotCache, Span, attend_grouped
 from persona_lens.models.hooks.sharing import guard
 from persona_lens.models.hooks.sites import heads_hook_name
 from persona_lens.models.loading.architectures import check_architecture, finish_logits
-from persona_lens.models.loading.hugging_face import read_head_shape
+from persona_lens.models.loading.hugging_face import count_kv_heads, read_head_shape
 
 _HF_ATTENTION = "persona_lens_slots"
 # Tensors that attention is handed and that change nothing: where tokens lie is in the mask.
@@ -79,7 +79,7 @@ class BridgeDecoder:
         config = self.config
         _, d_head = read_head_shape(config)
         weight = self.hf_model.get_input_embeddings().weight
-        shape = (config.num_hidden_layers, n_slots, max_length, _count_kv_heads(config), d_head)
+        shape = (config.num_hidden_layers, n_slots, max_length, count_kv_heads(config), d_head)
         return SlotCache(*shape, weight.dtype, weight.device)
 
     def extend(
@@ -108,14 +108,6 @@ class BridgeDecoder:
         """See :class:`persona_lens.models.engine.decoding.Decoder`."""
         logits: Tensor = self.hf_model.get_output_embeddings()(hidden)
         return finish_logits(logits, self.config)
-
-
-def _count_kv_heads(config: Any) -> int:
-    """Return the number of a layer's key/value heads, also as Falcon's configurations say it."""
-    if getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False):
-        return 1
-    told = getattr(config, "num_key_value_heads", None) or getattr(config, "num_kv_heads", None)
-    return told or int(config.num_attention_heads)
 
 
 def list_head_outputs(model: Any) -> list[tuple[nn.Module, HookPoint]]:

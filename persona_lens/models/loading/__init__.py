@@ -4,6 +4,7 @@ from persona_lens.models.loading.adapters import ADAPTER_FILES, ADAPTER_RECORD
 from persona_lens.models.loading.embedded import EMBEDDED_MODEL, prepare_embedded_model
 from persona_lens.models.loading.fingerprints import fingerprint_hugging_face, read_origin
 from persona_lens.models.loading.hugging_face import (
+    count_kv_heads,
     find_blocks,
     find_output_projection,
     load_hugging_face,
@@ -18,7 +19,8 @@ from persona_lens.models.loading.load import list_model_classes, load_model
 from persona_lens.models.loading.source import ModelSource
 
 __all__ = [
-    "ADAPTER_FILES", "ADAPTER_RECORD", "EMBEDDED_MODEL", "ModelInfo", "ModelSource", "describe_model", "find_blocks",
+    "ADAPTER_FILES", "ADAPTER_RECORD", "EMBEDDED_MODEL", "ModelInfo", "ModelSource", "count_kv_heads", "describe_model",
+    "find_blocks",
     "find_output_projection", "fingerprint_hugging_face", "list_model_classes", "load_hugging_face", "load_model",
     "prepare_embedded_model", "quiet", "read_config", "read_head_shape", "read_origin", "resolve_dtype",
     "round_weights",

@@ -124,7 +124,9 @@ def _name_stored_weights(hf_model: Any) -> dict[str, Tensor]:
 def _list_codes(weight: Any) -> list[tuple[str, Tensor]]:
     """Return a weight, or of one that is several tensors, as torchao's are, those of integers."""
     if not is_traceable_wrapper_subclass(weight):
-        return [("", weight)]
+        # bitsandbytes keeps 4-bit codes as one column, of which so many rows would be so many codes.
+        is_column = weight.ndim == 2 and weight.shape[1] == 1 and not weight.is_floating_point()
+        return [("", weight.reshape(-1) if is_column else weight)]
     inner = ((name, getattr(weight, name)) for name in weight.__tensor_flatten__()[0])
     found = [(f".{name}{rest}", codes) for name, one in inner for rest, codes in _list_codes(one)]
     return [(name, codes) for name, codes in found if not codes.is_floating_point() or codes.itemsize == 1]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +34,7 @@ from persona_lens.models.loading.text_part import take_text_part
 _TIMEOUT_SECONDS = 5.0
 _MAX_NAME = 1000  # characters; a path of more is none
 _MAX_QUOTED = 200  # characters of another library's error
+_READING = threading.RLock()  # what reads files is a module's, for all threads
 
 
 def load_hugging_face(
@@ -50,9 +52,9 @@ def load_hugging_face(
         FileFormatError: Its files are damaged, or fit no architecture that is known.
         UnsupportedModelError: Its architecture cannot be held; quantised weights whose library is not installed.
     """
-    if not is_gguf(name):
-        _check_before_loading(read_config(name))
     source, extra = find_source(name)
+    if "gguf_file" not in extra:  # whose header is as slow to read as all of it
+        _check_before_loading(_read_config(name, source, extra))
     chosen: dict[str, Any] = {}
     if placement is not None:
         chosen = {"device_map": placement.device_map, "quantization_config": placement.quantization_config}
@@ -64,7 +66,7 @@ def load_hugging_face(
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **extra)
             # A .bin file is a pickle.
             weights = extra if "gguf_file" in extra else extra | {"use_safetensors": True}
-            with nullcontext() if placement is not None and placement.in_files else _unmapped_files():
+            with _READING if placement is not None and placement.in_files else _unmapped_files():
                 hf_model = AutoModelForCausalLM.from_pretrained(
                     source, dtype=dtype, trust_remote_code=False, **weights, **chosen
                 )
@@ -117,7 +119,10 @@ def read_config(name: str) -> Any:
         ModelNotFoundError: No such model.
         FileFormatError: A configuration that is damaged, or of no architecture that is known.
     """
-    source, extra = find_source(name)
+    return _read_config(name, *find_source(name))
+
+
+def _read_config(name: str, source: str, extra: dict[str, Any]) -> Any:
     try:
         with quiet():
             return AutoConfig.from_pretrained(source, trust_remote_code=False, **extra)
@@ -167,12 +172,13 @@ def _unmapped_files() -> Iterator[None]:
         return safe_open(filename, framework=framework, device=device, backend="pread")
 
     reader = vars(modeling_utils)  # it has no option for it
-    own = reader["safe_open"]
-    reader["safe_open"] = open_file
-    try:
-        yield
-    finally:
-        reader["safe_open"] = own
+    with _READING:  # one at a time, or the last to end would put back another's
+        own = reader["safe_open"]
+        reader["safe_open"] = open_file
+        try:
+            yield
+        finally:
+            reader["safe_open"] = own
 
 
 def round_weights(hf_model: Any, dtype: torch.dtype) -> None:
@@ -181,7 +187,8 @@ def round_weights(hf_model: Any, dtype: torch.dtype) -> None:
     ``hf_model.to(dtype)`` would round the frequencies of its rotary embedding as well, which move every position.
     """
     for parameter in hf_model.parameters():
-        parameter.data = parameter.data.to(dtype)
+        if parameter.is_floating_point() and parameter.itemsize > 1:  # the codes of quantised weights stay
+            parameter.data = parameter.data.to(dtype)
     hf_model.config.dtype = dtype
 
 
@@ -258,6 +265,14 @@ def read_head_shape(config: Any) -> tuple[int, int]:
     """Return the number of query heads of a layer and the width of each, from a Hugging Face text configuration."""
     d_head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return config.num_attention_heads, d_head
+
+
+def count_kv_heads(config: Any) -> int:
+    """Return the number of a layer's key/value heads, also as Falcon's configurations say it."""
+    if getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False):
+        return 1
+    told = getattr(config, "num_key_value_heads", None) or getattr(config, "num_kv_heads", None)
+    return int(told or config.num_attention_heads)
 
 
 @contextmanager

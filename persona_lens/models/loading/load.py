@@ -112,7 +112,7 @@ def load_model(
         read = _read_weights(str(model), adapter, backend, resolved, placement)
         arguments = freeze_arguments(read.tokenizer, template_arguments)
         # A result must not carry a path of the machine that it was made on.
-        name = Path(model).name if Path(model).expanduser().exists() else str(model)
+        name = Path(model).expanduser().resolve().name if Path(model).expanduser().exists() else str(model)
         name = name if adapter is None else f"{name} + {Path(adapter).resolve().name}"
         loaded = _build(name, read, backend, resolved, read.is_plain and not placement.needs_bridge)
     source = ModelSource(
@@ -158,6 +158,9 @@ def _resolve_dtype(name: str, dtype: str | torch.dtype, placement: Placement) ->
         InvalidArgumentError: Another one was asked for.
     """
     resolved = resolve_dtype(dtype, placement.device)
+    if is_gguf(name) and placement.in_files:
+        rule, hint = "be left out for a GGUF file, whose weights are unpacked into memory", "Save it as safetensors."
+        raise InvalidArgumentError.of("device_map", rule, "disk", hint)
     config = None if is_gguf(name) else read_config(name)
     quantized = placement.quantization_config is None and getattr(config, "quantization_config", None) is not None
     if config is None or not (placement.in_files or quantized):

@@ -97,7 +97,7 @@ def check_map(device_map: Mapping[str, Any]) -> None:
     Raises:
         UnsupportedModelError: It offloads, or takes several devices.
     """
-    places = {str(value) for value in device_map.values()}
+    places = {_name_place(value) for value in device_map.values()}
     offloaded = places & set(_OFFLOADED) or (places & {"cpu"} if len(places) > 1 else set())
     if offloaded:
         rule = "keep every weight on a device that computes with it, all on the CPU or all on GPUs: TransformerBridge"
@@ -108,6 +108,12 @@ def check_map(device_map: Mapping[str, Any]) -> None:
         rule = "lead to one device: sampling keeps one key/value cache, on one"
         hint = "Use a quantization_config, or a larger GPU; other GPUs can take other conversations (screen, workers=)."
         raise UnsupportedModelError.of("device_map", rule, f"weights on {', '.join(sorted(places))}", hint)
+
+
+def _name_place(place: Any) -> str:
+    """Return one name for each way to write a device: 0, "cuda:0" and "cuda" are one."""
+    name = f"cuda:{place}" if isinstance(place, int) else str(place)
+    return "cuda:0" if name == "cuda" else name
 
 
 def check_quantized(backend: str | None, adapter: bool, method: str) -> None:

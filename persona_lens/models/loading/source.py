@@ -22,6 +22,8 @@ class ModelSource:
         dtype: Of the weights.
         quantization: The configuration by which they were quantised while they were loaded, as JSON.
         template_arguments: What the chat template reads besides the messages, as JSON; as they stand when it is sent.
+        chat: Hash of the chat template and of the tokens that end a response, as they stand when it is sent; the
+            files' own must be the same.
     """
 
     model: str
@@ -30,6 +32,7 @@ class ModelSource:
     dtype: str = "auto"
     quantization: str | None = None
     template_arguments: str = ""
+    chat: str = ""
 
 
 def find_anywhere(path: str | Path) -> str:

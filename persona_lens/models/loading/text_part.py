@@ -40,4 +40,10 @@ def take_text_part(hf_model: Any) -> Any:
     text.set_output_embeddings(head)
     text.generation_config = hf_model.generation_config
     text.config._name_or_path = hf_model.config._name_or_path
+    # How its weights are quantised, and where they lie.
+    for told in ("is_quantized", "quantization_method", "hf_quantizer", "hf_device_map"):
+        if hasattr(hf_model, told):
+            setattr(text, told, getattr(hf_model, told))
+    if getattr(hf_model.config, "quantization_config", None) is not None:
+        text.config.quantization_config = hf_model.config.quantization_config
     return text.eval()

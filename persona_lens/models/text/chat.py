@@ -342,7 +342,15 @@ def _split_thoughts(renderer: Renderer, messages: Sequence[CheckedMessage]) -> l
             text = message.answer or ""
             opens = closing in text and turn > 0 and is_open(_render_prompt(renderer, messages[:turn]), markers)
             message = CheckedMessage(message.role, *reversed(split_thought(text, markers, is_open=opens)))
+            # What a model that was told not to think has before its answers.
+            is_blank = message.thought == "" and message.answer is not None and turn > 0
+            if is_blank and is_closed(_render_prompt(renderer, messages[:turn]), markers):
+                message = CheckedMessage(message.role, message.answer)
         split.append(message)
+    for turn, message in enumerate(split[:-1]):
+        if message.answer is None:
+            rule = "hold an answer: of earlier turns a thought is left out, and this one has nothing else"
+            raise InvalidArgumentError.of(f"messages[{turn}]", rule, message.thought)
     return split
 
 

@@ -60,7 +60,8 @@ def _check_message(name: str, message: Any) -> CheckedMessage:
         return CheckedMessage(role, content)
     if role != "assistant":
         raise InvalidArgumentError.of(f"{name}[{key!r}]", "be the assistant's", message[key])
-    return CheckedMessage(role, content, _join_parts(f"{name}[{key!r}]", message[key]).strip())
+    # A blank one, as data of models that think, told not to, have it, is none.
+    return CheckedMessage(role, content, _join_parts(f"{name}[{key!r}]", message[key]).strip() or None)
 
 
 def _join_parts(name: str, content: Any) -> str:

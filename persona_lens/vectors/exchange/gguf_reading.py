@@ -96,7 +96,13 @@ def read_gguf(path: Path) -> GGUFFile:
     if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
         raise cursor.fail(f"alignment {alignment!r:.40}")
     start = -(-cursor.at // alignment) * alignment
-    tensors = {name: _read_tensor(cursor, start + at, kind, shape) for name, (at, kind, shape) in heads.items()}
+    tensors: dict[str, np.ndarray] = {}
+    n_bytes = 0
+    for name, (at, kind, shape) in heads.items():
+        tensors[name] = _read_tensor(cursor, start + at, kind, shape)
+        n_bytes += tensors[name].nbytes
+        if n_bytes > len(cursor.data):
+            raise cursor.fail("tensors that overlap")
     return GGUFFile(fields, tensors)
 
 
@@ -126,6 +132,8 @@ def _read_heads(cursor: _Cursor, n_tensors: int) -> Iterator[tuple[str, tuple[in
         if n_dimensions > _MAX_DIMENSIONS:
             raise cursor.fail(f"a tensor of {n_dimensions} dimensions")
         shape = tuple(cursor.number("Q") for _ in range(n_dimensions))
+        if 0 in shape:
+            raise cursor.fail(f"a tensor of shape {shape}")
         kind, offset = cursor.number("I"), cursor.number("Q")
         yield name, (offset, kind, shape)
 

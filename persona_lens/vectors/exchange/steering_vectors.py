@@ -9,6 +9,7 @@ from typing import Any
 from persona_lens.checking import checked
 from persona_lens.vectors.exchange.directions import LayerDirections
 from persona_lens.vectors.exchange.torch_files import (
+    MAX_ROWS,
     describe,
     load_torch_file,
     name_origin,
@@ -66,6 +67,8 @@ def read_steering_vector(
     by_index = content.get(_KEY, content)
     if not isinstance(by_index, Mapping) or not by_index or not all(type(one) is int and one >= 0 for one in by_index):
         raise refuse(path, f"hold {_KEY}, from block index to tensor", describe(by_index))
+    if len(by_index) > MAX_ROWS:
+        raise refuse(path, f"hold at most {MAX_ROWS} layers", str(len(by_index)))
     rows = {layer: read_row(path, row, f"a direction at layer {layer}") for layer, row in by_index.items()}
     if len({row.shape for row in rows.values()}) > 1:
         raise refuse(path, "hold directions of one width", str(sorted({len(row) for row in rows.values()})))

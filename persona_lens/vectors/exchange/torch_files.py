@@ -19,7 +19,7 @@ from persona_lens.files import write_bytes_atomically
 
 MAX_BYTES = 2**30
 """The largest file that is read: a vector of 126 layers of width 16384 has 8 MiB in float32."""
-_MAX_ROWS, _MAX_WIDTH = 1024, 2**17
+MAX_ROWS, _MAX_WIDTH = 1024, 2**17
 
 
 def load_torch_file(path: Path, stand_ins: Sequence[tuple[type, str]] = ()) -> Any:
@@ -57,7 +57,9 @@ def _check_entries(path: Path, data: bytes) -> None:
         with zipfile.ZipFile(BytesIO(data)) as archive:
             packed = [one.filename for one in archive.infolist() if one.compress_type != zipfile.ZIP_STORED]
             length = sum(one.file_size for one in archive.infolist())
-    except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError):
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError) as error:
+        if data[:4] == b"PK\x03\x04":  # which torch might still unpack
+            raise refuse(path, "be as torch.save writes it", f"a damaged archive ({type(error).__name__})") from error
         return  # torch says what is wrong with it; files of before 2020 are none
     if packed or length > len(data):
         raise refuse(path, "be as torch.save writes it", f"compressed or overlapping entries {packed[:3]}")
@@ -87,8 +89,8 @@ def _check(path: Path, value: Tensor, what: str) -> Tensor:
     # Before anything is copied: a tensor of few bytes can claim any shape by its strides.
     if value.layout is not torch.strided or value.device.type != "cpu" or 0 in value.shape:
         raise refuse(path, f"hold {what}, an ordinary tensor", describe(value))
-    if value.shape[-1] > _MAX_WIDTH or value.numel() > _MAX_ROWS * _MAX_WIDTH or len(value) > _MAX_WIDTH:
-        raise refuse(path, f"hold {what} of at most {_MAX_ROWS} layers of width {_MAX_WIDTH}", describe(value))
+    if value.shape[-1] > _MAX_WIDTH or value.numel() > MAX_ROWS * _MAX_WIDTH or len(value) > _MAX_WIDTH:
+        raise refuse(path, f"hold {what} of at most {MAX_ROWS} layers of width {_MAX_WIDTH}", describe(value))
     found = value.detach().float().contiguous().clone()
     if not bool(torch.isfinite(found).all()):
         raise refuse(path, f"hold {what} of finite numbers", "NaN or infinity in it", "Make it again, in float32.")

@@ -11,7 +11,7 @@ from persona_lens.errors import FileFormatError, InvalidArgumentError
 from persona_lens.files import check_folder_or_nothing, write_json
 from persona_lens.traits.reading import read_json_object
 from persona_lens.vectors.exchange.directions import LayerDirections
-from persona_lens.vectors.exchange.torch_files import load_torch_file, read_row, refuse, save_torch_file
+from persona_lens.vectors.exchange.torch_files import MAX_ROWS, load_torch_file, read_row, refuse, save_torch_file
 from persona_lens.vectors.persona_vector import TokenPosition
 
 _POSITIONS: dict[str, TokenPosition] = {
@@ -53,11 +53,12 @@ def read_trait_interp(
     path = Path(path)
     if not path.is_dir():
         raise FileNotFoundError(f"`path` must name an existing folder. Got {str(path)!r}.")
-    files = {
-        int(found[1]): one for one in path.iterdir() if (found := re.fullmatch(r"layer([0-9]{1,4})\.pt", one.name))
-    }
+    named = re.compile(r"layer(0|[1-9][0-9]{0,3})\.pt")
+    files = {int(found[1]): one for one in path.iterdir() if (found := named.fullmatch(one.name))}
     if not files:
         raise refuse(path, "hold layer0.pt, layer1.pt and so on", "a folder without")
+    if len(files) > MAX_ROWS:
+        raise refuse(path, f"hold at most {MAX_ROWS} layers", str(len(files)))
     metadata = read_json_object(path / _METADATA, FileFormatError) if (path / _METADATA).is_file() else {}
     said = {key: str(metadata[key])[:200] for key in _KEPT if key in metadata}
     component = said.get("component", path.parent.name if path.parent.name in _ELSEWHERE else "residual")

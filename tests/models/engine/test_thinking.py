@@ -23,6 +23,7 @@ from persona_lens.models.text.chat import build_messages, encode_prompt
 from persona_lens.models.text.thoughts import ThoughtMarkers
 from persona_lens.models.text.tokens import stop_token_ids
 from persona_lens.tensors.operations import Add
+from tests.backends import BACKENDS
 from tests.chat_templates import load_thinker, make_likely, save_thinker
 from tests.small_trait import LengthJudge, tiny_trait
 
@@ -41,7 +42,7 @@ def thinkers(folders):
 def speller(folders, monkeypatch):
     """A model whose markers are two characters, that are no tokens of their own."""
     monkeypatch.setattr(thoughts, "KNOWN_MARKERS", (ThoughtMarkers("(", ")!"),))
-    model = pl.load_model(folders["r1"], backend="hooked", dtype="float32", device="cpu")
+    model = pl.load_model(folders["r1"], backend=BACKENDS[0], dtype="float32", device="cpu")
     model.tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}{# )! #}("
     make_likely(model, [")", "!", "Ġ"], 0.25)
     return model
