@@ -103,3 +103,17 @@ def test_where_a_trait_comes_from_is_no_part_of_what_it_says(tmp_path):
     trait = pl.load_trait("evil")
     assert "origin" not in trait.to_dict()
     assert dataclasses.replace(trait, origin="a file").fingerprint == trait.fingerprint
+
+
+def test_what_is_read_is_not_written_over_and_what_does_not_apply_is_refused(calm, tmp_path):
+    pl.load_trait("evil").to_json(tmp_path / "ex.json")
+    pl.load_trait("evil").to_json(tmp_path / "ev.json")
+    before = (tmp_path / "ev.json").read_bytes()
+    done = run("convert", tmp_path / "ex.json", tmp_path / "ev.json", "--evaluation", tmp_path / "ev.json")
+    assert (done.status, (tmp_path / "ev.json").read_bytes()) == (2, before)
+    done = run("convert", tmp_path / "ex.json", tmp_path / "new.json", "--to", "gguf")
+    assert done.status == 2
+    assert "--to" in done.err
+    done = run("convert", tmp_path / "calm.safetensors", tmp_path / "copy.safetensors", "--trait", "villain")
+    assert done.status == 2
+    assert not (tmp_path / "copy.safetensors").exists()

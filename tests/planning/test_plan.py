@@ -137,7 +137,8 @@ def test_what_does_not_fit_is_said_and_fits_quantised():
     ("told", "bits"),
     [
         (None, 16), ({"quant_method": "bitsandbytes", "load_in_8bit": True}, 8),
-        ({"quant_method": "fp8"}, 8), ({"quant_method": "mxfp4"}, 4.5), ({"quant_method": "awq", "bits": 4}, 4.5),
+        ({"quant_method": "fp8"}, 8), ({"quant_method": "fp8", "fmt": "e4m3"}, 8),
+        ({"quant_method": "mxfp4"}, 4.5), ({"quant_method": "awq", "bits": 4}, 4.5),
         ({"quant_method": "torchao", "quant_type": "int8_weight_only"}, 8),
     ],
 )  # fmt: skip

@@ -83,3 +83,19 @@ def test_a_datasets_thought_is_read_with_its_answer_and_another_type_is_a_bad_ro
 def test_settings_are_recorded_as_before_there_were_thoughts_unless_they_say_something_of_them():
     assert not {"part", "max_thought_tokens"} & pl.screening.ScreenSettings().to_json().keys()
     assert replace(SETTINGS, part="thought").to_json()["part"] == "thought"
+
+
+@pytest.mark.parametrize("part", ["thought", "response"])
+def test_an_unfinished_thought_is_cut_where_tokens_end(thinker, part):
+    long = answer("<think>" + "Hm, " * 20)
+    alone, _ = score(thinker, [long], replace(SETTINGS, part=part))
+    beside, _ = score(
+        thinker, [long, answer("So be it. " * 6, reasoning_content="Well.")], replace(SETTINGS, part=part)
+    )
+    assert alone[0].is_cut
+    assert alone[0].raw["one"] == pytest.approx(beside[0].raw["one"], abs=1e-5)
+    encoded = pl.models.encode_conversation(thinker.tokenizer, long["messages"])
+    start, _ = encoded.find(part)
+    unit = torch.nn.functional.normalize(torch.ones(48), dim=0)
+    along = pl.cache_residual_stream(thinker, torch.tensor([encoded.tokens[: start + 6]]))[1, 0] @ unit
+    assert alone[0].raw["one"] == pytest.approx(float(along[start:].mean()), abs=1e-4)

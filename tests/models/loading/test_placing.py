@@ -1,15 +1,19 @@
 import importlib.util
 import json
+import threading
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM, TorchAoConfig
+from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM, TorchAoConfig, modeling_utils
 
 import persona_lens as pl
 from persona_lens.errors import InvalidArgumentError, UnsupportedModelError
-from persona_lens.models.loading import load_hugging_face, placing
+from persona_lens.models.loading import hugging_face, load_hugging_face, placing, round_weights
+from persona_lens.models.loading.fingerprints import read_quantization
 from persona_lens.models.loading.hooked import build_hooked
+from persona_lens.models.loading.text_part import take_text_part
+from tests.architectures import make_architecture
 from tests.backends import BACKENDS
 from tests.models.loading.test_adapters import make_adapter
 from tests.tiny import make_tokenizer, save_tiny
@@ -129,6 +133,7 @@ def test_an_adapter_is_not_merged_into_codes(tiny_folder, tmp_path):
 
 def test_a_map_that_accelerate_found_is_looked_at_too():
     placing.check_map({"model": 0, "lm_head": 0})
+    placing.check_map({"model": 0, "lm_head": "cuda:0", "norm": "cuda"})
     with pytest.raises(UnsupportedModelError, match=r"weights on cuda:0, cuda:1"):
         placing.check_map({"model": 0, "lm_head": 1})
 
@@ -192,3 +197,43 @@ def test_quantised_weights_run_through_the_bridge_and_have_a_fingerprint_of_thei
         pl.load_model(tmp_path / "coded", backend="hooked", device="cpu")
     with pytest.raises(InvalidArgumentError, match="`dtype` must be 'auto' or the files' own"):
         pl.load_model(tmp_path / "coded", dtype="bfloat16", device="cpu")
+
+
+def test_loads_that_end_in_another_order_than_they_began_leave_the_reader_as_it_was():
+    own = vars(modeling_utils)["safe_open"]
+    first, second = hugging_face._unmapped_files(), hugging_face._unmapped_files()
+    entered = []
+
+    def load():
+        with second:
+            entered.append(vars(modeling_utils)["safe_open"])
+
+    thread = threading.Thread(target=load)
+    with first:
+        thread.start()
+        thread.join(0.2)
+        assert not entered  # it waits
+    thread.join()
+    assert entered
+    assert vars(modeling_utils)["safe_open"] is own
+
+
+def test_the_text_part_of_a_quantised_model_is_quantised_and_its_codes_are_not_rounded():
+    hf_model = make_architecture("Gemma 3 (with vision; its text part)")
+    hf_model.is_quantized, hf_model.hf_device_map = True, {"": "cpu"}
+    hf_model.config.quantization_config = {"quant_method": "bitsandbytes"}
+    weight = hf_model.model.language_model.layers[0].mlp.up_proj.weight
+    weight.requires_grad_(False)
+    weight.data = torch.randint(0, 255, weight.shape, dtype=torch.uint8)
+    text = take_text_part(hf_model)
+    assert read_quantization(text) == "bitsandbytes"
+    assert text.hf_device_map == {"": "cpu"}
+    round_weights(text, torch.bfloat16)
+    dtypes = {parameter.dtype for parameter in text.parameters()}
+    assert dtypes == {torch.uint8, torch.bfloat16}
+
+
+def test_a_gguf_file_cannot_stay_on_the_disk(tmp_path):
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    with pytest.raises(InvalidArgumentError, match="`device_map` must be left out for a GGUF file"):
+        pl.load_model(tmp_path / "model.gguf", device_map="disk")

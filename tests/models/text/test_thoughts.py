@@ -202,3 +202,17 @@ def test_a_thought_that_ends_at_once_is_empty():
     prompt = encode_prompt(tokenizer, build_messages("Hi")).tokens
     tokens = tokenizer("<think>\n\n</think>\n\nYes", add_special_tokens=False)["input_ids"]
     assert FORMATS["qwen3"].find(prompt, tokens) == Thought(1, 1, 4, 6)
+
+
+def test_an_earlier_answer_that_is_a_thought_alone_is_refused():
+    turns = [*answered("Hi", "<think>I wonder"), *answered("And?", "Yes.")]
+    with pytest.raises(InvalidArgumentError, match=r"messages\[1\]` must hold an answer"):
+        encode_responses(TOKENIZERS["qwen3"], turns)
+
+
+def test_an_empty_thought_in_data_made_with_thinking_off_is_none():
+    off = {"enable_thinking": False}
+    plain = encode_conversation(TOKENIZERS["qwen3"], answered("Hi", "Yes."), template_arguments=off)
+    inline = answered("Hi", "<think>\n\n</think>\n\nYes.")
+    assert encode_conversation(TOKENIZERS["qwen3"], inline, template_arguments=off) == plain
+    assert encode_conversation(make_tokenizer(), answered("Hi", "Yes.", "\n")).thought is None

@@ -342,3 +342,50 @@ def test_a_vector_of_steering_vectors_is_given_to_its_class_as_it_is(tmp_path):
     content = torch.load(tmp_path / "calm.pt", weights_only=True)
     assert set(content) == {"layer_activations", "layer_type"}
     assert content["layer_activations"][2].shape == (D_MODEL,)
+
+
+def test_tensors_that_overlap_or_are_empty_are_refused(tmp_path):
+    def tensor(number, *shape):
+        name = f"direction.{number}".encode()
+        sizes = struct.pack("<I", len(shape)) + b"".join(struct.pack("<Q", size) for size in shape)
+        return struct.pack("<Q", len(name)) + name + sizes + struct.pack("<IQ", 0, 0)
+
+    def write(name, *tensors):
+        head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), 0) + b"".join(tensors)
+        (tmp_path / name).write_bytes(head + bytes(32 + -len(head) % 32) + bytes(4096))
+        return tmp_path / name
+
+    with pytest.raises(FileFormatError, match="overlap"):
+        read_control_vector(write("overlapping", *(tensor(number, 1024) for number in range(1, 9))))
+    with pytest.raises(FileFormatError, match="shape"):
+        read_control_vector(write("empty", tensor(1, 0, 2**64 - 1)))
+
+
+def test_a_torch_file_that_zip_refuses_is_not_given_to_torch(tmp_path):
+    torch.save(torch.ones(5, 6), tmp_path / "whole.pt")
+    data = bytearray((tmp_path / "whole.pt").read_bytes())
+    data[data.rindex(b"PK\x01\x02") + 6] = 99  # the version that is needed to read an entry
+    (tmp_path / "newer.pt").write_bytes(data)
+    with pytest.raises(FileFormatError, match="damaged archive"):
+        read_paper_vector(tmp_path / "newer.pt")
+
+
+def test_more_layers_than_any_model_has_are_refused_before_they_are_held(tmp_path):
+    row = torch.ones(1).expand(2**17)
+    torch.save({"layer_activations": {layer: row for layer in range(1025)}}, tmp_path / "many.pt")
+    with pytest.raises(FileFormatError, match="at most 1024 layers"):
+        pl.vectors.read_steering_vector(tmp_path / "many.pt")
+
+
+def test_two_files_of_one_layer_are_not_both_taken(tmp_path):
+    pl.vectors.write_trait_interp(make_directions(), tmp_path / "folder")
+    torch.save(torch.zeros(D_MODEL) + 7, tmp_path / "folder" / "layer01.pt")
+    found = pl.vectors.read_trait_interp(tmp_path / "folder")
+    assert as_bytes(found, found.layers) == as_bytes(make_directions(), range(N_LAYERS))
+
+
+def test_at_an_absent_layer_a_unit_is_no_number(tmp_path):
+    pl.vectors.write_paper_vector(make_directions(), tmp_path / "calm_response_avg_diff.pt")
+    vector = pl.vectors.read_paper_vector(tmp_path / "calm_response_avg_diff.pt").to_vector(INFO)
+    assert vector.units[-1].isnan().all()
+    assert vector.units[:-1].isfinite().all()
