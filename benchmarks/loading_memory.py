@@ -76,7 +76,7 @@ def load(folder: Path, way: str, dtype: str) -> Any:
     """Load the model in one of the ways."""
     if way == "bridge from the disk":
         return pl.load_model(folder, device_map="disk")
-    return pl.load_model(folder, backend=way, dtype=dtype, device="cpu")  # type: ignore[arg-type]
+    return pl.load_model(folder, backend="bridge" if way == "bridge" else "hooked", dtype=dtype, device="cpu")
 
 
 def sweep(model: Any) -> None:

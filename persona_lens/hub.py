@@ -19,7 +19,7 @@ from persona_lens.errors import ApiError, InvalidArgumentError
 
 _LIBRARY = "persona-lens"
 _CARD = "README.md"
-_TIMEOUT_SECONDS = 10
+_TIMEOUT_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -137,15 +137,21 @@ def fetch_file(repo_id: str, name: str, revision: str | None = None) -> Path:
 
     try:
         api = HfApi(library_name=_LIBRARY, library_version=version(_LIBRARY))
-        found = api.hf_hub_download(repo_id, name, revision=revision, local_files_only=not _reach(api.endpoint))
+        found = api.hf_hub_download(repo_id, name, revision=revision, local_files_only=not reach(api.endpoint))
     except Exception as error:  # of whichever HTTP library it uses
         where = f"{repo_id} at {revision}" if revision else repo_id
         raise _refused("repo_id", f"name a repository of the hub with the file {name}", where, error) from error
     return Path(found)
 
 
-def _reach(endpoint: str) -> bool:
-    """Ask once whether the hub answers at all: its client asks six times, and waits in between."""
+def reach(endpoint: str) -> bool:
+    """Ask once whether the hub answers at all: its client asks six times for each file, and waits in between.
+
+    Out of reach, or told to stay offline, what it downloaded before still loads.
+
+    Args:
+        endpoint: Its address.
+    """
     from huggingface_hub import constants, get_session
 
     if constants.HF_HUB_OFFLINE:

@@ -60,7 +60,7 @@ ROOMS = {
     "traits": ("traits in words", {"checking", "errors", "files", "hub"}),
     "models": (
         "loading, text, engine and hooks: everything that touches TransformerLens",
-        {"checking", "errors", "checksums", "progress_bars", "tensors"},
+        {"checking", "errors", "checksums", "hub", "progress_bars", "tensors"},
     ),
     "distributed": (
         "work on Ray processes, each with its own models",

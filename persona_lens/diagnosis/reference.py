@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from persona_lens.errors import PersonaLensError
+from persona_lens.models.engine.bridge_decoder import without_wrappers
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.loading.fingerprints import fingerprint_hugging_face, read_origin
 from persona_lens.models.loading.hugging_face import find_blocks, load_hugging_face, quiet, round_weights
@@ -55,7 +54,7 @@ def read_reference(model: HookedModel, tokens: tuple[int, ...], source: str | No
     """
     if source is None and isinstance(model, TransformerBridge):
         hf_model: Any = model.original_model
-        with _unwrapped(model):
+        with without_wrappers(model):
             return _run(hf_model, None, tokens, "the model that the bridge wraps"), ""
     origin = read_origin(model)
     if source is None and origin is not None and origin.base_fingerprint is not None:
@@ -104,26 +103,3 @@ def _run(hf_model: Any, tokenizer: Any, tokens: tuple[int, ...], source: str) ->
     stop_tokens = frozenset([] if stops is None else stops if isinstance(stops, list) else [stops])
     residuals = torch.stack([outputs[layer] for layer in range(len(outputs))])
     return Reference(source, residuals, logits, config, stop_tokens, tokenizer)
-
-
-@contextmanager
-def _unwrapped(model: Any) -> Iterator[None]:
-    """Let the modules inside a bridge's blocks run as Hugging Face wrote them."""
-    restore: list[tuple[nn.Module, str, nn.Module]] = []
-
-    def unwrap(module: Any) -> None:
-        for name, child in list(module._modules.items()):
-            raw = getattr(child, "original_component", None)
-            if raw is not None:
-                restore.append((module, name, child))
-                module._modules[name] = raw
-            if child is not None:
-                unwrap(child if raw is None else raw)
-
-    try:
-        for block in model.blocks:
-            unwrap(block.original_component)
-        yield
-    finally:
-        for module, name, child in reversed(restore):
-            module._modules[name] = child

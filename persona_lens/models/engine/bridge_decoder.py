@@ -124,6 +124,33 @@ def list_head_outputs(model: Any) -> list[tuple[nn.Module, HookPoint]]:
 
 
 @contextmanager
+def without_wrappers(model: Any) -> Iterator[None]:
+    """Let the modules inside a bridge's blocks run as Hugging Face wrote them.
+
+    Args:
+        model: A TransformerBridge.
+    """
+    restore: list[tuple[nn.Module, str, nn.Module]] = []
+
+    def unwrap(module: Any) -> None:
+        for name, child in list(module._modules.items()):
+            raw = getattr(child, "original_component", None)
+            if raw is not None:
+                restore.append((module, name, child))
+                module._modules[name] = raw
+            if child is not None:
+                unwrap(child if raw is None else raw)
+
+    try:
+        for block in model.blocks:
+            unwrap(block.original_component)
+        yield
+    finally:
+        for module, name, child in reversed(restore):
+            module._modules[name] = child
+
+
+@contextmanager
 def unwrapped_blocks(model: Any) -> Iterator[None]:
     """Let the modules inside the blocks run without their hook wrappers, and attention run on a slot cache.
 
@@ -134,18 +161,6 @@ def unwrapped_blocks(model: Any) -> Iterator[None]:
     """
     hf_model: Any = model.original_model
     config = hf_model.config.get_text_config()
-    restore: list[tuple[nn.Module, str, nn.Module]] = []
-
-    def unwrap(module: Any) -> None:
-        for name, child in list(module._modules.items()):
-            raw = getattr(child, "original_component", None)
-            if raw is not None:
-                restore.append((module, name, child))
-                module._modules[name] = raw
-                unwrap(raw)
-            elif child is not None:
-                unwrap(child)
-
     implementation = config._attn_implementation
     trunk = getattr(hf_model, hf_model.base_model_prefix)
     # Meanwhile it attends on slot caches alone: an ordinary forward pass would come out wrong.
@@ -155,13 +170,10 @@ def unwrapped_blocks(model: Any) -> Iterator[None]:
         for module, point in list_head_outputs(model)
     ]
     try:
-        for block in model.blocks:
-            unwrap(block.original_component)
-        config._attn_implementation = _HF_ATTENTION
-        yield
+        with without_wrappers(model):
+            config._attn_implementation = _HF_ATTENTION
+            yield
     finally:
         for handle in handles:
             handle.remove()
         config._attn_implementation = implementation
-        for module, name, child in reversed(restore):
-            module._modules[name] = child

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from huggingface_hub import constants, get_session
+from huggingface_hub import constants
 from safetensors import safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, modeling_utils
@@ -25,13 +25,13 @@ from persona_lens.errors import (
     PersonaLensError,
     UnsupportedModelError,
 )
+from persona_lens.hub import reach
 from persona_lens.models.loading import embedded
 from persona_lens.models.loading.architectures import check_architecture
 from persona_lens.models.loading.embedded import EMBEDDED_MODEL
 from persona_lens.models.loading.placing import Placement
 from persona_lens.models.loading.text_part import take_text_part
 
-_TIMEOUT_SECONDS = 5.0
 _MAX_NAME = 1000  # characters; a path of more is none
 _MAX_QUOTED = 200  # characters of another library's error
 _READING = threading.RLock()  # what reads files is a module's, for all threads
@@ -129,7 +129,7 @@ def _read_config(name: str, source: str, extra: dict[str, Any]) -> Any:
     except OSError as error:
         why = "No such folder here, and the Hugging Face hub does not have it or is out of reach."
         raise _not_found(name, why) from error
-    except Exception as error:
+    except Exception as error:  # the reader of configurations raises whatever it stumbles over
         raise _damaged(name, error) from error
 
 
@@ -156,7 +156,7 @@ def find_source(name: str) -> tuple[str, dict[str, Any]]:
             why = "The folder has no config.json. Is it a PEFT adapter? Then load_model(BASE, adapter=FOLDER)."
             raise _not_found(name, why)
         if not os.path.isdir(path):
-            extra["local_files_only"] = not _reach_hub()
+            extra["local_files_only"] = not reach(constants.ENDPOINT)
     return source, extra
 
 
@@ -293,20 +293,6 @@ def quiet() -> Iterator[None]:
         logging.getLogger().setLevel(root)
         if bars:
             transformers_logging.enable_progress_bar()
-
-
-def _reach_hub() -> bool:
-    """Ask once whether the hub answers at all: its client asks six times for each file, and waits in between.
-
-    Out of reach, or told to stay offline, what it downloaded before still loads.
-    """
-    if constants.HF_HUB_OFFLINE:
-        return False
-    try:
-        get_session().head(constants.ENDPOINT, timeout=_TIMEOUT_SECONDS)
-    except Exception:  # of whichever HTTP library it uses
-        return False
-    return True
 
 
 def _damaged(name: str, error: Exception) -> PersonaLensError:

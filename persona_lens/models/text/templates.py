@@ -215,7 +215,9 @@ class Renderer:
 
 def _read_date(value: object) -> datetime.date:
     try:
-        return datetime.date.fromisoformat(value)  # type: ignore[arg-type]  # a TypeError says so
-    except (TypeError, ValueError):
-        rule = 'be a date such as "2026-01-31"'
-        raise InvalidArgumentError.of(f"template_arguments[{_TODAY!r}]", rule, value) from None
+        if isinstance(value, str):
+            return datetime.date.fromisoformat(value)
+    except ValueError:
+        pass
+    rule = 'be a date such as "2026-01-31"'
+    raise InvalidArgumentError.of(f"template_arguments[{_TODAY!r}]", rule, value)

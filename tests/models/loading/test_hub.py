@@ -42,10 +42,10 @@ def test_a_hub_that_answers_is_asked(online):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     try:
-        from persona_lens.models.loading.hugging_face import _reach_hub
+        from persona_lens.hub import reach
 
         online(f"http://127.0.0.1:{server.server_port}")
-        assert _reach_hub()
+        assert reach(constants.ENDPOINT)
         assert asked == ["/"]
     finally:
         server.shutdown()
@@ -53,8 +53,8 @@ def test_a_hub_that_answers_is_asked(online):
 
 
 def test_told_to_stay_offline_nothing_is_asked(monkeypatch):
-    from persona_lens.models.loading.hugging_face import _reach_hub
+    from persona_lens.hub import reach
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "ENDPOINT", "http://never.invalid")
-    assert not _reach_hub()
+    assert not reach(constants.ENDPOINT)
