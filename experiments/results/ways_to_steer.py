@@ -258,7 +258,11 @@ class WaysToSteer(Result):
         first, second = (html.escape(one) for one in self.judge_names)
         lines = [
             f"**{self.say_verdict()[0].upper()}{self.say_verdict()[1:]}.**", "",
-            f"| way | {first}, equal coherence | {second}, equal coherence | {first}, equal KL | {second}, equal KL | "
+            "![Every way at equal coherence and equal divergence](../../figures/ways_to_steer.png)", "",
+            "![Trait against coherence](../../figures/ways_to_steer_front.png)", "",
+            f"How far the score rises, of 100, averaged over the traits, with 95 % over questions. First judge: {first}; "
+            f"second: {second}. The last four columns are at equal coherence.", "",
+            "| way | equal coherence, first judge | second | equal KL, first judge | second | "
             "coherence | other traits move by | perplexity | accuracy |",
             "|---|---|---|---|---|---|---|---|---|",
         ]  # fmt: skip
@@ -284,11 +288,7 @@ class WaysToSteer(Result):
             f"| unsteered | 0 | 0 | 0 | 0 | {mean_interval(coherence):.0f} | 0 | × 1.00 | "
             f"{self._say_accuracy(UNSTEERED)} |"
         )
-        images = (
-            "![Every way at equal coherence and equal divergence](../../figures/ways_to_steer.png)",
-            "![Trait against coherence](../../figures/ways_to_steer_front.png)",
-        )
-        return "\n".join([*lines, "", *self._say_best(), "", *images, ""])
+        return "\n".join([*lines, "", *self._say_best(), ""])
 
     def _say_accuracy(self, way: str) -> str:
         """Return the mean accuracy over traits, where it was measured."""
