@@ -260,7 +260,7 @@ class WaysToSteer(Result):
             f"**{self.say_verdict()[0].upper()}{self.say_verdict()[1:]}.**", "",
             "![Every way at equal coherence and equal divergence](../../figures/ways_to_steer.png)", "",
             "![Trait against coherence](../../figures/ways_to_steer_front.png)", "",
-            f"How far the score rises, of 100, averaged over the traits, with 95 % over questions. First judge: {first}; "
+            f"How far the score rises, of 100, averaged over the traits, 95 % over questions. First judge: {first}; "
             f"second: {second}. The last four columns are at equal coherence.", "",
             "| way | equal coherence, first judge | second | equal KL, first judge | second | "
             "coherence | other traits move by | perplexity | accuracy |",
