@@ -16,6 +16,7 @@ from persona_lens.errors import InvalidArgumentError, UnsupportedModelError
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.loading.adapters import check_adapter, check_base, hash_adapter, merge_adapter
 from persona_lens.models.loading.architectures import TESTED
+from persona_lens.models.loading.checkpoints import Checkpoint, find_checkpoint
 from persona_lens.models.loading.embedded import EMBEDDED_MODEL
 from persona_lens.models.loading.fingerprints import (
     fingerprint_adapted,
@@ -24,21 +25,16 @@ from persona_lens.models.loading.fingerprints import (
     remember_origin,
 )
 from persona_lens.models.loading.hooked import CONVERTERS, build_hooked, optimize_memory_layout
-from persona_lens.models.loading.hugging_face import (
-    is_gguf,
-    load_hugging_face,
-    quiet,
-    read_config,
-    resolve_dtype,
-    round_weights,
-)
+from persona_lens.models.loading.hugging_face import load_hugging_face, resolve_dtype, round_weights
 from persona_lens.models.loading.parity import check_parity, read_reference
 from persona_lens.models.loading.placing import DeviceMap, Placement, check_map, check_quantized, choose_placement
-from persona_lens.models.loading.source import Backend, ModelSource, find_anywhere
+from persona_lens.models.loading.process_wide import quiet
+from persona_lens.models.loading.source import Backend, ModelSource, find_anywhere, write_map
 from persona_lens.models.text.templates import (
     ChatSettings,
     TemplateArguments,
     freeze_arguments,
+    pin_today,
     read_settings,
     remember_settings,
 )
@@ -92,6 +88,10 @@ def load_model(
             template does not read.
         ChatTemplateError: Template arguments for a model without a chat template.
 
+    Warns:
+        DatedTemplateWarning: The chat template writes today's date. It is fixed for this model, and recorded, as if it
+            were among the template arguments.
+
     Example:
         >>> import persona_lens as pl
         >>> model = pl.load_model()  # doctest: +SKIP
@@ -107,12 +107,13 @@ def load_model(
     if adapter is not None:
         check_adapter(Path(adapter))
     placement = choose_placement(device, device_map, quantization_config, backend=backend, adapter=adapter is not None)
-    resolved = _resolve_dtype(str(model), dtype, placement)
+    checkpoint = find_checkpoint(str(model))
+    resolved = _resolve_dtype(checkpoint, dtype, placement)
     with quiet():
-        read = _read_weights(str(model), adapter, backend, resolved, placement)
-        arguments = freeze_arguments(read.tokenizer, template_arguments)
+        read = _read_weights(checkpoint, adapter, backend, resolved, placement)
         # A result must not carry a path of the machine that it was made on.
         name = Path(model).expanduser().resolve().name if Path(model).expanduser().exists() else str(model)
+        arguments = freeze_arguments(read.tokenizer, template_arguments)
         name = name if adapter is None else f"{name} + {Path(adapter).resolve().name}"
         loaded = _build(name, read, backend, resolved, read.is_plain and not placement.needs_bridge)
     source = ModelSource(
@@ -121,8 +122,10 @@ def load_model(
         "bridge" if isinstance(loaded, TransformerBridge) else "hooked",
         str(resolved).removeprefix("torch."),
         None if quantization_config is None else quantization_config.to_json_string(use_diff=False),
+        device_map=write_map(device_map),
     )
     remember_origin(loaded, read.fingerprint, read.base_fingerprint, source)
+    arguments = pin_today(read.tokenizer, arguments)
     # Of the model's own tokenizer, which may be a copy.
     remember_settings(loaded.tokenizer, ChatSettings(arguments, _list_stop_tokens(read.hf_model)))
     return loaded
@@ -151,21 +154,20 @@ class _Read:
     is_plain: bool
 
 
-def _resolve_dtype(name: str, dtype: str | torch.dtype, placement: Placement) -> torch.dtype:
+def _resolve_dtype(checkpoint: Checkpoint, dtype: str | torch.dtype, placement: Placement) -> torch.dtype:
     """Return the weights' dtype: the files' own where they stay there or are quantised there.
 
     Raises:
         InvalidArgumentError: Another one was asked for.
     """
     resolved = resolve_dtype(dtype, placement.device)
-    if is_gguf(name) and placement.in_files:
+    if checkpoint.is_gguf and placement.in_files:
         rule, hint = "be left out for a GGUF file, whose weights are unpacked into memory", "Save it as safetensors."
         raise InvalidArgumentError.of("device_map", rule, "disk", hint)
-    config = None if is_gguf(name) else read_config(name)
-    quantized = placement.quantization_config is None and getattr(config, "quantization_config", None) is not None
-    if config is None or not (placement.in_files or quantized):
+    quantized = placement.quantization_config is None and checkpoint.quantization is not None
+    if checkpoint.config is None or not (placement.in_files or quantized):
         return resolved
-    own: torch.dtype = config.dtype or torch.float32
+    own: torch.dtype = checkpoint.config.dtype or torch.float32
     if dtype != "auto" and resolved != own:
         rule = f"be 'auto' or the files' own, {str(own).removeprefix('torch.')}: weights are used as they lie there"
         raise InvalidArgumentError.of("dtype", rule, dtype)
@@ -173,12 +175,16 @@ def _resolve_dtype(name: str, dtype: str | torch.dtype, placement: Placement) ->
 
 
 def _read_weights(
-    name: str, adapter: str | Path | None, backend: Backend | None, dtype: torch.dtype, placement: Placement
+    checkpoint: Checkpoint,
+    adapter: str | Path | None,
+    backend: Backend | None,
+    dtype: torch.dtype,
+    placement: Placement,
 ) -> _Read:
     # With an adapter in the files' own precision, so that what it adds is rounded once, with the sum; for float16,
     # since its rounding cannot be told from another model's.
     is_rounded_here = adapter is not None or (dtype == torch.float16 and placement.quantization_config is None)
-    hf_model, tokenizer = load_hugging_face(name, "auto" if is_rounded_here else dtype, placement)
+    hf_model, tokenizer = load_hugging_face(checkpoint, "auto" if is_rounded_here else dtype, placement)
     check_map(getattr(hf_model, "hf_device_map", None) or {})
     method = read_quantization(hf_model)
     if method is not None:
@@ -187,10 +193,10 @@ def _read_weights(
     base_fingerprint = None
     if adapter is not None:
         base_fingerprint = fingerprint
-        check_base(Path(adapter), name, base_fingerprint)
+        check_base(Path(adapter), checkpoint.name, base_fingerprint)
         hf_model = merge_adapter(hf_model, Path(adapter))
         fingerprint = fingerprint_adapted(hf_model, hash_adapter(Path(adapter)))
-    if method is None:
+    if is_rounded_here and method is None:
         round_weights(hf_model, dtype)
     if not getattr(hf_model, "hf_device_map", None):
         hf_model.to(placement.device)
@@ -238,7 +244,7 @@ def _adopt(model: HookedModel, backend: Backend | None, arguments: TemplateArgum
         rule = f"be {found!r} or None for this loaded model"
         raise InvalidArgumentError.of("backend", rule, backend, "Load it by name.")
     if arguments is not None:
-        frozen = freeze_arguments(model.tokenizer, arguments)
+        frozen = pin_today(model.tokenizer, freeze_arguments(model.tokenizer, arguments))
         remember_settings(model.tokenizer, replace(read_settings(model.tokenizer), arguments=frozen))
     return model
 

@@ -10,13 +10,11 @@ import torch
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from persona_lens.errors import InvalidArgumentError, UnsupportedModelError
+from persona_lens.models.loading.source import DISK, MAP_WORDS
 
 DeviceMap = str | Mapping[str, int | str | torch.device]
 
-# Words that accelerate resolves by the memory that is free; `disk` is ours, see Placement.
-_WORDS = ("auto", "balanced", "balanced_low_0", "sequential")
-_DISK = "disk"
-_OFFLOADED = (_DISK, "meta")
+_OFFLOADED = (DISK, "meta")
 _BRIDGE = 'Leave out backend, or pass "bridge".'
 
 
@@ -77,8 +75,8 @@ def choose_placement(
             raise InvalidArgumentError.of("quantization_config", rule, type(quantization_config).__name__)
         return Placement(torch.device("cpu"), None, None, in_files=True)
     if isinstance(device_map, str):
-        if device_map not in _WORDS:
-            what = f"{', '.join(map(repr, _WORDS))}, 'disk', a mapping, or a device"
+        if device_map not in MAP_WORDS:
+            what = f"{', '.join(map(repr, sorted(MAP_WORDS)))}, a mapping, or a device"
             return _place_all(find_device(device_map, "device_map", what), quantization_config)
         return Placement(find_device(None), device_map, quantization_config)
     if not device_map:
@@ -145,4 +143,4 @@ def find_device(device: Any, parameter: str = "device", what: str = "None or a d
 
 
 def _asks_for_disk(device_map: DeviceMap | None) -> bool:
-    return device_map == _DISK or (isinstance(device_map, Mapping) and dict(device_map) == {"": _DISK})
+    return device_map == DISK or (isinstance(device_map, Mapping) and dict(device_map) == {"": DISK})

@@ -9,7 +9,7 @@ from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM, Torc
 
 import persona_lens as pl
 from persona_lens.errors import InvalidArgumentError, UnsupportedModelError
-from persona_lens.models.loading import hugging_face, load_hugging_face, placing, round_weights
+from persona_lens.models.loading import load_hugging_face, placing, process_wide, round_weights
 from persona_lens.models.loading.fingerprints import read_quantization
 from persona_lens.models.loading.hooked import build_hooked
 from persona_lens.models.loading.text_part import take_text_part
@@ -201,7 +201,7 @@ def test_quantised_weights_run_through_the_bridge_and_have_a_fingerprint_of_thei
 
 def test_loads_that_end_in_another_order_than_they_began_leave_the_reader_as_it_was():
     own = vars(modeling_utils)["safe_open"]
-    first, second = hugging_face._unmapped_files(), hugging_face._unmapped_files()
+    first, second = process_wide.unmapped_files(), process_wide.unmapped_files()
     entered = []
 
     def load():
@@ -216,6 +216,25 @@ def test_loads_that_end_in_another_order_than_they_began_leave_the_reader_as_it_
     thread.join()
     assert entered
     assert vars(modeling_utils)["safe_open"] is own
+
+
+def test_a_model_that_is_made_without_memory_leaves_no_other_threads_without(tiny_folder):
+    """Else the second thread's weights would be empty, and the last to end would leave torch's own function changed."""
+    register, begun, made = torch.nn.Module.register_parameter, threading.Event(), []
+
+    def make():
+        begun.set()
+        made.append(load_hugging_face(tiny_folder("llama"), torch.float32)[0])
+
+    thread = threading.Thread(target=make)
+    with process_wide.empty_weights():
+        thread.start()
+        begun.wait()
+        thread.join(0.2)
+        assert not made  # it waits
+    thread.join()
+    assert not any(weight.is_meta for weight in made[0].parameters())
+    assert torch.nn.Module.register_parameter is register
 
 
 def test_the_text_part_of_a_quantised_model_is_quantised_and_its_codes_are_not_rounded():
