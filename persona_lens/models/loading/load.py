@@ -27,9 +27,17 @@ from persona_lens.models.loading.fingerprints import (
 from persona_lens.models.loading.hooked import CONVERTERS, build_hooked, optimize_memory_layout
 from persona_lens.models.loading.hugging_face import load_hugging_face, resolve_dtype, round_weights
 from persona_lens.models.loading.parity import check_parity, read_reference
-from persona_lens.models.loading.placing import DeviceMap, Placement, check_map, check_quantized, choose_placement
+from persona_lens.models.loading.placing import (
+    DeviceMap,
+    Placement,
+    check_map,
+    check_quantized,
+    choose_placement,
+    spread,
+)
 from persona_lens.models.loading.process_wide import quiet
 from persona_lens.models.loading.source import Backend, ModelSource, find_anywhere, write_map
+from persona_lens.models.loading.spreading import choose_places, count_bytes, measure_rooms, spread_weights
 from persona_lens.models.text.templates import (
     ChatSettings,
     TemplateArguments,
@@ -63,10 +71,12 @@ def load_model(
             None takes ``hooked`` wherever that class can hold the architecture.
         dtype: ``auto`` is bfloat16 on a GPU or CPU that computes it in hardware, else float32.
         device: None takes a GPU if there is one.
-        device_map: In place of ``device``, through a bridge: ``"auto"`` or another of accelerate's words, or a mapping
-            from modules to devices; nothing may be offloaded. ``"disk"`` leaves the weights in their safetensors files
-            and computes on the CPU: the system reads them as they are needed and drops them where memory is short; in
-            the files' own dtype.
+        device_map: In place of ``device``, through a bridge. A mapping from the Hugging Face model's modules to devices
+            or ``"disk"``: the first GPU that it names computes, else the CPU, and blocks that lie elsewhere are copied
+            there while they run. What is on the disk stays in its safetensors files: the system reads it as it is
+            needed and drops it where memory is short. ``"disk"`` leaves all there, and the CPU computes. ``"auto"``
+            takes one device where that has room, else fills the first GPU, the others, memory and the disk in turn.
+            Over several places weights have the files' own dtype.
         quantization_config: transformers' ``BitsAndBytesConfig``, ``TorchAoConfig`` …: weights are quantised as they
             are loaded, through a bridge. A checkpoint that is quantised already needs none.
         template_arguments: What the chat template reads besides the messages, such as ``{"enable_thinking": False}``
@@ -80,7 +90,7 @@ def load_model(
         ModelNotFoundError: No such model; the message says what to type.
         UnsupportedModelError: An architecture that neither class holds, or that TransformerLens computes otherwise than
             Hugging Face does; ``backend="hooked"`` for an architecture, a map or quantised weights that
-            HookedTransformer cannot hold; a map that offloads; quantised weights whose library is not installed.
+            HookedTransformer cannot hold; quantised weights that would be spread, or whose library is not installed.
         FileFormatError: An adapter that is for another architecture, or not in safetensors.
         ModelMismatchError: An adapter that was trained on other weights, if it says so.
         InvalidArgumentError: An unknown backend, dtype or device; arguments that exclude one another; any but
@@ -108,6 +118,7 @@ def load_model(
         check_adapter(Path(adapter))
     placement = choose_placement(device, device_map, quantization_config, backend=backend, adapter=adapter is not None)
     checkpoint = find_checkpoint(str(model))
+    placement = _find_room(checkpoint, dtype, placement, adapter)
     resolved = _resolve_dtype(checkpoint, dtype, placement)
     with quiet():
         read = _read_weights(checkpoint, adapter, backend, resolved, placement)
@@ -116,6 +127,8 @@ def load_model(
         arguments = freeze_arguments(read.tokenizer, template_arguments)
         name = name if adapter is None else f"{name} + {Path(adapter).resolve().name}"
         loaded = _build(name, read, backend, resolved, read.is_plain and not placement.needs_bridge)
+        if placement.places is not None:
+            spread_weights(loaded, placement.places, placement.device)
     source = ModelSource(
         find_anywhere(model),
         None if adapter is None else find_anywhere(adapter),
@@ -152,6 +165,28 @@ class _Read:
     fingerprint: str
     base_fingerprint: str | None
     is_plain: bool
+
+
+def _find_room(
+    checkpoint: Checkpoint, dtype: str | torch.dtype, placement: Placement, adapter: str | Path | None
+) -> Placement:
+    """Resolve a word for a map by the memory that is free: one device where it holds all, else several places.
+
+    Raises:
+        InvalidArgumentError: There is room neither on one device nor on several.
+    """
+    word, config = placement.device_map, checkpoint.config
+    if not isinstance(word, str) or placement.quantization_config is not None:
+        return placement
+    whole = Placement(placement.device, {"": placement.device})
+    if config is None or checkpoint.quantization is not None or adapter is not None:
+        return whole
+    stem, blocks, outside = count_bytes(config, resolve_dtype(dtype, placement.device))
+    rooms = measure_rooms()
+    places = choose_places(blocks, outside, rooms)
+    if places is None:
+        return whole
+    return spread({"": next(iter(rooms)), **{f"{stem}.{i}": place for i, place in enumerate(places)}})
 
 
 def _resolve_dtype(checkpoint: Checkpoint, dtype: str | torch.dtype, placement: Placement) -> torch.dtype:
@@ -198,7 +233,7 @@ def _read_weights(
         fingerprint = fingerprint_adapted(hf_model, hash_adapter(Path(adapter)))
     if is_rounded_here and method is None:
         round_weights(hf_model, dtype)
-    if not getattr(hf_model, "hf_device_map", None):
+    if not getattr(hf_model, "hf_device_map", None) and not placement.in_files:
         hf_model.to(placement.device)
     return _Read(hf_model, tokenizer, fingerprint, base_fingerprint, method is None)
 
