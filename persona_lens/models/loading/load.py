@@ -181,7 +181,10 @@ def _find_room(
     whole = Placement(placement.device, {"": placement.device})
     if config is None or checkpoint.quantization is not None or adapter is not None:
         return whole
-    stem, blocks, outside = count_bytes(config, resolve_dtype(dtype, placement.device))
+    try:
+        stem, blocks, outside = count_bytes(config, resolve_dtype(dtype, placement.device))
+    except ValueError:  # a configuration of no class that is known, which loading refuses by name
+        return whole
     rooms = measure_rooms()
     places = choose_places(blocks, outside, rooms)
     if places is None:

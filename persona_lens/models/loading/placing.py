@@ -85,8 +85,17 @@ def choose_placement(
 
 
 def spread(places: Mapping[str, str]) -> Placement:
-    """Return a placement over several places: the first GPU that is named computes, else the CPU."""
+    """Return a placement over several places: the first GPU that is named computes, else the CPU.
+
+    Raises:
+        InvalidArgumentError: A GPU that is not there.
+    """
     devices = [place for place in places.values() if place not in (DISK, "cpu")]
+    n_gpus = torch.cuda.device_count()
+    missing = {one for one in devices if torch.device(one).type == "cuda" and (torch.device(one).index or 0) >= n_gpus}
+    if missing:
+        rule = f"name devices of this machine, which has {n_gpus} GPUs"
+        raise InvalidArgumentError.of("device_map", rule, sorted(missing))
     computing = torch.device(devices[0] if devices else "cpu")
     only_disk = set(places.values()) == {DISK}
     return Placement(computing, None, None, in_files=True, places=None if only_disk else places)

@@ -103,6 +103,11 @@ def pin_today(tokenizer: Any, arguments: str) -> str:
     given = json.loads(arguments or "{}")
     if not template or _TODAY in given or _TODAY not in str(template):
         return arguments
+    try:
+        if _TODAY not in list_template_variables(tokenizer):  # as where a comment names it
+            return arguments
+    except ChatTemplateError:  # which is said when a prompt is written
+        return arguments
     days = ("2001-02-03", "2002-03-04")
     renderers = [Renderer(tokenizer, {**given, _TODAY: day}) for day in days]
     asked = {"role": "user", "content": "x"}

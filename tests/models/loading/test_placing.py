@@ -219,6 +219,7 @@ def test_places_that_a_gpu_could_not_fetch_from_are_refused(tmp_path, places, me
         ({"device_map": "auto", "device": "cpu"}, "`device` must be left out"),
         ({"device_map": {"": "abacus"}}, "`device_map` must be devices or 'disk' that torch knows"),
         ({"device_map": {"": "meta"}}, "`device_map` must name devices, or 'disk'"),
+        ({"device_map": {"": "cuda:97", "model.layers.1": "disk"}}, "`device_map` must name devices of this machine"),
         ({"device_map": "disk", "quantization_config": FOUR_BITS}, "`quantization_config` must be left out"),
     ],
 )  # fmt: skip

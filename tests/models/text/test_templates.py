@@ -121,7 +121,8 @@ def test_no_day_is_kept_where_prompts_have_none():
         assert pin_today(TOKENIZERS[name], "") == ""
     given = freeze_arguments(TOKENIZERS["llama3"], {"date_string": "1 Jan 2025"})
     assert pin_today(TOKENIZERS["llama3"], given) == given
-    assert pin_today(make_tokenizer(template=None), "") == ""
+    for template in (None, "{# strftime_now #}", "{{ strftime_now", "{% set day = strftime_now('%d') %}"):
+        assert pin_today(make_tokenizer(template=template), "") == ""
 
 
 def test_arguments_for_no_template_and_a_template_that_is_none_are_refused():
