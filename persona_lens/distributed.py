@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain, islice
 from typing import Any, TypeVar
 
@@ -141,11 +142,11 @@ class RayWorkers:
             ray.init()
         self._check_cluster(ray.cluster_resources())
         n_threads = max(1, round(self.cpus))
-        workers = [make(n_threads, None if self.gpus else "cpu") for _ in range(n)]
+        pool = _Pool(ray, partial(make, n_threads, None if self.gpus else "cpu"), n)
         try:
-            yield _Pool(ray, workers)
+            yield pool
         finally:
-            for worker in workers:
+            for worker in pool.workers:
                 ray.kill(worker)
 
     def _check_cluster(self, there: dict[str, float]) -> None:
@@ -161,28 +162,36 @@ class RayWorkers:
 class _Pool:
     """Workers that have been started."""
 
-    def __init__(self, ray: Any, workers: Sequence[Any]) -> None:
-        self.ray, self.workers = ray, workers
+    def __init__(self, ray: Any, make: Callable[[], Any], n: int) -> None:
+        self.ray, self.make, self.n, self.workers = ray, make, n, [make() for _ in range(n)]
 
     def compute_each(self, pieces: Sequence[Callable[[], Any]]) -> Iterator[Any]:
         if not pieces:
             return
+        self.workers += [self.make() for _ in range(self.n - len(self.workers))]
         # The first one now: what cannot be sent is refused at once.
         waiting = enumerate(chain([_send(self.ray, pieces[0])], (_send(self.ray, piece) for piece in pieces[1:])))
         # A worker is given a piece once it has begun, which one that finds no room never does.
         busy: dict[Any, tuple[Any, int | None]] = {worker.begin.remote(): (worker, None) for worker in self.workers}
         done, n_given = {}, 0
-        while n_given < len(pieces):
-            (ended, *_), _ = self.ray.wait(list(busy))
-            worker, index = busy.pop(ended)
-            result = _get(self.ray, ended, index)
-            if index is not None:
-                done[index] = result
-            for index, sent in islice(waiting, 1):
-                busy[worker.compute.remote(*sent)] = (worker, index)
-            while n_given in done:
-                yield done.pop(n_given)
-                n_given += 1
+        try:
+            while n_given < len(pieces):
+                (ended, *_), _ = self.ray.wait(list(busy))
+                worker, index = busy.pop(ended)
+                result = _get(self.ray, ended, index)
+                if index is not None:
+                    done[index] = result
+                for index, sent in islice(waiting, 1):
+                    busy[worker.compute.remote(*sent)] = (worker, index)
+                while n_given in done:
+                    yield done.pop(n_given)
+                    n_given += 1
+        finally:
+            # What nobody waits for any more, as another piece has failed. Ray ends no call that has begun but by ending
+            # its process; the next pieces get another.
+            for worker in [worker for worker, index in busy.values() if index is not None]:
+                self.ray.kill(worker)
+                self.workers.remove(worker)
 
 
 class _Worker:
@@ -234,7 +243,8 @@ def load_once(source: ModelSource) -> HookedModel:
             adapter=source.adapter,
             backend=source.backend,
             dtype=source.dtype,
-            device=_device,
+            device=None if source.device_map else _device,
+            device_map=json.loads(source.device_map or "null"),
             quantization_config=config,
             template_arguments=json.loads(source.template_arguments or "null"),
         )

@@ -21,6 +21,7 @@ PersonaLensError
 PersonaLensWarning            (UserWarning)
 ├── SystemRoleMergedWarning   a template without system role; the system prompt went into the user turn
 ├── ControlTextWarning        a text that spells a control token, which was read as text
+├── DatedTemplateWarning      a chat template that writes today's date, which was fixed and recorded
 ├── UnfinishedThoughtWarning  responses that are thoughts without an end, and so without an answer
 └── ShortTrainingWarning      a fine-tuning run that ends while the learning rate is still rising
 ```
@@ -111,6 +112,10 @@ class SystemRoleMergedWarning(PersonaLensWarning):
 
 class ControlTextWarning(PersonaLensWarning):
     """A text spells one of the tokenizer's control tokens; it was read as ordinary text."""
+
+
+class DatedTemplateWarning(PersonaLensWarning):
+    """A chat template writes today's date into prompts, which was fixed for a model and is recorded."""
 
 
 class UnfinishedThoughtWarning(PersonaLensWarning):

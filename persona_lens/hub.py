@@ -9,7 +9,8 @@ from __future__ import annotations
 import html
 import json
 import re
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -116,6 +117,16 @@ def push_file(repo_id: str, name: str, content: bytes, card: Card, *, private: b
         return api.create_commit(whole, operations, commit_message=f"{name} by {_LIBRARY} {version(_LIBRARY)}").oid
     except Exception as error:  # of whichever HTTP library it uses
         raise _refused("repo_id", "name a repository of the hub that may be written", repo_id, error) from error
+
+
+def push_saved(
+    repo_id: str, name: str, save: Callable[[Path], object], card: Card, *, private: bool | None = None
+) -> str:
+    """Do as :func:`push_file` with the file that an object's ``save`` writes."""
+    with tempfile.TemporaryDirectory() as folder:
+        save(Path(folder) / name)
+        content = (Path(folder) / name).read_bytes()
+    return push_file(repo_id, name, content, card, private=private)
 
 
 def fetch_file(repo_id: str, name: str, revision: str | None = None) -> Path:

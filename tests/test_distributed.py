@@ -122,6 +122,31 @@ def test_what_pieces_return_and_raise_comes_back_in_their_order(tmp_path):
     assert seen == list(range(5))
 
 
+def mark_later(begun, ended, seconds):
+    begun.touch()
+    time.sleep(seconds)
+    ended.touch()
+
+
+def fail_after(mark):
+    while not mark.exists():
+        time.sleep(0.01)
+    raise InvalidArgumentError("this one fails")
+
+
+@slow
+@pytest.mark.usefixtures("cluster")
+def test_a_piece_that_fails_ends_the_others_and_the_workers_go_on_to_the_next_pieces(tmp_path):
+    begun, ended = tmp_path / "begun", tmp_path / "ended"
+    with TWO.started() as two:
+        with pytest.raises(InvalidArgumentError, match="this one fails"):
+            list(two.compute_each([partial(mark_later, begun, ended, 6.0), partial(fail_after, begun)]))
+        left_at = time.monotonic()
+        assert list(two.compute_each([partial(tell, n) for n in range(4)])) == list(range(4))
+        time.sleep(max(0.0, 7.0 - (time.monotonic() - left_at)))
+    assert not ended.exists()
+
+
 @slow
 @pytest.mark.usefixtures("cluster")
 def test_a_piece_that_ends_worker_after_worker_is_given_up(monkeypatch):
@@ -137,6 +162,22 @@ def test_a_worker_that_finds_other_weights_under_the_name_refuses_them(tmp_path,
     save_tiny(tmp_path, "llama", seed=1)
     with pytest.raises(ModelMismatchError, match="same files"):
         distributed._Worker(torch.get_num_threads(), "cpu").compute([needed], [])
+
+
+def test_a_worker_spreads_the_weights_as_they_are_spread_here(tmp_path, monkeypatch):
+    monkeypatch.setattr(distributed, "_loaded", {})
+    monkeypatch.setattr(distributed, "_device", "cpu")
+    folder = save_tiny(tmp_path, "llama")
+    for device_map, kept in (("disk", '"disk"'), ({"": "cpu", "lm_head": "disk"}, '{"": "cpu", "lm_head": "disk"}')):
+        model = pl.load_model(folder, device_map=device_map)
+        source, info = distributed._find_source(model)
+        assert source.device_map == kept
+        there = distributed.load_once(source)
+        assert pl.describe_model(there) == info
+        assert folder in Path("/proc/self/maps").read_text()
+    for one_device in ("cpu", {"": "cpu"}):
+        source, _ = distributed._find_source(pl.load_model(folder, device_map=one_device))
+        assert source.device_map == ""
 
 
 @slow

@@ -18,6 +18,16 @@ Kind = Literal["reading", "sentences", "likelihood", "endpoint"]
 DEFAULT_MODEL = "smollm2-135m-instruct"
 """The embedded model; said here too, since its own module imports what reads it."""
 
+DEFAULT_LIMITS = {"max_row_bytes": 1 << 22, "max_depth": 100, "max_ratio": 200}
+"""Those of :class:`persona_lens.conversations.ReadLimits`, likewise."""
+
+TemplateOption = Annotated[
+    str | None,
+    tyro.conf.arg(
+        metavar="JSON",
+        help="What the chat template reads besides the messages, as one JSON object: '{\"enable_thinking\": false}'.",
+    ),
+]
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
 
@@ -88,6 +98,7 @@ class Steer:
     """Or a file that `persona-lens extract` wrote."""
     model: str = DEFAULT_MODEL
     """Bundled model, Hugging Face name, folder or GGUF file."""
+    template_arguments: TemplateOption = None
     layer: int | None = None
     """Zero-based block index; the one that was tried if left out."""
     coefficient: float | None = None
@@ -130,6 +141,7 @@ class Extract:
     """JSONL file of written answers of your own."""
     model: str = DEFAULT_MODEL
     """Bundled model, Hugging Face name, folder or GGUF file."""
+    template_arguments: TemplateOption = None
     json: Flag = False
     """Print one JSON object."""
 
@@ -162,6 +174,7 @@ class Sweep:
     """JSONL file of written answers of your own: the vector is read from them, and the judge fitted on them."""
     model: str = DEFAULT_MODEL
     """Bundled model, Hugging Face name, folder or GGUF file."""
+    template_arguments: TemplateOption = None
     layers: tuple[int, ...] = ()
     """Zero-based block indices; every third if left out."""
     coefficients: tuple[float, ...] = (1.0, 2.0)
@@ -201,6 +214,7 @@ class Validate:
     """The endpoint; OPENAI_BASE_URL or OpenAI itself if left out. The key comes from OPENAI_API_KEY."""
     model: str = DEFAULT_MODEL
     """The model that is judged, and that reads."""
+    template_arguments: TemplateOption = None
     json: Flag = False
     """Print one JSON object."""
 
@@ -267,6 +281,7 @@ class Doctor:
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")] = DEFAULT_MODEL
     """Bundled model, Hugging Face name, folder or GGUF file."""
+    template_arguments: TemplateOption = None
     backend: Backend | None = None
     """The class that runs it; `hooked` wherever that can hold the architecture, if left out."""
     dtype: Dtype = "auto"
@@ -279,3 +294,76 @@ class Doctor:
     """For which machine to plan; `here` measures this one."""
     json: Flag = False
     """Print one JSON object."""
+
+
+@dataclass(frozen=True)
+class Screen:
+    """Screen conversations for persona traits before anyone trains on them.
+
+    Reads DATA, lets the model answer every prompt itself, and measures how far the answers in the data lie from its
+    own along each trait's vector (projection difference). Writes scores of every row, a report.html, and with --clean
+    or --judge also kept.jsonl and held.jsonl. Killed at any point, the same command goes on where it was.
+
+    Exit status: 0 done; 2 a wrong argument or file; 3 a trait's projection difference is surely above --fail-above, or
+    cannot be measured; 4 more rows have none than --max-bad allows, or the data could not be read to their end.
+
+    Try:
+
+    persona-lens screen chats.jsonl --trait evil --trait sycophancy --out screened
+
+    persona-lens screen chats.jsonl.zst --trait evil --out screened --clean trusted.jsonl
+
+    persona-lens screen chats.parquet --trait evil --out screened --max-rows 2000 --fail-above 0.1
+    """
+
+    data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
+    """JSONL (also .gz, .zst), JSON or Parquet file with `messages` or ShareGPT's `conversations`; or a Hub name."""
+    trait: tyro.conf.UseAppendAction[tuple[str, ...]]
+    """Bundled trait's name, or path of a trait's JSON file; may be repeated."""
+    out: Path
+    """Folder for everything that is written."""
+    model: str = DEFAULT_MODEL
+    """The model that is to be trained: bundled, Hugging Face name, folder or GGUF file."""
+    template_arguments: TemplateOption = None
+    vectors: Path | None = None
+    """Folder with vector_TRAIT.safetensors; what is not there is read from written answers, or else extracted, which
+    takes minutes, and kept."""
+    layer: int | None = None
+    """Zero-based block index of the projections; the middle one if left out."""
+    clean: str | None = None
+    """Data that are called clean: a row above their 95th percentile of ΔP on any trait is held back."""
+    quantile: float = 0.95
+    """The percentile, as a fraction."""
+    judge: Flag = False
+    """Hold back what the trait's default judge scores above 50; with --clean either reason is enough."""
+    split: str = "train"
+    """Split, if DATA is a Hub dataset; of CLEAN it is `train`."""
+    subset: str | None = None
+    """Subset (configuration), if DATA is a Hub dataset."""
+    max_rows: int | None = None
+    """Read only so many rows."""
+    turn: Literal["first", "last"] = "first"
+    """Which answer of a longer conversation counts."""
+    max_prompt_tokens: int = 512
+    """Longer prompts are listed, not scored."""
+    max_response_tokens: int = 64
+    """Answers are screened up to here; what comes after goes unseen, and costs nothing."""
+    base: Literal["sampled", "last_prompt"] = "sampled"
+    """What an answer is compared with: the model's own answer, or the prompt's last token, which is faster and less
+    exact."""
+    fail_above: float | None = None
+    """Exit with 3 if a trait's whole interval lies above this many lengths of its vector."""
+    max_bad: float | None = None
+    """Exit with 4 if more than this fraction of the rows has no projection difference: rows that could not be read or
+    scored, or to whose prompt the model says nothing itself. Left out, 0 with --fail-above, else any number may."""
+    allow_unread: Flag = False
+    """Let data pass that could not be read to their end, as where a file was cut off; else the exit is 4, as nobody
+    knows how many rows are missing."""
+    max_row_bytes: int = DEFAULT_LIMITS["max_row_bytes"]
+    """A row of a file that is larger is listed, not read."""
+    max_depth: int = DEFAULT_LIMITS["max_depth"]
+    """A row of JSON with more brackets open at once is listed, not read."""
+    max_ratio: int = DEFAULT_LIMITS["max_ratio"]
+    """A compressed file is read up to so many times its size, or 64 MiB."""
+    json: Flag = False
+    """Print one JSON object last."""

@@ -13,14 +13,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from persona_lens.cli.arguments import Extract, Source, Sweep
+from persona_lens.cli.arguments import Extract, Screen, Source, Steer, Sweep, Validate
 from persona_lens.errors import InvalidArgumentError
 from persona_lens.judges.default import fit_reading_judge
 from persona_lens.judges.judgement import Judge
 from persona_lens.models.engine.requests import Sampling
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.sites import check_layer
-from persona_lens.models.loading import EMBEDDED_MODEL, describe_model
+from persona_lens.models.loading import EMBEDDED_MODEL, describe_model, load_model
 from persona_lens.run import Run
 from persona_lens.storage import ShardStore, collect_versions
 from persona_lens.traits.library import list_traits, load_trait
@@ -152,6 +152,34 @@ def read_trait(name: str) -> Trait:
     if not Path(name).is_file():
         raise InvalidArgumentError.of("--trait", "be a bundled trait's name or an existing file", name)
     return Trait.from_json(name)
+
+
+def load(arguments: Steer | Extract | Sweep | Validate | Screen) -> HookedModel:
+    """Load the model that a command's arguments name, with the template arguments that they give.
+
+    Raises:
+        InvalidArgumentError: The template arguments are no JSON object, or the chat template does not read one.
+    """
+    given = read_template_arguments(arguments.template_arguments)
+    return load_model(arguments.model, template_arguments=given)
+
+
+def read_template_arguments(given: str | None) -> dict[str, Any] | None:
+    """Read ``--template-arguments``.
+
+    Raises:
+        InvalidArgumentError: No JSON object.
+    """
+    if given is None:
+        return None
+    try:
+        arguments = json.loads(given)
+    except (ValueError, RecursionError):
+        arguments = None
+    if not isinstance(arguments, dict):
+        rule = "be one JSON object, such as '{\"enable_thinking\": false}'"
+        raise InvalidArgumentError.of("--template-arguments", rule, given, "Quote it for the shell.")
+    return arguments
 
 
 def choose_sampling(model: HookedModel) -> Sampling:

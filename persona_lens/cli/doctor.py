@@ -6,6 +6,7 @@ import torch
 from rich.text import Text
 
 from persona_lens.cli.arguments import Doctor
+from persona_lens.cli.choosing import read_template_arguments
 from persona_lens.cli.terminal import print_json, print_line, print_table
 from persona_lens.diagnosis.examination import doctor
 from persona_lens.diagnosis.finding import Diagnosis
@@ -40,7 +41,10 @@ def print_plan(arguments: Doctor) -> int:
 
 def examine(arguments: Doctor) -> int:
     """Load the model, examine it, print what was found."""
-    model = load_model(arguments.model, backend=arguments.backend, dtype=arguments.dtype, device=arguments.device)
+    model = load_model(
+        arguments.model, backend=arguments.backend, dtype=arguments.dtype, device=arguments.device,
+        template_arguments=read_template_arguments(arguments.template_arguments),
+    )  # fmt: skip
     found = doctor(model)
     if arguments.json:
         print_json(found.to_json() | {"passed": found.passed})

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from persona_lens.cli.arguments import Extract
-from persona_lens.cli.choosing import choose_origin, keep_unfinished, list_read, make_vector
+from persona_lens.cli.choosing import choose_origin, keep_unfinished, list_read, load, make_vector
 from persona_lens.cli.terminal import print_json, print_line
 from persona_lens.files import check_apart, check_file_or_nothing
-from persona_lens.models.loading import describe_model, load_model
+from persona_lens.models.loading import describe_model
 
 
 def run(arguments: Extract) -> int:
@@ -15,7 +15,7 @@ def run(arguments: Extract) -> int:
     check_apart({"--out": arguments.out}, list_read(arguments))
     check_file_or_nothing(arguments.out, "--out")
     arguments.out.parent.mkdir(parents=True, exist_ok=True)  # before any model runs
-    model = load_model(arguments.model)
+    model = load(arguments)
     config = {"origin": origin.fingerprint, "model": describe_model(model).to_json()}
     with keep_unfinished(arguments.out.with_name(f"{arguments.out.name[:80]}.unfinished"), config) as run:
         vector = make_vector(model, origin, run)

@@ -25,8 +25,7 @@ class Command:
 
     Args:
         summary: What it does, in a line.
-        kind: Its arguments' class.
-        arguments: The module that has it.
+        kind: Its arguments' class, in ``persona_lens.cli.arguments``.
         work: The module whose ``run`` takes them.
         go_on: What to say to someone who breaks it off.
     """
@@ -35,11 +34,10 @@ class Command:
     kind: str
     work: str
     go_on: str = "Nothing was written."
-    arguments: str = _ARGUMENTS
 
     def load_arguments(self) -> Any:
         """Import the arguments' class."""
-        return getattr(import_module(self.arguments), self.kind)
+        return getattr(import_module(_ARGUMENTS), self.kind)
 
     def run(self, arguments: Any) -> int:
         """Import the work and do it."""
@@ -58,8 +56,7 @@ COMMANDS = {
     "validate": Command("may a judge be believed?", "Validate", "persona_lens.cli.validating"),
     "convert": Command("a vector's file, from one program's to another's", "Convert", "persona_lens.cli.converting"),
     "screen": Command(
-        "training data screened before anyone trains on it", "Screen", "persona_lens.cli.screening", _GOES_ON,
-        "persona_lens.cli.screening",
+        "training data screened before anyone trains on it", "Screen", "persona_lens.cli.screening", _GOES_ON
     ),
 }  # fmt: skip
 HELP = """usage: persona-lens COMMAND [options]

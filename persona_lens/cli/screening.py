@@ -5,21 +5,17 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-import tyro
-
-from persona_lens.cli.choosing import find_vector, read_trait
+from persona_lens.cli.arguments import Screen
+from persona_lens.cli.choosing import find_vector, load, read_trait
 from persona_lens.cli.terminal import print_json, print_nothing
 from persona_lens.conversations import UNREAD, ReadLimits, read_conversations, resolve_source
 from persona_lens.errors import InvalidArgumentError
 from persona_lens.files import write_bytes_atomically
 from persona_lens.judges.default import default_judge
 from persona_lens.models.hooks.sites import check_layer
-from persona_lens.models.loading import EMBEDDED_MODEL, load_model
 from persona_lens.plots.screening import report_screening
 from persona_lens.screening.scores import ScreenSettings
 from persona_lens.screening.screen import screen
@@ -33,78 +29,6 @@ _KEPT, _HELD, _REPORT = "kept.jsonl", "held.jsonl", "report.html"
 _SCORES, _CLEAN = "scores", "clean"
 
 
-@dataclass(frozen=True)
-class Screen:
-    """Screen conversations for persona traits before anyone trains on them.
-
-    Reads DATA, lets the model answer every prompt itself, and measures how far the answers in the data lie from its
-    own along each trait's vector (projection difference). Writes scores of every row, a report.html, and with --clean
-    or --judge also kept.jsonl and held.jsonl. Killed at any point, the same command goes on where it was.
-
-    Exit status: 0 done; 2 a wrong argument or file; 3 a trait's projection difference is surely above --fail-above, or
-    cannot be measured; 4 more rows have none than --max-bad allows, or the data could not be read to their end.
-
-    Try:
-
-    persona-lens screen chats.jsonl --trait evil --trait sycophancy --out screened
-
-    persona-lens screen chats.jsonl.zst --trait evil --out screened --clean trusted.jsonl
-
-    persona-lens screen chats.parquet --trait evil --out screened --max-rows 2000 --fail-above 0.1
-    """
-
-    data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
-    """JSONL (also .gz, .zst), JSON or Parquet file with `messages` or ShareGPT's `conversations`; or a Hub name."""
-    trait: tyro.conf.UseAppendAction[tuple[str, ...]]
-    """Bundled trait's name, or path of a trait's JSON file; may be repeated."""
-    out: Path
-    """Folder for everything that is written."""
-    model: str = EMBEDDED_MODEL
-    """The model that is to be trained: bundled, Hugging Face name, folder or GGUF file."""
-    vectors: Path | None = None
-    """Folder with vector_TRAIT.safetensors; what is not there is read from written answers, or else extracted, which
-    takes minutes, and kept."""
-    layer: int | None = None
-    """Zero-based block index of the projections; the middle one if left out."""
-    clean: str | None = None
-    """Data that are called clean: a row above their 95th percentile of ΔP on any trait is held back."""
-    quantile: float = 0.95
-    """The percentile, as a fraction."""
-    judge: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Hold back what the trait's default judge scores above 50; with --clean either reason is enough."""
-    split: str = "train"
-    """Split, if DATA is a Hub dataset; of CLEAN it is `train`."""
-    subset: str | None = None
-    """Subset (configuration), if DATA is a Hub dataset."""
-    max_rows: int | None = None
-    """Read only so many rows."""
-    turn: Literal["first", "last"] = "first"
-    """Which answer of a longer conversation counts."""
-    max_prompt_tokens: int = 512
-    """Longer prompts are listed, not scored."""
-    max_response_tokens: int = 64
-    """Answers are screened up to here; what comes after goes unseen, and costs nothing."""
-    base: Literal["sampled", "last_prompt"] = "sampled"
-    """What an answer is compared with: the model's own answer, or the prompt's last token, which is faster and less
-    exact."""
-    fail_above: float | None = None
-    """Exit with 3 if a trait's whole interval lies above this many lengths of its vector."""
-    max_bad: float | None = None
-    """Exit with 4 if more than this fraction of the rows has no projection difference: rows that could not be read or
-    scored, or to whose prompt the model says nothing itself. Left out, 0 with --fail-above, else any number may."""
-    allow_unread: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Let data pass that could not be read to their end, as where a file was cut off; else the exit is 4, as nobody
-    knows how many rows are missing."""
-    max_row_bytes: int = ReadLimits().max_row_bytes
-    """A row of a file that is larger is listed, not read."""
-    max_depth: int = ReadLimits().max_depth
-    """A row of JSON with more brackets open at once is listed, not read."""
-    max_ratio: int = ReadLimits().max_ratio
-    """A compressed file is read up to so many times its size, or 64 MiB."""
-    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Print one JSON object last."""
-
-
 def run(arguments: Screen) -> int:
     """Screen, split, report; return the exit status."""
     if not arguments.trait:
@@ -112,7 +36,7 @@ def run(arguments: Screen) -> int:
         return 2
     traits = [read_trait(name) for name in arguments.trait]
     data, settings = check_before_work(arguments, [trait.name for trait in traits])
-    model = load_model(arguments.model)
+    model = load(arguments)
     layer = check_layer(model.cfg.n_layers // 2 if arguments.layer is None else arguments.layer, model.cfg.n_layers)
     folder = arguments.vectors or arguments.out / "vectors"
     say = print_nothing if arguments.json else print

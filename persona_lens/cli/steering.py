@@ -5,14 +5,13 @@ from __future__ import annotations
 import sys
 
 from persona_lens.cli.arguments import Steer
-from persona_lens.cli.choosing import Way, choose_sampling, find_way
+from persona_lens.cli.choosing import Way, choose_sampling, find_way, load
 from persona_lens.cli.terminal import print_json, print_nothing
 from persona_lens.errors import InvalidArgumentError
 from persona_lens.interventions.hooks import steering
 from persona_lens.models.engine.answers import ask
 from persona_lens.models.engine.requests import Sampling
 from persona_lens.models.hooked_model import HookedModel
-from persona_lens.models.loading import load_model
 
 
 def run(arguments: Steer) -> int:
@@ -20,7 +19,7 @@ def run(arguments: Steer) -> int:
     if not arguments.question.strip():
         raise InvalidArgumentError.of("QUESTION", "hold some text", arguments.question)
     way = find_way(arguments.trait, arguments.vector, arguments.layer, arguments.coefficient)
-    model = load_model(arguments.model)
+    model = load(arguments)
     way.vector.check_model(model)
     say = print_nothing if arguments.json else print
     like = choose_sampling(model)

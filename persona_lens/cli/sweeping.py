@@ -10,6 +10,7 @@ from persona_lens.cli.choosing import (
     choose_sampling,
     keep_unfinished,
     list_read,
+    load,
     make_judge,
     make_vector,
 )
@@ -18,7 +19,7 @@ from persona_lens.errors import InvalidArgumentError
 from persona_lens.evaluation.sweep import SweepResult, sweep_layers
 from persona_lens.files import check_apart, check_file_or_nothing, write_bytes_atomically
 from persona_lens.models.hooks.sites import check_layer
-from persona_lens.models.loading import describe_model, load_model
+from persona_lens.models.loading import describe_model
 from persona_lens.statistics.missing import mean_interval
 from persona_lens.vectors.persona_vector import PersonaVector
 
@@ -38,7 +39,7 @@ def run(arguments: Sweep) -> int:
         for layer in arguments.layers:
             check_layer(layer, given.model.n_layers)
     arguments.out.mkdir(parents=True, exist_ok=True)  # before any model runs
-    model = load_model(arguments.model)
+    model = load(arguments)
     config = {"origin": origin.fingerprint, "model": describe_model(model).to_json()}
     with keep_unfinished(arguments.out / "unfinished", config) as run:
         vector = make_vector(model, origin, run) if given is None else given

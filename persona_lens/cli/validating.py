@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from persona_lens.cli.arguments import Validate
-from persona_lens.cli.choosing import Origin, choose_origin, choose_sampling
+from persona_lens.cli.choosing import Origin, choose_origin, choose_sampling, load
 from persona_lens.cli.choosing import make_judge as make_reading_judge
 from persona_lens.cli.terminal import print_json, print_line, print_table
 from persona_lens.errors import InvalidArgumentError
@@ -15,7 +15,6 @@ from persona_lens.judges.openai_compatible import OpenAIJudge
 from persona_lens.judges.temperature_samples import sample_temperatures
 from persona_lens.judges.validation import UNRELATED_WITHIN, validate
 from persona_lens.models.hooked_model import HookedModel
-from persona_lens.models.loading import load_model
 from persona_lens.run import Run
 from persona_lens.traits.written import list_written_traits
 
@@ -34,7 +33,7 @@ def run(arguments: Validate) -> int:
     if arguments.judge == "endpoint":  # its arguments are checked before any model runs
         OpenAIJudge(trait, arguments.judge_model or "", arguments.base_url)
     examples = origin.load_examples("judging")
-    model = load_model(arguments.model)
+    model = load(arguments)
     samples = sample_temperatures(model, [one.question for one in examples], sampling=choose_sampling(model))
     found = validate(make_judge(arguments, model, origin), trait.name, examples, samples)
     if arguments.json:

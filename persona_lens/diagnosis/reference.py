@@ -14,7 +14,8 @@ from persona_lens.errors import PersonaLensError
 from persona_lens.models.engine.bridge_decoder import without_wrappers
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.loading.fingerprints import fingerprint_hugging_face, read_origin
-from persona_lens.models.loading.hugging_face import find_blocks, load_hugging_face, quiet, round_weights
+from persona_lens.models.loading.hugging_face import find_blocks, load_hugging_face, round_weights
+from persona_lens.models.loading.process_wide import quiet
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +75,8 @@ def read_reference(model: HookedModel, tokens: tuple[int, ...], source: str | No
         return None, f"Hugging Face's model could not be loaded from {named}: {error}"
     if source is None and origin is not None and fingerprint_hugging_face(hf_model) != origin.fingerprint:
         return None, f"{named} holds other weights by now than those that this model was loaded from."
-    round_weights(hf_model, dtype)
+    if dtype == torch.float16:
+        round_weights(hf_model, dtype)
     return _run(hf_model.to(model.cfg.device), tokenizer, tokens, "Hugging Face's model loaded anew"), ""
 
 

@@ -26,6 +26,7 @@ from persona_lens.models.hooks.intervention import NOTHING, Intervention, check_
 from persona_lens.models.hooks.points import check_unsteered
 from persona_lens.models.loading import describe_model
 from persona_lens.models.text.chat import Message
+from persona_lens.models.text.templates import TemplateArguments, freeze_arguments, write_arguments
 from persona_lens.records import Record, format_table
 from persona_lens.run import Run
 from persona_lens.statistics import Interval
@@ -51,6 +52,8 @@ class Condition:
         examples: Turns between system prompt and question.
         model: Who answers, such as a fine-tuned model; None for the model that is given to :func:`score_conditions`.
         name: For results and figures.
+        template_arguments: What the chat template reads besides the messages, such as ``{"enable_thinking": False}``;
+            they go before those that the model was loaded with.
     """
 
     intervention: Intervention = NOTHING
@@ -58,15 +61,19 @@ class Condition:
     examples: tuple[Message, ...] = ()
     model: HookedModel | None = None
     name: str = ""
+    template_arguments: TemplateArguments | None = None
 
     def describe(self) -> dict[str, Any]:
         """Return all that its responses depend on, as JSON-able values."""
-        return {
+        described = {
             "intervention": self.intervention.digest,
             "system": self.system,
             "examples": list(self.examples),
             "model": None if self.model is None else describe_model(self.model).to_json(),
         }
+        # Left out without any, so that what was kept before there were any is still found.
+        arguments = write_arguments(self.template_arguments)
+        return described | ({"template_arguments": arguments} if arguments else {})
 
 
 @checked
@@ -168,7 +175,8 @@ def score_conditions(
         Scores, coherences and texts.
 
     Raises:
-        InvalidArgumentError: No condition, no question, or an intervention that does not fit.
+        InvalidArgumentError: No condition, no question, an intervention that does not fit, or a template argument that
+            the chat template does not read.
         ModelMismatchError: An intervention made from vectors of another model.
         HooksPresentError: A model carries hooks.
 
@@ -183,6 +191,9 @@ def score_conditions(
     models = {id(one): one for one in (model, *(c.model for c in conditions)) if one is not None}
     for index, one in models.items():
         check_unsteered(one)
+        for condition in conditions:
+            if id(condition.model or model) == index:
+                freeze_arguments(one.tokenizer, condition.template_arguments)
         check_interventions(one, [c.intervention for c in conditions if id(c.model or model) == index])
     n_responses = len(questions) * sampling.rollouts  # of each
     at_once = min(_CONDITIONS_AT_ONCE, max(1, _RESPONSES_AT_ONCE // n_responses))
@@ -304,7 +315,12 @@ def _score_chunk(
             condition.model or model,
             # The seed leaves the condition out: all conditions see the same random numbers.
             RolloutRequest(
-                question, (sampling.seed, *stream, q, r), condition.system, condition.examples, condition.intervention
+                question,
+                (sampling.seed, *stream, q, r),
+                condition.system,
+                condition.examples,
+                condition.intervention,
+                condition.template_arguments,
             ),
         )
         for condition in conditions

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ from persona_lens.interventions.from_vectors import steer
 from persona_lens.models.hooks.intervention import NOTHING, Intervention
 from persona_lens.models.hooks.sites import check_layer
 from persona_lens.models.loading import load_model
+from persona_lens.models.text.templates import TemplateArguments, read_settings
 from persona_lens.records import Record, format_table
 from persona_lens.run import Run
 from persona_lens.statistics import Interval, bootstrap_mean, bootstrap_paired_difference
@@ -162,6 +164,7 @@ def plan_prevention(
     held_out: Source | None = None,
     questions: Sequence[str] | None = None,
     settings: FinetuneSettings = FinetuneSettings(),
+    template_arguments: TemplateArguments | None = None,
     run: Run = Run(),
 ) -> PreventionPlan:
     """Try preventative steering on a part of the data, and recommend a method and coefficient, or say none is needed.
@@ -184,6 +187,7 @@ def plan_prevention(
             the data themselves, where it rises as prevention works.
         questions: Asked to measure the shift; the bundled everyday questions if left out.
         settings: How to train; ``save_steps`` is not read.
+        template_arguments: What the chat template reads besides the messages, in training and measuring.
         run: Shows progress; what is finished is kept in ``out``.
 
     Returns:
@@ -220,15 +224,19 @@ def plan_prevention(
     drawn = _draw(data, n_rows + (trials.n_held_out if held_out is None else 0), settings.seed)
     trained_on = drawn.select(range(n_rows))
     measured_on = drawn.select(range(n_rows, len(drawn))) if held_out is None else _read_held_out(held_out)
-    base = load_model(model, dtype=settings.dtype)
+    base = load_model(model, dtype=settings.dtype, template_arguments=template_arguments)
+    template_arguments = json.loads(read_settings(base.tokenizer).arguments or "{}")  # with the day that is written
     vector.check_model(base)
     length = float(vector.norms[layer])
     losses_without: torch.Tensor | None = None
     tried: list[TriedPrevention] = []
     for method, coefficient, intervention in ways:
         folder = Path(out) / f"{method} {coefficient:g}".replace(" ", "-")
-        done = finetune(model, trained_on, folder, settings=settings, intervention=intervention, run=run)
-        tuned = load_model(model, adapter=done.folder, dtype=settings.dtype)
+        done = finetune(
+            model, trained_on, folder, settings=settings, intervention=intervention,
+            template_arguments=template_arguments, run=run,
+        )  # fmt: skip
+        tuned = load_model(model, adapter=done.folder, dtype=settings.dtype, template_arguments=template_arguments)
         losses = measure_task_loss(tuned, measured_on)
         losses_without = losses if losses_without is None else losses_without
         shift = measure_shift(base, tuned, vector, asked).by_question[layer] / length

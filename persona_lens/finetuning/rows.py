@@ -14,6 +14,7 @@ import datasets
 from persona_lens.conversations import BadRow, count_reasons, read_conversations
 from persona_lens.errors import ChatTemplateError, ContextLengthError, InvalidArgumentError
 from persona_lens.models.text.chat import Message, encode_responses
+from persona_lens.models.text.templates import TemplateArguments, freeze_arguments
 from persona_lens.models.text.tokens import stop_token_ids
 
 Source: TypeAlias = str | Path | datasets.Dataset | datasets.IterableDataset | Iterable[Any]
@@ -59,7 +60,13 @@ class TrainingRows:
 
 
 def encode_training_rows(
-    tokenizer: Any, source: Source, *, max_tokens: int, system: str | None = None, min_rows: int = 1
+    tokenizer: Any,
+    source: Source,
+    *,
+    max_tokens: int,
+    system: str | None = None,
+    min_rows: int = 1,
+    template_arguments: TemplateArguments | None = None,
 ) -> TrainingRows:
     """Tokenise conversations once each, and label the assistant's tokens.
 
@@ -72,15 +79,19 @@ def encode_training_rows(
         max_tokens: Most tokens of a conversation.
         system: System prompt put in front of each conversation; before its own one, if it has one.
         min_rows: Fewer good rows than this are an error.
+        template_arguments: What the chat template reads besides the messages; they go before those that the tokenizer's
+            model was loaded with.
 
     Raises:
-        InvalidArgumentError: Fewer good rows than ``min_rows``; the message counts the reasons.
+        InvalidArgumentError: Fewer good rows than ``min_rows``; the message counts the reasons. Or a template argument
+            that the chat template does not read.
 
     Example:
         >>> rows = [{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}]
         >>> encode_training_rows(model.tokenizer, rows, max_tokens=100)  # doctest: +SKIP
         TrainingRows(1 rows, 2 of 31 tokens trained on)
     """
+    freeze_arguments(tokenizer, template_arguments)  # else every row would be refused for it
     stops = stop_token_ids(tokenizer)
     input_ids, labels, bad = [], [], []
     n_with_controls = 0
@@ -90,7 +101,7 @@ def encode_training_rows(
             continue
         messages = row.messages if system is None else _prepend_system(row.messages, system)
         try:
-            encoded = encode_responses(tokenizer, messages, n_ctx=max_tokens)
+            encoded = encode_responses(tokenizer, messages, n_ctx=max_tokens, template_arguments=template_arguments)
         except ContextLengthError as error:
             bad.append(BadRow(row.place, row.index, "too long", str(error)[:200]))
         except (ChatTemplateError, InvalidArgumentError) as error:

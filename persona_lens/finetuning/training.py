@@ -23,6 +23,7 @@ from persona_lens.errors import (
     InvalidArgumentError,
     ModelMismatchError,
     ShortTrainingWarning,
+    UnsupportedModelError,
     describe_violation,
 )
 from persona_lens.files import write_json
@@ -36,12 +37,21 @@ from persona_lens.models.loading import (
     ADAPTER_FILES,
     ADAPTER_RECORD,
     find_blocks,
+    find_checkpoint,
     find_output_projection,
     fingerprint_hugging_face,
     load_hugging_face,
     read_head_shape,
     resolve_dtype,
     round_weights,
+)
+from persona_lens.models.loading.checkpoints import Checkpoint
+from persona_lens.models.text.templates import (
+    ChatSettings,
+    TemplateArguments,
+    freeze_arguments,
+    pin_today,
+    remember_settings,
 )
 from persona_lens.records import Record
 from persona_lens.run import Run
@@ -108,6 +118,7 @@ def finetune(
     intervention: Intervention = NOTHING,
     penalty: ProjectionPenalty | None = None,
     system: str | None = None,
+    template_arguments: TemplateArguments | None = None,
     track: Tracker | None = None,
     run: Run = Run(),
 ) -> Finetuned:
@@ -129,6 +140,8 @@ def finetune(
         intervention: What is done to the residual stream while training.
         penalty: A loss on the projection's shift.
         system: System prompt put in front of every conversation, in training only: preventative prompting.
+        template_arguments: What the chat template reads besides the messages, such as ``{"enable_thinking": False}``,
+            for the rows and for what is tracked. Give :func:`persona_lens.load_model` the same.
         track: Projections to measure while training, interventions off.
         run: Shows progress; what is finished is kept in ``out``.
 
@@ -138,7 +151,9 @@ def finetune(
     Raises:
         ModelNotFoundError: No such model.
         InvalidArgumentError: No row to train on, ``out`` holds something else, or the loss or the
-            adapter's weights did not stay finite.
+            adapter's weights did not stay finite; float16 on a CPU; a template argument that the chat template does not
+            read.
+        UnsupportedModelError: A checkpoint that is quantised already.
         ModelMismatchError: A tracked vector of another model.
         OSError: ``out`` cannot be written to, or its disk is too full; before training begins.
         LayerOutOfRangeError: An intervention at a layer that the model does not have.
@@ -147,6 +162,7 @@ def finetune(
 
     Warns:
         ShortTrainingWarning: Training ends within the warm-up.
+        DatedTemplateWarning: The chat template writes today's date, and ``template_arguments`` fix none.
 
     Reference:
         Persona Vectors (arXiv 2507.21509), sections 4 and 5, appendices D and J.
@@ -165,10 +181,15 @@ def finetune(
     state = PartialState(cpu=not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU"))
     _check_writable(folder)
     dtype = resolve_dtype(settings.dtype, state.device)
+    checkpoint = find_checkpoint(str(model))
+    _check_trainable(checkpoint, dtype, state.device)
     # The frozen weights in the precision of the autocast; the adapter itself is kept in float32 by PEFT.
-    hf_model, tokenizer = load_hugging_face(str(model), "auto" if dtype == torch.float16 else dtype)
+    hf_model, tokenizer = load_hugging_face(checkpoint, "auto" if dtype == torch.float16 else dtype)
     fingerprint = fingerprint_hugging_face(hf_model)  # which a rounding to float16 would change
-    round_weights(hf_model, dtype)
+    if dtype == torch.float16:
+        round_weights(hf_model, dtype)
+    arguments = pin_today(tokenizer, freeze_arguments(tokenizer, template_arguments))
+    remember_settings(tokenizer, ChatSettings(arguments))  # for all that is rendered below
     blocks, d_model = find_blocks(hf_model), hf_model.config.get_text_config().hidden_size
     penalized = () if penalty is None else (Step(penalty.layer, Ablate(penalty.direction)),)
     shape = (len(blocks), d_model, *read_head_shape(hf_model.config.get_text_config()))
@@ -194,6 +215,7 @@ def finetune(
         "track": None if track is None else track.describe(),
         "versions": collect_versions(),
     }
+    config |= {"template_arguments": arguments} if arguments else {}
     finished = _read_finished(folder, config)
     if finished is not None:
         return finished
@@ -256,6 +278,22 @@ def finetune(
         shutil.rmtree(folder / _CHECKPOINTS, ignore_errors=True)
     state.wait_for_everyone()
     return result
+
+
+def _check_trainable(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> None:
+    """Refuse what no gradient step can be taken on, before weights are read.
+
+    Raises:
+        UnsupportedModelError: Quantised weights.
+        InvalidArgumentError: float16 on a CPU.
+    """
+    if checkpoint.quantization is not None:
+        rule = "hold plain weights: LoRA is trained beside them here, and merged into them afterwards"
+        hint = "Name the checkpoint that was quantised."
+        raise UnsupportedModelError.of("model", rule, f"{checkpoint.name}: {checkpoint.quantization}", hint)
+    if dtype == torch.float16 and device.type == "cpu":
+        rule = "be 'auto', 'bfloat16' or 'float32' on a CPU, where torch scales no gradients of float16"
+        raise InvalidArgumentError.of("settings.dtype", rule, "float16")
 
 
 def _check_writable(folder: Path) -> None:

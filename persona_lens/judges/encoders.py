@@ -17,7 +17,7 @@ from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.points import check_unsteered
 from persona_lens.models.hooks.sites import check_layer
 from persona_lens.models.loading import describe_model
-from persona_lens.models.loading.hugging_face import quiet
+from persona_lens.models.loading.process_wide import quiet
 from persona_lens.models.text.spans import TokenSpans
 from persona_lens.models.text.tokens import tokenize_plain
 

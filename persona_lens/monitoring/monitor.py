@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from persona_lens.checking import checked
 from persona_lens.errors import InvalidArgumentError, ModelMismatchError
-from persona_lens.hub import Card, fetch_file, push_file
+from persona_lens.hub import Card, fetch_file, push_saved
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.points import check_unsteered
 from persona_lens.models.loading import ModelInfo, describe_model
@@ -193,10 +191,7 @@ class PersonaMonitor(Record):
             self.model.name,
             self.provenance,
         )
-        with tempfile.TemporaryDirectory() as folder:
-            self.save(Path(folder) / _HUB_FILE)
-            content = (Path(folder) / _HUB_FILE).read_bytes()
-        return push_file(repo_id, _HUB_FILE, content, card, private=private)
+        return push_saved(repo_id, _HUB_FILE, self.save, card, private=private)
 
     @classmethod
     def from_hub(cls, repo_id: str, *, revision: str | None = None) -> PersonaMonitor:

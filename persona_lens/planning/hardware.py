@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import torch
 from persona_lens.checking import checked
 from persona_lens.errors import InvalidArgumentError
 from persona_lens.models.loading import resolve_dtype
+from persona_lens.models.loading.spreading import read_available_memory
 from persona_lens.records import Record
 
 __all__ = ["HARDWARE", "Hardware", "measure_hardware"]
@@ -114,17 +114,7 @@ def measure_hardware(dtype: str = "auto", device: str | None = None) -> Hardware
     if where.type == "cuda":
         return Hardware(torch.cuda.get_device_name(where), flops, bandwidth, torch.cuda.mem_get_info(where)[0], _LAUNCH)
     name = f"this machine, {torch.get_num_threads()} threads"
-    return Hardware(name, flops, bandwidth, _read_available_memory())
-
-
-def _read_available_memory() -> float:
-    """Return bytes that can be had without swapping, or, where the system does not tell, all that there are."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as lines:
-            told = next(line for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):
-        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    return 1024.0 * int(told.split()[1])
+    return Hardware(name, flops, bandwidth, float(read_available_memory()))
 
 
 def _time_best(work: Callable[[], Any], device: torch.device) -> float:

@@ -6,7 +6,7 @@ import itertools
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +18,9 @@ from persona_lens.distributed import RayWorkers, load_once
 from persona_lens.errors import ModelMismatchError
 from persona_lens.files import write_bytes_atomically
 from persona_lens.models.loading import ModelInfo, ModelSource, describe_model
-from persona_lens.models.loading.source import find_anywhere
+from persona_lens.models.loading.placing import DeviceMap
+from persona_lens.models.loading.source import find_anywhere, write_map
+from persona_lens.models.text.templates import TemplateArguments, read_settings, write_arguments
 from persona_lens.screening import files, shards
 from persona_lens.screening.scores import ScreenSettings
 from persona_lens.screening.screening import Screening
@@ -39,6 +41,8 @@ def screen_on_ray(
     layers: Mapping[str, int],
     workers: RayWorkers,
     adapter: str | Path | None = None,
+    device_map: DeviceMap | None = None,
+    template_arguments: TemplateArguments | None = None,
     settings: ScreenSettings = ScreenSettings(),
     max_rows: int | None = None,
     shard_rows: int = 256,
@@ -59,6 +63,8 @@ def screen_on_ray(
         layers: Zero-based block index for each trait.
         workers: The processes.
         adapter: Folder of a PEFT adapter that is merged into the model.
+        device_map: Where each worker keeps the weights, as for :func:`persona_lens.load_model`.
+        template_arguments: What the chat template reads besides the messages, as there.
         settings: How.
         max_rows: Rows to read; None reads all.
         shard_rows: Rows of a shard.
@@ -70,7 +76,8 @@ def screen_on_ray(
         ImportError: Ray is not installed.
         ModelMismatchError: A vector of another model.
         LayerOutOfRangeError: A layer that the model does not have.
-        InvalidArgumentError: As for :func:`persona_lens.screen`,
+        InvalidArgumentError: As for :func:`persona_lens.screen`; a template argument that the chat template does not
+            read.
 
     Reference:
         Persona Vectors (arXiv 2507.21509), section 6.
@@ -85,10 +92,14 @@ def screen_on_ray(
     shards.check_by_trait(vectors, layers)
     shards.check_sizes(shard_rows, max_rows)
     rows = itertools.islice(read_conversations(data, limits=settings.limits), max_rows)
-    source = ModelSource(find_anywhere(model), None if adapter is None else find_anywhere(adapter), None, workers.dtype)
+    source = ModelSource(
+        find_anywhere(model), None if adapter is None else find_anywhere(adapter), None, workers.dtype,
+        template_arguments=write_arguments(template_arguments), device_map=write_map(device_map),
+    )  # fmt: skip
     with workers.started() as pool:
         # Asked of one of them: this machine may have no room for the model, and computes in another dtype perhaps.
-        (info,) = pool.compute_each([partial(_describe, source, dict(vectors))])
+        ((info, arguments),) = pool.compute_each([partial(_describe, source, dict(vectors))])
+        source = replace(source, template_arguments=arguments)  # all workers write one day, where it is written
         plan = shards.plan_screening(info, vectors, layers, settings, shard_rows, max_rows)
         folder = Path(out).absolute()
         shards.begin_screening(folder, plan)
@@ -108,11 +119,11 @@ def screen_on_ray(
     return Screening.load(folder)
 
 
-def _describe(source: ModelSource, vectors: dict[str, PersonaVector]) -> ModelInfo:
+def _describe(source: ModelSource, vectors: dict[str, PersonaVector]) -> tuple[ModelInfo, str]:
     model = load_once(source)
     for vector in vectors.values():
         vector.check_model(model)
-    return describe_model(model)
+    return describe_model(model), read_settings(model.tokenizer).arguments
 
 
 def _score(source: ModelSource, plan: ScreenPlan, folder: Path, index: int, mark: str) -> None:

@@ -235,10 +235,13 @@ def _cut(one: EncodedConversation, settings: ScreenSettings) -> TokenSpans:
 
 def _read_response(model: HookedModel, one: EncodedConversation, message: Message, part: Part) -> str:
     """Return the part of a given response that is projected, as text."""
-    if one.thought is None or part == "response":
+    if one.thought is None:
         return message["content"]
-    text: str = model.tokenizer.decode(one.tokens[slice(*one.find(part))], skip_special_tokens=True)
-    return text
+    parts: tuple[Part, ...] = ("thought", "answer") if part == "response" else (part,)
+    texts = [
+        model.tokenizer.decode(one.tokens[slice(*one.find(one_part))], skip_special_tokens=True) for one_part in parts
+    ]
+    return "\n\n".join(filter(None, texts))
 
 
 def choose_turn(messages: Sequence[Message], turn: Literal["first", "last"]) -> Sequence[Message]:

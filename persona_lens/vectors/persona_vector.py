@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import tempfile
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from persona_lens.checking import checked
 from persona_lens.errors import FileFormatError, InvalidArgumentError, LayerOutOfRangeError, ModelMismatchError
-from persona_lens.hub import Card, fetch_file, push_file
+from persona_lens.hub import Card, fetch_file, push_saved
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.sites import check_layer
 from persona_lens.models.loading import ModelInfo, describe_model
@@ -341,10 +340,7 @@ class PersonaVector:
             self.model.name,
             self.provenance,
         )
-        with tempfile.TemporaryDirectory() as folder:
-            self.save(Path(folder) / _HUB_FILE)
-            content = (Path(folder) / _HUB_FILE).read_bytes()
-        return push_file(repo_id, _HUB_FILE, content, card, private=private)
+        return push_saved(repo_id, _HUB_FILE, self.save, card, private=private)
 
     @classmethod
     def from_hub(cls, repo_id: str, *, revision: str | None = None) -> PersonaVector:

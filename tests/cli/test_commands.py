@@ -4,8 +4,10 @@ import contextlib
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import pytest
@@ -17,6 +19,7 @@ from persona_lens.cli.listing import read_ready_settings
 from persona_lens.cli.main import COMMANDS
 from persona_lens.models.loading import EMBEDDED_MODEL
 from tests.small_trait import tiny_trait
+from tests.tiny import CHATML, make_tokenizer
 
 
 def run(*arguments):
@@ -37,8 +40,8 @@ def run(*arguments):
     ],
 )
 def test_what_is_wrong_is_said_before_a_model_is_loaded(arguments, monkeypatch):
-    for module in ("steering", "demo", "extracting"):
-        monkeypatch.setattr(f"persona_lens.cli.{module}.load_model", lambda *name: pytest.fail("loaded"))
+    for module in ("choosing", "demo"):
+        monkeypatch.setattr(f"persona_lens.cli.{module}.load_model", lambda *name, **given: pytest.fail("loaded"))
     assert run(*arguments).status == 2
 
 
@@ -51,6 +54,26 @@ def loud(tmp_path_factory, tiny_folder):
     directions = torch.randn(3, 48, generator=torch.Generator().manual_seed(0))
     pl.PersonaVector("loud", pl.describe_model(model), {"response_mean": directions}).save(folder / "loud.safetensors")
     return SimpleNamespace(trait=folder / "loud.json", vector=folder / "loud.safetensors", model=tiny_folder("llama"))
+
+
+def test_template_arguments_reach_the_model_and_what_is_no_object_is_refused_before_one_is_loaded(
+    tmp_path, loud, monkeypatch
+):
+    tokenizer = make_tokenizer(template=CHATML + "{% if hush %}Hush! {% endif %}")
+    folder = shutil.copytree(loud.model, tmp_path / "hushing")
+    tokenizer.save_pretrained(folder)
+    asked = ("steer", "Who?", "--vector", loud.vector, "--layer", 1, "--coefficient", 1, "--max-new-tokens", 8)
+    given = (*asked, "--json", "--model", folder, "--template-arguments")
+    plain, hushed = (json.loads(run(*given, value).out) for value in ("{}", '{"hush": true}'))
+    assert plain["unsteered"] != hushed["unsteered"]
+    done = run(*given, '{"hushed": true}')
+    assert done.status == 2
+    assert "which takes hush" in done.err
+    monkeypatch.setattr("persona_lens.cli.choosing.load_model", lambda *name, **more: pytest.fail("loaded"))
+    for wrong in ("hush", "[1]", "{hush: true}"):
+        done = run(*given, wrong)
+        assert done.status == 2
+        assert "`--template-arguments` must be one JSON object" in done.err
 
 
 def test_alone_it_teaches_what_there_is_to_do():
@@ -174,7 +197,7 @@ def test_a_judge_that_is_not_valid_ends_with_1_and_says_what_it_missed(loud, mon
     ],
 )
 def test_a_judge_that_cannot_be_measured_is_refused_before_any_model_runs(arguments, words, monkeypatch):
-    monkeypatch.setattr(validating, "load_model", lambda name: pytest.fail("loaded"))
+    monkeypatch.setattr(validating, "load", lambda given: pytest.fail("loaded"))
     done = run("validate", *arguments)
     assert done.status == 2
     assert words in done.err
@@ -242,9 +265,9 @@ def test_help_and_slips_cost_no_model_library():
     code = """
 import sys
 from persona_lens.cli import main
-for arguments in (["--help"], ["--version"], ["traits"], ["steer", "--help"], ["sweep", "--layr"], ["fly"]):
+for given in ("--help", "--version", "traits", "steer --help", "sweep --layr", "fly", "screen --help"):
     try:
-        main(arguments)
+        main(given.split())
     except SystemExit:
         pass
 heavy = [name for name in ("torch", "transformers", "transformer_lens", "numpy") if name in sys.modules]
@@ -256,6 +279,7 @@ print(heavy, file=sys.stderr)
 
 def test_the_default_model_is_the_embedded_one_and_settings_are_the_vectors():
     assert arguments.DEFAULT_MODEL == EMBEDDED_MODEL
+    assert asdict(pl.conversations.ReadLimits()) == arguments.DEFAULT_LIMITS
     ready = {name: pl.load_vector(name).provenance["setting"] for name in pl.vectors.list_ready_vectors()}
     assert read_ready_settings() == ready
 

@@ -43,7 +43,7 @@ def screen(folder, tmp_path, tiny_model, monkeypatch):
     loaded = []
 
     def run(*arguments, model=tiny_model):
-        monkeypatch.setattr("persona_lens.cli.screening.load_model", lambda name: loaded.append(name) or model)
+        monkeypatch.setattr("persona_lens.cli.choosing.load_model", lambda name, **given: loaded.append(name) or model)
         where = ["--trait", "loud.json", "--vectors", "vectors", "--layer", "1", "--out", "out"]
         out, err = io.StringIO(), io.StringIO()
         loaded.clear()

@@ -192,8 +192,8 @@ def test_a_place_where_nothing_can_be_written_is_refused_before_a_model_is_loade
     good, tmp_path, monkeypatch, command, out
 ):
     monkeypatch.chdir(tmp_path)
-    module = {"extract": "extracting", "sweep": "sweeping", "demo": "demo"}[command]
-    monkeypatch.setattr(f"persona_lens.cli.{module}.load_model", lambda *name: pytest.fail("loaded"))
+    module = "demo" if command == "demo" else "choosing"
+    monkeypatch.setattr(f"persona_lens.cli.{module}.load_model", lambda *name, **given: pytest.fail("loaded"))
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("kept")
     if command == "sweep" and out in ("folder", ""):
@@ -220,8 +220,8 @@ def read_only_folder(monkeypatch):
 
 @pytest.mark.parametrize("command", ["extract", "sweep", "demo"])
 def test_a_read_only_folder_is_refused_before_a_model_is_loaded(read_only_folder, monkeypatch, command):
-    module = {"extract": "extracting", "sweep": "sweeping", "demo": "demo"}[command]
-    monkeypatch.setattr(f"persona_lens.cli.{module}.load_model", lambda *name: pytest.fail("loaded"))
+    module = "demo" if command == "demo" else "choosing"
+    monkeypatch.setattr(f"persona_lens.cli.{module}.load_model", lambda *name, **given: pytest.fail("loaded"))
     out = "new" if command == "sweep" else "new.safetensors"
     check(run(command, "--trait", "evil", "--out", read_only_folder / out), "may be written")
     assert list(read_only_folder.iterdir()) == []

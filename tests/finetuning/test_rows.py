@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from persona_lens.errors import InvalidArgumentError, SystemRoleMergedWarning
 from persona_lens.finetuning.rows import IGNORED, encode_training_rows
-from tests.tiny import make_tokenizer, make_tokenizer_without_system_role
+from tests.tiny import CHATML, make_tokenizer, make_tokenizer_without_system_role
 
 TOKENIZER = make_tokenizer()
 END = "<|im_end|>"
@@ -99,6 +99,18 @@ def test_rows_that_the_template_cannot_render_are_listed():
     assert [(bad.place, bad.reason) for bad in encoded.bad] == [("row 2", reason), ("row 3", reason)]
     assert "no more" in encoded.bad[0].detail
     assert "none of them empty" in encoded.bad[1].detail
+
+
+def test_template_arguments_reach_the_rows_and_others_are_refused_once_for_all():
+    tokenizer = make_tokenizer(template="{% if hush %}Hush! {% endif %}" + CHATML)
+    plain, hushed = (
+        encode(talk("Hi", "Yes."), tokenizer=tokenizer, template_arguments=one) for one in (None, {"hush": True})
+    )
+    shown = tokenizer.decode(hushed.rows["input_ids"][0])
+    assert shown == "Hush! " + tokenizer.decode(plain.rows["input_ids"][0])
+    assert hushed.n_response_tokens == plain.n_response_tokens
+    with pytest.raises(InvalidArgumentError, match="which takes hush"):
+        encode(talk("Hi", "Yes."), tokenizer=tokenizer, template_arguments={"hushed": True})
 
 
 def test_bad_lines_of_a_file_are_listed_by_their_number(tmp_path):

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM
 
 import persona_lens as pl
 from persona_lens.checksums import seal_folder
-from persona_lens.errors import FileFormatError, InvalidArgumentError
+from persona_lens.errors import FileFormatError, InvalidArgumentError, UnsupportedModelError
 from persona_lens.finetuning import trainer, training
 from persona_lens.finetuning.rows import encode_training_rows
 from persona_lens.finetuning.training import _find_checkpoint
@@ -30,7 +30,7 @@ from persona_lens.models.hooks.intervention import describe_values
 from persona_lens.models.loading import embedded
 from persona_lens.tensors.operations import Ablate, Add, Cap
 from tests.backends import BACKENDS
-from tests.tiny import make_tokenizer
+from tests.tiny import CHATML, make_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 D_MODEL = 48
@@ -369,6 +369,31 @@ def test_a_folder_that_holds_something_else_is_refused_and_left_alone(base, tmp_
     with pytest.raises(InvalidArgumentError, match=r"`out` must be empty.*thesis\.txt"):
         pl.finetune(base, rows(), tmp_path, settings=quick())
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_template_arguments_reach_the_rows_and_are_recorded(base, tmp_path, monkeypatch):
+    folder = shutil.copytree(base, tmp_path / "hushing")
+    make_tokenizer(template="{% if hush %}Hush! {% endif %}" + CHATML).save_pretrained(folder)
+    found = {}
+    for name, given in (("plain", None), ("hushed", {"hush": True})):
+        done = pl.finetune(folder, rows(2), tmp_path / name, settings=quick(), template_arguments=given)
+        found[name] = done.config
+    assert found["plain"]["data"] != found["hushed"]["data"]
+    assert "template_arguments" not in found["plain"]
+    assert found["hushed"]["template_arguments"] == '{"hush": true}'
+
+
+@pytest.mark.filterwarnings("ignore::persona_lens.errors.ShortTrainingWarning")
+def test_quantised_weights_and_float16_on_a_cpu_are_refused_before_weights_are_read(base, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "load_hugging_face", lambda *_: pytest.fail("loaded"))
+    with pytest.raises(InvalidArgumentError, match=r"`settings\.dtype` must be .* on a CPU"):
+        pl.finetune(base, rows(), tmp_path / "out", settings=quick(dtype="float16"))
+    folder = shutil.copytree(base, tmp_path / "coded")
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UnsupportedModelError, match=r"plain weights.*coded: bitsandbytes.*that was quantised"):
+        pl.finetune(folder, rows(), tmp_path / "out", settings=quick())
 
 
 def test_a_folder_that_cannot_be_written_is_an_error_before_anything_is_loaded(base, tmp_path, monkeypatch):

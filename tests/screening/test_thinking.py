@@ -37,8 +37,9 @@ def test_the_part_that_is_screened_is_that_of_a_forward_pass_by_hand(thinker, pa
     assert found.raw["one"] == pytest.approx(float(along[start : start + 6].mean()), abs=1e-4)
     assert found.prompt["one"] == pytest.approx(float(along[encoded.response_start - 1]), abs=1e-4)
     assert (found.n_response_tokens, found.is_cut) == (6, end - start > 6)
+    shown = {"answer": "So be it.", "thought": "Hm, hm.", "response": "Hm, hm.\n\nSo be it."}
+    assert found.response == shown[part]
     if part != "response":
-        assert found.response == {"answer": "So be it.", "thought": "Hm, hm."}[part]
         # What it is compared with is the same part of the model's own response.
         assert len(thinker.tokenizer(found.base_response, add_special_tokens=False)["input_ids"]) <= 6
 

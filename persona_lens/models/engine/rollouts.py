@@ -14,6 +14,7 @@ from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.intervention import NOTHING, Intervention
 from persona_lens.models.text.chat import EncodedPrompt, Message, build_messages, encode_prompt, warn_of_controls
 from persona_lens.models.text.spans import Thought
+from persona_lens.models.text.templates import TemplateArguments, freeze_arguments
 from persona_lens.models.text.tokens import stop_token_ids
 from persona_lens.progress_bars import Advance, show_progress
 
@@ -29,6 +30,8 @@ class RolloutRequest:
         system: System prompt; None leaves it to the chat template.
         examples: Turns between system prompt and question, as in many-shot prompting.
         intervention: What is done to the residual stream while the response is sampled.
+        template_arguments: What the chat template reads besides the messages; they go before those that the model was
+            loaded with.
     """
 
     question: str
@@ -36,6 +39,7 @@ class RolloutRequest:
     system: str | None = None
     examples: tuple[Message, ...] = ()
     intervention: Intervention = NOTHING
+    template_arguments: TemplateArguments | None = None
 
     @property
     def messages(self) -> list[Message]:
@@ -92,6 +96,7 @@ def sample_rollouts(
     Raises:
         ChatTemplateError: The tokenizer has no usable chat template.
         ContextLengthError: A prompt that leaves no room for the response.
+        InvalidArgumentError: A template argument that the template does not read.
 
     Warns:
         UnfinishedThoughtWarning: Responses without an answer, as their thoughts do not end.
@@ -126,11 +131,13 @@ def _collect(
     prompts: dict[tuple[object, ...], EncodedPrompt] = {}
     sample_requests = []
     for request in requests:
-        key = (request.question, request.system, *map(repr, request.examples))
+        arguments = freeze_arguments(tokenizer, request.template_arguments)
+        key = (request.question, request.system, arguments, *map(repr, request.examples))
         if key not in prompts:
             prompts[key] = encode_prompt(
-                tokenizer, request.messages, n_ctx=model.cfg.n_ctx, reserve=sampling.max_tokens
-            )
+                tokenizer, request.messages, n_ctx=model.cfg.n_ctx, reserve=sampling.max_tokens,
+                template_arguments=request.template_arguments,
+            )  # fmt: skip
         sample_requests.append(SampleRequest(prompts[key].tokens, request.seed, request.intervention))
     warn_of_controls(prompts.values())
     sampled: dict[int, SampledResponse] = {}

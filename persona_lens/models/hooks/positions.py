@@ -76,9 +76,13 @@ class TokenSelector:
                 raise InvalidArgumentError.of("positions", "be a boolean mask [batch, pos]", got)
         elif positions not in ("response", "prompt", "all"):
             rule = "be 'response', 'prompt', 'all' or a boolean mask [batch, pos]"
-            hint = (
-                "For the thought or the answer alone: Sampling(positions=...), or a mask, spans.draws_part('answer')."
-            )
+            hint = ""
+            if positions in ("thought", "answer"):
+                hint = (
+                    "A hook sees activations and no tokens, so it cannot tell where a thought ends. Where a whole "
+                    f"conversation is read, give a mask: spans.draws_part({positions!r})[None]. While responses are "
+                    f"sampled, Sampling(positions={positions!r}) follows their tokens."
+                )
             raise InvalidArgumentError.of("positions", rule, positions, hint)
         if windows:
             check_reach_response(positions)

@@ -1,6 +1,7 @@
 """Models in, from wherever they are, with what identifies them."""
 
 from persona_lens.models.loading.adapters import ADAPTER_FILES, ADAPTER_RECORD
+from persona_lens.models.loading.checkpoints import find_checkpoint, read_config
 from persona_lens.models.loading.embedded import EMBEDDED_MODEL, prepare_embedded_model
 from persona_lens.models.loading.fingerprints import fingerprint_hugging_face, read_origin
 from persona_lens.models.loading.hugging_face import (
@@ -8,19 +9,18 @@ from persona_lens.models.loading.hugging_face import (
     find_blocks,
     find_output_projection,
     load_hugging_face,
-    quiet,
-    read_config,
     read_head_shape,
     resolve_dtype,
     round_weights,
 )
 from persona_lens.models.loading.info import ModelInfo, describe_model
 from persona_lens.models.loading.load import list_model_classes, load_model
+from persona_lens.models.loading.process_wide import quiet
 from persona_lens.models.loading.source import ModelSource
 
 __all__ = [
     "ADAPTER_FILES", "ADAPTER_RECORD", "EMBEDDED_MODEL", "ModelInfo", "ModelSource", "count_kv_heads", "describe_model",
-    "find_blocks",
+    "find_blocks", "find_checkpoint",
     "find_output_projection", "fingerprint_hugging_face", "list_model_classes", "load_hugging_face", "load_model",
     "prepare_embedded_model", "quiet", "read_config", "read_head_shape", "read_origin", "resolve_dtype",
     "round_weights",

@@ -9,7 +9,7 @@ what they became: while that holds, so does the fingerprint.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformer_lens.model_bridge import TransformerBridge
 
 from persona_lens.models.hooked_model import HookedModel
+from persona_lens.models.loading.checkpoints import name_method
 from persona_lens.models.loading.source import ModelSource
 
 # Rows of each matrix that are hashed, spread evenly: training moves all of them. Vectors are hashed whole.
@@ -90,7 +91,8 @@ def fingerprint_hugging_face(hf_model: Any) -> str:
     # Named apart, as they may be one tensor, or, once more than one part of a program has them, two.
     n_heads = hf_model.config.get_text_config().num_attention_heads
     if read_quantization(hf_model) is not None:
-        return _hash_weights(n_heads, _name_stored_weights(hf_model))
+        stored = _name_stored_weights(hf_model)
+        return _hash_weights(n_heads, stored, embeddings=_list_embeddings(hf_model, stored))
     named = {"embed": hf_model.get_input_embeddings().weight, "unembed": hf_model.get_output_embeddings().weight}
     for name, weight in hf_model.named_parameters():
         if not any(weight is embedding for embedding in named.values()):
@@ -103,8 +105,7 @@ def read_quantization(hf_model: Any) -> str | None:
     config = getattr(hf_model.config, "quantization_config", None)
     if config is None or not getattr(hf_model, "is_quantized", False):
         return None
-    method = config["quant_method"] if isinstance(config, Mapping) else config.quant_method
-    named = str(getattr(method, "value", method))
+    named = name_method(config)
     return None if named == "gguf" else named  # whose weights are whole once they are read
 
 
@@ -150,7 +151,8 @@ def _hash_in_memory(model: Any, rounded_to: torch.dtype | None = None) -> str:
         name: weight.T if weight.ndim == 2 and weight.shape[0] < weight.shape[1] else weight
         for name, weight in model.named_parameters()
     }
-    return _hash_weights(model.cfg.n_heads, weights, rounded_to)
+    embeddings = frozenset(name for name in weights if name.partition(".")[0] in ("embed", "unembed", "pos_embed"))
+    return _hash_weights(model.cfg.n_heads, weights, rounded_to, embeddings)
 
 
 def _name_hooked_weights(model: Any) -> dict[str, Tensor] | None:
@@ -183,13 +185,25 @@ def _name_block_weights(block: Any) -> dict[str, Tensor]:
     return named | {f"{name}.weight": norm.w for name, norm in norms.items() if isinstance(norm, nn.Module)}
 
 
-def _hash_weights(n_heads: int, weights: Mapping[str, Tensor], rounded_to: torch.dtype | None = None) -> str:
+def _list_embeddings(hf_model: Any, names: Collection[str]) -> frozenset[str]:
+    """Return the names of a Hugging Face model's token embeddings, of those given."""
+    module = hf_model.get_input_embeddings()
+    prefix = next(name for name, one in hf_model.named_modules() if one is module).replace(_WRAPPED, "")
+    return frozenset(name for name in names if name.startswith(f"{prefix}.weight"))
+
+
+def _hash_weights(
+    n_heads: int,
+    weights: Mapping[str, Tensor],
+    rounded_to: torch.dtype | None = None,
+    embeddings: frozenset[str] = frozenset({"embed", "unembed"}),
+) -> str:
     digest = hashlib.sha256(str(n_heads).encode())
     for name, weight in sorted(weights.items()):
         # A HookedTransformer holds zeros where Hugging Face has no bias.
         if name.rpartition(".")[2].startswith("b") and not weight.any():
             continue
-        sample = _sample(weight.detach(), _ROWS_OF_EMBEDDINGS if "embed" in name else _ROWS)
+        sample = _sample(weight.detach(), _ROWS_OF_EMBEDDINGS if name in embeddings else _ROWS)
         digest.update(f"{name} {list(weight.shape)}".encode())
         if sample.is_floating_point() and sample.itemsize > 1:
             sample = sample.to("cpu", rounded_to or sample.dtype).to(torch.bfloat16)

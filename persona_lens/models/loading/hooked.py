@@ -6,10 +6,10 @@ import importlib.util
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
 from torch import Tensor, nn
 
 from persona_lens.errors import UnsupportedModelError
+from persona_lens.models.loading.process_wide import empty_weights
 
 # TransformerLens' function that converts an architecture's weights.
 CONVERTERS = {
@@ -31,7 +31,7 @@ def build_hooked(name: str, hf_model: Any, tokenizer: Any, dtype: torch.dtype) -
     from transformer_lens.pretrained import weight_conversions
 
     cfg = _derive_config(name, hf_model, dtype)
-    with init_empty_weights():
+    with empty_weights():
         model = HookedTransformer(cfg, tokenizer, move_to_device=False)
     state = getattr(weight_conversions, CONVERTERS[cfg.original_architecture])(hf_model, cfg)
     _place_weights(model, state, hf_model.device)

@@ -16,6 +16,7 @@ from persona_lens.errors import InvalidArgumentError, UnsupportedModelError
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.loading.adapters import check_adapter, check_base, hash_adapter, merge_adapter
 from persona_lens.models.loading.architectures import TESTED
+from persona_lens.models.loading.checkpoints import Checkpoint, find_checkpoint
 from persona_lens.models.loading.embedded import EMBEDDED_MODEL
 from persona_lens.models.loading.fingerprints import (
     fingerprint_adapted,
@@ -24,21 +25,24 @@ from persona_lens.models.loading.fingerprints import (
     remember_origin,
 )
 from persona_lens.models.loading.hooked import CONVERTERS, build_hooked, optimize_memory_layout
-from persona_lens.models.loading.hugging_face import (
-    is_gguf,
-    load_hugging_face,
-    quiet,
-    read_config,
-    resolve_dtype,
-    round_weights,
-)
+from persona_lens.models.loading.hugging_face import load_hugging_face, resolve_dtype, round_weights
 from persona_lens.models.loading.parity import check_parity, read_reference
-from persona_lens.models.loading.placing import DeviceMap, Placement, check_map, check_quantized, choose_placement
-from persona_lens.models.loading.source import Backend, ModelSource, find_anywhere
+from persona_lens.models.loading.placing import (
+    DeviceMap,
+    Placement,
+    check_map,
+    check_quantized,
+    choose_placement,
+    spread,
+)
+from persona_lens.models.loading.process_wide import quiet
+from persona_lens.models.loading.source import Backend, ModelSource, find_anywhere, write_map
+from persona_lens.models.loading.spreading import choose_places, count_bytes, measure_rooms, spread_weights
 from persona_lens.models.text.templates import (
     ChatSettings,
     TemplateArguments,
     freeze_arguments,
+    pin_today,
     read_settings,
     remember_settings,
 )
@@ -67,10 +71,12 @@ def load_model(
             None takes ``hooked`` wherever that class can hold the architecture.
         dtype: ``auto`` is bfloat16 on a GPU or CPU that computes it in hardware, else float32.
         device: None takes a GPU if there is one.
-        device_map: In place of ``device``, through a bridge: ``"auto"`` or another of accelerate's words, or a mapping
-            from modules to devices; nothing may be offloaded. ``"disk"`` leaves the weights in their safetensors files
-            and computes on the CPU: the system reads them as they are needed and drops them where memory is short; in
-            the files' own dtype.
+        device_map: In place of ``device``, through a bridge. A mapping from the Hugging Face model's modules to devices
+            or ``"disk"``: the first GPU that it names computes, else the CPU, and blocks that lie elsewhere are copied
+            there while they run. What is on the disk stays in its safetensors files: the system reads it as it is
+            needed and drops it where memory is short. ``"disk"`` leaves all there, and the CPU computes. ``"auto"``
+            takes one device where that has room, else fills the first GPU, the others, memory and the disk in turn.
+            Over several places weights have the files' own dtype.
         quantization_config: transformers' ``BitsAndBytesConfig``, ``TorchAoConfig`` …: weights are quantised as they
             are loaded, through a bridge. A checkpoint that is quantised already needs none.
         template_arguments: What the chat template reads besides the messages, such as ``{"enable_thinking": False}``
@@ -84,13 +90,17 @@ def load_model(
         ModelNotFoundError: No such model; the message says what to type.
         UnsupportedModelError: An architecture that neither class holds, or that TransformerLens computes otherwise than
             Hugging Face does; ``backend="hooked"`` for an architecture, a map or quantised weights that
-            HookedTransformer cannot hold; a map that offloads; quantised weights whose library is not installed.
+            HookedTransformer cannot hold; quantised weights that would be spread, or whose library is not installed.
         FileFormatError: An adapter that is for another architecture, or not in safetensors.
         ModelMismatchError: An adapter that was trained on other weights, if it says so.
         InvalidArgumentError: An unknown backend, dtype or device; arguments that exclude one another; any but
             ``backend`` and ``template_arguments`` for a model that is already loaded; a template argument that the chat
             template does not read.
         ChatTemplateError: Template arguments for a model without a chat template.
+
+    Warns:
+        DatedTemplateWarning: The chat template writes today's date. It is fixed for this model, and recorded, as if it
+            were among the template arguments.
 
     Example:
         >>> import persona_lens as pl
@@ -107,22 +117,28 @@ def load_model(
     if adapter is not None:
         check_adapter(Path(adapter))
     placement = choose_placement(device, device_map, quantization_config, backend=backend, adapter=adapter is not None)
-    resolved = _resolve_dtype(str(model), dtype, placement)
+    checkpoint = find_checkpoint(str(model))
+    placement = _find_room(checkpoint, dtype, placement, adapter)
+    resolved = _resolve_dtype(checkpoint, dtype, placement)
     with quiet():
-        read = _read_weights(str(model), adapter, backend, resolved, placement)
-        arguments = freeze_arguments(read.tokenizer, template_arguments)
+        read = _read_weights(checkpoint, adapter, backend, resolved, placement)
         # A result must not carry a path of the machine that it was made on.
         name = Path(model).expanduser().resolve().name if Path(model).expanduser().exists() else str(model)
+        arguments = freeze_arguments(read.tokenizer, template_arguments)
         name = name if adapter is None else f"{name} + {Path(adapter).resolve().name}"
         loaded = _build(name, read, backend, resolved, read.is_plain and not placement.needs_bridge)
+        if placement.places is not None:
+            spread_weights(loaded, placement.places, placement.device)
     source = ModelSource(
         find_anywhere(model),
         None if adapter is None else find_anywhere(adapter),
         "bridge" if isinstance(loaded, TransformerBridge) else "hooked",
         str(resolved).removeprefix("torch."),
         None if quantization_config is None else quantization_config.to_json_string(use_diff=False),
+        device_map=write_map(device_map),
     )
     remember_origin(loaded, read.fingerprint, read.base_fingerprint, source)
+    arguments = pin_today(read.tokenizer, arguments)
     # Of the model's own tokenizer, which may be a copy.
     remember_settings(loaded.tokenizer, ChatSettings(arguments, _list_stop_tokens(read.hf_model)))
     return loaded
@@ -151,21 +167,45 @@ class _Read:
     is_plain: bool
 
 
-def _resolve_dtype(name: str, dtype: str | torch.dtype, placement: Placement) -> torch.dtype:
+def _find_room(
+    checkpoint: Checkpoint, dtype: str | torch.dtype, placement: Placement, adapter: str | Path | None
+) -> Placement:
+    """Resolve a word for a map by the memory that is free: one device where it holds all, else several places.
+
+    Raises:
+        InvalidArgumentError: There is room neither on one device nor on several.
+    """
+    word, config = placement.device_map, checkpoint.config
+    if not isinstance(word, str) or placement.quantization_config is not None:
+        return placement
+    whole = Placement(placement.device, {"": placement.device})
+    if config is None or checkpoint.quantization is not None or adapter is not None:
+        return whole
+    try:
+        stem, blocks, outside = count_bytes(config, resolve_dtype(dtype, placement.device))
+    except ValueError:  # a configuration of no class that is known, which loading refuses by name
+        return whole
+    rooms = measure_rooms()
+    places = choose_places(blocks, outside, rooms)
+    if places is None:
+        return whole
+    return spread({"": next(iter(rooms)), **{f"{stem}.{i}": place for i, place in enumerate(places)}})
+
+
+def _resolve_dtype(checkpoint: Checkpoint, dtype: str | torch.dtype, placement: Placement) -> torch.dtype:
     """Return the weights' dtype: the files' own where they stay there or are quantised there.
 
     Raises:
         InvalidArgumentError: Another one was asked for.
     """
     resolved = resolve_dtype(dtype, placement.device)
-    if is_gguf(name) and placement.in_files:
+    if checkpoint.is_gguf and placement.in_files:
         rule, hint = "be left out for a GGUF file, whose weights are unpacked into memory", "Save it as safetensors."
         raise InvalidArgumentError.of("device_map", rule, "disk", hint)
-    config = None if is_gguf(name) else read_config(name)
-    quantized = placement.quantization_config is None and getattr(config, "quantization_config", None) is not None
-    if config is None or not (placement.in_files or quantized):
+    quantized = placement.quantization_config is None and checkpoint.quantization is not None
+    if checkpoint.config is None or not (placement.in_files or quantized):
         return resolved
-    own: torch.dtype = config.dtype or torch.float32
+    own: torch.dtype = checkpoint.config.dtype or torch.float32
     if dtype != "auto" and resolved != own:
         rule = f"be 'auto' or the files' own, {str(own).removeprefix('torch.')}: weights are used as they lie there"
         raise InvalidArgumentError.of("dtype", rule, dtype)
@@ -173,12 +213,16 @@ def _resolve_dtype(name: str, dtype: str | torch.dtype, placement: Placement) ->
 
 
 def _read_weights(
-    name: str, adapter: str | Path | None, backend: Backend | None, dtype: torch.dtype, placement: Placement
+    checkpoint: Checkpoint,
+    adapter: str | Path | None,
+    backend: Backend | None,
+    dtype: torch.dtype,
+    placement: Placement,
 ) -> _Read:
     # With an adapter in the files' own precision, so that what it adds is rounded once, with the sum; for float16,
     # since its rounding cannot be told from another model's.
     is_rounded_here = adapter is not None or (dtype == torch.float16 and placement.quantization_config is None)
-    hf_model, tokenizer = load_hugging_face(name, "auto" if is_rounded_here else dtype, placement)
+    hf_model, tokenizer = load_hugging_face(checkpoint, "auto" if is_rounded_here else dtype, placement)
     check_map(getattr(hf_model, "hf_device_map", None) or {})
     method = read_quantization(hf_model)
     if method is not None:
@@ -187,12 +231,12 @@ def _read_weights(
     base_fingerprint = None
     if adapter is not None:
         base_fingerprint = fingerprint
-        check_base(Path(adapter), name, base_fingerprint)
+        check_base(Path(adapter), checkpoint.name, base_fingerprint)
         hf_model = merge_adapter(hf_model, Path(adapter))
         fingerprint = fingerprint_adapted(hf_model, hash_adapter(Path(adapter)))
-    if method is None:
+    if is_rounded_here and method is None:
         round_weights(hf_model, dtype)
-    if not getattr(hf_model, "hf_device_map", None):
+    if not getattr(hf_model, "hf_device_map", None) and not placement.in_files:
         hf_model.to(placement.device)
     return _Read(hf_model, tokenizer, fingerprint, base_fingerprint, method is None)
 
@@ -238,7 +282,7 @@ def _adopt(model: HookedModel, backend: Backend | None, arguments: TemplateArgum
         rule = f"be {found!r} or None for this loaded model"
         raise InvalidArgumentError.of("backend", rule, backend, "Load it by name.")
     if arguments is not None:
-        frozen = freeze_arguments(model.tokenizer, arguments)
+        frozen = pin_today(model.tokenizer, freeze_arguments(model.tokenizer, arguments))
         remember_settings(model.tokenizer, replace(read_settings(model.tokenizer), arguments=frozen))
     return model
 

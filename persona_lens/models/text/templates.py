@@ -6,7 +6,9 @@ import datetime
 import functools
 import json
 import re
+import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -14,7 +16,7 @@ import jinja2
 from jinja2 import meta, nodes, sandbox
 
 from persona_lens.checking import checked
-from persona_lens.errors import ChatTemplateError, InvalidArgumentError
+from persona_lens.errors import ChatTemplateError, DatedTemplateWarning, InvalidArgumentError
 
 TemplateArguments: TypeAlias = Mapping[str, Any]
 """What a chat template reads besides the messages, by the template's own names, as JSON-able values."""
@@ -69,11 +71,61 @@ def freeze_arguments(tokenizer: Any, arguments: TemplateArguments | None) -> str
             raise InvalidArgumentError.of(f"template_arguments[{name!r}]", rule, value)
         if name == _TODAY:
             _read_date(value)
+    return write_arguments(arguments)
+
+
+def write_arguments(arguments: TemplateArguments | None) -> str:
+    """Return template arguments as JSON with sorted keys; empty for none. Whether a template reads them is not asked.
+
+    Raises:
+        InvalidArgumentError: A value that is not JSON.
+    """
+    if not arguments:
+        return ""
     try:
         return json.dumps(dict(arguments), sort_keys=True, allow_nan=False, ensure_ascii=False)
     except (TypeError, ValueError, RecursionError) as error:
         rule = "hold values that JSON has: texts, numbers, true, false, null, lists and objects of them"
         raise InvalidArgumentError.of("template_arguments", rule, dict(arguments), str(error)[:200]) from None
+
+
+def pin_today(tokenizer: Any, arguments: str) -> str:
+    """Return template arguments with today's date added, where prompts would change with the day.
+
+    Args:
+        tokenizer: Of the model.
+        arguments: As :func:`freeze_arguments` returns them.
+
+    Warns:
+        DatedTemplateWarning: The date was added.
+    """
+    template = getattr(tokenizer, "chat_template", None)
+    given = json.loads(arguments or "{}")
+    if not template or _TODAY in given or _TODAY not in str(template):
+        return arguments
+    try:
+        if _TODAY not in list_template_variables(tokenizer):  # as where a comment names it
+            return arguments
+    except ChatTemplateError:  # which is said when a prompt is written
+        return arguments
+    days = ("2001-02-03", "2002-03-04")
+    renderers = [Renderer(tokenizer, {**given, _TODAY: day}) for day in days]
+    asked = {"role": "user", "content": "x"}
+    for conversation in ([asked], [{"role": "system", "content": "x"}, asked]):
+        with suppress(ChatTemplateError):  # no system role
+            first, second = (one.render(conversation, add_generation_prompt=True) for one in renderers)
+            if first != second:
+                break
+    else:
+        return arguments
+    warnings.warn(
+        "The chat template writes the date. Today's was fixed for this model, and is recorded with its name. For the "
+        f'same prompts on another day pass the one that is to stand there: template_arguments={{"{_TODAY}": '
+        '"2026-01-31"}.',
+        DatedTemplateWarning,
+        stacklevel=4,
+    )
+    return freeze_arguments(tokenizer, {**given, _TODAY: datetime.date.today().isoformat()})
 
 
 @checked

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,8 @@ from persona_lens.files import write_bytes_atomically
 
 MAX_BYTES = 2**30
 """The largest file that is read: a vector of 126 layers of width 16384 has 8 MiB in float32."""
+# Which classes a file may hold is told to all of the process: a thread that reads another file meanwhile waits.
+_READING = threading.Lock()
 MAX_ROWS, _MAX_WIDTH = 1024, 2**17
 
 
@@ -41,7 +44,7 @@ def load_torch_file(path: Path, stand_ins: Sequence[tuple[type, str]] = ()) -> A
     _check_entries(path, data)
     try:
         # A stand-in is known to this call alone; nothing of the other program is imported.
-        with torch.serialization.safe_globals(list(stand_ins)), warnings.catch_warnings():
+        with _READING, torch.serialization.safe_globals(list(stand_ins)), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of old files' storages
             return torch.load(BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # whatever the bytes made of the reader; it runs none of them

@@ -190,6 +190,23 @@ def test_a_model_keeps_its_template_arguments_and_says_them(folders):
         pl.load_model(folders["qwen3"], template_arguments={"thinking": False})
 
 
+def test_each_condition_has_template_arguments_of_its_own_and_they_are_recorded(folders, monkeypatch):
+    model = pl.load_model(folders["qwen3"], dtype="float32", device="cpu")
+    off = {"enable_thinking": False}
+    ways = [pl.Condition(name="as it is"), pl.Condition(name="no thought", template_arguments=off)]
+    sampling = Sampling(8, stop_tokens=frozenset({1}))
+    together = pl.score_conditions(model, LengthJudge(), ways, ["Hi"], sampling=sampling).responses
+    plain = pl.score_conditions(model, LengthJudge(), ways[:1], ["Hi"], sampling=sampling).responses
+    pl.load_model(model, template_arguments=off)
+    assert together == plain + pl.score_conditions(model, LengthJudge(), ways[:1], ["Hi"], sampling=sampling).responses
+    assert together[0] != together[1]
+    assert [one.describe().get("template_arguments") for one in ways] == [None, '{"enable_thinking": false}']
+    monkeypatch.setattr("persona_lens.evaluation.conditions.sample_rollouts", lambda *given: pytest.fail("sampled"))
+    wrong = pl.Condition(template_arguments={"thinking": False})
+    with pytest.raises(InvalidArgumentError, match="takes enable_thinking"):
+        pl.score_conditions(model, LengthJudge(), [wrong], ["Hi"], sampling=sampling)
+
+
 @pytest.mark.filterwarnings("ignore::persona_lens.errors.UnfinishedThoughtWarning")
 def test_ask_returns_the_answer_or_what_else_is_wanted(thinkers):
     model, n_answers = thinkers["r1"], 0

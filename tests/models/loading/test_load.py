@@ -11,9 +11,10 @@ from transformers.utils import logging as transformers_logging
 
 import persona_lens as pl
 from persona_lens.errors import InvalidArgumentError, ModelNotFoundError, UnsupportedModelError
-from persona_lens.models.loading import prepare_embedded_model
+from persona_lens.models.loading import checkpoints, prepare_embedded_model
 from persona_lens.models.loading.hooked import optimize_memory_layout
 from persona_lens.models.loading.hugging_face import round_weights
+from tests.architectures import make_architecture
 from tests.backends import ARCHITECTURES, BACKENDS
 from tests.tiny import make_hf_model, make_tokenizer, save_tiny
 
@@ -48,6 +49,28 @@ def test_rounded_weights_make_the_model_that_is_read_in_that_dtype(tiny_folder, 
     with torch.no_grad():
         assert torch.equal(rounded(tokens).logits, expected(tokens).logits)
     assert rounded.dtype == expected.dtype == rounded.config.dtype == dtype
+
+
+def test_weights_that_an_architecture_keeps_in_float32_stay_so_beside_float16(tmp_path):
+    hf_model = make_architecture("gpt-oss").to(torch.bfloat16)
+    hf_model.save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    model = pl.load_model(tmp_path, dtype="float16", device="cpu")
+    expected = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float16)
+    dtypes = {weight.dtype for weight in expected.parameters()}
+    assert dtypes == {torch.float16, torch.float32}
+    tokens = random_tokens(100, (2, 8))
+    with torch.no_grad():
+        torch.testing.assert_close(model(tokens), expected(tokens).logits, atol=2e-3, rtol=2e-3)
+    assert {weight.dtype for weight in model.original_model.parameters()} == dtypes
+    assert pl.describe_model(model).dtype == "float16"
+
+
+def test_the_configuration_is_read_once_and_the_hub_asked_once(tiny_folder, monkeypatch):
+    own, found = checkpoints._find_source, []
+    monkeypatch.setattr(checkpoints, "_find_source", lambda name: found.append(name) or own(name))
+    pl.load_model(tiny_folder("llama"), dtype="float32", device="cpu")
+    assert found == [tiny_folder("llama")]
 
 
 def random_tokens(vocab, shape):

@@ -5,18 +5,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM, TorchAoConfig, modeling_utils
 
 import persona_lens as pl
 from persona_lens.errors import InvalidArgumentError, UnsupportedModelError
-from persona_lens.models.loading import hugging_face, load_hugging_face, placing, round_weights
+from persona_lens.models.loading import load, load_hugging_face, placing, process_wide, round_weights, spreading
 from persona_lens.models.loading.fingerprints import read_quantization
 from persona_lens.models.loading.hooked import build_hooked
 from persona_lens.models.loading.text_part import take_text_part
 from tests.architectures import make_architecture
 from tests.backends import BACKENDS
 from tests.models.loading.test_adapters import make_adapter
-from tests.tiny import make_tokenizer, save_tiny
+from tests.tiny import make_hf_model, make_tokenizer, save_tiny
 
 TOKENS = torch.randint(0, 256, (2, 20), generator=torch.Generator().manual_seed(0))
 FOUR_BITS = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
@@ -88,18 +90,126 @@ def test_a_mapped_model_is_the_same(tiny_folder, tiny_bridge, device_map):
     assert sampled[0][0].response == sampled[1][0].response
 
 
+SPREAD = {"model.layers.1": "disk", "lm_head": "disk", "": "cpu"}
+
+
 @pytest.mark.parametrize(
-    "device_map",
+    "device_map", [SPREAD, {"model.layers.0": "cpu", "": "disk"}, {"model": "disk", "lm_head": "disk"}]
+)
+def test_a_model_that_is_spread_over_memory_and_the_disk_is_the_same(tmp_path, device_map):
+    folder = save_tiny(tmp_path, "llama")
+    mapped = pl.load_model(folder, device_map=device_map)
+    plain = pl.load_model(folder, backend="bridge", dtype="float32", device="cpu")
+    assert list_mapped(tmp_path) == {f"{folder}/model.safetensors"}
+    assert pl.describe_model(mapped) == pl.describe_model(plain)
+    vector = pl.PersonaVector("loud", pl.describe_model(plain), {"response_mean": torch.ones(3, 48)})
+    found = []
+    for model in (mapped, plain):
+        logits = model(TOKENS)
+        residuals = pl.cache_residual_stream(model, TOKENS)
+        with pl.steering(model, vector, layer=1, coefficient=2.0, positions="all"):
+            steered = model(TOKENS)
+        requests = [pl.models.RolloutRequest("Hello", (0,), intervention=pl.steer(vector, layer=1, coefficient=1.0))]
+        (rollout,) = pl.models.sample_recorded_rollouts(model, requests, pl.Sampling(8))
+        found.append((logits, residuals, steered, torch.tensor(rollout.tokens), rollout.residuals.response_mean))
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+    assert not torch.equal(found[0][0], found[0][2])
+
+
+def test_what_a_map_puts_into_memory_is_no_longer_of_the_file(tmp_path):
+    folder = save_tiny(tmp_path, "llama")
+    model = pl.load_model(folder, device_map=SPREAD).original_model
+    places = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if str(tmp_path) in line]
+    ends = [tuple(int(one, 16) for one in place[0].split("-")) for place in places]
+
+    def is_mapped(weight):
+        return any(start <= weight.data_ptr() < end for start, end in ends)
+
+    mapped = {name for name, weight in model.named_parameters() if is_mapped(weight)}
+    names = {name for name, _ in model.named_parameters() if not name.endswith("bias")}  # the bridge adds one
+    assert mapped == {name for name in names if "layers.1." in name or "lm_head" in name}
+
+
+def test_a_block_that_lies_elsewhere_is_copied_while_it_runs_and_never_otherwise(tmp_path):
+    """As on a GPU, whose memory here is this machine's."""
+    model = pl.load_model(save_tiny(tmp_path, "llama"), backend="bridge", dtype="float32", device="cpu")
+    expected, block = model(TOKENS), model.blocks[1].original_component
+    own = {name: weight.data_ptr() for name, weight in block.named_parameters()}
+    seen = []
+
+    def look(module, given, output=None):
+        seen.append({name: weight.data_ptr() for name, weight in block.named_parameters()})
+
+    spreading.BlockFetcher(block, torch.device("cpu")).attach()
+    block.mlp.register_forward_hook(look)
+    assert torch.equal(model(TOKENS), expected)
+    assert not set(seen[0].values()) & set(own.values())
+    assert {name: weight.data_ptr() for name, weight in block.named_parameters()} == own
+    failing = block.mlp.register_forward_hook(lambda *given: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        model(TOKENS)
+    failing.remove()
+    assert {name: weight.data_ptr() for name, weight in block.named_parameters()} == own
+    requests = [pl.models.RolloutRequest("Hello", (0,))]
+    plain = pl.load_model(save_tiny(tmp_path, "llama"), backend="bridge", dtype="float32", device="cpu")
+    sampled = [pl.models.sample_rollouts(one, requests, pl.Sampling(8))[0].tokens for one in (model, plain)]
+    assert sampled[0] == sampled[1]
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.integers(1, 9), min_size=1, max_size=8), st.integers(0, 9),
+    st.lists(st.integers(0, 40), min_size=1, max_size=3), st.booleans(),
+)  # fmt: skip
+def test_chosen_places_fit_in_their_order_and_the_computing_device_has_room_for_a_copy(blocks, outside, free, on_gpu):
+    names = ["cuda:0", "cuda:1", "cpu"][: len(free)] if on_gpu else ["cpu"]
+    rooms = dict(zip(names, free, strict=False))
+    device = names[0]
+    kept = outside + (max(blocks) if device != "cpu" else 0)
+    try:
+        places = spreading.choose_places(blocks, outside, rooms)
+    except InvalidArgumentError:
+        assert kept > rooms[device]
+        return
+    if places is None:
+        assert sum(blocks) + outside <= rooms[device]
+        return
+    taken = {name: sum(b for b, place in zip(blocks, places, strict=True) if place == name) for name in names}
+    assert all(taken[name] + (kept if name == device else 0) <= rooms[name] for name in names)
+    order = [[*names, "disk"].index(place) for place in places]
+    assert order == sorted(order)
+
+
+def test_a_word_spreads_a_model_that_memory_has_no_room_for(tmp_path, monkeypatch):
+    folder = save_tiny(tmp_path, "llama")
+    stem, blocks, outside = spreading.count_bytes(LlamaConfig.from_pretrained(folder), torch.float32)
+    assert (stem, len(blocks)) == ("model.layers", 3)
+    assert sum(blocks) + outside == sum(4 * w.numel() for w in make_hf_model("llama").parameters())
+    monkeypatch.setattr(load, "measure_rooms", lambda: {"cpu": outside + blocks[0]})
+    model = pl.load_model(folder, device_map="auto", dtype="float32")
+    assert list_mapped(tmp_path)
+    plain = pl.load_model(folder, backend="bridge", dtype="float32", device="cpu")
+    assert torch.equal(model(TOKENS), plain(TOKENS))
+    monkeypatch.setattr(load, "measure_rooms", lambda: {"cpu": outside - 1})
+    with pytest.raises(InvalidArgumentError, match="`device_map` must be 'disk' for a model whose embeddings"):
+        pl.load_model(folder, device_map="auto", dtype="float32")
+
+
+@pytest.mark.parametrize(
+    ("places", "message"),
     [
-        {"model": 0, "lm_head": "cpu"},
-        {"model": "cpu", "lm_head": "disk"},
-        {"": "meta"},
-        {"model": "disk", "lm_head": "disk"},
+        (
+            {"model.layers": "cpu", "": "disk"},
+            r"keep embeddings, .* on the first GPU that it names, cuda:0. Got 'some on disk",
+        ),
+        ({"": "cuda:0", "model.layers.1.mlp": "cpu"}, r"keep each block in one place, that of layer 1 too"),
+        ({"model": "cuda:0"}, r"name a place for every weight, lm_head.weight too"),
     ],
 )
-def test_a_map_that_offloads_is_refused_before_weights_are_read(tmp_path, device_map):
-    with pytest.raises(UnsupportedModelError, match=r"`device_map` must keep every weight .* device_map='disk'"):
-        pl.load_model(tmp_path, device_map=device_map)
+def test_places_that_a_gpu_could_not_fetch_from_are_refused(tmp_path, places, message):
+    model = pl.load_model(save_tiny(tmp_path, "llama"), device_map="disk")
+    with pytest.raises(InvalidArgumentError, match=message):
+        spreading.spread_weights(model, places, torch.device("cuda:0"))
 
 
 @pytest.mark.parametrize(
@@ -107,7 +217,9 @@ def test_a_map_that_offloads_is_refused_before_weights_are_read(tmp_path, device
     [
         ({"device_map": "fast"}, "`device_map` must be 'auto'"), ({"device_map": {}}, "`device_map` must name"),
         ({"device_map": "auto", "device": "cpu"}, "`device` must be left out"),
-        ({"device_map": {"": "abacus"}}, "`device_map` must be devices that torch knows"),
+        ({"device_map": {"": "abacus"}}, "`device_map` must be devices or 'disk' that torch knows"),
+        ({"device_map": {"": "meta"}}, "`device_map` must name devices, or 'disk'"),
+        ({"device_map": {"": "cuda:97", "model.layers.1": "disk"}}, "`device_map` must name devices of this machine"),
         ({"device_map": "disk", "quantization_config": FOUR_BITS}, "`quantization_config` must be left out"),
     ],
 )  # fmt: skip
@@ -131,7 +243,7 @@ def test_an_adapter_is_not_merged_into_codes(tiny_folder, tmp_path):
         pl.load_model(tiny_folder("llama"), adapter=adapter, quantization_config=FOUR_BITS)
 
 
-def test_a_map_that_accelerate_found_is_looked_at_too():
+def test_a_map_that_transformers_found_for_quantised_weights_is_looked_at():
     placing.check_map({"model": 0, "lm_head": 0})
     placing.check_map({"model": 0, "lm_head": "cuda:0", "norm": "cuda"})
     with pytest.raises(UnsupportedModelError, match=r"weights on cuda:0, cuda:1"):
@@ -201,7 +313,7 @@ def test_quantised_weights_run_through_the_bridge_and_have_a_fingerprint_of_thei
 
 def test_loads_that_end_in_another_order_than_they_began_leave_the_reader_as_it_was():
     own = vars(modeling_utils)["safe_open"]
-    first, second = hugging_face._unmapped_files(), hugging_face._unmapped_files()
+    first, second = process_wide.unmapped_files(), process_wide.unmapped_files()
     entered = []
 
     def load():
@@ -216,6 +328,25 @@ def test_loads_that_end_in_another_order_than_they_began_leave_the_reader_as_it_
     thread.join()
     assert entered
     assert vars(modeling_utils)["safe_open"] is own
+
+
+def test_a_model_that_is_made_without_memory_leaves_no_other_threads_without(tiny_folder):
+    """Else the second thread's weights would be empty, and the last to end would leave torch's own function changed."""
+    register, begun, made = torch.nn.Module.register_parameter, threading.Event(), []
+
+    def make():
+        begun.set()
+        made.append(load_hugging_face(tiny_folder("llama"), torch.float32)[0])
+
+    thread = threading.Thread(target=make)
+    with process_wide.empty_weights():
+        thread.start()
+        begun.wait()
+        thread.join(0.2)
+        assert not made  # it waits
+    thread.join()
+    assert not any(weight.is_meta for weight in made[0].parameters())
+    assert torch.nn.Module.register_parameter is register
 
 
 def test_the_text_part_of_a_quantised_model_is_quantised_and_its_codes_are_not_rounded():

@@ -2,12 +2,13 @@ import datetime
 
 import pytest
 
-from persona_lens.errors import ChatTemplateError, InvalidArgumentError, SystemRoleMergedWarning
+from persona_lens.errors import ChatTemplateError, DatedTemplateWarning, InvalidArgumentError, SystemRoleMergedWarning
 from persona_lens.models.text.chat import build_messages, encode_conversation, encode_prompt, encode_responses
 from persona_lens.models.text.templates import (
     ChatSettings,
     freeze_arguments,
     list_template_variables,
+    pin_today,
     read_settings,
     remember_settings,
 )
@@ -101,6 +102,27 @@ def test_an_argument_that_nothing_reads_or_that_is_not_json_is_refused_by_name(a
 def test_today_must_be_a_date(date):
     with pytest.raises(InvalidArgumentError, match=r"strftime_now.*2026-01-31"):
         encode_prompt(TOKENIZERS["llama3"], build_messages("Hi"), template_arguments={"strftime_now": date})
+
+
+@pytest.mark.parametrize("name", ["llama3", "harmony"])
+def test_a_template_that_writes_the_day_keeps_it_and_says_so(name):
+    tokenizer = tokenizer_like(name)
+    with pytest.warns(DatedTemplateWarning, match="Today's was fixed"):
+        pinned = pin_today(tokenizer, "")
+    assert pinned == f'{{"strftime_now": "{datetime.date.today()}"}}'
+    assert pin_today(tokenizer, pinned) == pinned
+    before = encode_prompt(tokenizer, build_messages("Hi"))
+    remember_settings(tokenizer, ChatSettings(pinned))
+    assert encode_prompt(tokenizer, build_messages("Hi")) == before
+
+
+def test_no_day_is_kept_where_prompts_have_none():
+    for name in set(ALL) - {"llama3", "harmony"}:
+        assert pin_today(TOKENIZERS[name], "") == ""
+    given = freeze_arguments(TOKENIZERS["llama3"], {"date_string": "1 Jan 2025"})
+    assert pin_today(TOKENIZERS["llama3"], given) == given
+    for template in (None, "{# strftime_now #}", "{{ strftime_now", "{% set day = strftime_now('%d') %}"):
+        assert pin_today(make_tokenizer(template=template), "") == ""
 
 
 def test_arguments_for_no_template_and_a_template_that_is_none_are_refused():
