@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 # Directions in which a label is tried, and how far from its point, in pixels; near and to the right or left first.
 _ANGLES = (0, 180, 90, 270, 30, 150, 210, 330, 60, 120, 240, 300)
-_REACHES = (8, 16, 28, 42, 60, 80, 105)
+_REACHES = (8.0, 16.0, 28.0, 42.0, 60.0, 80.0, 105.0)
 _LETTER, _LINE, _POINT = 6.2, 13.0, 5.0
 
 
@@ -54,7 +54,7 @@ def place_labels(
         A label each, in the order of the points.
 
     Example:
-        >>> first, second = place_labels([(50, 50), (52, 50)], ["one", "two"], 200, 100)
+        >>> first, second = place_labels([(50.0, 50.0), (52.0, 50.0)], ["one", "two"], 200.0, 100.0)
         >>> first.box.overlap(second.box)
         0.0
     """

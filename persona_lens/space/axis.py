@@ -75,7 +75,11 @@ def find_differences(answers: RoleAnswers) -> Float[Tensor, "question layer d_mo
 
 @checked
 def note_thresholds(
-    axis: PersonaVector, ordinary: OrdinaryProjections, layer: int, *, percentiles: tuple[float, ...] = (1, 5, 25, 50)
+    axis: PersonaVector,
+    ordinary: OrdinaryProjections,
+    layer: int,
+    *,
+    percentiles: tuple[float | int, ...] = (1, 5, 25, 50),
 ) -> PersonaVector:
     """Write on an axis where it is to be read, and how far ordinary answers go along it.
 

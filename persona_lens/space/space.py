@@ -123,7 +123,7 @@ class PersonaSpace(Record):
         return self.assistant.cosines
 
     def rank(self, component: int) -> list[Placed]:
-        """Return the roles, from the one that lies furthest to the assistant's side of a component.
+        """Return the roles by their cosine with a component, those on the assistant's side first.
 
         Raises:
             InvalidArgumentError: There is no such component.

@@ -58,8 +58,6 @@ class Role:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z][a-z0-9_-]*", self.name):
             raise TraitFormatError.of("name", "be a lower-case word of letters, digits, '-' and '_'", self.name)
-        if self.kind not in get_args(RoleKind):
-            raise TraitFormatError.of("kind", f"be one of {', '.join(get_args(RoleKind))}", self.kind)
         check_texts("description", [self.description])
         check_texts("system_prompts", self.system_prompts)
 
@@ -107,6 +105,9 @@ def _check_types(content: Mapping[str, Any], where: str) -> None:
     for key in ("name", "kind", "description"):
         if not isinstance(content[key], str):
             raise TraitFormatError(f"{where}: `{key}` must be a text. Got {reprlib.repr(content[key])}.")
+    if content["kind"] not in get_args(RoleKind):
+        rule = f"be one of {', '.join(get_args(RoleKind))}"
+        raise TraitFormatError(f"{where}: `kind` must {rule}. Got {content['kind']!r}.")
     prompts = content["system_prompts"]
     if not isinstance(prompts, list) or not all(isinstance(one, str) for one in prompts):
         raise TraitFormatError(f"{where}: `system_prompts` must be a list of texts. Got {reprlib.repr(prompts)}.")
@@ -124,11 +125,11 @@ def list_roles() -> tuple[str, ...]:
 
 
 @checked
-def load_role(name: str) -> Role:
+def load_role(role: str) -> Role:
     """Load a bundled role.
 
     Args:
-        name: One of :func:`list_roles`, or ``assistant``.
+        role: One of :func:`list_roles`, or ``assistant``.
 
     Raises:
         InvalidArgumentError: No such role; the message names the nearest.
@@ -138,12 +139,12 @@ def load_role(name: str) -> Role:
         'human'
     """
     names = _list_files()
-    if name not in names:
-        near = difflib.get_close_matches(name, names, n=1)
+    if role not in names:
+        near = difflib.get_close_matches(role, names, n=1)
         hint = f"Did you mean {near[0]!r}? " if near else ""
         hint += "Role.from_json(path) reads a file of your own."
-        raise InvalidArgumentError.of("name", f"be one of {', '.join(names)}", name, hint)
-    with as_file(_TRAITS / "roles" / f"{name}.json") as path:
+        raise InvalidArgumentError.of("role", f"be one of {', '.join(names)}", role, hint)
+    with as_file(_TRAITS / "roles" / f"{role}.json") as path:
         return Role.from_json(path)
 
 
