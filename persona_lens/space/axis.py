@@ -33,7 +33,8 @@ def find_assistant_axis(answers: RoleAnswers) -> PersonaVector:
         answers: Of the assistant and of at least two other roles, to at least two questions.
 
     Returns:
-        A vector of the trait ``assistant``, for the response mean: larger is more like the assistant.
+        A vector of the trait ``assistant``, for the response mean: larger is more like the assistant. Its
+            ``counts`` are of roles, one pair each.
 
     Raises:
         InvalidArgumentError: No assistant, or too few other roles.
