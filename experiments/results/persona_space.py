@@ -332,9 +332,9 @@ class PersonaSpaceResult(Result):
             )
         placebo = self.placebo_playing
         at = placebo.roles.index("placebo")
-        told = "yes" if placebo.aurocs[at].low > 0.5 else "no"
+        is_told = "yes" if placebo.aurocs[at].low > 0.5 else "no"
         far_away = self.prompt_distances.of("placebo")
-        lines.append(f"| prompts that say nothing | {told} | {placebo.aurocs[at]} | – | {far_away} |")
+        lines.append(f"| prompts that say nothing | {is_told} | {placebo.aurocs[at]} | – | {far_away} |")
         return "\n".join(lines)
 
     def _far_to_markdown(self) -> str:
