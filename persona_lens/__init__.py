@@ -4,8 +4,8 @@ Find the direction of a character trait in a model's residual stream, choose a l
 keep fine-tuning from moving it, and screen training data for it. Method: "Persona Vectors" (arXiv 2507.21509).
 
 The names here are those that a notebook needs; everything else is one room further: ``pl.judges``, ``pl.evaluation``,
-``pl.interventions``, ``pl.monitoring``, ``pl.finetuning``, ``pl.screening``, ``pl.distributed``, ``pl.tensors``,
-``pl.plots`` and others.
+``pl.interventions``, ``pl.monitoring``, ``pl.finetuning``, ``pl.screening``, ``pl.space``, ``pl.distributed``,
+``pl.tensors``, ``pl.plots`` and others.
 """
 
 import sys as _sys
@@ -29,6 +29,7 @@ if _TYPE_CHECKING:  # for type checkers; at run time a name is imported when it 
         planning,
         records,
         screening,
+        space,
         statistics,
         storage,
         tensors,
@@ -124,6 +125,7 @@ __all__ = [
     "score_conditions",
     "screen",
     "screening",
+    "space",
     "statistics",
     "steer",
     "steering",

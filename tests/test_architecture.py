@@ -78,6 +78,7 @@ ROOMS = {
     # The capability rooms stand side by side: never one on another.
     "evaluation": ("conditions, their scores, and what is made of them", MODELS | {"interventions"}),
     "monitoring": ("projections before a response", MODELS),
+    "space": ("many characters side by side, and the axis from them to the assistant", MODELS),
     "finetuning": ("training with vectors, its data and its shift", MODELS | {"interventions", "conversations"}),
     "screening": ("training data screened", MODELS | {"conversations", "distributed"}),
     "reproduction": (

@@ -88,7 +88,9 @@ class ValidArguments:
             "examples": lambda hint: pl.traits.load_written_examples("evil", "training")[:12]
             if "WrittenExample" in str(hint) else () if "Message" in str(hint) else (("loud", "Hi", "Yes"),),
             "rubric": lambda hint: tiny_trait().rubric,
-            "vectors": lambda hint: {"loud": self.vector} if "Mapping" in str(hint) else [self.vector],
+            "vectors": lambda hint: make_array(hint) if isinstance(hint, type) and issubclass(hint, AbstractArray)
+            else (self.make("", pl.space.Placed),) if "Placed" in str(hint)
+            else {"loud": self.vector} if "Mapping" in str(hint) else [self.vector],
             "layers": lambda hint: {"loud": 1} if "Mapping" in str(hint)
             else (0, 1, 2) if hint == tuple[int, ...] else [1],
             "thresholds": lambda hint: {"loud": 1.0},
@@ -133,7 +135,13 @@ class ValidArguments:
             "high": lambda hint: 2.0,
             "low": lambda hint: 0.25,
             "question": lambda hint: "Why?",
-            "encoder": lambda hint: LetterEncoder(),
+            "role": lambda hint: "pirate",
+            "answers": self._make_answers,
+            "system_prompts": lambda hint: ("Be loud.", "Shout."),
+            "roles": lambda hint: ("assistant", "cat", "owl", "sea") if hint == tuple[str, ...]
+            else [pl.traits.load_role(name) for name in ("assistant", "cat")] if "Role]" in str(hint)
+            else self.make("", hint),
+            "encoder": lambda hint: "letters" if hint is str else LetterEncoder(),
             "prompt_length": lambda hint: None,
             "layer": lambda hint: 1,
             "model": self._make_model,
@@ -152,6 +160,17 @@ class ValidArguments:
         if hint is Any:
             return LetterEncoder()
         return self.model_folder if str in get_args(hint) or hint is str else self.model
+
+    def _make_answers(self, hint: Any) -> Any:
+        """Return answers in which the assistant lies apart from seven roles."""
+        if hint is not pl.space.RoleAnswers:
+            return self.make("", hint)
+        roles = ("assistant", *"abcdefg")
+        means = torch.randn(8, 4, 3, 48, generator=torch.Generator().manual_seed(0))
+        means[0] += 9
+        texts = tuple(tuple((f"{role} {q}",) for q in range(4)) for role in roles)
+        kinds = ("assistant", *("human",) * 7)
+        return hint(self.vector.model, roles, kinds, ("Who?", "What?", "Why?", "When?"), means, texts)
 
     def make_path(self) -> Path:
         """Return a path at which nothing is."""
@@ -200,6 +219,9 @@ class ValidArguments:
             return pl.tensors.Add(torch.ones(48), 1.0)
         if hint is pl.judges.TextEncoder:
             return LetterEncoder()
+        if hint is pl.vectors.OrdinaryProjections:
+            loud = self.vector
+            return hint(loud.trait, loud.model, loud.digest, torch.randn(3, 4), 2, 0)
         if hint is pl.PersonaVector:
             return self.vector
         if hint is pl.vectors.ActivationPairs:

@@ -21,6 +21,7 @@ from results.known_entities import KnownEntities, entities_to_markdown
 from results.layer_sweep import sweeps_to_markdown
 from results.mitigation import Mitigation, mitigation_to_markdown
 from results.monitoring import Monitoring, monitoring_to_markdown
+from results.persona_space import PersonaSpaceResult
 from results.projection_difference import ProjectionDifference
 from results.sample_separation import SampleSeparation, separations_to_markdown
 from results.steering_away import SteeringAway
@@ -77,6 +78,7 @@ def render_pages(root: Path) -> dict[tuple[str, str], str]:
         ("docs/results/steering.md", "modes"): lambda: modes_to_markdown(read(SteeringModes, "steering_modes_*")),
         ("docs/results/ways.md", "ways"): lambda: _join(read(WaysToSteer, "ways_to_steer")),
         ("docs/results/monitoring.md", "detection"): lambda: _join(read(Detection, "detection")),
+        ("docs/results/space.md", "space"): lambda: _join(read(PersonaSpaceResult, "persona_space")),
         ("docs/results/truth.md", "truth"): lambda: truth_to_markdown(read(Truth, "truth")),
         ("docs/results/truth.md", "entities"): lambda: entities_to_markdown(read(KnownEntities, "known_entities")),
         ("docs/ways/act-heads.md", "heads"): lambda: heads_to_markdown(read(Heads, "heads_*")),
@@ -97,6 +99,7 @@ def _join(
     | list[SteeringAway]
     | list[WaysToSteer]
     | list[Detection]
-    | list[VectorQualities],
+    | list[VectorQualities]
+    | list[PersonaSpaceResult],
 ) -> str:
     return "\n".join(one.to_markdown() for one in found)

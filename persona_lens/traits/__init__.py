@@ -3,6 +3,7 @@
 from persona_lens.traits.authoring import author_trait, read_authored_answer, write_authoring_prompt
 from persona_lens.traits.everyday import load_ordinary_questions
 from persona_lens.traits.library import list_traits, load_trait
+from persona_lens.traits.roles import Role, list_roles, load_role, load_role_questions
 from persona_lens.traits.statements import (
     EntityQuestion,
     Statement,
@@ -14,7 +15,8 @@ from persona_lens.traits.trait import InstructionPair, Trait
 from persona_lens.traits.written import WrittenExample, list_written_traits, load_written_examples
 
 __all__ = [
-    "EntityQuestion", "InstructionPair", "Statement", "Trait", "WrittenExample", "author_trait", "list_statement_kinds",
-    "list_traits", "list_written_traits", "load_entity_questions", "load_ordinary_questions", "load_statements",
-    "load_trait", "load_written_examples", "read_authored_answer", "write_authoring_prompt",
+    "EntityQuestion", "InstructionPair", "Role", "Statement", "Trait", "WrittenExample", "author_trait", "list_roles",
+    "list_statement_kinds", "list_traits", "list_written_traits", "load_entity_questions", "load_ordinary_questions",
+    "load_role", "load_role_questions", "load_statements", "load_trait", "load_written_examples",
+    "read_authored_answer", "write_authoring_prompt",
 ]  # fmt: skip

@@ -7,7 +7,7 @@ import html
 import json
 import re
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from persona_lens.checking import checked
 from persona_lens.errors import TraitFormatError
 from persona_lens.files import check_apart, encode_json, write_json, write_text
 from persona_lens.hub import Card, fetch_file, push_file
+from persona_lens.traits.authored import check_texts, check_unicode, normal
 from persona_lens.traits.reading import read_json_object
 
 _FORMAT = "persona-lens-trait"
@@ -77,7 +78,7 @@ class Trait:
             rule = "be a lower-case word of letters, digits, '-' and '_'"
             raise TraitFormatError.of("name", rule, self.name)
         for key in ("description", "rubric", "positive_adjective", "negative_adjective", "origin"):
-            _check_unicode(key, [getattr(self, key)])
+            check_unicode(key, [getattr(self, key)])
         for key in ("description", "rubric"):
             if not getattr(self, key).strip():
                 raise TraitFormatError.of(key, "not be empty", getattr(self, key))
@@ -86,10 +87,10 @@ class Trait:
             rule = f"contain {' and '.join(_PLACEHOLDERS)}"
             raise TraitFormatError.of("rubric", rule, f"a rubric without {missing}")
         instructions = [text for pair in self.instruction_pairs for text in (pair.positive, pair.negative)]
-        _check_texts("instruction_pairs", instructions)
-        _check_texts("extraction_questions", self.extraction_questions)
-        _check_texts("evaluation_questions", self.evaluation_questions)
-        shared = {_normal(q) for q in self.extraction_questions} & {_normal(q) for q in self.evaluation_questions}
+        check_texts("instruction_pairs", instructions)
+        check_texts("extraction_questions", self.extraction_questions)
+        check_texts("evaluation_questions", self.evaluation_questions)
+        shared = {normal(q) for q in self.extraction_questions} & {normal(q) for q in self.evaluation_questions}
         if shared:
             rule = "share no question with `extraction_questions`"
             hint = "Nothing may be judged on what it was found with; reword or remove them."
@@ -358,32 +359,6 @@ def _article(word: str) -> str:
         word[0] in "aeiou" and not word.startswith(("uni", "use", "eu"))
     )
     return "an" if sounds_like_a_vowel else "a"
-
-
-def _normal(text: str) -> str:
-    return " ".join(text.casefold().split())
-
-
-def _check_unicode(key: str, texts: Sequence[str]) -> None:
-    """Refuse half of a surrogate pair, which JSON can say and no file, terminal or tokenizer takes."""
-    for text in texts:
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            got = f"{text[max(0, error.start - 20) : error.start + 1]!r}"
-            raise TraitFormatError.of(key, "hold whole characters", got, "It ends in half of one.") from None
-
-
-def _check_texts(key: str, texts: Sequence[str]) -> None:
-    if not texts or isinstance(texts, str):  # a text would be taken letter by letter
-        raise TraitFormatError.of(key, "hold at least one entry, in a list", texts or [])
-    _check_unicode(key, texts)
-    empty = [index for index, text in enumerate(texts) if not text.strip()]
-    if empty:
-        raise TraitFormatError.of(key, "hold no empty text", f"empty at {empty}")
-    if len({_normal(text) for text in texts}) != len(texts):
-        repeated = sorted({text for text in texts if [_normal(t) for t in texts].count(_normal(text)) > 1})
-        raise TraitFormatError.of(key, "hold no text twice", repeated)
 
 
 def _refuse_other_keys(content: Mapping[str, Any], where: str) -> None:
