@@ -1,4 +1,4 @@
-"""Where a direction in the middle of the model arrives at its end, to first order, on the average over ordinary text."""
+"""Where a direction in mid-model arrives at its end, to first order, averaged over ordinary text."""
 
 from __future__ import annotations
 
