@@ -44,10 +44,10 @@ from persona_lens.vectors import (
     rank_features,
     read_jacobian_words,
     read_pairs,
+    read_response_tokens,
     read_unembedding,
     sum_token_directions,
 )
-from persona_lens.vectors.contents.reconstruction import read_tokens
 from persona_lens.vectors.quality.unembedding import name_tokens
 
 NAME = "sae_features"
@@ -128,7 +128,7 @@ def run(profile: Profile, arguments: CommonArguments) -> SaeFeatures:
     reconstruction = run.load_or_measure(
         "reconstruction", Reconstruction, lambda: measure_reconstruction(model, trained.autoencoder, held_out)
     )
-    ordinary = read_tokens(model, held_out, layer)
+    ordinary = read_response_tokens(model, held_out, layer)
     found = []
     with run.progress("traits", len(traits)) as advance:
         for trait in traits:

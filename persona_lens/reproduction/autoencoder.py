@@ -22,7 +22,7 @@ from persona_lens.traits.library import list_traits, load_trait
 from persona_lens.traits.written import list_written_traits, load_written_examples
 from persona_lens.vectors.contents.autoencoder_training import AutoencoderSettings, train_autoencoder
 from persona_lens.vectors.contents.autoencoders import SparseAutoencoder
-from persona_lens.vectors.contents.reconstruction import read_tokens
+from persona_lens.vectors.contents.reconstruction import read_response_tokens
 
 _DATA = files("persona_lens") / "data"
 _ANSWERS = ("right", "plausible", "absurd")
@@ -86,15 +86,23 @@ def prepare_autoencoder(
     held_out = _load_answers(model, load_ordinary_questions()[:n_questions], sampling, kept, "held out")
 
     def train() -> Shard:
-        read = read_tokens(model, spans, layer)
+        read = read_response_tokens(model, spans, layer)
         found = train_autoencoder(read, layer, settings)
         assert found.k is not None
         weights = {name: getattr(found, name) for name in ("encoder", "encoder_bias", "decoder", "decoder_bias")}
         return Shard(weights, {"n_tokens": len(read), "source": found.source})
 
     shard = run.part({**parts, "settings": settings.to_json()}).load_or_compute("autoencoder", train)
+    weights = shard.tensors
     autoencoder = SparseAutoencoder(
-        **shard.tensors, activation="topk", k=settings.k, layer=layer, source=shard.records["source"]
+        encoder=weights["encoder"],
+        encoder_bias=weights["encoder_bias"],
+        decoder=weights["decoder"],
+        decoder_bias=weights["decoder_bias"],
+        activation="topk",
+        k=settings.k,
+        layer=layer,
+        source=shard.records["source"],
     )
     return TrainedAutoencoder(autoencoder, tuple(held_out), shard.records["n_tokens"], len(spans))
 

@@ -5,7 +5,7 @@ from persona_lens.vectors.cleaned import CleanedDifference, WithoutShared
 from persona_lens.vectors.contents.autoencoder_training import AutoencoderSettings, train_autoencoder
 from persona_lens.vectors.contents.autoencoders import SparseAutoencoder, load_autoencoder, read_autoencoder
 from persona_lens.vectors.contents.features import DecompositionCheck, FeatureCosine, check_decomposition, rank_features
-from persona_lens.vectors.contents.reconstruction import Reconstruction, measure_reconstruction
+from persona_lens.vectors.contents.reconstruction import Reconstruction, measure_reconstruction, read_response_tokens
 from persona_lens.vectors.contents.sparse_sums import SparseSum, sum_sparsely, sum_token_directions
 from persona_lens.vectors.contents.words import JacobianLayer, JacobianWords, read_jacobian_words
 from persona_lens.vectors.estimators import Estimator, FirstComponent, MeanDifference, find_vector
@@ -47,8 +47,8 @@ __all__ = [
     "measure_separation", "measure_specificity", "measure_stability", "measure_style", "optimise_vector",
     "rank_features", "read_assistant_axis", "read_autoencoder", "read_control_vector", "read_head_pairs",
     "read_jacobian_words", "read_last_tokens", "read_pairs", "read_paper_vector", "read_persona_vector",
-    "read_quality_data", "read_response_means", "read_statements", "read_steering_vector", "read_trait_interp",
-    "read_unembedding", "sample_pairs", "score_held_out", "sum_sparsely", "sum_token_directions",
-    "train_autoencoder", "write_assistant_axis", "write_control_vector", "write_paper_vector",
-    "write_steering_vector", "write_trait_interp",
+    "read_quality_data", "read_response_means", "read_response_tokens", "read_statements", "read_steering_vector",
+    "read_trait_interp", "read_unembedding", "sample_pairs", "score_held_out", "sum_sparsely",
+    "sum_token_directions", "train_autoencoder", "write_assistant_axis", "write_control_vector",
+    "write_paper_vector", "write_steering_vector", "write_trait_interp",
 ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -103,7 +104,8 @@ def _push(
     def start(residual: Tensor, hook: object) -> Tensor:
         tangent = torch.zeros_like(residual)
         tangent[:, counted] = directions.to(residual)[:, None]
-        return forward_ad.make_dual(residual, tangent)
+        dual: Tensor = forward_ad.make_dual(residual, tangent)
+        return dual
 
     def end(residual: Tensor, hook: object) -> None:
         tangent = forward_ad.unpack_dual(residual).tangent
@@ -114,7 +116,12 @@ def _push(
     hooks: list[HookPair] = [(hook_name(layer), start), (hook_name(model.cfg.n_layers - 1), end)]
     tokens = torch.tensor([list(row)] * len(directions), device=model.cfg.device)
     mask = torch.ones_like(tokens)
-    # Fused attention kernels know no forward derivative; the plain one does.
-    with attached(model, hooks), forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):
+    # Fused attention kernels know no forward derivative; the plain one does. What torch warns of is its own code.
+    with (
+        warnings.catch_warnings(action="ignore", category=DeprecationWarning),
+        attached(model, hooks),
+        forward_ad.dual_level(),
+        sdpa_kernel(SDPBackend.MATH),
+    ):
         model(tokens, attention_mask=mask, stop_at_layer=model.cfg.n_layers)
     return arrived[-1]

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from persona_lens.checking import checked
-from persona_lens.errors import FileFormatError, InvalidArgumentError
+from persona_lens.errors import ApiError, FileFormatError, InvalidArgumentError
 from persona_lens.tensors.directions import normalize
 
 _CONFIG, _WEIGHTS = "cfg.json", "sae_weights.safetensors"
@@ -166,6 +166,7 @@ def load_autoencoder(release: str, sae_id: str) -> SparseAutoencoder:
     Raises:
         ImportError: SAELens is not installed, or it does not fit the TransformerLens that is: as of version 6.54 it
             needs TransformerLens 3. :func:`read_autoencoder` reads a folder without it.
+        ApiError: No such autoencoder, or the hub is out of reach.
         FileFormatError: An autoencoder of a kind that is not read.
 
     Example:
@@ -173,7 +174,12 @@ def load_autoencoder(release: str, sae_id: str) -> SparseAutoencoder:
         >>> release = "gemma-scope-2b-pt-res-canonical"
         >>> pl.vectors.load_autoencoder(release, "layer_12/width_16k/canonical")  # doctest: +SKIP
     """
-    loaded = import_sae_lens().SAE.from_pretrained(release, sae_id, device="cpu")
+    published = import_sae_lens().SAE
+    try:
+        loaded = published.from_pretrained(release, sae_id, device="cpu")
+    except Exception as error:  # of whichever HTTP library and loader it uses
+        rule = "name an autoencoder that SAELens finds"
+        raise ApiError.of("release", rule, (release, sae_id), f"It says: {error}") from error
     weights = {name: values.detach() for name, values in loaded.state_dict().items()}
     return _build(loaded.cfg.to_dict(), weights, f"{release}, {sae_id}")
 

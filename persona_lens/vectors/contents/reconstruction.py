@@ -89,7 +89,7 @@ def measure_reconstruction(
         raise InvalidArgumentError.of("spans", "hold at least two texts", len(spans))
     check_spans(spans, model.cfg.n_ctx, model.cfg.d_vocab)
     check_unsteered(model)
-    read = read_tokens(model, spans, layer)
+    read = read_response_tokens(model, spans, layer)
     mean = read.mean(dim=0)
     features = autoencoder.encode(read)
     missed = (read - autoencoder.decode(features)).square().sum()
@@ -122,8 +122,34 @@ def check_place(model: HookedModel, autoencoder: SparseAutoencoder, layer: int |
     return check_layer(chosen, model.cfg.n_layers)
 
 
-def read_tokens(model: HookedModel, spans: Sequence[TokenSpans], layer: int) -> Float[Tensor, "token d_model"]:
-    """Return the residual stream after a layer at every token of the responses, in float32 on the CPU."""
+@checked
+def read_response_tokens(model: HookedModel, spans: Sequence[TokenSpans], layer: int) -> Float[Tensor, "token d_model"]:
+    """Read the residual stream after a layer at every token of conversations' responses.
+
+    Args:
+        model: HookedTransformer or TransformerBridge, unsteered.
+        spans: Conversations, such as :func:`persona_lens.models.encode_conversation` makes.
+        layer: Zero-based block index.
+
+    Returns:
+        Float32 on the CPU, response after response.
+
+    Raises:
+        InvalidArgumentError: No conversation, or an empty response.
+        LayerOutOfRangeError: A layer that the model does not have.
+        ContextLengthError: A conversation longer than the model's context.
+        HooksPresentError: The model carries hooks.
+
+    Example:
+        >>> import persona_lens as pl
+        >>> pl.vectors.read_response_tokens(model, spans, 15).shape  # doctest: +SKIP
+        torch.Size([1240, 576])
+    """
+    layer = check_layer(layer, model.cfg.n_layers)
+    if len(spans) == 0:
+        raise InvalidArgumentError.of("spans", "hold at least one text", spans)
+    check_spans(spans, model.cfg.n_ctx, model.cfg.d_vocab)
+    check_unsteered(model)
     parts = []
     for at in range(0, len(spans), _ROWS_AT_ONCE):
         batch = spans[at : at + _ROWS_AT_ONCE]

@@ -14,9 +14,8 @@ D_MODEL, N = 6, 10
 
 def make_weights(**more):
     generator = torch.Generator().manual_seed(0)
-    draw = lambda *shape: torch.randn(*shape, generator=generator)
-    weights = {"W_enc": draw(D_MODEL, N), "b_enc": draw(N), "W_dec": draw(N, D_MODEL), "b_dec": draw(D_MODEL)}
-    return weights | more
+    shapes = {"W_enc": (D_MODEL, N), "b_enc": (N,), "W_dec": (N, D_MODEL), "b_dec": (D_MODEL,)}
+    return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()} | more
 
 
 def write(folder, weights=None, **config):

@@ -72,7 +72,8 @@ def test_the_loss_is_that_of_the_response_and_averaging_changes_it(tiny_model):
     found = measure_reconstruction(tiny_model, make_identity(48), spans, layer=1)
     own = []
     for one in spans:
-        logits = tiny_model(torch.tensor([one.tokens[: one.response_end]]))[0].log_softmax(dim=-1)
+        with torch.no_grad():
+            logits = tiny_model(torch.tensor([one.tokens[: one.response_end]]))[0].log_softmax(dim=-1)
         own.append(-sum(logits[t - 1, one.tokens[t]] for t in range(5, one.response_end)) / (one.response_end - 5))
     assert found.loss.estimate == pytest.approx(float(torch.stack(own).mean()), abs=1e-4)
     assert abs(found.loss_averaged.estimate - found.loss.estimate) > 1e-3
@@ -83,7 +84,6 @@ def test_what_does_not_fit_is_refused(tiny_model):
         lambda: rank_features(torch.ones(5), make_identity(4), 2),
         lambda: rank_features(torch.zeros(4), make_identity(4), 2),
         lambda: rank_features(torch.ones(4), make_identity(4), 9),
-        lambda: check_decomposition(torch.ones(4), make_identity(4), torch.ones(2, 5), n_terms=2),
         lambda: check_decomposition(torch.ones(4), make_identity(4), torch.ones(0, 4), n_terms=2),
         lambda: measure_reconstruction(tiny_model, make_identity(48), make_spans()),
         lambda: measure_reconstruction(tiny_model, make_identity(48), make_spans(1), layer=1),
