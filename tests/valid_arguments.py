@@ -133,7 +133,8 @@ class ValidArguments:
             "high": lambda hint: 2.0,
             "low": lambda hint: 0.25,
             "question": lambda hint: "Why?",
-            "encoder": lambda hint: LetterEncoder(),
+            "encoder": lambda hint: make_array(hint)
+            if isinstance(hint, type) and issubclass(hint, AbstractArray) else LetterEncoder(),
             "prompt_length": lambda hint: None,
             "layer": lambda hint: 1,
             "model": self._make_model,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 
@@ -67,31 +67,31 @@ def list_readings(one: SaeFeatures) -> list[Row]:
     """Return words by layer, sums of tokens and nearest features, each beside what random directions give."""
     rows: list[Row] = []
 
-    def add(name: str, cell: Callable[[TraitContents], str]) -> None:
-        rows.append((name, [cell(trait) for trait in one.traits]))
+    def add(name: str, cells: list[str]) -> None:
+        rows.append((name, cells))
 
     for at, layer in enumerate(read.layer for read in one.traits[0].lens.layers):
-        add(f"layer {layer}, unembedding", lambda t, layer=layer: _words(t.unembedding.layers[layer].promoted))
-        add(f"layer {layer}, Jacobian lens", lambda t, at=at: _words(t.lens.layers[at].words.promoted))
+        add(f"layer {layer}, unembedding", [_words(t.unembedding.layers[layer].promoted) for t in one.traits])
+        add(f"layer {layer}, Jacobian lens", [_words(t.lens.layers[at].words.promoted) for t in one.traits])
         add(
             f"layer {layer}, kurtosis by the unembedding (random)",
-            lambda t, layer=layer: f"{t.unembedding.layers[layer].kurtosis:.1f} ({t.unembedding.random:.1f})",
+            [f"{t.unembedding.layers[layer].kurtosis:.1f} ({t.unembedding.random:.1f})" for t in one.traits],
         )
         add(
             f"layer {layer}, kurtosis by the lens (random)",
-            lambda t, at=at: f"{t.lens.layers[at].words.kurtosis:.1f} ({t.lens.layers[at].random_kurtosis:.1f})",
+            [f"{t.lens.layers[at].words.kurtosis:.1f} ({t.lens.layers[at].random_kurtosis:.1f})" for t in one.traits],
         )
         add(
             f"layer {layer}, gain to the last layer (random)",
-            lambda t, at=at: f"{t.lens.layers[at].gain:.2f} ({t.lens.layers[at].random_gain})",
+            [f"{t.lens.layers[at].gain:.2f} ({t.lens.layers[at].random_gain})" for t in one.traits],
         )
-    add("first tokens of the sum", _list_signed)
-    add("explained by all its tokens", lambda t: f"{float(t.token_sum.explained[-1]):.3f}")
+    add("first tokens of the sum", [_list_signed(t) for t in one.traits])
+    add("explained by all its tokens", [f"{float(t.token_sum.explained[-1]):.3f}" for t in one.traits])
     for name in (SHUFFLED, RANDOM):
-        add(f"likewise of {name}", lambda t, name=name: format(spread(t.null_explained[name][:, -1]), ".3f"))
-    add("cosine of the nearest feature", lambda t: f"{t.features[0].cosine:.2f}")
+        add(f"likewise of {name}", [format(spread(t.null_explained[name][:, -1]), ".3f") for t in one.traits])
+    add("cosine of the nearest feature", [f"{t.features[0].cosine:.2f}" for t in one.traits])
     for name in (SHUFFLED, RANDOM):
-        add(f"likewise of {name}", lambda t, name=name: str(spread(t.null_cosines[name])))
+        add(f"likewise of {name}", [str(spread(t.null_cosines[name])) for t in one.traits])
     return rows
 
 
@@ -99,29 +99,29 @@ def list_effects(one: SaeFeatures) -> list[Row]:
     """Return what each kind of direction does, and what lies beyond the random kinds, for both judges."""
     rows: list[Row] = []
 
-    def add(name: str, cell: Callable[[TraitContents], str]) -> None:
-        rows.append((name, [cell(trait) for trait in one.traits]))
+    def add(name: str, cells: list[str]) -> None:
+        rows.append((name, cells))
 
     for kind in KINDS:
-        add(f"{kind}: length (× an activation's)", lambda t, kind=kind: f"{t.steps[kind]:.2f}")
-        add(f"{kind}: coherence", lambda t, kind=kind: str(t.coherence(kind)))
+        add(f"{kind}: length (× an activation's)", [f"{t.steps[kind]:.2f}" for t in one.traits])
+        add(f"{kind}: coherence", [str(t.coherence(kind)) for t in one.traits])
     for place, reader in enumerate(READERS):
         for kind in KINDS:
             add(
                 f"{kind}: points above unsteered, {reader}",
-                lambda t, kind=kind, place=place: say(t.mean_rise(list(t.scores)[place], kind)),
+                [say(t.mean_rise(list(t.scores)[place], kind)) for t in one.traits],
             )
         for kind in (VECTOR, FEATURES):
             for null in (RANDOM_FEATURES, RANDOM):
                 add(
                     f"{kind} less {null}, {reader}",
-                    lambda t, kind=kind, null=null, place=place: say(t.above(list(t.scores)[place], kind, null)),
+                    [say(t.above(list(t.scores)[place], kind, null)) for t in one.traits],
                 )
         add(
             f"nearer features raise it further (Spearman's r), {reader}",
-            lambda t, place=place: say(t.rank_agreement(list(t.scores)[place])),
+            [say(t.rank_agreement(list(t.scores)[place])) for t in one.traits],
         )
-    add("features beyond all random ones, by both judges", lambda t: str(len(t.standing_out())))
+    add("features beyond all random ones, by both judges", [str(len(t.standing_out())) for t in one.traits])
     return rows
 
 
