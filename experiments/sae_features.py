@@ -73,6 +73,7 @@ class Profile:
         coherence: At which kinds are compared.
         n_trial_questions: That set lengths.
         n_questions: That are read.
+        answer_tokens: Most tokens of an answer that the autoencoder is trained on or judged by.
     """
 
     training: AutoencoderSettings
@@ -90,7 +91,8 @@ class Profile:
     coherence: float = 60.0
     n_trial_questions: int = 3
     n_questions: int = 6
-    max_new_tokens: int = 24
+    max_new_tokens: int = 48
+    answer_tokens: int = 96
     temperature: float = 0.7
     n_examples: int | None = None
 
@@ -104,7 +106,7 @@ PROFILES = {
     "tiny": Profile(
         AutoencoderSettings(n_features=64, k=4, n_steps=5, batch_size=32), n_asked=8, n_held_out=3,
         lens_depths=(0.3, 0.9), n_texts=2, n_terms=4, n_nulls=2, n_features=3, n_random=2, steps=(0.1, 0.3), n_pilots=1,
-        n_trial_questions=2, n_questions=2, max_new_tokens=4, n_examples=10,
+        n_trial_questions=2, n_questions=2, max_new_tokens=4, answer_tokens=16, n_examples=10,
     ),
 }  # fmt: skip
 
@@ -122,7 +124,7 @@ def run(profile: Profile, arguments: CommonArguments) -> SaeFeatures:
     traits = read_traits(arguments.trait or ("evil", "formality", "hallucination"), 5, 20)
     config, run = arguments.begin(model, profile, {"experiment": NAME})
     layer = round(profile.depth * model.cfg.n_layers)
-    answers = pl.Sampling(4 * profile.max_new_tokens, 1.0, seed=arguments.seed)
+    answers = pl.Sampling(profile.answer_tokens, 1.0, seed=arguments.seed)
     trained = prepare_autoencoder(model, layer, profile.training, answers, profile.n_asked, arguments.share(model))
     held_out = trained.held_out[: profile.n_held_out]
     reconstruction = run.load_or_measure(

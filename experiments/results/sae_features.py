@@ -139,8 +139,8 @@ class SaeFeatures(Result):
             values = one.null_explained[name].quantile(torch.tensor([0.025, 0.5, 0.975]), dim=0)
             low, middle, high = (row.tolist() for row in values)
             figure.add_trace(
-                go.Scatter(x=terms + terms[::-1], y=high + low[::-1], mode="lines", fill="toself", fillcolor=color, opacity=0.25,
-                           line={"width": 0}, hoverinfo="skip", showlegend=False, legendgroup=name),
+                go.Scatter(x=terms + terms[::-1], y=high + low[::-1], mode="lines", fill="toself",
+                           fillcolor=color, opacity=0.25, line={"width": 0}, hoverinfo="skip", showlegend=False, legendgroup=name),
                 row=1, col=column,
             )  # fmt: skip
             figure.add_trace(
