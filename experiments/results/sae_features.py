@@ -140,7 +140,8 @@ class SaeFeatures(Result):
             low, middle, high = (row.tolist() for row in values)
             figure.add_trace(
                 go.Scatter(x=terms + terms[::-1], y=high + low[::-1], mode="lines", fill="toself",
-                           fillcolor=color, opacity=0.25, line={"width": 0}, hoverinfo="skip", showlegend=False, legendgroup=name),
+                           fillcolor=color, opacity=0.25, line={"width": 0}, hoverinfo="skip",
+                           showlegend=False, legendgroup=name),
                 row=1, col=column,
             )  # fmt: skip
             figure.add_trace(
