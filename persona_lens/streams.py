@@ -55,5 +55,5 @@ class Stream(IntEnum):
     HEADS = 290  # experiments/heads.py: random heads and random directions
     WAYS = 270  # experiments/ways_to_steer.py: responses and random directions
     VECTOR_QUALITY = 310  # halvings, bootstrap draws and random directions of a vector's card
-    CONTENTS = 350  # what is in a vector: random directions and features, and experiments/sae_features.py's responses
+    CONTENTS = 370  # what is in a vector: random directions and features, and experiments/sae_features.py's responses
     AUTOENCODER = 355  # texts that a sparse autoencoder is trained on, its first weights and the order of its batches
