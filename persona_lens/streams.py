@@ -57,3 +57,5 @@ class Stream(IntEnum):
     VECTOR_QUALITY = 310  # halvings, bootstrap draws and random directions of a vector's card
     ROLES = 330  # the responses in a role, and shuffles of who said them
     PERSONA_SPACE = 331  # experiments/persona_space.py: responses and random directions
+    CONTENTS = 370  # what is in a vector: random directions and features, and experiments/sae_features.py's responses
+    AUTOENCODER = 355  # texts that a sparse autoencoder is trained on, its first weights and the order of its batches

@@ -141,7 +141,8 @@ class ValidArguments:
             "roles": lambda hint: ("assistant", "cat", "owl", "sea") if hint == tuple[str, ...]
             else [pl.traits.load_role(name) for name in ("assistant", "cat")] if "Role]" in str(hint)
             else self.make("", hint),
-            "encoder": lambda hint: "letters" if hint is str else LetterEncoder(),
+            "encoder": lambda hint: "letters" if hint is str else make_array(hint)
+            if isinstance(hint, type) and issubclass(hint, AbstractArray) else LetterEncoder(),
             "prompt_length": lambda hint: None,
             "layer": lambda hint: 1,
             "model": self._make_model,

@@ -19,6 +19,7 @@ SECTIONS = {
     "Steering": ("evidence.md", ("steering_evidence", "steering_away", "blind_reading")),
     "Layer sweeps": ("sweeps.md", ("layer_sweep", "vector_stability")),
     "Quality of vectors": ("quality.md", ("vector_quality",)),
+    "What is in a vector": ("contents.md", ("sae_features",)),
     "Fine-tuning": ("finetuning.md", ("finetuning_shift", "projection_difference", "mitigation")),
     "Ways compared": ("ways.md", ("ways_to_steer", "heads")),
     "Ways of steering": ("steering.md", ("steering_modes",)),

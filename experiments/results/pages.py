@@ -23,6 +23,8 @@ from results.mitigation import Mitigation, mitigation_to_markdown
 from results.monitoring import Monitoring, monitoring_to_markdown
 from results.persona_space import PersonaSpaceResult
 from results.projection_difference import ProjectionDifference
+from results.sae_features import SaeFeatures
+from results.sae_tables import contents_to_markdown
 from results.sample_separation import SampleSeparation, separations_to_markdown
 from results.steering_away import SteeringAway
 from results.steering_evidence import SteeringEvidence, summarize
@@ -72,6 +74,7 @@ def render_pages(root: Path) -> dict[tuple[str, str], str]:
         ("docs/concepts/quality.md", "cards"): lambda: "\n".join(
             one.cards_to_markdown() for one in read(VectorQualities, "vector_quality")
         ),
+        ("docs/results/contents.md", "contents"): lambda: contents_to_markdown(read(SaeFeatures, "sae_features")),
         ("docs/results/finetuning.md", "shift"): lambda: _join(read(FinetuningShift, "finetuning_shift")),
         ("docs/results/finetuning.md", "screening"): lambda: _join(read(ProjectionDifference, "projection_difference")),
         ("docs/results/finetuning.md", "mitigation"): lambda: mitigation_to_markdown(read(Mitigation, "mitigation_*")),

@@ -2,6 +2,12 @@
 
 from persona_lens.vectors.classification import LinearClassifier, fit_classifier, score_held_out
 from persona_lens.vectors.cleaned import CleanedDifference, WithoutShared
+from persona_lens.vectors.contents.autoencoder_training import AutoencoderSettings, train_autoencoder
+from persona_lens.vectors.contents.autoencoders import SparseAutoencoder, load_autoencoder, read_autoencoder
+from persona_lens.vectors.contents.features import DecompositionCheck, FeatureCosine, check_decomposition, rank_features
+from persona_lens.vectors.contents.reconstruction import Reconstruction, measure_reconstruction, read_response_tokens
+from persona_lens.vectors.contents.sparse_sums import SparseSum, sum_sparsely, sum_token_directions
+from persona_lens.vectors.contents.words import JacobianLayer, JacobianWords, read_jacobian_words
 from persona_lens.vectors.estimators import Estimator, FirstComponent, MeanDifference, find_vector
 from persona_lens.vectors.exchange.assistant_axis import read_assistant_axis, write_assistant_axis
 from persona_lens.vectors.exchange.control_vectors import read_control_vector, write_control_vector
@@ -30,15 +36,19 @@ from persona_lens.vectors.sampled import sample_pairs
 from persona_lens.vectors.written import read_persona_vector
 
 __all__ = [
-    "TOKEN_POSITIONS", "ActivationPairs", "CleanedDifference", "Estimator", "ExtractionCounts", "FirstComponent",
-    "HeadChoice", "HeadPairs", "LayerDirections", "LinearClassifier", "LogisticProbe", "MeanDifference", "NullMargin",
-    "OrdinaryProjections", "PersonaVector", "QualityData", "Separation", "ShrunkLDA", "Specificity", "Stability",
-    "StyleConfound", "TokenPosition", "UnembeddedLayer", "Unembedding", "VectorQuality", "WithoutShared",
-    "assess_vector", "choose_heads", "correlate_length", "cross_validate_separation", "extract_persona_vector",
-    "find_vector", "fit_classifier", "list_ready_vectors", "load_vector", "measure_separation", "measure_specificity",
-    "measure_stability", "measure_style", "optimise_vector", "read_assistant_axis", "read_control_vector",
-    "read_head_pairs", "read_last_tokens", "read_pairs", "read_paper_vector", "read_persona_vector",
-    "read_quality_data", "read_response_means", "read_statements", "read_steering_vector", "read_trait_interp",
-    "read_unembedding", "sample_pairs", "score_held_out", "write_assistant_axis", "write_control_vector",
+    "TOKEN_POSITIONS", "ActivationPairs", "AutoencoderSettings", "CleanedDifference", "DecompositionCheck",
+    "Estimator", "ExtractionCounts", "FeatureCosine", "FirstComponent", "HeadChoice", "HeadPairs", "JacobianLayer",
+    "JacobianWords", "LayerDirections", "LinearClassifier", "LogisticProbe", "MeanDifference", "NullMargin",
+    "OrdinaryProjections", "PersonaVector", "QualityData", "Reconstruction", "Separation", "ShrunkLDA",
+    "SparseAutoencoder", "SparseSum", "Specificity", "Stability", "StyleConfound", "TokenPosition",
+    "UnembeddedLayer", "Unembedding", "VectorQuality", "WithoutShared", "assess_vector", "check_decomposition",
+    "choose_heads", "correlate_length", "cross_validate_separation", "extract_persona_vector", "find_vector",
+    "fit_classifier", "list_ready_vectors", "load_autoencoder", "load_vector", "measure_reconstruction",
+    "measure_separation", "measure_specificity", "measure_stability", "measure_style", "optimise_vector",
+    "rank_features", "read_assistant_axis", "read_autoencoder", "read_control_vector", "read_head_pairs",
+    "read_jacobian_words", "read_last_tokens", "read_pairs", "read_paper_vector", "read_persona_vector",
+    "read_quality_data", "read_response_means", "read_response_tokens", "read_statements", "read_steering_vector",
+    "read_trait_interp", "read_unembedding", "sample_pairs", "score_held_out", "sum_sparsely",
+    "sum_token_directions", "train_autoencoder", "write_assistant_axis", "write_control_vector",
     "write_paper_vector", "write_steering_vector", "write_trait_interp",
 ]  # fmt: skip

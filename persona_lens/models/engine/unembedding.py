@@ -14,6 +14,8 @@ from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.points import check_unsteered
 from persona_lens.tensors.directions import normalize
 
+_BASIS_AT_ONCE = 64
+
 
 @checked
 @torch.no_grad()
@@ -63,3 +65,39 @@ def unembed_directions(
         raise InvalidArgumentError.of("directions", "reach the logits", "one that the final norm takes out")
     scores: Tensor = centred / spread
     return scores
+
+
+@checked
+@torch.no_grad()
+def read_token_rows(model: HookedModel) -> Float[Tensor, "vocab d_model"]:
+    r"""Return, for each token, the direction in the residual stream that raises its logit.
+
+    .. math:: D_{ti} = \tfrac12 \bigl( f_t(e_i) - f_t(-e_i) \bigr) - \operatorname{mean}_t, \quad
+        f(u) = W_U \operatorname{norm}(u)
+
+    The unembedding's rows with the final norm's gain, and its centring where it has one; less their mean over the
+    vocabulary, which raises all logits alike and so says nothing.
+
+    Args:
+        model: HookedTransformer or TransformerBridge, unsteered.
+
+    Returns:
+        Float32 on the CPU, up to one factor; ``vocab * d_model`` numbers, 113 MB for the embedded model. Rows that pad
+        the vocabulary are left out.
+
+    Raises:
+        HooksPresentError: The model carries hooks.
+
+    Example:
+        >>> import persona_lens as pl
+        >>> pl.models.read_token_rows(pl.load_model()).shape  # doctest: +SKIP
+        torch.Size([49152, 576])
+    """
+    check_unsteered(model)
+    n_tokens, parts = len(model.tokenizer), []
+    for basis in (torch.eye(model.cfg.d_model) * math.sqrt(model.cfg.d_model)).split(_BASIS_AT_ONCE):
+        both = torch.stack([basis, -basis], dim=1).to(model.cfg.device, model.cfg.dtype)
+        written: Tensor = model.unembed(model.ln_final(both)).float().cpu()
+        parts.append((written[:, 0] - written[:, 1])[:, :n_tokens] / 2)
+    rows = torch.cat(parts).T.contiguous()
+    return rows - rows.mean(dim=0)

@@ -85,18 +85,25 @@ def read_unembedding(
     drawn = int(np.random.default_rng((seed, Stream.VECTOR_QUALITY, 1)).integers(2**31))
     random = sample_random_directions(torch.ones(1), model.cfg.d_model, _N_RANDOM, drawn)[:, 0]
     written = unembed_directions(model, directions)
-    low, median, high = np.quantile(_measure_kurtosis(unembed_directions(model, random)), [0.025, 0.5, 0.975])
-    layers = []
-    for scores, kurtosis in zip(written, _measure_kurtosis(written), strict=True):
+    low, median, high = np.quantile(measure_kurtosis(unembed_directions(model, random)), [0.025, 0.5, 0.975])
+    return Unembedding(name_tokens(model, written, n_tokens), Interval(float(median), float(low), float(high)))
+
+
+def name_tokens(
+    model: HookedModel, written: Float[Tensor, "direction vocab"], n_tokens: int
+) -> tuple[UnembeddedLayer, ...]:
+    """Name what each direction raises and lowers most, of what :func:`unembed_directions` says that it writes."""
+    found = []
+    for scores, kurtosis in zip(written, measure_kurtosis(written), strict=True):
         order = scores.argsort(descending=True, stable=True)
         ends = (order[:n_tokens], order.flip(0)[:n_tokens])
         promoted, demoted = (
             tuple((model.tokenizer.decode([int(token)]), float(scores[token])) for token in end) for end in ends
         )
-        layers.append(UnembeddedLayer(promoted, demoted, kurtosis))
-    return Unembedding(tuple(layers), Interval(float(median), float(low), float(high)))
+        found.append(UnembeddedLayer(promoted, demoted, kurtosis))
+    return tuple(found)
 
 
-def _measure_kurtosis(written: Float[Tensor, "direction vocab"]) -> list[float]:
+def measure_kurtosis(written: Float[Tensor, "direction vocab"]) -> list[float]:
     """Return excess kurtosis of rows that have mean 0 and variance 1."""
     return [float((row.double() ** 4).mean()) - 3.0 for row in written]
