@@ -23,6 +23,7 @@ SECTIONS = {
     "Ways compared": ("ways.md", ("ways_to_steer", "heads")),
     "Ways of steering": ("steering.md", ("steering_modes",)),
     "Monitoring": ("monitoring.md", ("monitoring", "sample_separation", "detection")),
+    "Drift over turns": ("drift.md", ("drift",)),
     "Truth and invention": ("truth.md", ("truth", "known_entities")),
     "Earlier, by a judge that is not valid": ("earlier.md", ("",)),
 }
