@@ -33,20 +33,21 @@ DEPTH, COEFFICIENT, QUANTILE = 0.65, -1.0, 0.95
 
 @dataclass(frozen=True)
 class Profile:
-    """How much is said."""
+    """How much is said; judges are made for responses of ``judged_tokens``, as other scripts have them."""
 
     n_scripts: int
     n_turns: int
     rollouts: int
     max_new_tokens: int
     temperature: float
+    judged_tokens: int
     n_examples: int | None = None
 
 
 PROFILES = {
-    "quick": Profile(6, 10, 1, 48, 0.7),
-    "paper": Profile(6, 10, 8, 256, 1.0),
-    "tiny": Profile(2, 3, 1, 6, 0.7, 10),
+    "quick": Profile(6, 10, 1, 32, 0.7, 48),
+    "paper": Profile(6, 10, 8, 256, 1.0, 256),
+    "tiny": Profile(2, 3, 1, 6, 0.7, 6, 10),
 }
 
 
@@ -62,7 +63,7 @@ def run(arguments: CommonArguments) -> DriftOverTurns:
     profile = arguments.pick(PROFILES)
     model = arguments.load_model()
     config, run = arguments.begin(model, profile, {"experiment": NAME})
-    sampling = pl.Sampling(profile.max_new_tokens, profile.temperature, seed=arguments.seed)
+    sampling = pl.Sampling(profile.max_new_tokens, profile.temperature, rollouts=profile.rollouts, seed=arguments.seed)
     layer = round(DEPTH * model.cfg.n_layers)
     vectors = {name: read_written_vector(model, name, profile.n_examples) for name in TRAITS}
     acted_on = vectors[TRAITS[0]]
@@ -74,18 +75,11 @@ def run(arguments: CommonArguments) -> DriftOverTurns:
         Condition(pl.steer(acted_on, layer=layer, coefficient=COEFFICIENT), name="steered away"),
         Condition(system=pl.load_trait(TRAITS[0]).negative_system_prompts[0], name="system prompt"),
     ]
-    held = converse(
-        model, list_scripts(profile), conditions,
-        sampling=pl.Sampling(
-            profile.max_new_tokens, profile.temperature, rollouts=profile.rollouts, seed=arguments.seed
-        ),
-        stream=(Stream.DRIFT,), run=run,
-    )  # fmt: skip
+    held = converse(model, list_scripts(profile), conditions, sampling=sampling, stream=(Stream.DRIFT,), run=run)
     print(held)
+    judged = pl.Sampling(profile.judged_tokens, profile.temperature, seed=arguments.seed)
     prepared = {
-        name: prepare_judges(
-            model, pl.load_trait(name), sampling, arguments.share(model), n_examples=profile.n_examples
-        )
+        name: prepare_judges(model, pl.load_trait(name), judged, arguments.share(model), n_examples=profile.n_examples)
         for name in TRAITS
     }
     # How coherent a text is, one trait's judge says for all.

@@ -29,7 +29,8 @@ def test_the_numbers_are_those_that_the_published_figures_rest_on():
         "TRAIT_DATA": 140, "FINETUNED_SCORES": 150, "ORDINARY_ROWS": 170, "SAMPLE_SEPARATION": 190,
         "EVIDENCE": 240, "STEERING_AWAY": 245,
         "BLIND_READING": 250,
-        "TEMPERATURES": 260, "WAYS": 270, "DETECTION": 280, "HEADS": 290, "TRUTH": 300, "VECTOR_QUALITY": 310, "CONVERSATIONS": 340, "DRIFT": 350,
+        "TEMPERATURES": 260, "WAYS": 270, "DETECTION": 280, "HEADS": 290, "TRUTH": 300, "VECTOR_QUALITY": 310,
+        "CONVERSATIONS": 340, "DRIFT": 350,
         "SHUFFLED_WORDS": 200,
         "REAL_CONVERSATIONS": 230,
     }  # fmt: skip

@@ -117,32 +117,34 @@ class Drift(Record):
     def by_turn(self, course: Course, kind: str | None, condition: int = 0) -> tuple[Interval, ...]:
         """Return the mean over a kind's scripts at each turn; None takes all kinds."""
         rows = self._list_scripts(kind)
-        return tuple(mean_interval(turn) for turn in course.values[self._check(condition), rows].unbind(dim=-1))
+        return tuple(
+            mean_interval(turn) for turn in self._take(course, condition).values[condition, rows].unbind(dim=-1)
+        )
 
     def slope(self, course: Course, kind: str | None, condition: int = 0) -> Interval:
         """Return the mean slope a turn over a kind's scripts; None takes all kinds."""
-        return mean_interval(course.slopes[self._check(condition), self._list_scripts(kind)])
+        return mean_interval(self._take(course, condition).slopes[condition, self._list_scripts(kind)])
 
     def against_control(self, course: Course, kind: str, condition: int = 0) -> Interval:
         """Return by how much steeper a kind's slope is than the control's, paired by topic; missing for the control.
 
         Scripts whose topic the control lacks are left out.
         """
-        return self._pair(course.slopes[self._check(condition)], kind)
+        return self._pair(self._take(course, condition).slopes[condition], kind)
 
     def level_against_control(self, course: Course, kind: str, condition: int = 0) -> Interval:
         """Return by how much higher a kind's mean over all turns is than the control's, paired likewise."""
-        return self._pair(course.means[self._check(condition)], kind)
+        return self._pair(self._take(course, condition).means[condition], kind)
 
     def change(self, course: Course, kind: str | None, condition: int) -> Interval:
         """Return by how much steeper a kind's slope is under a condition than under the first, paired by script."""
-        rows = self._list_scripts(kind)
-        return difference_interval(course.slopes[self._check(condition), rows], course.slopes[0, rows])
+        slopes, rows = self._take(course, condition).slopes, self._list_scripts(kind)
+        return difference_interval(slopes[condition, rows], slopes[0, rows])
 
     def level(self, course: Course, kind: str | None, condition: int) -> Interval:
         """Return by how much higher the mean over all turns is under a condition than under the first."""
-        rows = self._list_scripts(kind)
-        return difference_interval(course.means[self._check(condition), rows], course.means[0, rows])
+        means, rows = self._take(course, condition).means, self._list_scripts(kind)
+        return difference_interval(means[condition, rows], means[0, rows])
 
     def plot(self, condition: int = 0) -> Figure:
         """Draw every course turn by turn under one condition: a panel a course, a line a kind of user."""
@@ -179,11 +181,15 @@ class Drift(Record):
     def _list_topics(self, kind: str) -> dict[str, int]:
         return {self.conversations.scripts[row].topic: row for row in self._list_scripts(kind)}
 
-    def _check(self, condition: int) -> int:
-        n = len(self.conversations.conditions)
+    def _take(self, course: Course, condition: int) -> Course:
+        """Return a course that is of these conversations and has that condition."""
+        n, n_scripts = len(self.conversations.conditions), len(self.conversations.scripts)
+        if tuple(course.values.shape[:2]) != (n, n_scripts):
+            rule = f"be of these {n} conditions and {n_scripts} scripts"
+            raise InvalidArgumentError.of("course", rule, tuple(course.values.shape[:2]), "Take it from `find`.")
         if not 0 <= condition < n:
             raise InvalidArgumentError.of("condition", f"be in [0, {n}), as there are so many conditions", condition)
-        return condition
+        return course
 
 
 @checked
@@ -202,9 +208,9 @@ def measure_drift(
     .. math:: p_t = \bar{h}_l(\text{turn } t) \cdot v_l / \lVert v_l \rVert
 
     at the token before each response, and as the mean over the response's tokens. The unsteered model reads users'
-    turns and answers, without the condition's intervention and system prompt, so that neither counts as drift by itself.
-    Beside it stand each judge's scores (of a response to the turn before it), coherence where the first judge gives
-    one, and what drifts in small models anyway: a response's tokens, the share of its word triples that stand in the
+    turns and answers, without the condition's intervention and system prompt, so that neither counts as drift by
+    itself. Beside it stand each judge's scores (of a response to the turn before it), coherence where the first judge
+    gives one, and what drifts in small models anyway: a response's tokens, the share of its word triples that stand in the
     response before, and its surprise for the unsteered model in nats a token.
 
     Args:

@@ -48,7 +48,8 @@ class PromptMemory:
 
     def find(self, prompt: tuple[int, ...]) -> Prefix | None:
         """Return the longest prefix that a prompt begins with and goes beyond; None where none is known."""
-        fitting = [tokens for tokens in self._known if len(tokens) < len(prompt) - 1 and prompt[: len(tokens)] == tokens]
+        shorter = [tokens for tokens in self._known if len(tokens) < len(prompt) - 1]
+        fitting = [tokens for tokens in shorter if prompt[: len(tokens)] == tokens]
         return self._known[max(fitting, key=len)] if fitting else None
 
     def replace(self, prefixes: Mapping[tuple[int, ...], Prefix]) -> None:
