@@ -15,6 +15,7 @@ from persona_lens.plots.style import COLORS, GREY, SYMBOLS, add_points, lay_out,
 from persona_lens.reproduction.figures import Result
 from persona_lens.statistics.interval import Interval
 
+_SHORT = {"score, 0 to 100": "points", "0 to 100": "points", "residual-stream units": "units"}
 _CONFOUNDS = (LENGTH, REPETITION, SURPRISE, COHERENCE)
 
 
@@ -82,9 +83,7 @@ class DriftOverTurns(Result):
                 figure.add_hline(y=0, line={"dash": "dot", "color": GREY, "width": 1}, row=line, col=column)
                 figure.update_xaxes(tickvals=list(range(len(kinds))), ticktext=kinds, tickangle=30,
                                     row=line, col=column)  # fmt: skip
-                unit = {"score, 0 to 100": "points", "0 to 100": "points", "residual-stream units": "units"}.get(
-                    course.unit, course.unit
-                )
+                unit = _SHORT.get(course.unit, course.unit)
                 title = f"{unit} a turn" if is_confound else f"{unit} a turn,<br>less neutral"
                 figure.update_yaxes(title_text=title, title_standoff=3, row=line, col=column)
         figure.update_annotations(font_size=12)
@@ -163,8 +162,8 @@ class DriftOverTurns(Result):
             f"{self.model_name}, {n} scripts a kind of user, up to {conversations.n_tokens.shape[-1]} turns of at most "
             f"{self.config['profile']['max_new_tokens']} tokens; slope a turn less the neutral user's on the same "
             f"topic (last row: the slopes themselves), 95 % bootstrap over scripts. Read without intervention and "
-            f"system prompt: {layers}. Acted on: {self.trait}, capped at {self.ceiling:.2f} ({self.quantile:.0%} of ordinary),"
-            f" steered by {self.coefficient:g}, or a system prompt against it"
+            f"system prompt: {layers}. Acted on: {self.trait}, capped at {self.ceiling:.2f} ({self.quantile:.0%} of "
+            f"ordinary), steered by {self.coefficient:g}, or a system prompt against it"
         )
 
     def _list_judges(self, trait: str) -> list[str]:

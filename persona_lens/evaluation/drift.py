@@ -210,8 +210,8 @@ def measure_drift(
     at the token before each response, and as the mean over the response's tokens. The unsteered model reads users'
     turns and answers, without the condition's intervention and system prompt, so that neither counts as drift by
     itself. Beside it stand each judge's scores (of a response to the turn before it), coherence where the first judge
-    gives one, and what drifts in small models anyway: a response's tokens, the share of its word triples that stand in the
-    response before, and its surprise for the unsteered model in nats a token.
+    gives one, and what drifts in small models anyway: a response's tokens, the share of its word triples that stand in
+    the response before, and its surprise for the unsteered model in nats a token.
 
     Args:
         model: HookedTransformer or TransformerBridge, unsteered: who reads.
