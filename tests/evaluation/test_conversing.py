@@ -67,7 +67,7 @@ def test_an_intervention_on_prompts_reaches_all_turns_of_them(tiny_model, positi
 
 
 def test_a_conversation_that_fills_the_context_ends_there_by_name_and_the_others_go_on(tiny_model):
-    long = UserScript("long", ("x" * 90, "y" * 90, "z"))
+    long = UserScript("long", ("x" * 110, "y" * 110, "z"))
     held = converse(tiny_model, [long, SCRIPTS[1]], CONDITIONS[:1], sampling=SAMPLING)
     assert held.ends[0][0] == ("context full", "context full")
     assert [len(one) for one in held.responses[0][0]] == [1, 1]
