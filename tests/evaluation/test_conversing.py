@@ -7,6 +7,8 @@ import persona_lens as pl
 from persona_lens.errors import ContextLengthError, HooksPresentError, InvalidArgumentError
 from persona_lens.evaluation import Condition, Conversations, converse
 from persona_lens.models.engine.rollouts import RolloutRequest, sample_rollouts
+from persona_lens.models.text.chat import encode_prompt
+from persona_lens.models.text.padding import pad_right
 from persona_lens.run import Run
 from persona_lens.storage import ShardStore
 from persona_lens.tensors import Add
@@ -50,6 +52,21 @@ def test_each_conversation_goes_as_if_it_were_held_alone(tiny_model, held):
     assert len({held.responses[c] for c in range(3)}) == 3
     assert held.n_ended < 4
     assert held.n_tokens[:, 1, :, 2:].sum() == 0
+
+
+def test_no_token_of_a_conversation_is_computed_twice_as_a_prompt(tiny_model):
+    computed = []
+
+    def count(rows, **options):
+        computed.extend(len(row) for row in rows)
+        return pad_right(rows, **options)
+
+    with patch("persona_lens.models.engine.prefixes.pad_right", side_effect=count):
+        held = converse(tiny_model, SCRIPTS[:1], CONDITIONS[1:2], sampling=pl.Sampling(max_new_tokens=6, seed=3))
+    assert held.n_ended == 0
+    last = encode_prompt(tiny_model.tokenizer, held.write_messages(0, 0)[:-1])
+    assert len(computed) == 3
+    assert sum(computed) == len(last.tokens) - 1
 
 
 def test_the_same_condition_twice_says_the_same_twice(tiny_model):
