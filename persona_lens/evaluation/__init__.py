@@ -4,7 +4,8 @@ from persona_lens.evaluation.capability import Capability, measure_capability
 from persona_lens.evaluation.conditions import Condition, ConditionScores, rescore, score_conditions, score_responses
 from persona_lens.evaluation.confirmation import Confirmation, confirm_choice
 from persona_lens.evaluation.conversing import Conversations, converse
-from persona_lens.evaluation.drift import Course, Drift, measure_drift
+from persona_lens.evaluation.drift import Course, Drift
+from persona_lens.evaluation.drift_measurement import measure_drift
 from persona_lens.evaluation.multiple_choice import MultipleChoiceItem, load_multiple_choice
 from persona_lens.evaluation.ordinary import measure_ordinary_projections
 from persona_lens.evaluation.statement_judgement import judge_statements

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 import persona_lens as pl
 from persona_lens.errors import InvalidArgumentError, ModelMismatchError
 from persona_lens.evaluation import Condition, Course, Drift, converse, measure_drift
-from persona_lens.evaluation.drift import LAST_PROMPT, LENGTH, REPETITION, RESPONSE, SURPRISE, _list_triples
+from persona_lens.evaluation.drift import LAST_PROMPT, LENGTH, REPETITION, RESPONSE, SURPRISE
 from persona_lens.models.engine.activations import pool_residual_stream
 from persona_lens.models.engine.likelihood import mean_log_likelihoods
 from persona_lens.models.text.chat import encode_conversation
@@ -127,7 +127,6 @@ def test_repetition_is_the_share_of_word_triples_of_the_response_before(tiny_mod
     )
     values = measure_drift(tiny_model, same, vectors, LAYERS, {}).find(REPETITION).values[0, 0]
     torch.testing.assert_close(values, torch.tensor([torch.nan, 0.5, 0.0, torch.nan]), equal_nan=True)
-    assert _list_triples("a b") == set()
 
 
 def test_a_drift_comes_back_from_json_and_has_a_panel_a_course(drift):
