@@ -9,7 +9,6 @@ from importlib.resources import files
 
 from persona_lens.checking import checked
 from persona_lens.errors import InvalidArgumentError
-from persona_lens.texts import check_texts
 
 
 @checked
@@ -23,7 +22,7 @@ class UserScript:
         topic: What the conversation is about: scripts of two kinds with one topic are compared as a pair.
 
     Raises:
-        InvalidArgumentError: No turn, or one that is no text or an empty one.
+        InvalidArgumentError: No turn, or an empty one.
 
     Example:
         >>> UserScript("curt", ("What is yeast?", "Shorter."), topic="bread").turns[-1]
@@ -35,8 +34,8 @@ class UserScript:
     topic: str = ""
 
     def __post_init__(self) -> None:
-        if not all(turn.strip() for turn in check_texts("turns", self.turns)):
-            raise InvalidArgumentError.of("turns", "hold texts, none of them empty", self.turns)
+        if not self.turns or not all(turn.strip() for turn in self.turns):
+            raise InvalidArgumentError.of("turns", "hold at least one text, none of them empty", self.turns)
 
 
 @checked
