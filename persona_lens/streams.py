@@ -59,3 +59,5 @@ class Stream(IntEnum):
     PERSONA_SPACE = 331  # experiments/persona_space.py: responses and random directions
     CONTENTS = 370  # what is in a vector: random directions and features, and experiments/sae_features.py's responses
     AUTOENCODER = 355  # texts that a sparse autoencoder is trained on, its first weights and the order of its batches
+    CONVERSATIONS = 340  # responses in conversations of several turns
+    DRIFT = 350  # experiments/drift.py: conversations

@@ -70,8 +70,8 @@ class ValidArguments:
             "tokenizer": lambda hint: model.tokenizer,
             "messages": lambda hint: list(CHAT),
             "conversation": lambda hint: list(CHAT),
-            "conversations": lambda hint: [list(CHAT[:1])]
-            if "Message" in str(hint) else [pl.models.TokenSpans((5, 6, 7), 1, 3)],
+            "conversations": lambda hint: self._hold() if hint is pl.evaluation.Conversations
+            else [list(CHAT[:1])] if "Message" in str(hint) else [pl.models.TokenSpans((5, 6, 7), 1, 3)],
             "pieces": lambda hint: [list],
             "data": lambda hint: pl.vectors.QualityData() if "QualityData" in str(hint) else str(self.data),
             "source": lambda hint: str(self.data),
@@ -91,7 +91,7 @@ class ValidArguments:
             "vectors": lambda hint: make_array(hint) if isinstance(hint, type) and issubclass(hint, AbstractArray)
             else (self.make("", pl.space.Placed),) if "Placed" in str(hint)
             else {"loud": self.vector} if "Mapping" in str(hint) else [self.vector],
-            "layers": lambda hint: {"loud": 1} if "Mapping" in str(hint)
+            "layers": lambda hint: {"loud": 1} if "Mapping" in str(hint) or "dict" in str(hint)
             else (0, 1, 2) if hint == tuple[int, ...] else [1],
             "thresholds": lambda hint: {"loud": 1.0},
             "base_url": lambda hint: "http://127.0.0.1:9",
@@ -112,7 +112,8 @@ class ValidArguments:
             "held": lambda hint: self.make_path() if Path in get_args(hint) else {"loud": 1},
             "config": lambda hint: {"a": 1},
             "traits": lambda hint: ("loud",) if hint == tuple[str, ...] else self.make("", hint),
-            "judges": lambda hint: [IdentifiedLengthJudge()] if "Sequence" in str(hint)
+            "judges": lambda hint: {"loud": [IdentifiedLengthJudge()]} if "Mapping" in str(hint)
+            else [IdentifiedLengthJudge()] if "Sequence" in str(hint)
             else ("length",) * 4 if hint == tuple[str, ...] else None,
             "instruction_pairs": lambda hint: tiny_trait().instruction_pairs,
             "extraction_questions": lambda hint: tiny_trait().extraction_questions,
@@ -154,6 +155,14 @@ class ValidArguments:
             "share": lambda hint: 0.5,
             "null_layers": lambda hint: (0, 1, 2, 3),
         }  # fmt: skip
+
+    def _hold(self) -> Any:
+        """Return conversations of one turn with two users."""
+        scripts = tuple(pl.traits.UserScript(kind, ("Hi",), "tea") for kind in ("neutral", "curt"))
+        return pl.evaluation.Conversations(
+            self.vector.model, ("plain",), scripts, (((("Yes.",),),) * 2,), torch.ones(1, 2, 1, 1).long(),
+            ((("",),) * 2,),
+        )  # fmt: skip
 
     def _make_model(self, hint: Any) -> Any:
         if hint is pl.models.ModelInfo:

@@ -25,6 +25,7 @@ SECTIONS = {
     "Ways of steering": ("steering.md", ("steering_modes",)),
     "Monitoring": ("monitoring.md", ("monitoring", "sample_separation", "detection")),
     "Persona space": ("space.md", ("persona_space",)),
+    "Drift over turns": ("drift.md", ("drift",)),
     "Truth and invention": ("truth.md", ("truth", "known_entities")),
     "Earlier, by a judge that is not valid": ("earlier.md", ("",)),
 }

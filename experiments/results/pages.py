@@ -11,6 +11,7 @@ from persona_lens.reproduction.layer_sweep import LayerSweep
 from results.benchmarks import benchmarks_to_markdown
 from results.blind_reading import BlindReading
 from results.detection import Detection
+from results.drift import DriftOverTurns
 from results.entrance import entrance_to_markdown
 from results.finetuning_shift import FinetuningShift
 from results.gallery import gallery_to_markdown
@@ -82,6 +83,7 @@ def render_pages(root: Path) -> dict[tuple[str, str], str]:
         ("docs/results/ways.md", "ways"): lambda: _join(read(WaysToSteer, "ways_to_steer")),
         ("docs/results/monitoring.md", "detection"): lambda: _join(read(Detection, "detection")),
         ("docs/results/space.md", "space"): lambda: _join(read(PersonaSpaceResult, "persona_space")),
+        ("docs/results/drift.md", "drift"): lambda: _join(read(DriftOverTurns, "drift")),
         ("docs/results/truth.md", "truth"): lambda: truth_to_markdown(read(Truth, "truth")),
         ("docs/results/truth.md", "entities"): lambda: entities_to_markdown(read(KnownEntities, "known_entities")),
         ("docs/ways/act-heads.md", "heads"): lambda: heads_to_markdown(read(Heads, "heads_*")),
@@ -103,6 +105,7 @@ def _join(
     | list[WaysToSteer]
     | list[Detection]
     | list[VectorQualities]
-    | list[PersonaSpaceResult],
+    | list[PersonaSpaceResult]
+    | list[DriftOverTurns],
 ) -> str:
     return "\n".join(one.to_markdown() for one in found)

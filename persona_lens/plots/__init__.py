@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from persona_lens.plots.agreement import plot_agreement
+from persona_lens.plots.drift import plot_drift
 from persona_lens.plots.heads import plot_heads
 from persona_lens.plots.loss import plot_loss
 from persona_lens.plots.monitoring import plot_monitoring
@@ -14,6 +15,6 @@ from persona_lens.plots.vector import plot_vector
 from persona_lens.plots.watched import plot_monitor
 
 __all__ = [
-    "plot_agreement", "plot_heads", "plot_loss", "plot_monitor", "plot_monitoring", "plot_quality",
-    "plot_screening", "plot_sweep", "plot_trace", "plot_vector", "report_screening",
+    "plot_agreement", "plot_drift", "plot_heads", "plot_loss", "plot_monitor", "plot_monitoring",
+    "plot_quality", "plot_screening", "plot_sweep", "plot_trace", "plot_vector", "report_screening",
 ]  # fmt: skip

@@ -106,15 +106,13 @@ def _score_batch(decoder: Decoder, items: Sequence[TokenSpans], prefixes: dict[t
     starts = torch.tensor([item.response_start - 1 for item in items], device=device)
     hidden = decoder.extend(fed.tokens.to(device), starts, cache)
     is_response = ~targets.is_padding
-    likelihoods = _token_log_likelihoods(
-        decoder, hidden[is_response.to(device)], targets.tokens[is_response].to(device)
-    )
+    likelihoods = token_log_likelihoods(decoder, hidden[is_response.to(device)], targets.tokens[is_response].to(device))
     rows = is_response.nonzero()[:, 0].to(device)
     sums = torch.zeros(len(items), dtype=torch.float64, device=device).index_add_(0, rows, likelihoods.double())
     return (sums.cpu() / targets.lengths).tolist()
 
 
-def _token_log_likelihoods(decoder: Decoder, hidden: Tensor, targets: Tensor) -> Tensor:
+def token_log_likelihoods(decoder: Decoder, hidden: Tensor, targets: Tensor) -> Tensor:
     """Return log p(target) a position in float32, a few hundred positions' logits at a time."""
     parts = []
     for at in range(0, len(targets), _POSITIONS_AT_ONCE):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -40,7 +40,26 @@ class Prefix:
         cache.write_prefix(slot, self.keys, self.values)
 
 
-def compute_prefixes(decoder: Decoder, prompts: Sequence[tuple[int, ...]]) -> list[Prefix]:
+class PromptMemory:
+    """What was computed of some prompts, for longer prompts that begin with them: a conversation's next turn."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, ...], Prefix] = {}
+
+    def find(self, prompt: tuple[int, ...]) -> Prefix | None:
+        """Return the longest prefix that a prompt begins with and goes beyond; None where none is known."""
+        shorter = [tokens for tokens in self._known if len(tokens) < len(prompt) - 1]
+        fitting = [tokens for tokens in shorter if prompt[: len(tokens)] == tokens]
+        return self._known[max(fitting, key=len)] if fitting else None
+
+    def replace(self, prefixes: Mapping[tuple[int, ...], Prefix]) -> None:
+        """Forget all, and keep the prefixes of some prompts, by the prompt's tokens."""
+        self._known = {prompt[:-1]: prefix for prompt, prefix in prefixes.items() if prefix.length}
+
+
+def compute_prefixes(
+    decoder: Decoder, prompts: Sequence[tuple[int, ...]], memory: PromptMemory | None = None
+) -> list[Prefix]:
     """Run the prompts, each without its last token, as one right-padded batch.
 
     The last token is left to the rows: it is the first position that an intervention on the response reaches, so
@@ -49,15 +68,22 @@ def compute_prefixes(decoder: Decoder, prompts: Sequence[tuple[int, ...]]) -> li
     Args:
         decoder: The model.
         prompts: Token ids; a prompt of one token has an empty prefix.
+        memory: What is known of prompts that these begin with, and so is not run again.
 
     Returns:
         One prefix a prompt.
     """
-    padded = pad_right([prompt[:-1] for prompt in prompts], multiple=_PROMPT_LENGTH_MULTIPLE)
-    cache = decoder.new_cache(*padded.tokens.shape)
+    known = [None if memory is None else memory.find(prompt) for prompt in prompts]
+    starts = [0 if one is None else one.length for one in known]
+    rest = [prompt[start:-1] for prompt, start in zip(prompts, starts, strict=True)]
+    padded = pad_right(rest, multiple=_PROMPT_LENGTH_MULTIPLE)
+    cache = decoder.new_cache(len(prompts), max(starts) + padded.tokens.shape[1])
+    for row, prefix in enumerate(known):
+        if prefix is not None:
+            prefix.write(cache, row)
     device = cache.keys.device
-    decoder.extend(padded.tokens.to(device), torch.zeros(len(prompts), dtype=torch.long, device=device), cache)
-    return [Prefix(*cache.read_prefix(row, length)) for row, length in enumerate(padded.lengths.tolist())]
+    decoder.extend(padded.tokens.to(device), torch.tensor(starts, dtype=torch.long, device=device), cache)
+    return [Prefix(*cache.read_prefix(row, len(prompt) - 1)) for row, prompt in enumerate(prompts)]
 
 
 class RecentlyUsed(OrderedDict[K, V]):

@@ -21,7 +21,7 @@ from persona_lens.models.engine.attention import round_up
 from persona_lens.models.engine.decoding import Decoder, open_decoder
 from persona_lens.models.engine.drawing import NOT_FINITE, draw_tokens
 from persona_lens.models.engine.finite import find_broken_layer
-from persona_lens.models.engine.prefixes import Prefix, RecentlyUsed, compute_prefixes
+from persona_lens.models.engine.prefixes import Prefix, PromptMemory, RecentlyUsed, compute_prefixes
 from persona_lens.models.engine.requests import ResidualMeans, SampledResponse, SampleRequest, Sampling
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.applying import RowInterventions
@@ -82,8 +82,26 @@ def sample_recorded_stream(
     yield from _stream(model, requests, sampling, ResidualRecorder(model.cfg.n_layers))
 
 
+def sample_turn(
+    model: HookedModel, requests: Sequence[SampleRequest], sampling: Sampling, memory: PromptMemory
+) -> Iterator[tuple[int, SampledResponse]]:
+    """Do as :func:`sample_stream` for one turn of some conversations, whose earlier turns are not computed again.
+
+    Args:
+        model: HookedTransformer or TransformerBridge.
+        requests: What to sample.
+        sampling: How. Where interventions reach into prompts, nothing is taken from the memory.
+        memory: What is known of the prompts of the turn before; afterwards, of these.
+    """
+    yield from _stream(model, requests, sampling, None, memory)
+
+
 def _stream(
-    model: HookedModel, requests: Sequence[SampleRequest], sampling: Sampling, recorder: ResidualRecorder | None
+    model: HookedModel,
+    requests: Sequence[SampleRequest],
+    sampling: Sampling,
+    recorder: ResidualRecorder | None,
+    memory: PromptMemory | None = None,
 ) -> Iterator[tuple[int, SampledResponse]]:
     _check_requests(model, requests, sampling)
     if not requests:
@@ -93,8 +111,10 @@ def _stream(
     interventions = RowInterventions(site for request in requests for site in request.intervention.sites)
     pairs = interventions.hook_pairs() + (recorder.hook_pairs() if recorder else [])
     with open_decoder(model) as decoder, attached(model, pairs):
-        sampler = _Sampler(model, decoder, requests, sampling, interventions, recorder, form)
+        sampler = _Sampler(model, decoder, requests, sampling, interventions, recorder, form, memory)
         yield from reading_one_by_one(model, sampler.run())
+        if memory is not None and not sampler.reaches_prompt:
+            memory.replace({request.prompt: kept.prefix for request in requests if (kept := sampler.find(request))})
 
 
 def _check_requests(model: HookedModel, requests: Sequence[SampleRequest], sampling: Sampling) -> None:
@@ -191,6 +211,7 @@ class _Sampler:
         interventions: RowInterventions,
         recorder: ResidualRecorder | None,
         form: ThoughtFormat | None,
+        memory: PromptMemory | None = None,
     ) -> None:
         self.model = model
         self.decoder = decoder
@@ -200,6 +221,8 @@ class _Sampler:
         self.assigned: list[tuple[Step, ...]] = []  # to each row of the latest pass
         self.recorder = recorder
         self.form = form
+        self.reaches_prompt = sampling.positions in ("prompt", "all")
+        self.memory = None if self.reaches_prompt else memory
         n_slots = round_up(min(sampling.batch_size, len(requests)), _ROW_MULTIPLE)
         longest = max(len(request.prompt) for request in requests)
         self.cache = decoder.new_cache(n_slots, longest + sampling.max_tokens)
@@ -222,10 +245,14 @@ class _Sampler:
 
     def _prefix_key(self, request: SampleRequest) -> tuple[object, ...]:
         """Rows share a prefix if the prompt is the same and no intervention reaches into it."""
-        if self.sampling.positions not in ("prompt", "all"):
+        if not self.reaches_prompt:
             return (request.prompt,)
         reaching = request.intervention.at_token(_BEFORE_RESPONSE).steps
         return (request.prompt, *((step.site, id(step.operation)) for step in reaching))
+
+    def find(self, request: SampleRequest) -> _StoredPrefix | None:
+        """Return what is still known of a request's prompt."""
+        return self.prefixes.get(self._prefix_key(request))
 
     def _admit(self) -> None:
         admitted = self.requests[self.waiting : self.waiting + self.capacity - len(self.rows)]
@@ -253,12 +280,11 @@ class _Sampler:
             if len(wanted) == _PROMPTS_AT_ONCE:
                 break
         requests = list(wanted.values())
-        reaches_prompt = self.sampling.positions in ("prompt", "all")
-        self._assign([r.intervention.at_token(_BEFORE_RESPONSE) if reaches_prompt else NOTHING for r in requests])
+        self._assign([r.intervention.at_token(_BEFORE_RESPONSE) if self.reaches_prompt else NOTHING for r in requests])
         if self.recorder:
             lengths = torch.tensor([len(request.prompt) - 1 for request in requests], device=self.device)
             self.recorder.expect(lambda residual, layer: _sum_first(residual, lengths))
-        prefixes = compute_prefixes(self.decoder, [request.prompt for request in requests])
+        prefixes = compute_prefixes(self.decoder, [request.prompt for request in requests], self.memory)
         sums = self.recorder.read() if self.recorder else None
         for i, (key, prefix) in enumerate(zip(wanted, prefixes, strict=True)):
             self.prefixes.put(key, _StoredPrefix(prefix, None if sums is None else sums[:, i].clone()))
