@@ -84,9 +84,12 @@ ROOMS = {
         "what the scripts in experiments/ share",
         MODELS | {"distributed", "ending", "interventions", "evaluation", "finetuning"},
     ),
+    "live": ("a conversation that one watches: widget, page", MODELS | {"interventions", "evaluation", "monitoring"}),
     "cli": (
         "the command",
-        MODELS | {"conversations", "diagnosis", "ending", "evaluation", "interventions", "planning", "screening"},
+        MODELS
+        | {"conversations", "diagnosis", "ending", "evaluation", "interventions", "live", "monitoring", "planning"}
+        | {"screening"},
     ),
 }
 PICKLERS = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}

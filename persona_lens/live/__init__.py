@@ -1,0 +1,6 @@
+"""A conversation that one watches: its tokens coloured by projection, in a notebook and on a page."""
+
+from persona_lens.live.conversation import ReadConversation, ReadVariant
+from persona_lens.live.reading import read_conversation
+
+__all__ = ["ReadConversation", "ReadVariant", "read_conversation"]
