@@ -103,6 +103,42 @@ class Steer:
 
 
 @dataclass(frozen=True)
+class App:
+    """Chat with a model on a page of this machine: sliders of traits, and each token coloured as it comes.
+
+    Without --trait and --vector the page has the vectors that come with the package for the embedded model. Nothing
+    leaves the machine, and no network is needed. It takes the extra: pip install 'persona-lens[app]'.
+
+    Try:
+
+    persona-lens app
+
+    persona-lens app --trait evil --trait empathy --monitor monitor.json
+
+    persona-lens app --model Qwen/Qwen2.5-7B-Instruct --vector evil.safetensors --layer 19
+    """
+
+    trait: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A trait with a ready vector, may be repeated: see `persona-lens traits`."""
+    vector: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
+    """A file that `persona-lens extract` or `sweep` wrote, may be repeated."""
+    model: str = DEFAULT_MODEL
+    """Bundled model, Hugging Face name, folder or GGUF file."""
+    layer: int | None = None
+    """Zero-based block index for vectors that were tried nowhere."""
+    monitor: Path | None = None
+    """A file that `PersonaMonitor.save` wrote: its thresholds are shown by turn."""
+    ordinary: Flag = False
+    """Measure first what is ordinary for each trait, and colour tokens by their distance from it."""
+    max_new_tokens: int = 128
+    """Most tokens of an answer; the page can change it."""
+    host: str = "127.0.0.1"
+    """The address to listen on. Any other than this lets others reach the page, without a password."""
+    port: int = 8600
+    """Where to listen; 0 takes one that is free."""
+
+
+@dataclass(frozen=True)
 class Extract:
     """Find a trait's direction at every layer of a model and write it to a file.
 

@@ -15,6 +15,24 @@ from persona_lens.records import Record
 
 
 @checked
+@dataclass(frozen=True)
+class Addition(Record):
+    """What was added to the residual stream at one message's tokens.
+
+    Args:
+        turn: Index of the message in ``ReadConversation.roles``.
+        trait: Whose raw vector.
+        layer: Zero-based block index.
+        coefficient: How often.
+    """
+
+    turn: int
+    trait: str
+    layer: int
+    coefficient: float
+
+
+@checked
 @dataclass(frozen=True, eq=False)
 class ReadVariant(Record):
     """One way that a conversation went on, token by token.
@@ -26,6 +44,7 @@ class ReadVariant(Record):
         steered: Whether an intervention acted at the token, at any layer.
         projections: Of each token on each trait's unit vector after the interventions, in residual-stream units,
             traits in the order of ``ReadConversation.traits``; NaN at layers that a vector lacks.
+        additions: What was added beside ``coefficient``, message by message: a chat may steer each answer otherwise.
 
     Raises:
         InvalidArgumentError: Lists of different lengths.
@@ -36,6 +55,7 @@ class ReadVariant(Record):
     turns: tuple[int, ...]
     steered: Bool[Tensor, " token"]
     projections: Float[Tensor, "trait layer token"]
+    additions: tuple[Addition, ...] = ()
 
     def __post_init__(self) -> None:
         n_tokens = self.projections.shape[-1]
