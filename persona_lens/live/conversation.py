@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from jaxtyping import Bool, Float
@@ -10,6 +12,7 @@ from torch import Tensor
 
 from persona_lens.checking import checked
 from persona_lens.errors import InvalidArgumentError
+from persona_lens.files import write_text
 from persona_lens.models.loading import ModelInfo
 from persona_lens.records import Record
 
@@ -145,9 +148,19 @@ class ReadConversation(Record):
         is_last = torch.tensor(variant.turns) == len(self.roles) - 1
         return variant.projections[..., is_last].mean(dim=-1)
 
+    def write_html(self, path: str | Path) -> None:
+        """Write a page of its own, which needs neither a kernel nor a network."""
+        head = f'<!doctype html><meta charset="utf-8"><title>{html.escape(", ".join(self.traits))}</title>'
+        write_text(Path(path), f"{head}\n{self._repr_html_()}\n")
+
     def __repr__(self) -> str:
         steered = f", steered along {self.along!r} at layer {self.layer}" if self.along else ""
         return (
             f"ReadConversation({self.model.name!r}, {len(self.roles)} turns, traits: {', '.join(self.traits)}"
             f"{steered}; coefficients {list(self.coefficients)}, {[len(one.texts) for one in self.variants]} tokens)"
         )
+
+    def _repr_html_(self) -> str:
+        from persona_lens.live.static_page import write_static  # which builds on this file
+
+        return write_static(self)

@@ -90,25 +90,7 @@ def read_conversation(
         >>> read.response_mean(1)[0, 20] - read.response_mean(0)[0, 20]  # doctest: +SKIP
     """
     reader = Reader.of(model, vectors, along, layer, ordinary, sampling, template_arguments)
-    ordered = [float(one) for one in coefficients]
-    if not ordered or len(set(ordered)) != len(ordered) or not all(map(math.isfinite, ordered)):
-        raise InvalidArgumentError.of("coefficients", "be at least one, finite and each another", coefficients)
-    ordered.sort()
-    messages = list_messages(conversation)
-    interventions = [reader.steer(one) for one in ordered]
-    is_question = messages[-1]["role"] != "assistant"
-    encoded = reader.encode(messages)
-    if is_question:
-        variants = [
-            reader.read(encoded, response, one, intervention)
-            for one, intervention, response in zip(
-                ordered, interventions, reader.answer(encoded, interventions), strict=True
-            )
-        ]
-    else:
-        variants = [reader.read(encoded, (), one, what) for one, what in zip(ordered, interventions, strict=True)]
-    roles = [message["role"] for message in messages] + ["assistant"] * is_question
-    return reader.gather(roles, variants)
+    return read_messages(reader, list_messages(conversation), coefficients)
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,6 +143,8 @@ class Reader:
             if trait not in vectors:
                 raise InvalidArgumentError.of("ordinary", f"be of traits of `vectors`, {list(vectors)}", trait)
             one.check_vector(vectors[trait])
+        if sampling.positions != "response":
+            raise InvalidArgumentError.of("sampling", "have positions='response'", sampling.positions)
         if not sampling.stop_tokens:
             sampling = replace(sampling, stop_tokens=stop_token_ids(model.tokenizer))
         return cls(model, dict(vectors), along, layer, dict(ordinary or {}), sampling, template_arguments)
@@ -243,6 +227,26 @@ class Reader:
             ordinary_std=torch.stack([unknown if one is None else one.std for one in known]),
             thresholds=torch.stack([unknown if one is None else one.quantile(_UNUSUAL) for one in known]),
         )
+
+
+def read_messages(reader: Reader, messages: Sequence[Message], coefficients: Sequence[float]) -> ReadConversation:
+    """Read a conversation under each coefficient, answered first if it is to be.
+
+    Raises:
+        InvalidArgumentError: No coefficients, one that is not finite, or the same one twice.
+    """
+    ordered = sorted(float(one) for one in coefficients)
+    if not ordered or len(set(ordered)) != len(ordered) or not all(map(math.isfinite, ordered)):
+        raise InvalidArgumentError.of("coefficients", "be at least one, finite and each another", list(coefficients))
+    interventions = [reader.steer(one) for one in ordered]
+    encoded = reader.encode(messages)
+    is_question = messages[-1]["role"] != "assistant"
+    answers = reader.answer(encoded, interventions) if is_question else [()] * len(ordered)
+    variants = [
+        reader.read(encoded, answer, coefficient, intervention)
+        for coefficient, intervention, answer in zip(ordered, interventions, answers, strict=True)
+    ]
+    return reader.gather([message["role"] for message in messages] + ["assistant"] * is_question, variants)
 
 
 def list_messages(conversation: str | Sequence[Message]) -> list[Message]:

@@ -9,10 +9,11 @@ from persona_lens.monitoring.monitor import PersonaMonitor
 from persona_lens.monitoring.prompts import project_last_prompt_token
 from persona_lens.monitoring.readings import TraitMonitor, TurnReading
 from persona_lens.monitoring.score_map import ScoreMap, fit_score_map
+from persona_lens.monitoring.streaming import ReadToken, stream_tokens
 from persona_lens.monitoring.watched import WatchedConversation
 
 __all__ = [
-    "DetectorChoice", "GradedProjections", "MonitoringCorrelation", "PersonaMonitor", "ScoreMap", "TraitMonitor",
-    "TurnReading", "WatchedConversation", "choose_detector", "fit_score_map", "measure_monitoring",
-    "project_at_every_layer", "project_last_prompt_token",
+    "DetectorChoice", "GradedProjections", "MonitoringCorrelation", "PersonaMonitor", "ReadToken", "ScoreMap",
+    "TraitMonitor", "TurnReading", "WatchedConversation", "choose_detector", "fit_score_map", "measure_monitoring",
+    "project_at_every_layer", "project_last_prompt_token", "stream_tokens",
 ]  # fmt: skip
