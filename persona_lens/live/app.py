@@ -36,7 +36,9 @@ class RunningApp:
         warning: What to know about who can reach it; empty where only this machine can.
     """
 
-    def __init__(self, url: str, warning: str, server: uvicorn.Server, answering: OneAtATime, listener: socket.socket):
+    def __init__(
+        self, url: str, warning: str, server: uvicorn.Server, answering: OneAtATime, listener: socket.socket
+    ) -> None:
         self.url, self.warning = url, warning
         self._server, self._answering = server, answering
         self._thread = threading.Thread(

@@ -43,7 +43,15 @@ def pack_conversation(read: ReadConversation) -> dict[str, Any]:
 def pack_variant(variant: ReadVariant) -> dict[str, Any]:
     """Return a variant as JSON-able values."""
     packed = pack_tokens(variant.texts, variant.turns, variant.steered, variant.projections)
-    return {"coefficient": variant.coefficient, **packed}
+    return {"coefficient": variant.coefficient, "additions": describe_additions(variant), **packed}
+
+
+def describe_additions(variant: ReadVariant) -> dict[int, str]:
+    """Return what was added to messages beside the variant's coefficient, in words, by turn."""
+    texts: dict[int, list[str]] = {}
+    for one in variant.additions:
+        texts.setdefault(one.turn, []).append(f"{one.trait} × {one.coefficient:g} at layer {one.layer}")
+    return {turn: ", ".join(parts) for turn, parts in texts.items()}
 
 
 def pack_tokens(

@@ -7,7 +7,7 @@ import json
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
-from persona_lens.live.payload import pack_conversation
+from persona_lens.live.payload import describe_additions, pack_conversation
 from persona_lens.records import format_table
 
 if TYPE_CHECKING:
@@ -43,11 +43,13 @@ def _write_table(read: ReadConversation) -> str:
     layer = read.model.n_layers // 2 if read.layer is None else read.layer
     rows = []
     for variant in read.variants:
+        additions = describe_additions(variant)
         for turn, role in enumerate(read.roles):
             chosen = [at for at, whose in enumerate(variant.turns) if whose == turn]
             if chosen:
                 means = variant.projections[:, layer, chosen].mean(dim=-1).tolist()
                 text = "".join(variant.texts[at] for at in chosen)
-                rows.append((f"{variant.coefficient:g}", role, text, *(f"{mean:.2f}" for mean in means)))
+                said = f"{role}, steered: {additions[turn]}" if turn in additions else role
+                rows.append((f"{variant.coefficient:g}", said, text, *(f"{mean:.2f}" for mean in means)))
     head = ("coefficient", "turn", "text", *read.traits)
     return format_table(f"Mean projections of {read.model.name}'s tokens at layer {layer}", rows, head)

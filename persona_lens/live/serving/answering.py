@@ -123,7 +123,8 @@ def answer(setup: Setup, chat: Chat, question: Question, stopped: threading.Even
         setup.sampling, max_new_tokens=question.max_new_tokens, temperature=question.temperature, seed=question.seed
     )
     messages = [*earlier.list_messages(), Message(role="user", content=text)]
-    asked, readings = _read_prompt(setup, messages, 2 if earlier.system and not earlier.exchanges else 1)
+    n_new = 2 if earlier.system and not earlier.exchanges else 1
+    asked, readings = _read_prompt(setup, messages, n_new, sampling.max_tokens)
     yield {"kind": "read", "messages": [_show(one) for one in asked], **readings}
     texts: list[str] = []
     rows: list[Float[Tensor, "trait layer"]] = []
@@ -209,12 +210,8 @@ def _put_all(work: Callable[[], Iterator[Event]], put: Callable[[Event], None]) 
         put({"kind": "error", "message": explain(error)})
     except Exception as error:
         traceback.print_exc(file=sys.stderr)  # a fault of ours, or of the machine's memory
-        put(
-            {
-                "kind": "error",
-                "message": f"The model failed: {type(error).__name__}. The terminal has the whole report.",
-            }
-        )
+        message = f"The model failed: {type(error).__name__}. The terminal has the whole report."
+        put({"kind": "error", "message": message})
 
 
 def explain(error: PersonaLensError) -> str:
@@ -228,10 +225,12 @@ def explain(error: PersonaLensError) -> str:
     return f"{words} ({error})" if words else str(error)
 
 
-def _read_prompt(setup: Setup, messages: list[Message], n_new: int) -> tuple[tuple[ReadMessage, ...], dict[str, Any]]:
+def _read_prompt(
+    setup: Setup, messages: list[Message], n_new: int, reserve: int
+) -> tuple[tuple[ReadMessage, ...], dict[str, Any]]:
     """Read the newest messages' tokens, and the last prompt token, as the model takes them in unsteered."""
     model = setup.model
-    encoded = encode_turns(model.tokenizer, messages, n_ctx=model.cfg.n_ctx)
+    encoded = encode_turns(model.tokenizer, messages, n_ctx=model.cfg.n_ctx, reserve=reserve)
     watched = () if setup.monitor is None else setup.monitor.traits
     n_layers, n_traits = model.cfg.n_layers, len(setup.vectors)
     units = [vector.units for vector in setup.vectors.values()]

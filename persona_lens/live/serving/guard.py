@@ -93,6 +93,7 @@ class Guard:
         self._server, self._hosts = server, hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request; what is no HTTP is not answered."""
         if scope["type"] != "http":
             return
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -16,10 +17,12 @@ from starlette.staticfiles import StaticFiles
 
 from persona_lens.checksums import hash_json
 from persona_lens.errors import InvalidArgumentError, ModelBusyError, PersonaLensError
+from persona_lens.live.conversation import ReadConversation
 from persona_lens.live.serving.answering import Event, OneAtATime, Question, explain
 from persona_lens.live.serving.chat import Chats
 from persona_lens.live.serving.guard import Guard, Hosts, Server
 from persona_lens.live.serving.setup import Setup
+from persona_lens.live.static_page import write_static
 
 STATIC = Path(__file__).resolve().parents[1] / "static"
 _MAX_BODY = 2**20
@@ -58,7 +61,7 @@ def make_server(setup: Setup, hosts: Hosts) -> tuple[Server, OneAtATime]:
 
     async def export_page(request: Request) -> Response:
         record = chats.find(request.path_params["chat"]).make_record(setup)
-        page = await run_in_threadpool(record.to_html)
+        page = await run_in_threadpool(_write_page, record)
         return _download(page, "text/html; charset=utf-8", "conversation.html")
 
     async def refuse(request: Request, error: Exception) -> Response:
@@ -101,6 +104,13 @@ async def _read_json(request: Request) -> Any:
         return json.loads(body)
     except (ValueError, RecursionError) as error:
         raise InvalidArgumentError.of("request", "be JSON", str(error)) from None
+
+
+def _write_page(record: ReadConversation) -> str:
+    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+    name = html.escape(record.model.name)
+    title = f"<title>A chat with {name}</title>"
+    return f'<!doctype html>\n<html lang="en"><head>{head}{title}</head>\n<body>{write_static(record)}</body></html>\n'
 
 
 def _download(text: str, media_type: str, name: str) -> Response:

@@ -96,7 +96,11 @@ function readTokens(part, nValues) {
 
 function readPayload(payload) {
   const nValues = payload.traits.length * payload.n_layers;
-  const variants = payload.variants.map((one) => ({ coefficient: one.coefficient, tokens: readTokens(one, nValues) }));
+  const variants = payload.variants.map((one) => ({
+    coefficient: one.coefficient,
+    additions: one.additions, // what else was added to a message, in words, by turn
+    tokens: readTokens(one, nValues),
+  }));
   return { ...payload, nValues, variants };
 }
 
@@ -128,7 +132,7 @@ function luminance(colour) {
   return 0.2126 * r + 0.7152 * g + 0.0722 * b;
 }
 
-function paint(element, strength, isDark) {
+export function paint(element, strength, isDark) {
   const share = Number.isNaN(strength) ? 0 : Math.min(1, Math.abs(strength));
   const paper = isDark ? [22, 22, 22] : [255, 255, 255];
   const mixed = (strength > 0 ? ORANGE : BLUE).map((one, at) => Math.round(share * one + (1 - share) * paper[at]));
@@ -379,7 +383,7 @@ class View {
   }
 
   buildPanel(variant, panel) {
-    const name = variant.coefficient === 0 ? "Unsteered" : `Coefficient ${write(variant.coefficient)}`;
+    const name = nameVariant(variant);
     const box = make("div", { class: "tokens", role: "listbox", "aria-label": `${name}: tokens`, "aria-orientation": "horizontal" });
     const spans = [];
     let block = null;
@@ -388,7 +392,8 @@ class View {
       if (token.turn < 0 && !this.withTemplate) return;
       if (token.turn !== turn || !block) {
         turn = token.turn;
-        const role = turn < 0 ? "" : this.data.roles[turn];
+        const added = variant.additions?.[turn];
+        const role = turn < 0 ? "" : this.data.roles[turn] + (added ? `, steered: ${added}` : "");
         block = make("div", { class: turn < 0 ? "turn template" : "turn", role: "group", "aria-label": role || "chat template" });
         if (role) block.append(make("span", { class: "role", "aria-hidden": "true" }, role));
         box.append(block);
@@ -516,7 +521,7 @@ class View {
     for (const old of this.numbers.querySelectorAll(".scroll")) old.remove();
     if (!this.numbers.open) return;
     for (const variant of this.shown) {
-      const name = variant.coefficient === 0 ? "unsteered" : `coefficient ${write(variant.coefficient)}`;
+      const name = nameVariant(variant).toLowerCase();
       const rows = variant.tokens
         .filter((token) => token.turn >= 0 || this.withTemplate)
         .map((token) => [
@@ -535,6 +540,11 @@ class View {
     this.watcher.disconnect();
     clearTimeout(this.waiting);
   }
+}
+
+function nameVariant({ coefficient, additions }) {
+  if (Object.keys(additions ?? {}).length) return "As it was said";
+  return coefficient === 0 ? "Unsteered" : `Coefficient ${write(coefficient)}`;
 }
 
 function makeTable(head, rows) {

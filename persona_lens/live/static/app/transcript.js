@@ -1,6 +1,8 @@
 // What was said, token by token, on a ground that is orange towards a trait and blue away from it.
 // All text goes in as text: nothing that a model or a person writes becomes markup.
 
+import { paint } from "../conversation.js";
+
 const NAMES = { user: "You", assistant: "Model", system: "System prompt" };
 
 /** Keeps the tokens that are shown, and colours them anew when trait or layer change. */
@@ -65,9 +67,8 @@ export class Transcript {
     for (const { tokens } of this.messages) {
       for (const token of tokens) {
         const value = this.#value(token);
-        const strength = value === null ? 0 : Math.max(-1, Math.min(1, (value - centre) / reach));
-        const colour = strength > 0 ? "--towards" : "--away";
-        token.element.style.backgroundColor = `rgba(var(${colour}), ${Math.abs(strength).toFixed(2)})`;
+        const strength = value === null ? 0 : (value - centre) / reach;
+        paint(token.element, strength, false);
       }
     }
     return { low: centre - reach, high: centre + reach };
@@ -94,12 +95,11 @@ export class Transcript {
   // Ordinary tokens say what is usual, where they were measured; else the chat's own median does.
   #measure() {
     const { ordinary, layer } = this.view;
-    if (ordinary) return { centre: ordinary.mean[layer], reach: 3 * ordinary.std[layer] };
     const tokens = this.messages.flatMap((one) => one.tokens);
     const values = tokens.map((one) => this.#value(one)).filter((one) => one !== null).sort((a, b) => a - b);
     if (!values.length) return { centre: 0, reach: 1 };
-    const centre = values[values.length >> 1];
-    return { centre, reach: Math.max(centre - values[0], values[values.length - 1] - centre) || 1 };
+    const centre = ordinary ? ordinary.mean[layer] : values[values.length >> 1];
+    return { centre, reach: Math.max(Math.abs(centre - values[0]), Math.abs(values[values.length - 1] - centre)) || 1 };
   }
 
   #find(element) {
