@@ -63,10 +63,9 @@ def ask(page, text, n_answers=1):
 
 
 def wait_for_answers(page, n_answers):
-    page.wait_for_function(
-        f"document.querySelectorAll('.assistant .note').length === {n_answers}"
-        " && document.getElementById('stop').disabled"
-    )
+    # By selectors: the page's security policy lets no test evaluate code there while it waits.
+    playwright.expect(page.locator(".assistant .note")).to_have_count(n_answers, timeout=PATIENCE)
+    playwright.expect(page.locator("#stop")).to_be_disabled(timeout=PATIENCE)
 
 
 def read_answer(page):
@@ -98,12 +97,12 @@ def test_a_slider_moved_by_keys_changes_the_answer_asked_for_again(page):
     page.get_by_label("loud", exact=False).first.focus()
     page.keyboard.press("End")
     page.click("#again")
-    page.wait_for_function("document.querySelector('.assistant .note')?.textContent.startsWith('steered: loud')")
+    page.wait_for_selector(".assistant .note:has-text('steered: loud')")
     wait_for_answers(page, 1)
     assert read_answer(page) != plain
     page.click("#zero")
     page.click("#again")
-    page.wait_for_function("document.querySelector('.assistant .note')?.textContent.startsWith('unsteered')")
+    page.wait_for_selector(".assistant .note:has-text('unsteered')")
     wait_for_answers(page, 1)
     assert read_answer(page) == plain
 
@@ -113,7 +112,7 @@ def test_stop_ends_an_answer_and_what_came_stays(page):
     page.fill("#max-new-tokens", "900")
     page.fill("#text", "Hello")
     page.click("#send")
-    page.wait_for_function("document.querySelectorAll('.assistant .tokens span').length > 3")
+    page.wait_for_selector(".assistant .tokens span:nth-child(4)")
     page.click("#stop")
     wait_for_answers(page, 1)
     assert "stopped" in page.text_content(".assistant .note")

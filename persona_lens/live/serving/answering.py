@@ -90,6 +90,8 @@ class Question:
             if not is_number or not abs(coefficient) <= MAX_COEFFICIENT:  # nor NaN
                 rule = f"be numbers of at most {MAX_COEFFICIENT:g} in size"
                 raise InvalidArgumentError.of("coefficients", rule, coefficient)
+        values["coefficients"] = {trait: float(one) for trait, one in values["coefficients"].items()}
+        values["temperature"] = float(values["temperature"])
         return cls(**values)
 
 

@@ -88,11 +88,11 @@ function chart() {
   }
   if (monitor) {
     const thresholds = monitor.thresholds.map((value, one) => ({
-      value, name: `${100 * monitor.quantiles[one]}% of ordinary`,
+      value, name: `${Number((100 * monitor.quantiles[one]).toFixed(2))}% of ordinary`,
     }));
     const values = turns.map((one) => one.readings[trait]?.projection ?? null);
-    at("charts").append(drawChart(`${trait} before each answer, as the monitor reads it at layer ${monitor.layer}; `
-      + `dashed: ordinary prompts lie below. ${monitor.verdict}`,
+    at("charts").append(drawChart(`The monitor, before each answer: ${trait} at layer ${monitor.layer}. `
+      + "Below a dashed line lie so many ordinary prompts.",
       [{ name: "before", colour: BEFORE, hollow: true, values }], thresholds));
   }
   at("charts").append(drawChart(
