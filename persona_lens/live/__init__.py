@@ -2,5 +2,6 @@
 
 from persona_lens.live.conversation import ReadConversation, ReadVariant
 from persona_lens.live.reading import read_conversation
+from persona_lens.live.widget import LiveConversation, show
 
-__all__ = ["ReadConversation", "ReadVariant", "read_conversation"]
+__all__ = ["LiveConversation", "ReadConversation", "ReadVariant", "read_conversation", "show"]
