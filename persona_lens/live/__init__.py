@@ -3,5 +3,8 @@
 from persona_lens.live.app import start_app
 from persona_lens.live.conversation import Addition, ReadConversation, ReadVariant
 from persona_lens.live.reading import read_conversation
+from persona_lens.live.widget import LiveConversation, show
 
-__all__ = ["Addition", "ReadConversation", "ReadVariant", "read_conversation", "start_app"]
+__all__ = [
+    "Addition", "LiveConversation", "ReadConversation", "ReadVariant", "read_conversation", "show", "start_app",
+]  # fmt: skip

@@ -1,23 +1,16 @@
 """The page in a real browser, with a tiny model behind it."""
 
-import os
-import shutil
-
 import pytest
 
 import persona_lens as pl
 from tests.live.app_page import LAYERS, load_roomy, make_monitor, make_vectors
+from tests.live.jupyter import open_browser
 
 pytest.importorskip("uvicorn", reason="the extra `app` is not installed")
 pytest.importorskip("starlette", reason="the extra `app` is not installed")
 playwright = pytest.importorskip("playwright.sync_api", reason="the extra `browser` is not installed")
-BROWSER = os.environ.get("BROWSER_PATH") or shutil.which("chromium") or shutil.which("google-chrome")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine; BROWSER_PATH says where one is"),
-]
+pytestmark = pytest.mark.slow
 HOSTILE = "<script>window.ran = 1</script><img src=x onerror='window.ran = 2'>"
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 PATIENCE = 60_000  # milliseconds; machines that are busy with other work are slow
 
 
@@ -33,10 +26,8 @@ def app(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
-    with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=BROWSER, args=ARGUMENTS)
+    with open_browser() as opened:
         yield opened
-        opened.close()
 
 
 @pytest.fixture
