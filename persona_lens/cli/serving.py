@@ -7,7 +7,7 @@ from persona_lens.cli.choosing import choose_sampling
 from persona_lens.cli.terminal import print_line
 from persona_lens.errors import InvalidArgumentError
 from persona_lens.evaluation.ordinary import measure_ordinary_projections
-from persona_lens.live.app import start_app
+from persona_lens.live.app import import_server, start_app
 from persona_lens.models.engine.requests import Sampling
 from persona_lens.models.loading import EMBEDDED_MODEL, load_model
 from persona_lens.monitoring.monitor import PersonaMonitor
@@ -17,6 +17,7 @@ from persona_lens.vectors.ready import list_ready_vectors, load_vector
 
 def run(arguments: App) -> int:
     """Load what the page works with, serve it, and say where."""
+    import_server()  # before a model is loaded
     vectors = _load_vectors(arguments)
     monitor = None if arguments.monitor is None else PersonaMonitor.load(arguments.monitor)
     layers = None

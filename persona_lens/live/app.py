@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Mapping
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from persona_lens.checking import checked
@@ -125,7 +126,7 @@ def start_app(
         >>> app.stop()  # doctest: +SKIP
     """
     setup = Setup.of(model, vectors, layers, monitor, ordinary, sampling)
-    uvicorn = _import_uvicorn()
+    uvicorn = import_server()
     from persona_lens.live.serving.routes import make_server  # needs starlette
 
     listener = _listen(host, port)
@@ -180,7 +181,12 @@ def _listen(host: str, port: int) -> socket.socket:
         raise InvalidArgumentError.of("host", "be an address and port to listen on", f"{host}:{port}", hint) from None
 
 
-def _import_uvicorn() -> object:
+def import_server() -> ModuleType:
+    """Import what serves the page.
+
+    Raises:
+        ImportError: The extra ``app`` is not installed.
+    """
     try:
         import starlette  # noqa: F401
         import uvicorn

@@ -1,9 +1,11 @@
 """The page's server, over HTTP; tests/live/test_app_in_a_browser.py has the page itself."""
 
+import http.client
 import json
 import threading
 import time
 from contextlib import closing
+from urllib.parse import urlsplit
 
 import pytest
 import torch
@@ -35,7 +37,7 @@ def app(model, vectors):
 
 def test_an_answer_comes_token_by_token_as_the_library_streams_it(app, model, vectors):
     events = answer(app, open_chat(app), text="Hi", coefficients={"loud": 1.5, "calm": -1})
-    both = pl.steer(vectors["loud"], layer=1, coefficient=1.5) + pl.steer(vectors["calm"], layer=2, coefficient=-1)
+    both = pl.steer(vectors["loud"], layer=1, coefficient=1.5) + pl.steer(vectors["calm"], layer=2, coefficient=-1.0)
     sampling = pl.Sampling(max_new_tokens=6, temperature=0)
     asked = [{"role": "user", "content": "Hi"}]
     expected = list(pl.monitoring.stream_tokens(model, asked, vectors, intervention=both, sampling=sampling))
@@ -103,9 +105,6 @@ def test_asked_again_the_last_question_is_answered_anew_in_its_place(app):
 
 
 def test_one_answer_at_a_time_and_a_closed_tab_ends_its_own(app):
-    import http.client
-    from urllib.parse import urlsplit
-
     chat, other = open_chat(app), open_chat(app)
     parts = urlsplit(app.url)
     with closing(http.client.HTTPConnection(parts.hostname, parts.port, timeout=60)) as tab:
