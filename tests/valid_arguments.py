@@ -56,7 +56,8 @@ class ValidArguments:
         info = pl.describe_model(model)
         directions = torch.randn(3, 48, generator=torch.Generator().manual_seed(0))
         by_position = dict.fromkeys(("response_mean", "prompt_mean", "last_prompt"), directions)
-        self.vector = pl.PersonaVector("loud", info, by_position)
+        tried = {"setting": {"layer": 1, "coefficient": 1.0}}
+        self.vector = pl.PersonaVector("loud", info, by_position, provenance=tried)
         self.data = folder / "rows.jsonl"
         self.data.write_text(
             '{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes."}]}\n' * 4

@@ -121,6 +121,10 @@ class ReadConversation(Record):
             if strange:
                 rule = f"be -1 or the index of one of {len(self.roles)} roles"
                 raise InvalidArgumentError.of(f"variants[{index}].turns", rule, sorted(strange))
+            for one in variant.additions:
+                if not 0 <= one.turn < len(self.roles) or not 0 <= one.layer < self.model.n_layers:
+                    rule = f"be at one of {len(self.roles)} turns and {self.model.n_layers} layers"
+                    raise InvalidArgumentError.of(f"variants[{index}].additions", rule, (one.turn, one.layer))
 
     @property
     def coefficients(self) -> tuple[float, ...]:
