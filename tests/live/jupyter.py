@@ -23,15 +23,20 @@ _SETTINGS = {"notification": {"fetchNews": "false", "checkForUpdates": False, "d
 
 
 @contextmanager
-def open_browser():
-    """Open a Chromium; the test is skipped where there is none."""
+def open_page(width: int = 1100, height: int = 900):
+    """Open a page in a Chromium, with the list of what goes wrong on it; the test is skipped where there is none."""
     playwright = pytest.importorskip("playwright.sync_api", reason="the extra `browser` is not installed")
     path = os.environ.get("BROWSER_PATH") or shutil.which("chromium") or shutil.which("google-chrome")
     if path is None:
         pytest.skip("no Chromium on this machine; BROWSER_PATH says where one is")
     with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=path, args=_ARGUMENTS)
-        yield browser
+        browser = driver.chromium.launch(executable_path=path, args=_ARGUMENTS, timeout=_PATIENCE * 1000)
+        page = browser.new_page(viewport={"width": width, "height": height})
+        page.set_default_timeout(_PATIENCE * 1000)
+        wrong: list[str] = []
+        page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        yield page, wrong
         browser.close()
 
 
