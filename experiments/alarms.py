@@ -3,9 +3,9 @@
     python experiments/alarms.py                                   # a quarter of an hour on two cores
 
 Thresholds for responses are set on the model's answers to half of the bundled everyday questions and tried on its
-answers to the other half, and the reverse. Then four things that may raise alarms: questions that the trait is about,
-unsteered; the trait's own instructions as system prompt; steering at the layer that is read, at half and at all of the
-ready vector's strength. What steering adds at that layer is part of what a monitor reads, and raises alarms whatever is
+answers to the other half, and the reverse. Then three things that may raise alarms: questions that the trait is about,
+unsteered; the trait's own instructions as system prompt; steering at the layer that is read, at the ready vector's
+strength. What steering adds at that layer is part of what a monitor reads, and raises alarms whatever is
 said; so the steered answers' texts are also read as if the unsteered model had said them.
 """
 
@@ -68,7 +68,7 @@ class Profile:
 
 
 PROFILES = {
-    "quick": Profile(40, 48, 0.7, 8, 2),
+    "quick": Profile(40, 48, 0.7, 8, 1),
     "paper": Profile(40, 200, 1.0, 20, 10),
     "tiny": Profile(4, 12, 2.0, 2, 1),
 }
@@ -113,7 +113,7 @@ def run(arguments: CommonArguments) -> Alarms:
         rows += count(one, "everyday questions", mine, known)
         for at, (name, prompts, share) in enumerate(
             (("the trait's questions", about, 0.0), ("told to", told, 0.0),
-             ("steered, half", asked, 0.5), ("steered", asked, 1.0))
+             ("steered", asked, 1.0))
         ):  # fmt: skip
             strength = share * one.coefficient
             done = steer(one.vector, layer=one.layer, coefficient=strength) if share else NOTHING

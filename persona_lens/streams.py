@@ -56,4 +56,4 @@ class Stream(IntEnum):
     WAYS = 270  # experiments/ways_to_steer.py: responses and random directions
     VECTOR_QUALITY = 310  # halvings, bootstrap draws and random directions of a vector's card
     ORDINARY_RESPONSES = 320  # a monitor's ordinary responses, then prompt and rollout
-    ALARMS = 330  # experiments/alarms.py: responses, plus the condition's index
+    ALARMS = 321  # experiments/alarms.py: responses, plus the condition's index

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -193,7 +193,7 @@ class PersonaMonitor(Record):
         intervention: Intervention = NOTHING,
         sampling: Sampling = ANSWERS,
         template_arguments: TemplateArguments | None = None,
-    ) -> Iterator[TokenReading]:
+    ) -> Generator[TokenReading, None, None]:
         """Answer a conversation as :func:`persona_lens.ask` does, and yield the answer's tokens with their readings.
 
         A trait's alarm is raised by the running mean of the response, from its eighth token on, against what ordinary

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 
@@ -66,7 +66,7 @@ def stream_tokens(
     intervention: Intervention = NOTHING,
     sampling: Sampling = ANSWERS,
     template_arguments: TemplateArguments | None = None,
-) -> Iterator[ReadToken]:
+) -> Generator[ReadToken, None, None]:
     r"""Answer a conversation as :func:`persona_lens.ask` does, and yield the answer's tokens with their projections.
 
     .. math:: p_{t, l} = h_{t, l} \cdot v_l / \lVert v_l \rVert
@@ -205,7 +205,7 @@ class TokenStream:
 
 def read_with_alarms(
     model: HookedModel, stream: TokenStream, traits: Sequence[TraitMonitor], alarm: Alarm | None
-) -> Iterator[TokenReading]:
+) -> Generator[TokenReading, None, None]:
     """Yield a stream's tokens as traits' monitors read them, and do what the alarm answers.
 
     Args:

@@ -93,11 +93,11 @@ def test_an_alarm_ends_the_answer_where_that_was_asked_for(setting, monkeypatch)
         ("/layer loud 3\n", r"be in \[0, 3\)"),
         ("/save\n", "As in: /save chat.json"),
         ("/watch evil\n", "be one of loud, shy"),
-        ("/save /nowhere/at/all/chat.json\n", "No such file or directory|Permission"),
+        ("/save {folder}/monitor.json/chat.json\n", "Not a directory|File exists"),
     ],
 )
 def test_through_a_pipe_what_is_wrong_ends_the_command_with_status_2(setting, monkeypatch, lines, said):
-    done = pipe(setting, monkeypatch, lines)
+    done = pipe(setting, monkeypatch, lines.format(folder=setting.folder))
     assert done.status == 2
     assert re.search(said, done.err)
     assert "Traceback" not in done.err
@@ -132,7 +132,7 @@ def test_a_models_text_cannot_steer_the_terminal():
 
 def test_a_tokens_ground_is_orange_above_the_ordinary_and_blue_below(setting):
     trait = setting.monitor.traits[0]
-    low, middle, high = (trait.responses.tokens[i] for i in (0, len(trait.responses.tokens) // 2, -1))
+    low, middle, high = (trait.responses.tokens[i] for i in (0, round((len(trait.responses.tokens) - 1) / 2), -1))
     grounds = []
     for projection in (low, middle, high):
         reading = trait.read_token(0, projection, projection)

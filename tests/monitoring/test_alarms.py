@@ -48,7 +48,7 @@ def test_calibration_learns_from_the_models_own_answers_how_high_running_means_r
         prompt = pl.models.encode_prompt(model.tokenizer, conversation).tokens
         requests = [pl.models.SampleRequest(prompt, (0, 320, index, rollout)) for rollout in range(4)]
         stops = pl.Sampling(max_new_tokens=24, temperature=2.0, stop_tokens=frozenset({256, 257}))
-        for _, response in pl.models.sample_stream(model, requests, stops):
+        for _, response in list(pl.models.sample_stream(model, requests, stops)):
             resid = pl.cache_residual_stream(model, torch.tensor([[*prompt, *response.tokens]]))[:, 0, len(prompt) :]
             for name, vector in vectors.items():
                 found = pl.project(resid[LAYERS[name]], vector.unit(LAYERS[name])).double()
