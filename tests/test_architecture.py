@@ -77,7 +77,7 @@ ROOMS = {
     "planning": ("what work on a model will take, from its configuration", {"checking", "errors", "records", "models"}),
     # The capability rooms stand side by side: never one on another.
     "evaluation": ("conditions, their scores, and what is made of them", MODELS | {"interventions"}),
-    "monitoring": ("projections before a response", MODELS),
+    "monitoring": ("projections before a response, and of its tokens as they come", MODELS),
     "finetuning": ("training with vectors, its data and its shift", MODELS | {"interventions", "conversations"}),
     "screening": ("training data screened", MODELS | {"conversations", "distributed"}),
     "reproduction": (
@@ -88,8 +88,17 @@ ROOMS = {
     "cli": (
         "the command",
         MODELS
-        | {"conversations", "diagnosis", "ending", "evaluation", "interventions", "live", "monitoring", "planning"}
-        | {"screening"},
+        | {
+            "conversations",
+            "diagnosis",
+            "ending",
+            "evaluation",
+            "interventions",
+            "live",
+            "monitoring",
+            "planning",
+            "screening",
+        },
     ),
 }
 PICKLERS = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}

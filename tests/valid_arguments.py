@@ -165,6 +165,8 @@ class ValidArguments:
         parameters = inspect.signature(public).parameters.values()
         return {
             one.name: self.make(one.name, hints.get(one.name, Any))
+            if (public.__name__, one.name) != ("stream_tokens", "conversation")
+            else CHAT[:1]  # it is to be answered
             for one in parameters
             if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)
             and one.name not in ("self", "cls")

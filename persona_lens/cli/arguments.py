@@ -103,6 +103,46 @@ class Steer:
 
 
 @dataclass(frozen=True)
+class Chat:
+    r"""Talk with a model whose answers are watched token by token, and steer it as you go.
+
+    Each token is coloured by its projection on a trait's vector as it comes; after an answer stands how high the traits
+    are among ordinary answers of this model, and an alarm where one is above what ordinary answers reach. In the chat
+    /help says what can be typed: /evil 1.5 steers, /drift draws the projections over the turns, /save chat.json keeps
+    the chat with its readings. Ctrl-C stops an answer, Ctrl-D ends. Through a pipe each line is a question or command.
+
+    Try:
+
+    persona-lens chat --trait evil --trait sycophancy
+
+    persona-lens chat --monitor monitor.json
+
+    printf 'How are you?\n/evil 1.5\nHow are you?\n/drift\n' | persona-lens chat --trait evil
+
+    persona-lens chat --model Qwen/Qwen2.5-7B-Instruct --vector evil.safetensors --layer 19
+    """
+
+    trait: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A trait with a ready vector, may be repeated; all of them if neither this nor --vector is given."""
+    vector: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
+    """A file that `persona-lens extract` or `sweep` wrote, may be repeated."""
+    model: str = DEFAULT_MODEL
+    """Bundled model, Hugging Face name, folder or GGUF file."""
+    layer: int | None = None
+    """Zero-based block index at which all traits are read and steered; those that were tried if left out."""
+    monitor: Path | None = None
+    """Calibrated monitor: read if it is there, else written. Without it what is ordinary is measured each time."""
+    system: str | None = None
+    """System prompt."""
+    max_new_tokens: int = 128
+    """Most tokens of an answer."""
+    seed: int = 0
+    """Another seed draws other answers."""
+    json: Flag = False
+    """Through a pipe: print the chat with its readings as one JSON object."""
+
+
+@dataclass(frozen=True)
 class App:
     """Chat with a model on a page of this machine: sliders of traits, and each token coloured as it comes.
 

@@ -53,6 +53,8 @@ COMMANDS = {
     "traits": Command("what comes with the package", "Traits", "persona_lens.cli.listing"),
     "doctor": Command("does a model run as it should, and what to do if not", "Doctor", "persona_lens.cli.doctor"),
     "steer": Command("one question, answered unsteered and steered", "Steer", "persona_lens.cli.steering"),
+    "chat": Command("a watched conversation: tokens coloured as they come, steered as you go", "Chat",
+                    "persona_lens.cli.chatting", "What /save wrote is kept."),
     "app": Command(
         "a page to chat, steer and watch on this machine", "App", "persona_lens.cli.serving", "The page is closed."
     ),

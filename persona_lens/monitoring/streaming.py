@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from persona_lens.checking import checked
-from persona_lens.errors import InvalidArgumentError
+from persona_lens.errors import ArgumentTypeError, InvalidArgumentError
 from persona_lens.models.engine.acting import BEFORE_RESPONSE, act_at, check_thoughts
 from persona_lens.models.engine.requests import Sampling
 from persona_lens.models.engine.rollouts import warn_of_unfinished
@@ -26,7 +26,9 @@ from persona_lens.models.hooks.token_reading import TokenReader
 from persona_lens.models.text.chat import Message, encode_prompt, warn_of_controls
 from persona_lens.models.text.templates import TemplateArguments
 from persona_lens.models.text.thoughts import open_format
+from persona_lens.monitoring.alarms import Alarm, GoOn, SteerWith, Stop, TokenReading
 from persona_lens.monitoring.prompts import check_prompts
+from persona_lens.monitoring.readings import TraitMonitor
 from persona_lens.vectors.persona_vector import PersonaVector
 
 ANSWERS = Sampling(max_new_tokens=128, temperature=0.7)
@@ -64,7 +66,7 @@ def stream_tokens(
     intervention: Intervention = NOTHING,
     sampling: Sampling = ANSWERS,
     template_arguments: TemplateArguments | None = None,
-) -> Iterator[ReadToken]:
+) -> Generator[ReadToken, None, None]:
     r"""Answer a conversation as :func:`persona_lens.ask` does, and yield the answer's tokens with their projections.
 
     .. math:: p_{t, l} = h_{t, l} \cdot v_l / \lVert v_l \rVert
@@ -199,3 +201,36 @@ class TokenStream:
         last = act_at(intervention, positions, token, self.answer.reader)
         before = act_at(intervention, positions, BEFORE_RESPONSE, None) if token == 0 else NOTHING
         self._reader.expect(last, before)
+
+
+def read_with_alarms(
+    model: HookedModel, stream: TokenStream, traits: Sequence[TraitMonitor], alarm: Alarm | None
+) -> Generator[TokenReading, None, None]:
+    """Yield a stream's tokens as traits' monitors read them, and do what the alarm answers.
+
+    Args:
+        model: That the stream runs.
+        stream: Of the traits' units, each at its own layer.
+        traits: In the order of the units.
+        alarm: Called where a trait is above a threshold.
+    """
+    given = stream.intervention
+    sums = [0.0] * len(traits)
+    with closing(reading_one_by_one(model, stream.run())) as tokens:
+        for token in tokens:
+            found = [float(token.projections[index, one.layer]) for index, one in enumerate(traits)]
+            sums = [total + projection for total, projection in zip(sums, found, strict=True)]
+            readings = tuple(
+                one.read_token(token.index, projection, total / (token.index + 1))
+                for one, projection, total in zip(traits, found, sums, strict=True)
+            )
+            reading = TokenReading(token.index, token.token_id, token.text, readings, token.acting)
+            # Outside the stream's own work: the model refuses to be run by the alarm, under the stream's hooks.
+            answer = alarm(reading) if alarm is not None and reading.alert else GoOn()
+            if isinstance(answer, SteerWith):
+                stream.change(given + answer.intervention)
+            elif not isinstance(answer, GoOn | Stop):
+                raise ArgumentTypeError.of("alarm", "answer GoOn(), Stop() or SteerWith(intervention)", answer)
+            yield reading
+            if isinstance(answer, Stop):
+                return

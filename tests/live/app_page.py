@@ -33,7 +33,7 @@ def make_vectors(model):
 def make_monitor(model, vectors):
     """One with few ordinary prompts."""
     ordinary = [[{"role": "user", "content": letter * 5}] for letter in "abcdefghij"]
-    return pl.PersonaMonitor.calibrate(model, vectors, LAYERS, ordinary=ordinary)
+    return pl.PersonaMonitor.calibrate(model, vectors, LAYERS, ordinary=ordinary, responses=None)
 
 
 def ask_server(app, method, path, content=None, headers=None):

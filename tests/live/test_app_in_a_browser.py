@@ -4,7 +4,7 @@ import pytest
 
 import persona_lens as pl
 from tests.live.app_page import LAYERS, load_roomy, make_monitor, make_vectors
-from tests.live.jupyter import open_browser
+from tests.live.jupyter import open_page
 
 pytest.importorskip("uvicorn", reason="the extra `app` is not installed")
 pytest.importorskip("starlette", reason="the extra `app` is not installed")
@@ -26,8 +26,8 @@ def app(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
-    with open_browser() as opened:
-        yield opened
+    with open_page() as (first, _):
+        yield first.context.browser
 
 
 @pytest.fixture
