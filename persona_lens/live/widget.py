@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from functools import cache
@@ -93,7 +94,8 @@ class LiveConversation:
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
         self._is_kept = True  # what was sampled before a stop; not where something else was asked for
-        self._widget = _make_widget_class()(payload=self._pack())
+        self._key = uuid.uuid4().hex
+        self._widget = _make_widget_class()(key=self._key, payload=self._pack())
         self._widget.on_msg(self._handle)
 
     @property
@@ -109,12 +111,18 @@ class LiveConversation:
     def __repr__(self) -> str:
         return f"LiveConversation({self._read!r})"
 
-    def _repr_mimebundle_(self, **options: Any) -> Any:
-        """Return the live view, and the page that stands for it where no kernel runs."""
-        bundle = self._widget._repr_mimebundle_(**options)
-        data, *metadata = bundle if isinstance(bundle, tuple) else (bundle,)
-        data = {**data, "text/html": write_static(self._read), "text/plain": repr(self)}
-        return (data, *metadata) if metadata else data
+    @property
+    def widget(self) -> Any:
+        """The anywidget itself, for layouts of ipywidgets, and where outputs are kept apart from each other (Colab).
+
+        It shows nothing once the kernel is gone.
+        """
+        return self._widget
+
+    def _repr_html_(self) -> str:
+        # Not the widget's view: in a notebook that is opened again nothing is left of it but "model not found". The
+        # page needs no kernel, and where there is one, the widget's model takes it over.
+        return write_static(self._read, self._key)
 
     def _pack(self) -> dict[str, Any]:
         can_steer = self._reader.layer is not None
@@ -269,6 +277,7 @@ def _make_widget_class() -> Any:
     members = {
         "__doc__": "The drawing module in a notebook.",
         "_esm": read_module(),
+        "key": traitlets.Unicode().tag(sync=True),
         "payload": traitlets.Dict().tag(sync=True),
     }
     return type("ConversationWidget", (anywidget.AnyWidget,), members)

@@ -1,4 +1,4 @@
-import json
+import shutil
 import threading
 
 import nbformat
@@ -103,14 +103,13 @@ def test_what_goes_wrong_is_told_on_the_page_and_nothing_is_lost(live, told):
     before = live.conversation
     ask(live, type="sample", coefficient=1e38)
     assert told[-1]["type"] == "error"
-    assert "NonFiniteError" in told[-1]["text"]
+    assert "`coefficient` must" in told[-1]["text"]
     assert live.conversation is before
 
 
-def test_a_notebook_gets_the_live_view_and_the_page_that_stands_for_it(live):
-    data = live._repr_mimebundle_()
-    assert data["application/vnd.jupyter.widget-view+json"]["model_id"] == live._widget.model_id
-    assert data["text/html"] == live.conversation._repr_html_()
+def test_a_notebook_gets_a_page_that_the_kernel_finds_again(live):
+    assert f'data-persona-lens="{live._widget.key}"' in live._repr_html_()
+    assert live.widget.payload["variants"][1]["coefficient"] == 1.0
 
 
 CELL = """
@@ -139,7 +138,7 @@ def test_jupyterlab_shows_it_and_its_kernel_samples_what_is_asked_for(tiny_folde
         wrong.clear()  # what JupyterLab itself misses when it opens
         page.keyboard.press("Shift+Enter")
         root = page.locator(".jp-OutputArea .root.dark")
-        root.wait_for()
+        root.locator("form").wait_for()  # the kernel has taken the page over
         panels = root.locator(".panel")
         assert panels.locator("h4").all_text_contents() == ["Unsteered", "Coefficient 1.00"]
         steered = panels.nth(1).locator(".token")
@@ -163,4 +162,21 @@ def test_jupyterlab_shows_it_and_its_kernel_samples_what_is_asked_for(tiny_folde
         root.get_by_text("Coefficient 0.75: sampled 8 tokens").wait_for()
         assert "".join(panels.nth(1).locator(".turn").nth(0).locator(".token").all_text_contents()) == "<i>You?"
         assert not wrong
-        assert len(json.dumps(json.loads((tmp_path / "book.ipynb").read_text()))) < 200_000
+
+        # Saved, and opened with another kernel: the page stays, and there is nothing to ask.
+        page.keyboard.press("Escape")
+        page.keyboard.press("Control+s")
+        for _ in range(200):
+            saved = (tmp_path / "book.ipynb").read_text()
+            if "data-persona-lens" in saved:
+                break
+            page.wait_for_timeout(100)
+        assert len(saved) < 100_000
+        shutil.copy(tmp_path / "book.ipynb", tmp_path / "again.ipynb")
+        page.goto(lab.url.format("again.ipynb"))
+        root = page.locator(".jp-OutputArea .root.dark")
+        root.wait_for()
+        assert root.locator("h4").all_text_contents() == ["Unsteered", "Coefficient 1.00"]
+        root.get_by_role("slider", name="Coefficient").press("ArrowLeft")
+        assert root.locator("h4").all_text_contents() == ["Unsteered"]
+        assert root.locator("form").count() == 0

@@ -531,9 +531,18 @@ class View {
     }
   }
 
+  // The kernel is gone: what was sampled stays.
+  disconnect() {
+    this.kernel = null;
+    if (this.form) this.form.remove();
+    this.say("The kernel is gone.");
+    this.rebuild();
+  }
+
   close() {
     this.watcher.disconnect();
     clearTimeout(this.waiting);
+    this.whenClosed?.();
   }
 }
 
@@ -558,22 +567,55 @@ function findBeside(spans, from, direction) {
   return best?.span;
 }
 
+// Draws a conversation into an element, in place of what it shows already.
 export function show(host, payload, kernel = null) {
-  return new View(host, payload, kernel);
+  host.conversationView?.close();
+  host.conversationView = new View(host, payload, kernel);
+  return host.conversationView;
 }
 
-// As anywidget calls it.
+// Draws the pages of a key that are not drawn yet, and tells the kernel's side that they are there.
+export function showPages(key) {
+  for (const host of document.querySelectorAll(`[data-persona-lens="${key}"]`)) {
+    if (!host.shadowRoot) show(host, JSON.parse(host.querySelector("script").textContent));
+    host.dispatchEvent(new CustomEvent("persona-lens", { bubbles: true, detail: key }));
+  }
+}
+
+// The kernel's side, as anywidget calls it. A notebook's output holds a page alone, so that it is there without a kernel
+// too; where this model is, it takes the page of its key over, whichever of the two comes first.
+function initialize({ model }) {
+  const key = model.get("key");
+  const taken = new Set();
+  const take = (host) => {
+    if (taken.has(host.conversationView)) return;
+    taken.add(connect(host, model));
+  };
+  const hear = (event) => event.detail === key && take(event.target);
+  document.addEventListener("persona-lens", hear);
+  document.querySelectorAll(`[data-persona-lens="${key}"]`).forEach(take);
+  return () => {
+    document.removeEventListener("persona-lens", hear);
+    for (const view of taken) view.disconnect();
+  };
+}
+
 function render({ model, el }) {
-  const view = show(el, model.get("payload"), { send: (message) => model.send(message) });
+  const view = connect(el, model);
+  return () => view.close();
+}
+
+function connect(host, model) {
+  const view = show(host, model.get("payload"), { send: (message) => model.send(message) });
   const update = () => view.update(model.get("payload"));
   const receive = (message) => view.receive(message);
   model.on("change:payload", update);
   model.on("msg:custom", receive);
-  return () => {
+  view.whenClosed = () => {
     model.off("change:payload", update);
     model.off("msg:custom", receive);
-    view.close();
   };
+  return view;
 }
 
-export default { render };
+export default { initialize, render };
