@@ -31,13 +31,13 @@ def live(tiny_model, vectors):
 def told(live, monkeypatch):
     """What the page is sent; it goes nowhere without a notebook."""
     sent = []
-    monkeypatch.setattr(live._widget, "send", lambda message: sent.append(message))
+    monkeypatch.setattr(live.widget, "send", lambda message: sent.append(message))
     return sent
 
 
 def ask(live, **message):
     """As the page does."""
-    live._handle(live._widget, message, [])
+    live._handle(live.widget, message, [])
     live.wait()
 
 
@@ -56,7 +56,7 @@ def test_a_coefficient_is_sampled_token_by_token_and_added(tiny_model, vectors, 
     )
     assert variant.texts[-len(tokens) :] == tuple(token.text for token in tokens)
     torch.testing.assert_close(variant.projections[..., -1], tokens[-1].projections, rtol=1e-4, atol=1e-4)
-    assert live._widget.payload["variants"][2]["coefficient"] == 2.5
+    assert live.widget.payload["variants"][2]["coefficient"] == 2.5
 
 
 def test_a_new_question_begins_anew_without_steering_and_with_it(live, told):
@@ -83,11 +83,11 @@ def test_a_stop_keeps_what_there_is_and_another_question_does_not(tiny_model, ve
     live = pl.live.show(tiny_model, "Hi", vectors, coefficients=(0.0,), layer=1, sampling=sampling)
     come = threading.Event()
     monkeypatch.setattr("persona_lens.live.widget._SENT_EVERY", 0.0)
-    monkeypatch.setattr(live._widget, "send", lambda message: come.set() if message["type"] == "tokens" else None)
+    monkeypatch.setattr(live.widget, "send", lambda message: come.set() if message["type"] == "tokens" else None)
 
     def begin(coefficient):
         come.clear()
-        live._handle(live._widget, {"type": "sample", "coefficient": coefficient}, [])
+        live._handle(live.widget, {"type": "sample", "coefficient": coefficient}, [])
         assert come.wait(60)
 
     begin(3.0)
@@ -108,7 +108,7 @@ def test_what_goes_wrong_is_told_on_the_page_and_nothing_is_lost(live, told):
 
 
 def test_a_notebook_gets_a_page_that_the_kernel_finds_again(live):
-    assert f'data-persona-lens="{live._widget.key}"' in live._repr_html_()
+    assert f'data-persona-lens="{live.widget.key}"' in live._repr_html_()
     assert live.widget.payload["variants"][1]["coefficient"] == 1.0
 
 
