@@ -31,12 +31,12 @@ button:disabled { cursor: default; opacity: .5; }
 :focus-visible { outline: 2px solid var(--accent); outline-offset: 1px; }
 .panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(17em, 1fr)); gap: 14px; }
 .panel h4 { margin: 0 0 2px; font-size: 13px; }
-.tokens { font: 14px/1.75 ui-monospace, Menlo, Consolas, monospace; white-space: pre-wrap; overflow-wrap: anywhere; }
+.tokens { font: 14px/1.9 ui-monospace, Menlo, Consolas, monospace; white-space: pre-wrap; overflow-wrap: anywhere; }
 .turn { margin: 0 0 6px; padding-left: 8px; border-left: 3px solid var(--line); }
 .role { display: block; font: 11px/1.4 system-ui, sans-serif; color: var(--soft); }
-.token { border-bottom: 2px solid transparent; cursor: default; padding: 1px 0; }
+.token { border: 2px solid transparent; border-width: 2px 0; cursor: default; }
 .token.steered { border-bottom-color: var(--ink); }
-.token.unusual { outline: 1px dashed var(--ink); outline-offset: -1px; }
+.token.unusual { border-top: 2px dotted var(--ink); }
 .token.here, .token:focus-visible { outline: 2px solid var(--accent); outline-offset: 0; }
 .template .token { font-size: 11px; }
 .status { min-height: 1.5em; font-size: 12px; color: var(--soft); }
@@ -45,7 +45,7 @@ button:disabled { cursor: default; opacity: .5; }
 .legend { display: flex; align-items: center; gap: 8px; font-size: 12px; color: var(--soft); flex-wrap: wrap; }
 .bar { width: 11em; height: 12px; border: 1px solid var(--line); }
 .key { border-bottom: 2px solid var(--ink); }
-.key.unusual { border: 1px dashed var(--ink); padding: 0 3px; }
+.key.unusual { border: 0; border-top: 2px dotted var(--ink); }
 .readout { position: sticky; bottom: 0; background: var(--paper); border-top: 1px solid var(--line); margin-top: 8px;
   padding-top: 6px; min-height: 4.6em; overflow-x: auto; }
 .readout code { background: none; color: inherit; font-family: ui-monospace, Menlo, Consolas, monospace;
