@@ -23,7 +23,7 @@ CHAT = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes
 # Parameters with a default that is refused as it is, as one of two must be given.
 ALSO_GIVEN = {"layer", "ceiling", "above", "encoder", "folds", "data"}
 # Sizes of the dimensions that have a name; all others are 4.
-SIZES = {"layer": 3, "d_model": 48, "batch": 2, "pos": 4, "row": 2}
+SIZES = {"layer": 3, "d_model": 48, "batch": 2, "pos": 4, "row": 2, "trait": 1}
 
 
 class IdentifiedLengthJudge(LengthJudge):
@@ -144,6 +144,9 @@ class ValidArguments:
             "units": lambda hint: torch.randn(3, 1, 48),
             "max_rows": lambda hint: 4,
             "share": lambda hint: 0.5,
+            "along": lambda hint: "loud",
+            "variants": lambda hint: (self.make("", pl.live.ReadVariant),),
+            "reader": lambda hint: hint.of(model, {"loud": self.vector}, None, 1, None, pl.Sampling(), None),
             "null_layers": lambda hint: (0, 1, 2, 3),
         }  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from persona_lens.checking import checked
 from persona_lens.errors import InvalidArgumentError
 from persona_lens.files import write_text
+from persona_lens.models.hooks.sites import check_layer
 from persona_lens.models.loading import ModelInfo
 from persona_lens.records import Record
 
@@ -50,7 +52,7 @@ class ReadVariant(Record):
         additions: What was added beside ``coefficient``, message by message: a chat may steer each answer otherwise.
 
     Raises:
-        InvalidArgumentError: Lists of different lengths.
+        InvalidArgumentError: Lists of different lengths, or a coefficient that is not finite.
     """
 
     coefficient: float
@@ -61,6 +63,8 @@ class ReadVariant(Record):
     additions: tuple[Addition, ...] = ()
 
     def __post_init__(self) -> None:
+        if not math.isfinite(self.coefficient):
+            raise InvalidArgumentError.of("coefficient", "be finite", self.coefficient)
         n_tokens = self.projections.shape[-1]
         for name in ("texts", "turns", "steered"):
             if len(getattr(self, name)) != n_tokens:
@@ -88,8 +92,9 @@ class ReadConversation(Record):
         thresholds: Projection above which a token is out of the ordinary; NaN likewise.
 
     Raises:
-        InvalidArgumentError: No variant, coefficients that do not ascend, a turn without a role, or shapes that do not
-            fit each other.
+        InvalidArgumentError: No variant, coefficients that do not ascend, a turn without a role, another trait, or
+            shapes that do not fit each other.
+        LayerOutOfRangeError: A layer that the model does not have.
     """
 
     model: ModelInfo
@@ -109,6 +114,10 @@ class ReadConversation(Record):
         shape = (len(self.traits), self.model.n_layers)
         if not self.traits:
             raise InvalidArgumentError.of("traits", "name at least one", self.traits)
+        if self.along and self.along not in self.traits:
+            raise InvalidArgumentError.of("along", f"be empty or one of the traits {self.traits}", self.along)
+        if self.layer is not None:
+            check_layer(self.layer, self.model.n_layers)
         for name in ("ordinary_mean", "ordinary_std", "thresholds"):
             if tuple(getattr(self, name).shape) != shape:
                 rule = f"have shape (trait, layer) = {shape}"

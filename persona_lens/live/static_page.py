@@ -21,20 +21,20 @@ def read_module() -> str:
     return _MODULE.read_text(encoding="utf-8")
 
 
-def write_static(read: ReadConversation) -> str:
+def write_static(read: ReadConversation, key: str | None = None) -> str:
     """Return an element with the conversation, the module that draws it, and a table for readers that run no scripts.
 
     Model text is escaped in the table; in the script it is JSON without ``<``, which the module sets as text.
+
+    Args:
+        read: What was read.
+        key: By which a kernel finds the element; a hash of the content if left out.
     """
     packed = json.dumps(pack_conversation(read), separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")
-    key = hashlib.sha256(packed.encode("utf-8", "surrogatepass")).hexdigest()[:12]
-    start = (
-        f"for (const host of document.querySelectorAll('[data-persona-lens=\"{key}\"]'))"
-        ' if (!host.shadowRoot) show(host, JSON.parse(host.querySelector("script").textContent));'
-    )
+    key = key or hashlib.sha256(packed.encode()).hexdigest()[:12]
     return (
         f'<div data-persona-lens="{key}">{_write_table(read)}<script type="application/json">{packed}</script></div>'
-        f'<script type="module">{read_module()}\n{start}</script>'
+        f'<script type="module">{read_module()}\nshowPages("{key}");</script>'
     )
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -71,12 +72,13 @@ def show(
         >>> vectors = {name: pl.load_vector(name) for name in ("evil", "empathy")}
         >>> pl.live.show(pl.load_model(), "I failed my exam.", vectors, along="empathy")  # doctest: +SKIP
     """
-    _make_widget_class()  # before any model runs
     reader = Reader.of(model, vectors, along, layer, ordinary, sampling, template_arguments)
     messages = list_messages(conversation)
+    _make_widget_class()  # before any model runs
     return LiveConversation(reader, messages, read_messages(reader, messages, coefficients))
 
 
+@checked
 class LiveConversation:
     """A conversation shown in a notebook, and the thread that samples what is asked for there.
 
@@ -93,8 +95,6 @@ class LiveConversation:
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
         self._is_kept = True  # what was sampled before a stop; not where something else was asked for
-        self._widget = _make_widget_class()(payload=self._pack())
-        self._widget.on_msg(self._handle)
 
     @property
     def conversation(self) -> ReadConversation:
@@ -109,12 +109,20 @@ class LiveConversation:
     def __repr__(self) -> str:
         return f"LiveConversation({self._read!r})"
 
-    def _repr_mimebundle_(self, **options: Any) -> Any:
-        """Return the live view, and the page that stands for it where no kernel runs."""
-        bundle = self._widget._repr_mimebundle_(**options)
-        data, *metadata = bundle if isinstance(bundle, tuple) else (bundle,)
-        data = {**data, "text/html": write_static(self._read), "text/plain": repr(self)}
-        return (data, *metadata) if metadata else data
+    @cached_property
+    def widget(self) -> Any:
+        """The anywidget itself, for layouts of ipywidgets, and where outputs are kept apart from each other (Colab).
+
+        It shows nothing once the kernel is gone.
+        """
+        widget = _make_widget_class()(key=uuid.uuid4().hex, payload=self._pack())
+        widget.on_msg(self._handle)
+        return widget
+
+    def _repr_html_(self) -> str:
+        # Not the widget's view: in a notebook that is opened again nothing is left of it but "model not found". The
+        # page needs no kernel, and where there is one, the widget's model takes it over.
+        return write_static(self._read, self.widget.key)
 
     def _pack(self) -> dict[str, Any]:
         can_steer = self._reader.layer is not None
@@ -157,10 +165,10 @@ class LiveConversation:
         try:
             text = work()
         except Exception as error:  # shown where it was asked for: nobody would see it here
-            self._widget.send({"type": "error", "text": f"{type(error).__name__}: {error}"})
+            self.widget.send({"type": "error", "text": f"{type(error).__name__}: {error}"})
         else:
-            self._widget.payload = self._pack()
-            self._widget.send({"type": "end", "text": text})
+            self.widget.payload = self._pack()
+            self.widget.send({"type": "end", "text": text})
 
     def _begin(self, messages: list[Message], coefficients: Sequence[float]) -> str:
         """Ask a new question, under each coefficient in turn."""
@@ -206,7 +214,7 @@ class LiveConversation:
             "known": [one.coefficient for one in known],
             **pack_variant(start),
         }
-        self._widget.send(head)
+        self.widget.send(head)
         if not is_question:
             return start, f"Read at coefficient {coefficient:g}."
         tokens: list[ReadToken] = []
@@ -235,7 +243,7 @@ class LiveConversation:
         if tokens:
             texts, turns, steered, projections = _gather_tokens(coefficient, tokens, turn)
             packed = pack_tokens(texts, turns, steered, projections)
-            self._widget.send({"type": "tokens", "coefficient": coefficient, **packed})
+            self.widget.send({"type": "tokens", "coefficient": coefficient, **packed})
 
 
 def _gather_tokens(coefficient: float, tokens: Sequence[ReadToken], turn: int) -> tuple[Any, ...]:
@@ -269,6 +277,7 @@ def _make_widget_class() -> Any:
     members = {
         "__doc__": "The drawing module in a notebook.",
         "_esm": read_module(),
+        "key": traitlets.Unicode().tag(sync=True),
         "payload": traitlets.Dict().tag(sync=True),
     }
     return type("ConversationWidget", (anywidget.AnyWidget,), members)

@@ -31,12 +31,12 @@ button:disabled { cursor: default; opacity: .5; }
 :focus-visible { outline: 2px solid var(--accent); outline-offset: 1px; }
 .panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(17em, 1fr)); gap: 14px; }
 .panel h4 { margin: 0 0 2px; font-size: 13px; }
-.tokens { font: 14px/1.75 ui-monospace, Menlo, Consolas, monospace; white-space: pre-wrap; overflow-wrap: anywhere; }
+.tokens { font: 14px/1.9 ui-monospace, Menlo, Consolas, monospace; white-space: pre-wrap; overflow-wrap: anywhere; }
 .turn { margin: 0 0 6px; padding-left: 8px; border-left: 3px solid var(--line); }
 .role { display: block; font: 11px/1.4 system-ui, sans-serif; color: var(--soft); }
-.token { border-bottom: 2px solid transparent; cursor: default; padding: 1px 0; }
+.token { border: 2px solid transparent; border-width: 2px 0; cursor: default; }
 .token.steered { border-bottom-color: var(--ink); }
-.token.unusual { outline: 1px dashed var(--ink); outline-offset: -1px; }
+.token.unusual { border-top: 2px dotted var(--ink); }
 .token.here, .token:focus-visible { outline: 2px solid var(--accent); outline-offset: 0; }
 .template .token { font-size: 11px; }
 .status { min-height: 1.5em; font-size: 12px; color: var(--soft); }
@@ -45,7 +45,7 @@ button:disabled { cursor: default; opacity: .5; }
 .legend { display: flex; align-items: center; gap: 8px; font-size: 12px; color: var(--soft); flex-wrap: wrap; }
 .bar { width: 11em; height: 12px; border: 1px solid var(--line); }
 .key { border-bottom: 2px solid var(--ink); }
-.key.unusual { border: 1px dashed var(--ink); padding: 0 3px; }
+.key.unusual { border: 0; border-top: 2px dotted var(--ink); }
 .readout { position: sticky; bottom: 0; background: var(--paper); border-top: 1px solid var(--line); margin-top: 8px;
   padding-top: 6px; min-height: 4.6em; overflow-x: auto; }
 .readout code { background: none; color: inherit; font-family: ui-monospace, Menlo, Consolas, monospace;
@@ -536,9 +536,18 @@ class View {
     }
   }
 
+  // The kernel is gone: what was sampled stays.
+  disconnect() {
+    this.kernel = null;
+    if (this.form) this.form.remove();
+    this.say("The kernel is gone.");
+    this.rebuild();
+  }
+
   close() {
     this.watcher.disconnect();
     clearTimeout(this.waiting);
+    this.whenClosed?.();
   }
 }
 
@@ -568,22 +577,55 @@ function findBeside(spans, from, direction) {
   return best?.span;
 }
 
+// Draws a conversation into an element, in place of what it shows already.
 export function show(host, payload, kernel = null) {
-  return new View(host, payload, kernel);
+  host.conversationView?.close();
+  host.conversationView = new View(host, payload, kernel);
+  return host.conversationView;
 }
 
-// As anywidget calls it.
+// Draws the pages of a key that are not drawn yet, and tells the kernel's side that they are there.
+export function showPages(key) {
+  for (const host of document.querySelectorAll(`[data-persona-lens="${key}"]`)) {
+    if (!host.shadowRoot) show(host, JSON.parse(host.querySelector("script").textContent));
+    host.dispatchEvent(new CustomEvent("persona-lens", { bubbles: true, detail: key }));
+  }
+}
+
+// The kernel's side, as anywidget calls it. A notebook's output holds a page alone, so that it is there without a kernel
+// too; where this model is, it takes the page of its key over, whichever of the two comes first.
+function initialize({ model }) {
+  const key = model.get("key");
+  const taken = new Set();
+  const take = (host) => {
+    if (taken.has(host.conversationView)) return;
+    taken.add(connect(host, model));
+  };
+  const hear = (event) => event.detail === key && take(event.target);
+  document.addEventListener("persona-lens", hear);
+  document.querySelectorAll(`[data-persona-lens="${key}"]`).forEach(take);
+  return () => {
+    document.removeEventListener("persona-lens", hear);
+    for (const view of taken) view.disconnect();
+  };
+}
+
 function render({ model, el }) {
-  const view = show(el, model.get("payload"), { send: (message) => model.send(message) });
+  const view = connect(el, model);
+  return () => view.close();
+}
+
+function connect(host, model) {
+  const view = show(host, model.get("payload"), { send: (message) => model.send(message) });
   const update = () => view.update(model.get("payload"));
   const receive = (message) => view.receive(message);
   model.on("change:payload", update);
   model.on("msg:custom", receive);
-  return () => {
+  view.whenClosed = () => {
     model.off("change:payload", update);
     model.off("msg:custom", receive);
-    view.close();
   };
+  return view;
 }
 
-export default { render };
+export default { initialize, render };
