@@ -63,7 +63,7 @@ def test_it_serves_until_it_is_broken_off(tmp_path):
         url = where.split()[1]
         with urllib.request.urlopen(f"{url}api/setup", timeout=60) as answered:
             assert [one["name"] for one in json.load(answered)["traits"]] == ["loud"]
-        serving.send_signal(signal.SIGINT)
+        serving.send_signal(signal.SIGTERM)
         _, said = serving.communicate(timeout=60)
-    assert serving.returncode == 130
+    assert serving.returncode == 143
     assert "The page is closed." in said

@@ -33,7 +33,9 @@ def make_vectors(model):
 def make_monitor(model, vectors):
     """One with few ordinary prompts."""
     ordinary = [[{"role": "user", "content": letter * 5}] for letter in "abcdefghij"]
-    return pl.PersonaMonitor.calibrate(model, vectors, LAYERS, ordinary=ordinary, responses=None)
+    return pl.PersonaMonitor.calibrate(
+        model, vectors, LAYERS, ordinary=ordinary, responses=pl.Sampling(max_new_tokens=12)
+    )
 
 
 def ask_server(app, method, path, content=None, headers=None):

@@ -85,7 +85,7 @@ def test_tokens_come_coloured_and_another_trait_and_layer_colour_them_otherwise(
 def test_a_slider_moved_by_keys_changes_the_answer_asked_for_again(page):
     ask(page, "Hello")
     plain = read_answer(page)
-    page.get_by_label("loud", exact=False).first.focus()
+    page.focus("#slide-loud")
     page.keyboard.press("End")
     page.click("#again")
     page.wait_for_selector(".assistant .note:has-text('steered: loud')")
@@ -124,7 +124,7 @@ def test_the_export_is_a_record_and_the_exported_page_runs_nothing_of_what_was_s
     with page.expect_download() as download:
         page.click("#export-page")
     download.value.save_as(tmp_path / "chat.html")
-    other = page.context.new_page()
+    other = page.context.browser.new_page()
     other.goto((tmp_path / "chat.html").as_uri())
     other.wait_for_selector("[data-persona-lens] .token")
     assert "onerror" in other.text_content("[data-persona-lens] .tokens")
@@ -159,8 +159,12 @@ def test_turns_are_drawn_with_the_monitors_thresholds_and_their_numbers(page):
     ask(page, "Hello", 1)
     ask(page, "And you?", 2)
     assert page.locator("#charts svg").count() == 2
-    assert "95% of ordinary" in page.text_content("#charts")
-    assert page.locator("#charts figure:first-child tbody tr").count() == 2 + 2  # turns and thresholds
+    for figure, what in (("first", "prompts"), ("last", "answers")):
+        assert f"95% of ordinary {what}" in page.text_content(f"#charts figure:{figure}-child")
+        assert page.locator(f"#charts figure:{figure}-child tbody tr").count() == 2 + 2  # turns and thresholds
+    page.focus("#layer")
+    page.keyboard.press("ArrowRight")  # the monitor knows what is ordinary at its own layer alone
+    assert page.locator("#charts figure:last-child tbody tr").count() == 2
 
 
 def test_on_a_phone_nothing_is_wider_than_the_screen(browser, app):

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from persona_lens.errors import InvalidArgumentError, ModelMismatchError
 from persona_lens.interventions.from_vectors import steer
 from persona_lens.models.engine.requests import Sampling
@@ -15,6 +17,7 @@ from persona_lens.models.hooks.intervention import NOTHING, Intervention
 from persona_lens.models.hooks.sites import check_layer
 from persona_lens.models.loading import describe_model
 from persona_lens.monitoring.monitor import PersonaMonitor
+from persona_lens.monitoring.readings import TraitMonitor
 from persona_lens.vectors.ordinary import OrdinaryProjections
 from persona_lens.vectors.persona_vector import PersonaVector
 
@@ -104,14 +107,7 @@ class Setup:
                     "reach": math.ceil(2 * abs(usual or 2.0)),
                     "ordinaryMean": None if known is None else known.mean.tolist(),
                     "ordinaryStd": None if known is None else known.std.tolist(),
-                    "monitor": None
-                    if monitor is None
-                    else {
-                        "layer": monitor.layer,
-                        "thresholds": list(monitor.thresholds),
-                        "quantiles": list(monitor.quantiles),
-                        "verdict": monitor.verdict,
-                    },
+                    "monitor": None if monitor is None else _describe_monitor(monitor, vector),
                 }
             )
         return {
@@ -122,6 +118,17 @@ class Setup:
             "temperature": self.sampling.temperature,
             "seed": self.sampling.seed,
         }
+
+
+def _describe_monitor(monitor: TraitMonitor, vector: PersonaVector) -> dict[str, Any]:
+    """Return a monitor's thresholds: for prompts, and for answers where it reads them along this very vector."""
+    is_same = torch.allclose(monitor.unit, vector.units[monitor.layer], atol=1e-5)
+    return {
+        "layer": monitor.layer,
+        "quantiles": list(monitor.quantiles),
+        "thresholds": list(monitor.thresholds),
+        "answerThresholds": list(monitor.response_thresholds) if is_same else [],
+    }
 
 
 def _find_tried(trait: str, vector: PersonaVector) -> int:

@@ -75,6 +75,12 @@ function colourSoon() {
   isDrawing = true;
 }
 
+function nameThresholds(thresholds, quantiles, what) {
+  return thresholds.map((value, one) => ({
+    value, name: `${Number((100 * quantiles[one]).toFixed(2))}% of ordinary ${what}`,
+  }));
+}
+
 function chart() {
   const { trait, index, layer } = findView();
   const monitor = setup.traits[index].monitor;
@@ -87,20 +93,22 @@ function chart() {
     return;
   }
   if (monitor) {
-    const thresholds = monitor.thresholds.map((value, one) => ({
-      value, name: `${Number((100 * monitor.quantiles[one]).toFixed(2))}% of ordinary`,
-    }));
+    const thresholds = nameThresholds(monitor.thresholds, monitor.quantiles, "prompts");
     const values = turns.map((one) => one.readings[trait]?.projection ?? null);
     at("charts").append(drawChart(`The monitor, before each answer: ${trait} at layer ${monitor.layer}. `
-      + "Below a dashed line lie so many ordinary prompts.",
+      + "Dashed: so many ordinary prompts lie below.",
       [{ name: "before", colour: BEFORE, hollow: true, values }], thresholds));
   }
+  // What is ordinary for answers was measured at the monitor's layer alone.
+  const answers = monitor?.layer === layer ? nameThresholds(monitor.answerThresholds, monitor.quantiles, "answers") : [];
   at("charts").append(drawChart(
-    `Projection on ${trait} at layer ${layer}. Dots: mean over the answer's tokens. Squares: last prompt token, unsteered.`,
+    `Projection on ${trait} at layer ${layer}. Dots: mean over the answer's tokens. Squares: last prompt token, unsteered.`
+      + (answers.length ? " Dashed: so many ordinary answers never get above." : ""),
     [
       { name: "answer", colour: MEAN, values: turns.map((one) => transcript.mean(one.answer, index, layer)) },
       { name: "before", colour: BEFORE, hollow: true, values: turns.map((one) => one.before[index][layer]) },
     ],
+    answers,
   ));
 }
 
