@@ -24,7 +24,7 @@ from persona_lens.errors import (
 )
 from persona_lens.live.reading import split_text
 from persona_lens.live.serving.chat import Chat, Exchange, ReadMessage
-from persona_lens.live.serving.setup import Setup
+from persona_lens.live.serving.setup import Setup, write_finite
 from persona_lens.models.engine.activations import project_residual_stream
 from persona_lens.models.text.chat import Message, encode_turns
 from persona_lens.monitoring.streaming import stream_tokens
@@ -273,4 +273,4 @@ def _show(message: ReadMessage) -> dict[str, Any]:
 
 def _round(projections: Float[Tensor, "trait layer"]) -> list[list[float | None]]:
     """Return numbers as the page shows them; the record keeps them whole."""
-    return [[None if value != value else round(value, 3) for value in row] for row in projections.tolist()]
+    return [write_finite(row) for row in projections.tolist()]

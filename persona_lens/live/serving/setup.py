@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,7 +95,7 @@ class Setup:
         watched = {} if self.monitor is None else {one.trait: one for one in self.monitor.traits}
         traits = []
         for trait, vector in self.vectors.items():
-            layer, tried = self.layers[trait], vector.provenance.get("setting") or {}
+            layer, tried = self.layers[trait], _read_tried(vector)
             usual = tried.get("coefficient") if tried.get("layer") == layer else None
             known, monitor = self.ordinary.get(trait), watched.get(trait)
             traits.append(
@@ -105,8 +105,7 @@ class Setup:
                     "tried": usual,
                     # Twice what was tried is seldom coherent; a vector that was tried nowhere has a usual beginning.
                     "reach": math.ceil(2 * abs(usual or 2.0)),
-                    "ordinaryMean": None if known is None else known.mean.tolist(),
-                    "ordinaryStd": None if known is None else known.std.tolist(),
+                    "ordinaryMean": None if known is None else write_finite(known.mean.tolist()),
                     "monitor": None if monitor is None else _describe_monitor(monitor, vector),
                 }
             )
@@ -131,8 +130,18 @@ def _describe_monitor(monitor: TraitMonitor, vector: PersonaVector) -> dict[str,
     }
 
 
+def write_finite(values: Sequence[float]) -> list[float | None]:
+    """Return numbers as the page shows them; JSON knows no others than finite ones."""
+    return [round(value, 3) if math.isfinite(value) else None for value in values]
+
+
+def _read_tried(vector: PersonaVector) -> Mapping[str, Any]:
+    setting = vector.provenance.get("setting")
+    return setting if isinstance(setting, Mapping) else {}
+
+
 def _find_tried(trait: str, vector: PersonaVector) -> int:
-    layer = (vector.provenance.get("setting") or {}).get("layer")
+    layer = _read_tried(vector).get("layer")
     if not isinstance(layer, int):
         rule = f"say where the vector of {trait!r} acts, as it was tried nowhere"
         hint = f"layers={{{trait!r}: {vector.model.n_layers // 2}}} is a beginning; sweep_layers finds a layer."

@@ -55,8 +55,8 @@ function describeSteering() {
 function findView() {
   const index = at("trait").selectedIndex;
   const trait = setup.traits[index];
-  const ordinary = trait.ordinaryMean && { mean: trait.ordinaryMean, std: trait.ordinaryStd };
-  return { trait: trait.name, index, layer: Number(at("layer").value), ordinary };
+  const layer = Number(at("layer").value);
+  return { trait: trait.name, index, layer, ordinary: trait.ordinaryMean?.[layer] ?? null };
 }
 
 function colour() {

@@ -15,7 +15,7 @@ export class Transcript {
     this.log = log;
     this.say = say;
     this.messages = []; // {role, element, holder, tokens: [{text, projections, element}]}
-    this.view = null; // {trait, index, layer, ordinary}
+    this.view = null; // {trait, index, layer, ordinary: mean of ordinary tokens or null}
     log.addEventListener("pointerover", (event) => this.#describe(event.target));
     log.addEventListener("focusin", (event) => this.#describe(event.target));
     log.addEventListener("keydown", (event) => this.#move(event));
@@ -94,11 +94,10 @@ export class Transcript {
 
   // Ordinary tokens say what is usual, where they were measured; else the chat's own median does.
   #measure() {
-    const { ordinary, layer } = this.view;
     const tokens = this.messages.flatMap((one) => one.tokens);
     const values = tokens.map((one) => this.#value(one)).filter((one) => one !== null).sort((a, b) => a - b);
     if (!values.length) return { centre: 0, reach: 1 };
-    const centre = ordinary ? ordinary.mean[layer] : values[values.length >> 1];
+    const centre = this.view.ordinary ?? values[values.length >> 1];
     return { centre, reach: Math.max(Math.abs(centre - values[0]), Math.abs(values[values.length - 1] - centre)) || 1 };
   }
 
