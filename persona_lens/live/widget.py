@@ -223,7 +223,7 @@ class LiveConversation:
             reader.model, messages, reader.vectors, intervention=intervention, sampling=reader.sampling,
             template_arguments=reader.template_arguments,
         )  # fmt: skip
-        with closing(stream):  # type: ignore[type-var]
+        with closing(stream):
             for token in stream:
                 tokens.append(token)
                 if self._stop.is_set():

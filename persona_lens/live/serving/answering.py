@@ -132,7 +132,7 @@ def answer(setup: Setup, chat: Chat, question: Question, stopped: threading.Even
     rows: list[Float[Tensor, "trait layer"]] = []
     intervention = setup.steer(question.coefficients)
     tokens = stream_tokens(setup.model, messages, setup.vectors, intervention=intervention, sampling=sampling)
-    with closing(tokens):  # type: ignore[type-var]  # a generator
+    with closing(tokens):
         for token in tokens:
             texts.append(token.text)
             rows.append(token.projections)

@@ -84,7 +84,7 @@ function addRow(body, name, values) {
   for (const value of values) row.insertCell().textContent = value === null ? "–" : value.toFixed(2);
 }
 
-/** Return round numbers that span a range, four to six of them. */
+/** Return round numbers that span a range, three to six of them. */
 export function chooseTicks(low, high) {
   if (high - low < 1e-9) [low, high] = [low - 0.5, high + 0.5];
   const rough = (high - low) / 4;
