@@ -21,6 +21,7 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).resolve().parent
 BESIDE_DOCS = ("figures/*.png", "notebooks/*.ipynb", "CHANGELOG.md")
 NAMES_MARK = "<!-- names -->"
+PAGE_MARK = re.compile(r"<!-- page: (\S+\.html) -->")
 
 
 @event_priority(100)  # before the notebooks' plugin, which looks for notebooks among the files
@@ -131,6 +132,12 @@ _nav: list[Navigation] = []
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Let pictures load when they come into view: the gallery has forty."""
     return html.replace("<img ", '<img loading="lazy" ')
+
+
+def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
+    """Put a page of our own, such as a watched conversation, where another asks for it; after search has read it."""
+    folder = Path(config.docs_dir, page.file.src_uri).parent
+    return PAGE_MARK.sub(lambda found: (folder / found[1]).read_text(encoding="utf-8").partition("\n")[2], output)
 
 
 def on_nav(nav: Navigation, config: MkDocsConfig, files: Files) -> None:

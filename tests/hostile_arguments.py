@@ -11,6 +11,7 @@ import json
 import math
 import os
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -54,7 +55,7 @@ LEFT_OUT = {"HookedModel", "Message", "checked"}
 
 
 class ModelRanError(BaseException):
-    """The call was taken for a good one: it went as far as running a model, a training or a cluster."""
+    """The call was taken for a good one: it went as far as running a model, a training, a cluster or a server."""
 
 
 class HangError(BaseException):
@@ -151,7 +152,7 @@ def main() -> None:
         counts: collections.Counter[str] = collections.Counter()
         found = []
         model.embed.register_forward_pre_hook(run)
-        transformers.Trainer.train = ray.remote = run
+        transformers.Trainer.train = ray.remote = socket.create_server = run
         for name, called, annotated in list_callables(valid):
             if only and name not in only:
                 continue

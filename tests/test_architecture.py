@@ -77,7 +77,7 @@ ROOMS = {
     "planning": ("what work on a model will take, from its configuration", {"checking", "errors", "records", "models"}),
     # The capability rooms stand side by side: never one on another.
     "evaluation": ("conditions, their scores, and what is made of them", MODELS | {"interventions"}),
-    "monitoring": ("projections before a response", MODELS),
+    "monitoring": ("projections before a response, and of its tokens as they come", MODELS),
     "space": ("many characters side by side, and the axis from them to the assistant", MODELS),
     "finetuning": ("training with vectors, its data and its shift", MODELS | {"interventions", "conversations"}),
     "screening": ("training data screened", MODELS | {"conversations", "distributed"}),
@@ -85,9 +85,21 @@ ROOMS = {
         "what the scripts in experiments/ share",
         MODELS | {"distributed", "ending", "interventions", "evaluation", "finetuning"},
     ),
+    "live": ("a conversation that one watches: widget, page", MODELS | {"interventions", "evaluation", "monitoring"}),
     "cli": (
         "the command",
-        MODELS | {"conversations", "diagnosis", "ending", "evaluation", "interventions", "planning", "screening"},
+        MODELS
+        | {
+            "conversations",
+            "diagnosis",
+            "ending",
+            "evaluation",
+            "interventions",
+            "live",
+            "monitoring",
+            "planning",
+            "screening",
+        },
     ),
 }
 PICKLERS = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}

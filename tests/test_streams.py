@@ -32,6 +32,7 @@ def test_the_numbers_are_those_that_the_published_figures_rest_on():
         "TEMPERATURES": 260, "WAYS": 270, "DETECTION": 280, "HEADS": 290, "TRUTH": 300, "VECTOR_QUALITY": 310,
         "ROLES": 330, "PERSONA_SPACE": 331,
         "CONVERSATIONS": 340, "DRIFT": 350,
+        "ORDINARY_RESPONSES": 320, "ALARMS": 321,
         "SHUFFLED_WORDS": 200,
         "REAL_CONVERSATIONS": 230,
         "CONTENTS": 370, "AUTOENCODER": 355,
@@ -47,8 +48,8 @@ def test_a_stream_in_a_run_s_configuration_reads_as_its_number(tmp_path):
 
 def test_an_index_added_to_a_stream_never_reaches_the_next():
     added = {name for source in SOURCES for name in re.findall(r"Stream\.(\w+) \+", source)}
-    # The index of a trait, and that of a kind of statement.
-    n_indices = {"FINETUNED_SCORES": len(list_traits()), "TRUTH": len(list_statement_kinds())}
+    # The index of a trait, that of a kind of statement, and that of a condition of experiments/alarms.py.
+    n_indices = {"FINETUNED_SCORES": len(list_traits()), "TRUTH": len(list_statement_kinds()), "ALARMS": 4}
     assert added == n_indices.keys()
     for name, n in n_indices.items():
         following = min(stream for stream in Stream if stream > Stream[name])

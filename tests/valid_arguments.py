@@ -23,7 +23,7 @@ CHAT = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes
 # Parameters with a default that is refused as it is, as one of two must be given.
 ALSO_GIVEN = {"layer", "ceiling", "above", "encoder", "folds", "data"}
 # Sizes of the dimensions that have a name; all others are 4.
-SIZES = {"layer": 3, "d_model": 48, "batch": 2, "pos": 4, "row": 2}
+SIZES = {"layer": 3, "d_model": 48, "batch": 2, "pos": 4, "row": 2, "trait": 1}
 
 
 class IdentifiedLengthJudge(LengthJudge):
@@ -56,7 +56,8 @@ class ValidArguments:
         info = pl.describe_model(model)
         directions = torch.randn(3, 48, generator=torch.Generator().manual_seed(0))
         by_position = dict.fromkeys(("response_mean", "prompt_mean", "last_prompt"), directions)
-        self.vector = pl.PersonaVector("loud", info, by_position)
+        tried = {"setting": {"layer": 1, "coefficient": 1.0}}
+        self.vector = pl.PersonaVector("loud", info, by_position, provenance=tried)
         self.data = folder / "rows.jsonl"
         self.data.write_text(
             '{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes."}]}\n' * 4
@@ -153,6 +154,9 @@ class ValidArguments:
             "units": lambda hint: torch.randn(3, 1, 48),
             "max_rows": lambda hint: 4,
             "share": lambda hint: 0.5,
+            "along": lambda hint: "loud",
+            "variants": lambda hint: (self.make("", pl.live.ReadVariant),),
+            "reader": lambda hint: hint.of(model, {"loud": self.vector}, None, 1, None, pl.Sampling(), None),
             "null_layers": lambda hint: (0, 1, 2, 3),
         }  # fmt: skip
 
@@ -193,6 +197,8 @@ class ValidArguments:
         parameters = inspect.signature(public).parameters.values()
         return {
             one.name: self.make(one.name, hints.get(one.name, Any))
+            if (public.__name__, one.name) != ("stream_tokens", "conversation")
+            else CHAT[:1]  # it is to be answered
             for one in parameters
             if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)
             and one.name not in ("self", "cls")

@@ -114,6 +114,82 @@ class Steer:
 
 
 @dataclass(frozen=True)
+class Chat:
+    r"""Talk with a model whose answers are watched token by token, and steer it as you go.
+
+    Each token is coloured by its projection on a trait's vector as it comes; after an answer stands how high the traits
+    are among ordinary answers of this model, and an alarm where one is above what ordinary answers reach. In the chat
+    /help says what can be typed: /evil 1.5 steers, /drift draws the projections over the turns, /save chat.json keeps
+    the chat with its readings. Ctrl-C stops an answer, Ctrl-D ends. Through a pipe each line is a question or command.
+
+    Try:
+
+    persona-lens chat --trait evil --trait sycophancy
+
+    persona-lens chat --monitor monitor.json
+
+    printf 'How are you?\n/evil 1.5\nHow are you?\n/drift\n' | persona-lens chat --trait evil
+
+    persona-lens chat --model Qwen/Qwen2.5-7B-Instruct --vector evil.safetensors --layer 19
+    """
+
+    trait: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A trait with a ready vector, may be repeated; all of them if neither this nor --vector is given."""
+    vector: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
+    """A file that `persona-lens extract` or `sweep` wrote, may be repeated."""
+    model: str = DEFAULT_MODEL
+    """Bundled model, Hugging Face name, folder or GGUF file."""
+    layer: int | None = None
+    """Zero-based block index at which all traits are read and steered; those that were tried if left out."""
+    monitor: Path | None = None
+    """Calibrated monitor: read if it is there, else written. Without it what is ordinary is measured each time."""
+    system: str | None = None
+    """System prompt."""
+    max_new_tokens: int = 128
+    """Most tokens of an answer."""
+    seed: int = 0
+    """Another seed draws other answers."""
+    json: Flag = False
+    """Through a pipe: print the chat with its readings as one JSON object."""
+
+
+@dataclass(frozen=True)
+class App:
+    """Chat with a model on a page of this machine: sliders of traits, and each token coloured as it comes.
+
+    Without --trait and --vector the page has the vectors that come with the package for the embedded model. Nothing
+    leaves the machine, and no network is needed. It takes the extra: pip install 'persona-lens[app]'.
+
+    Try:
+
+    persona-lens app
+
+    persona-lens app --trait evil --trait empathy --monitor monitor.json
+
+    persona-lens app --model Qwen/Qwen2.5-7B-Instruct --vector evil.safetensors --layer 19
+    """
+
+    trait: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A trait with a ready vector, may be repeated: see `persona-lens traits`."""
+    vector: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
+    """A file that `persona-lens extract` or `sweep` wrote, may be repeated."""
+    model: str = DEFAULT_MODEL
+    """Bundled model, Hugging Face name, folder or GGUF file."""
+    layer: int | None = None
+    """Zero-based block index for vectors that were tried nowhere."""
+    monitor: Path | None = None
+    """A file that `PersonaMonitor.save` wrote: its thresholds are shown by turn."""
+    ordinary: Flag = False
+    """Measure first what is ordinary for each trait, and colour tokens by their distance from it."""
+    max_new_tokens: int = 128
+    """Most tokens of an answer; the page can change it."""
+    host: str = "127.0.0.1"
+    """The address to listen on. Any other than this lets others reach the page, without a password."""
+    port: int = 8600
+    """Where to listen; 0 takes one that is free."""
+
+
+@dataclass(frozen=True)
 class Extract:
     """Find a trait's direction at every layer of a model and write it to a file.
 

@@ -51,6 +51,11 @@ COMMANDS = {
     "traits": Command("what comes with the package", "Traits", "persona_lens.cli.listing"),
     "doctor": Command("does a model run as it should, and what to do if not", "Doctor", "persona_lens.cli.doctor"),
     "steer": Command("one question, answered unsteered and steered", "Steer", "persona_lens.cli.steering"),
+    "chat": Command("a watched conversation: tokens coloured as they come, steered as you go", "Chat",
+                    "persona_lens.cli.chatting", "What /save wrote is kept."),
+    "app": Command(
+        "a page to chat, steer and watch on this machine", "App", "persona_lens.cli.serving", "The page is closed."
+    ),
     "extract": Command("a trait's direction, into a file", "Extract", "persona_lens.cli.extracting", _GOES_ON),
     "sweep": Command("where to steer, and how strongly", "Sweep", "persona_lens.cli.sweeping", _GOES_ON),
     "validate": Command("may a judge be believed?", "Validate", "persona_lens.cli.validating"),

@@ -24,6 +24,11 @@ class _Console(Console):
         raise BrokenPipeError
 
 
+def make_console() -> Console:
+    """Return a console that is as wide as the terminal; what it prints is plain where that is none."""
+    return _Console(highlight=False)
+
+
 def print_nothing(text: str) -> None:
     """Take the place of ``print`` where only JSON is wanted."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,14 +11,20 @@ import torch
 from persona_lens.checking import checked
 from persona_lens.errors import InvalidArgumentError, ModelMismatchError
 from persona_lens.hub import Card, fetch_file, push_saved
+from persona_lens.models.engine.requests import Sampling
 from persona_lens.models.hooked_model import HookedModel
+from persona_lens.models.hooks.intervention import NOTHING, Intervention
 from persona_lens.models.hooks.points import check_unsteered
 from persona_lens.models.loading import ModelInfo, describe_model
 from persona_lens.models.text.chat import Message, build_messages
+from persona_lens.models.text.templates import TemplateArguments
+from persona_lens.monitoring.alarms import Alarm, TokenReading
 from persona_lens.monitoring.graded import GradedProjections
-from persona_lens.monitoring.prompts import check_names, collect_units, list_prompts, project_prompts
+from persona_lens.monitoring.ordinary_responses import OrdinaryResponses, measure_ordinary_responses
+from persona_lens.monitoring.prompts import check_names, collect_units, list_prompts, project_prompts, spread_units
 from persona_lens.monitoring.readings import TraitMonitor
 from persona_lens.monitoring.score_map import fit_score_map
+from persona_lens.monitoring.streaming import ANSWERS, TokenStream, read_with_alarms
 from persona_lens.monitoring.watched import WatchedConversation
 from persona_lens.records import Record, format_table
 from persona_lens.storage import collect_versions
@@ -27,11 +33,14 @@ from persona_lens.vectors.persona_vector import PersonaVector
 
 _HUB_FILE = "monitor.json"
 
+ORDINARY_RESPONSES = Sampling(max_new_tokens=64, temperature=0.7, rollouts=4)
+"""How the ordinary conversations are answered if nothing else is said."""
+
 
 @checked
 @dataclass(frozen=True, eq=False)
 class PersonaMonitor(Record):
-    """Watches conversations for several traits, before each response is generated.
+    """Watches conversations for several traits, before each response is generated and while it is.
 
     Made by :meth:`calibrate`; kept by :meth:`save` and :meth:`load`.
 
@@ -55,6 +64,7 @@ class PersonaMonitor(Record):
         ordinary: Sequence[Sequence[Message]] | None = None,
         graded: Mapping[str, GradedProjections] | None = None,
         quantiles: Sequence[float] = (0.95, 0.99),
+        responses: Sampling | None = ORDINARY_RESPONSES,
         seed: int = 0,
     ) -> PersonaMonitor:
         """Set thresholds on ordinary conversations, and fit expected scores on graded prompts.
@@ -68,8 +78,10 @@ class PersonaMonitor(Record):
                 over ``1 / (1 - q)`` prompts; with fewer its threshold is about the largest of them.
             graded: Prompts of known score by trait, e.g. from figures/monitoring_TRAIT.json. Without them there are
                 thresholds, but no expected scores.
-            quantiles: Fractions of the ordinary prompts below the thresholds.
-            seed: Of the bootstrap.
+            quantiles: Fractions of the ordinary prompts, and of the ordinary responses, below the thresholds.
+            responses: How the model answers the ordinary conversations, as it will answer those that :meth:`stream`
+                watches: its ``rollouts`` answers to each set the thresholds for responses. None leaves these out.
+            seed: Of the bootstrap and of the answers.
 
         Returns:
             The monitor. Traits whose correlation inside conditions is not above zero with 95 % confidence give no
@@ -107,7 +119,11 @@ class PersonaMonitor(Record):
             for index, conversation in enumerate(ordinary)
             for prompt in list_prompts(f"ordinary[{index}]", conversation)
         ]
-        found = project_prompts(model, prompts, units, [layers[trait] for trait in vectors])
+        at = [layers[trait] for trait in vectors]
+        found = project_prompts(model, prompts, units, at)
+        spoken: Sequence[OrdinaryResponses | None] = [None] * len(units)
+        if responses is not None:
+            spoken = measure_ordinary_responses(model, prompts, units, at, responses, seed)
         traits = []
         for index, (trait, vector) in enumerate(vectors.items()):
             known = None if graded is None else graded[trait]
@@ -121,9 +137,15 @@ class PersonaMonitor(Record):
                     quantiles=tuple(float(q) for q in quantiles),
                     correlation=None if known is None else known.measure(seed=seed),
                     score_map=None if known is None else fit_score_map(known),
+                    responses=spoken[index],
                 )
             )
         return cls(describe_model(model), tuple(traits), {"seed": seed, "versions": collect_versions()})
+
+    @property
+    def watches_responses(self) -> bool:
+        """Whether it knows what is ordinary while a response is given, for all of its traits."""
+        return all(one.responses is not None for one in self.traits)
 
     def watch(self, model: HookedModel, conversation: Sequence[Message]) -> WatchedConversation:
         """Read every prompt that the assistant answers, or is to answer, as it stood before the response.
@@ -159,6 +181,65 @@ class PersonaMonitor(Record):
         return WatchedConversation(
             self.model, self.traits, tuple(prompt[-1]["content"] for prompt in prompts), tuple(readings)
         )
+
+    def stream(
+        self,
+        model: HookedModel,
+        conversation: Sequence[Message],
+        *,
+        alarm: Alarm | None = None,
+        intervention: Intervention = NOTHING,
+        sampling: Sampling = ANSWERS,
+        template_arguments: TemplateArguments | None = None,
+    ) -> Generator[TokenReading, None, None]:
+        """Answer a conversation as :func:`persona_lens.ask` does, and yield the answer's tokens with their readings.
+
+        A trait's alarm is raised by the running mean of the response, from its eighth token on, against what ordinary
+        responses of the model never exceed; a single token says little. While the iterator is half read the model
+        refuses all else: read it to its end, or close it.
+
+        Args:
+            model: The model that the monitor was calibrated on. Hooks on it take effect.
+            conversation: Messages, the last one not the assistant's.
+            alarm: Called with each token at which a trait is above a threshold, before the token is yielded; answers
+                :class:`~persona_lens.monitoring.GoOn`, :class:`~persona_lens.monitoring.Stop` or
+                :class:`~persona_lens.monitoring.SteerWith`. What it raises ends the stream.
+            intervention: What is done to the response, at the tokens that ``sampling.positions`` says.
+            sampling: As for :func:`persona_lens.ask`. An answer drawn otherwise than the ordinary ones were, or longer,
+                exceeds the thresholds more often or less often than they say.
+            template_arguments: What the chat template reads besides the messages.
+
+        Yields:
+            The tokens in order, without the stop token.
+
+        Raises:
+            ModelMismatchError: Another model, or an intervention of another model.
+            InvalidArgumentError: An alarm for a monitor that was calibrated without responses; or what
+                :func:`~persona_lens.monitoring.stream_tokens` refuses.
+            ArgumentTypeError: An alarm that answers something else.
+            ModelBusyError: The model does something else; the alarm, too, cannot run it.
+
+        Reference:
+            Persona Vectors (arXiv 2507.21509), section 3.3, there before the response.
+
+        Example:
+            >>> import persona_lens as pl
+            >>> away = pl.steer(vector, layer=15, coefficient=-1.0)  # doctest: +SKIP
+            >>> def alarm(reading):
+            ...     return pl.monitoring.SteerWith(away)
+            >>> for token in monitor.stream(model, chat, alarm=alarm):  # doctest: +SKIP
+            ...     print(token.text, end="")
+        """
+        _check_fingerprint("model", self.model, describe_model(model))
+        unmeasured = [one.trait for one in self.traits if one.responses is None]
+        if alarm is not None and unmeasured:
+            rule = f"be left out, as no ordinary responses were measured for {unmeasured}"
+            raise InvalidArgumentError.of("alarm", rule, alarm, "Calibrate the monitor anew, with `responses`.")
+        units = spread_units(
+            torch.stack([one.unit for one in self.traits]), [one.layer for one in self.traits], model.cfg.n_layers
+        )
+        tokens = TokenStream(model, conversation, units, intervention, sampling, template_arguments)
+        return read_with_alarms(model, tokens, self.traits, alarm)
 
     def push_to_hub(self, repo_id: str, *, private: bool | None = None) -> str:
         """Share the monitor on the Hugging Face hub, as ``monitor.json`` with a card, in one commit.

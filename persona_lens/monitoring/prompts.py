@@ -85,11 +85,18 @@ def project_prompts(
     layers: Sequence[int],
 ) -> Float[Tensor, "direction prompt"]:
     """Project each prompt's last token on each direction at its layer."""
-    everywhere = torch.zeros(model.cfg.n_layers, len(units), model.cfg.d_model)
+    found = project_prompts_everywhere(model, prompts, spread_units(units, layers, model.cfg.n_layers))
+    return torch.stack([found[layer, index] for index, layer in enumerate(layers)])
+
+
+def spread_units(
+    units: Float[Tensor, "direction d_model"], layers: Sequence[int], n_layers: int
+) -> Float[Tensor, "layer direction d_model"]:
+    """Return each direction at its own layer, and zeros at all others."""
+    everywhere = torch.zeros(n_layers, *units.shape)
     for index, layer in enumerate(layers):
         everywhere[layer, index] = units[index]
-    found = project_prompts_everywhere(model, prompts, everywhere)
-    return torch.stack([found[layer, index] for index, layer in enumerate(layers)])
+    return everywhere
 
 
 def project_prompts_everywhere(

@@ -9,7 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from persona_lens.checking import checked
+from persona_lens.monitoring.alarms import TokenTraitReading
 from persona_lens.monitoring.correlation import MonitoringCorrelation
+from persona_lens.monitoring.ordinary_responses import OrdinaryResponses
 from persona_lens.monitoring.score_map import ScoreMap
 from persona_lens.records import Record
 from persona_lens.statistics import Interval
@@ -29,6 +31,7 @@ class TraitMonitor(Record):
         quantiles: Ordinary fractions that the thresholds stand for, ascending.
         correlation: How well projections predict scores; None if no graded prompts were given.
         score_map: From projection to expected score; None without graded prompts.
+        responses: What is ordinary while a response is given; None if that was not measured.
     """
 
     trait: str
@@ -39,11 +42,17 @@ class TraitMonitor(Record):
     quantiles: tuple[float, ...]
     correlation: MonitoringCorrelation | None = None
     score_map: ScoreMap | None = None
+    responses: OrdinaryResponses | None = None
 
     @property
     def thresholds(self) -> tuple[float, ...]:
         """Projections below which the ``quantiles`` of the ordinary prompts lie."""
         return tuple(float(q) for q in np.quantile(self.ordinary, self.quantiles))
+
+    @property
+    def response_thresholds(self) -> tuple[float, ...]:
+        """Running means that the ``quantiles`` of ordinary responses never exceed; empty if these were not measured."""
+        return () if self.responses is None else self.responses.list_thresholds(self.quantiles)
 
     @property
     def verdict(self) -> str:
@@ -65,6 +74,25 @@ class TraitMonitor(Record):
             alert=sum(projection > threshold for threshold in self.thresholds),
             expected_score=None if self.verdict or self.score_map is None else self.score_map.expect(projection),
             verdict=self.verdict,
+        )
+
+    def read_token(self, index: int, projection: float, mean: float) -> TokenTraitReading:
+        """Judge a response at one of its tokens.
+
+        Args:
+            index: The token's, from 0.
+            projection: Of the token.
+            mean: Of the response up to it.
+        """
+        known = self.responses
+        is_judged = known is not None and index + 1 >= known.n_first
+        return TokenTraitReading(
+            trait=self.trait,
+            projection=projection,
+            quantile=None if known is None else known.rank_token(projection),
+            mean=mean,
+            mean_quantile=known.rank_mean(mean) if known is not None and is_judged else None,
+            alert=sum(mean > threshold for threshold in self.response_thresholds) if is_judged else 0,
         )
 
 

@@ -24,4 +24,6 @@ def graded(vectors):
 
 @pytest.fixture(scope="module")
 def monitor(model, vectors, graded):
-    return PersonaMonitor.calibrate(model, vectors, LAYERS, ordinary=ORDINARY, graded=graded, quantiles=(0.5, 0.9))
+    return PersonaMonitor.calibrate(
+        model, vectors, LAYERS, ordinary=ORDINARY, graded=graded, quantiles=(0.5, 0.9), responses=None
+    )

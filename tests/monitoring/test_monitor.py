@@ -36,7 +36,7 @@ def test_thresholds_quantiles_and_alerts_are_those_of_the_ordinary_prompts(model
 
 
 def test_an_ordinary_conversation_counts_with_every_prompt_in_it(model, vectors):
-    monitor = PersonaMonitor.calibrate(model, vectors, LAYERS, ordinary=[CHAT, ORDINARY[0]])
+    monitor = PersonaMonitor.calibrate(model, vectors, LAYERS, ordinary=[CHAT, ORDINARY[0]], responses=None)
     assert len(monitor.traits[0].ordinary) == 3
 
 
@@ -50,7 +50,7 @@ def test_a_trait_that_is_not_reliable_gets_a_verdict_and_no_score(model, monitor
 
 
 def test_without_graded_prompts_there_are_thresholds_and_no_scores(model, vectors):
-    monitor = PersonaMonitor.calibrate(model, vectors, LAYERS)
+    monitor = PersonaMonitor.calibrate(model, vectors, LAYERS, responses=None)
     assert len(monitor.traits[0].ordinary) == 40
     assert all("not calibrated" in r.verdict and r.expected_score is None for r in monitor.watch(model, CHAT).readings)
 

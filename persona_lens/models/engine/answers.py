@@ -6,22 +6,13 @@ from collections.abc import Sequence
 from contextlib import closing
 from typing import Protocol, runtime_checkable
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
 from persona_lens.checking import checked
-from persona_lens.errors import NonFiniteError
-from persona_lens.models.engine.finite import OVERFLOW_HINT
-from persona_lens.models.engine.requests import SampledResponse, Sampling, decode_part
+from persona_lens.models.engine.requests import Sampling, decode_part
 from persona_lens.models.engine.rollouts import warn_of_unfinished
+from persona_lens.models.engine.stepwise import GrowingAnswer, generate_one_by_one
 from persona_lens.models.hooked_model import HookedModel
-from persona_lens.models.hooks.points import attached
-from persona_lens.models.hooks.sharing import drawing
 from persona_lens.models.text.chat import Message, build_messages, encode_prompt, warn_of_controls
 from persona_lens.models.text.templates import TemplateArguments
-from persona_lens.models.text.thoughts import open_format
-from persona_lens.models.text.tokens import stop_token_ids
 
 
 @runtime_checkable
@@ -88,52 +79,18 @@ def ask(
         tokenizer, messages, n_ctx=model.cfg.n_ctx, reserve=sampling.max_tokens, template_arguments=template_arguments
     )
     warn_of_controls([prompt])
-    stops = sampling.stop_tokens or stop_token_ids(tokenizer)
-    form = open_format(tokenizer)
-    reader = None if form is None else form.begin(prompt.tokens)
-    tokens: list[int] = []
-    shown = ""
-
-    def check_logits(logits: Float[Tensor, "row pos vocab"], hook: object) -> None:
-        if not bool(logits[:, -1].max(dim=-1).values.isfinite().all()):
-            rule, got = (
-                "be answered in finite numbers",
-                f"infinity or NaN in the logits of response token {len(tokens)}",
-            )
-            raise NonFiniteError.of("question", rule, got, OVERFLOW_HINT)
-
-    with attached(model, [("unembed.hook_out", check_logits)]), drawing(), torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(sampling.seed)
-        steps = model.generate_stream(
-            torch.tensor([prompt.tokens], device=model.cfg.device),
-            max_new_tokens=sampling.max_tokens,
-            max_tokens_per_yield=1,
-            stop_at_eos=False,  # it knows one stop token; a template may have several
-            do_sample=sampling.temperature > 0,
-            temperature=sampling.temperature,
-            top_p=None if sampling.top_p == 1 else sampling.top_p,
-            verbose=False,
-        )
-        with closing(steps):
-            for step in steps:
-                token = int(step[0, -1])  # the first step repeats the prompt before it
-                if token in stops:
-                    break
-                tokens.append(token)
-                if reader is not None:
-                    reader.feed(token)
-                if stream is not None:
-                    text = tokenizer.decode(tokens, skip_special_tokens=True)
-                    # A character may take several tokens; an unfinished one decodes to the replacement character.
-                    if not text.endswith("\N{REPLACEMENT CHARACTER}"):
-                        stream.write(text[len(shown) :])
-                        stream.flush()
-                        shown = text
-                if reader is not None and reader.count(sampling.max_thought_tokens) >= sampling.max_new_tokens:
-                    break
+    answer = GrowingAnswer(tokenizer, prompt.tokens, sampling)
+    with closing(generate_one_by_one(model, prompt.tokens, sampling, sampling.max_tokens)) as tokens:
+        for token in tokens:
+            if token in answer.stops:
+                break
+            answer.add(token)
+            if stream is not None:
+                stream.write(answer.grow())
+                stream.flush()
+            if answer.is_full:
+                break
     if stream is not None:
-        whole: str = tokenizer.decode(tokens, skip_special_tokens=True)
-        stream.write(whole[len(shown) :] + "\n")
-    response = SampledResponse(tuple(tokens), "stop", thought=None if reader is None else reader.thought)
-    warn_of_unfinished([response], sampling.max_tokens)
-    return decode_part(tokenizer, response, sampling.judged)
+        stream.write(answer.finish() + "\n")
+    warn_of_unfinished([answer.response], sampling.max_tokens)
+    return decode_part(tokenizer, answer.response, sampling.judged)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from persona_lens.checking import checked
 from persona_lens.errors import ContextLengthError, InvalidArgumentError
+from persona_lens.models.engine.acting import BEFORE_RESPONSE, act_at, check_thoughts
 from persona_lens.models.engine.attention import round_up
 from persona_lens.models.engine.decoding import Decoder, open_decoder
 from persona_lens.models.engine.drawing import NOT_FINITE, draw_tokens
@@ -25,7 +26,7 @@ from persona_lens.models.engine.prefixes import Prefix, PromptMemory, RecentlyUs
 from persona_lens.models.engine.requests import ResidualMeans, SampledResponse, SampleRequest, Sampling
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.applying import RowInterventions
-from persona_lens.models.hooks.intervention import NOTHING, Intervention, Step, check_interventions
+from persona_lens.models.hooks.intervention import Intervention, Step, check_interventions
 from persona_lens.models.hooks.points import attached
 from persona_lens.models.hooks.positions import check_reach_response
 from persona_lens.models.hooks.recording import ResidualRecorder
@@ -37,8 +38,6 @@ from persona_lens.models.text.thoughts import ThoughtFormat, ThoughtReader, open
 _ROW_MULTIPLE = 16
 # Prompts are computed this many at a time; a prompt alone makes poor use of the machine.
 _PROMPTS_AT_ONCE = 16
-# The number of a prompt's tokens before its last, as windows count.
-_BEFORE_RESPONSE = -1
 
 
 @checked
@@ -107,7 +106,7 @@ def _stream(
     if not requests:
         return
     form = open_format(model.tokenizer)
-    _check_thoughts(form, sampling)
+    check_thoughts(form, sampling)
     interventions = RowInterventions(site for request in requests for site in request.intervention.sites)
     pairs = interventions.hook_pairs() + (recorder.hook_pairs() if recorder else [])
     with open_decoder(model) as decoder, attached(model, pairs):
@@ -133,19 +132,6 @@ def _check_requests(model: HookedModel, requests: Sequence[SampleRequest], sampl
     if any(request.intervention.has_windows for request in requests):
         check_reach_response(sampling.positions)
     check_interventions(model, (request.intervention for request in requests))
-
-
-def _check_thoughts(form: ThoughtFormat | None, sampling: Sampling) -> None:
-    """Refuse settings for thoughts where the model has none.
-
-    Raises:
-        InvalidArgumentError: Names the first.
-    """
-    asked = {"positions": "thought", "pooled": "thought", "judged": "thought"}
-    wrong = [name for name, part in asked.items() if getattr(sampling, name) == part]
-    if form is None and wrong:
-        rule = "be another part of the response for a model whose template and tokens name no marker of a thought"
-        raise InvalidArgumentError.of(wrong[0], rule, "thought")
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,11 +173,6 @@ class _Row:
     @property
     def thought(self) -> Thought | None:
         return None if self.reader is None else self.reader.thought
-
-    @property
-    def is_thinking(self) -> bool:
-        """Whether the next token belongs to the thought, as far as anyone knows."""
-        return self.reader is not None and self.reader.is_thinking
 
     @property
     def n_counted(self) -> int:
@@ -247,7 +228,7 @@ class _Sampler:
         """Rows share a prefix if the prompt is the same and no intervention reaches into it."""
         if not self.reaches_prompt:
             return (request.prompt,)
-        reaching = request.intervention.at_token(_BEFORE_RESPONSE).steps
+        reaching = request.intervention.at_token(BEFORE_RESPONSE).steps
         return (request.prompt, *((step.site, id(step.operation)) for step in reaching))
 
     def find(self, request: SampleRequest) -> _StoredPrefix | None:
@@ -280,7 +261,8 @@ class _Sampler:
             if len(wanted) == _PROMPTS_AT_ONCE:
                 break
         requests = list(wanted.values())
-        self._assign([r.intervention.at_token(_BEFORE_RESPONSE) if self.reaches_prompt else NOTHING for r in requests])
+        positions = self.sampling.positions
+        self._assign([act_at(request.intervention, positions, BEFORE_RESPONSE, None) for request in requests])
         if self.recorder:
             lengths = torch.tensor([len(request.prompt) - 1 for request in requests], device=self.device)
             self.recorder.expect(lambda residual, layer: _sum_first(residual, lengths))
@@ -302,15 +284,8 @@ class _Sampler:
             self.assigned = assigned
 
     def _now(self, row: _Row) -> Intervention:
-        response_token = row.position - (len(row.request.prompt) - 1)
-        positions = self.sampling.positions
-        if (positions == "prompt" and response_token > 0) or (positions == "thought" and not row.is_thinking):
-            return NOTHING
-        if positions == "answer":
-            if row.is_thinking:
-                return NOTHING
-            response_token -= 0 if row.reader is None else row.reader.n_before_answer
-        return row.request.intervention.at_token(response_token)
+        token = row.position - (len(row.request.prompt) - 1)
+        return act_at(row.request.intervention, self.sampling.positions, token, row.reader)
 
     def _step(self) -> Float[Tensor, "row vocab"]:
         n_padded = round_up(len(self.rows), _ROW_MULTIPLE)

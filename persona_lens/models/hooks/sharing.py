@@ -114,7 +114,7 @@ def holding(model: HookedModel) -> Iterator[None]:
         users.holders[me] -= 1
 
 
-def reading_one_by_one(model: HookedModel, results: Generator[T, None, None]) -> Iterator[T]:
+def reading_one_by_one(model: HookedModel, results: Generator[T, None, None]) -> Generator[T, None, None]:
     """Yield results of a model's work; between two of them the work is suspended, and the model does nothing else."""
     users = _users_of(model)
     with closing(results):

@@ -85,6 +85,7 @@ class EncodedResponses:
         controls: Control tokens that the messages spell; they were read as text.
         thought: Where the thought of the last response lies; None for one without. Those of earlier responses are
             left out, as the templates of models that think do.
+        messages: For each message its first token, and one past its last; None for one that is empty or rewritten.
     """
 
     text: str
@@ -92,6 +93,28 @@ class EncodedResponses:
     responses: tuple[tuple[int, int], ...]
     controls: tuple[str, ...] = ()
     thought: Thought | None = None
+    messages: tuple[tuple[int, int] | None, ...] = ()
+
+
+@dataclass(frozen=True)
+class EncodedTurns:
+    """A rendered conversation and whose each token is.
+
+    Args:
+        text: What the chat template rendered.
+        tokens: Its token ids.
+        turns: For each token the index of the message that it belongs to; -1 for what the template wrote, and for a
+            message that the template rewrites.
+        response_start: First token of the last response; the number of tokens for a conversation that is to be
+            answered.
+        controls: Control tokens that the messages spell; they were read as text.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    turns: tuple[int, ...]
+    response_start: int
+    controls: tuple[str, ...] = ()
 
 
 def build_messages(question: str, system: str | None = None) -> list[Message]:
@@ -204,7 +227,53 @@ def encode_responses(
     return _encode_responses(renderer, prepared, turns, n_ctx)
 
 
-def warn_of_controls(encoded: Iterable[EncodedPrompt | EncodedConversation]) -> None:
+def encode_turns(
+    tokenizer: Any,
+    messages: Sequence[Message],
+    *,
+    n_ctx: int | None = None,
+    reserve: int = 0,
+    template_arguments: TemplateArguments | None = None,
+) -> EncodedTurns:
+    """Render a conversation, with its last response or up to where one is due, and say whose each token is.
+
+    Args:
+        tokenizer: A fast Hugging Face tokenizer with a chat template.
+        messages: The conversation, ending with a user's or an assistant's turn.
+        n_ctx: The model's context in tokens; None checks no length.
+        reserve: Tokens to keep free, for an answer that is to come.
+        template_arguments: As for :func:`encode_prompt`.
+
+    Raises:
+        InvalidArgumentError: No messages, or an assistant's that is empty.
+        ChatTemplateError: As for :func:`encode_responses`.
+        ContextLengthError: The conversation and the reserve exceed the context.
+    """
+    renderer, prepared = _prepare(tokenizer, messages, template_arguments)
+    places: list[tuple[int, int] | None]
+    if prepared[-1].role == "assistant":
+        answered = [index for index, message in enumerate(prepared) if message.role == "assistant"]
+        if any(prepared[index].is_empty for index in answered):
+            raise InvalidArgumentError.of("messages", "hold no empty assistant message", list(messages)[-1:])
+        responses = _encode_responses(renderer, prepared, answered, n_ctx)
+        text, tokens, controls, places = responses.text, responses.tokens, responses.controls, [*responses.messages]
+        start = responses.responses[-1][0]
+    else:
+        turns = _write_turns(prepared)
+        text, written = _render_and_locate(renderer, turns, add_generation_prompt=True)
+        found = _tokenize(renderer.tokenizer, text, turns, written)
+        _check_length(len(found.tokens), n_ctx, reserve)
+        tokens, controls, places = found.tokens, found.controls, [_locate(place, found) for place in written]
+        start = len(tokens)
+    whose = [-1] * len(tokens)
+    n_merged = len(messages) - len(places)  # a system prompt that went into the user's turn
+    for index, place in enumerate(places):
+        if place is not None:
+            whose[slice(*place)] = [index + n_merged] * (place[1] - place[0])
+    return EncodedTurns(text, tokens, tuple(whose), start, controls)
+
+
+def warn_of_controls(encoded: Iterable[EncodedPrompt | EncodedConversation | EncodedTurns]) -> None:
     """Say, once for all, which texts spell control tokens.
 
     Args:
@@ -243,7 +312,10 @@ def _encode_responses(
         start, end = responses[-1]
         thought = form.find(found.tokens[:start], found.tokens[start:end])
         thought = None if thought is None else thought.shift(start)
-    return EncodedResponses(text, found.tokens, tuple(responses), found.controls, thought)
+    by_message = [_locate(place, found) for place in places[: len(messages)]]
+    for turn, response in zip(turns, responses, strict=True):
+        by_message[turn] = response
+    return EncodedResponses(text, found.tokens, tuple(responses), found.controls, thought, tuple(by_message))
 
 
 def _list_places(text: str, places: Sequence[Place | None], turns: Sequence[int]) -> list[Place]:
@@ -279,11 +351,19 @@ def _write_last_response(
 
 
 def _find_tokens(text: str, place: Place, found: TokenizedText) -> tuple[int, int]:
+    inside = _locate(place, found)
+    if inside is None:
+        raise ChatTemplateError.of("tokenizer", "give offsets for the response's tokens", text[slice(*place)])
+    return inside
+
+
+def _locate(place: Place | None, found: TokenizedText) -> tuple[int, int] | None:
+    """Return the first token of a place in the text, and one past its last; None if there is none."""
+    if place is None:
+        return None
     # A token belongs to a response if any of its characters do; a token of no characters (BOS) never does.
     inside = [i for i, (a, b) in enumerate(found.offsets) if a < place[1] and b > place[0] and b > a]
-    if not inside:
-        raise ChatTemplateError.of("tokenizer", "give offsets for the response's tokens", text[slice(*place)])
-    return inside[0], inside[-1] + 1
+    return (inside[0], inside[-1] + 1) if inside else None
 
 
 def _render_and_locate(

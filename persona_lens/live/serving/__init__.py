@@ -1,0 +1,1 @@
+"""The local page's server: what may reach it, what it answers, and what it keeps of a chat."""
