@@ -26,6 +26,7 @@ DIST = ROOT / "dist"
 # What the package reads at run time, beside its code.
 DATA = (
     "py.typed",
+    "live/static/*.js",
     "data/*.json*",
     "data/vectors/*.safetensors",
     "data/judges/*.json",

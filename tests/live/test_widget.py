@@ -173,7 +173,8 @@ def test_jupyterlab_shows_it_and_its_kernel_samples_what_is_asked_for(tiny_folde
             page.wait_for_timeout(100)
         assert len(saved) < 100_000
         shutil.copy(tmp_path / "book.ipynb", tmp_path / "again.ipynb")
-        page.goto(lab.url.format("again.ipynb"))
+        # In a workspace of its own: beside the first notebook, that one's kernel would take it over.
+        page.goto(lab.url.format("again.ipynb").replace("/lab/tree/", "/lab/workspaces/again/tree/"))
         root = page.locator(".jp-OutputArea .root.dark")
         root.wait_for()
         assert root.locator("h4").all_text_contents() == ["Unsteered", "Coefficient 1.00"]

@@ -161,6 +161,7 @@ class View {
     this.withTemplate = false;
     this.id = Math.random().toString(36).slice(2);
     this.root = make("section", { class: "root", "aria-label": "Conversation coloured by projection" });
+    host.setAttribute("data-lm-suppress-shortcuts", "true"); // JupyterLab's, which would take the arrow keys
     const shadow = host.shadowRoot ?? host.attachShadow({ mode: "open" });
     shadow.replaceChildren(make("style", {}, STYLE), this.root);
     this.build();
