@@ -22,7 +22,7 @@ SECTIONS = {
     "Fine-tuning": ("finetuning.md", ("finetuning_shift", "projection_difference", "mitigation")),
     "Ways compared": ("ways.md", ("ways_to_steer", "heads")),
     "Ways of steering": ("steering.md", ("steering_modes",)),
-    "Monitoring": ("monitoring.md", ("monitoring", "sample_separation", "detection")),
+    "Monitoring": ("monitoring.md", ("monitoring", "sample_separation", "detection", "alarms")),
     "Truth and invention": ("truth.md", ("truth", "known_entities")),
     "Earlier, by a judge that is not valid": ("earlier.md", ("",)),
 }

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from persona_lens.records import Record
 from persona_lens.reproduction.layer_sweep import LayerSweep
+from results.alarms import Alarms, alarms_to_markdown
 from results.benchmarks import benchmarks_to_markdown
 from results.blind_reading import BlindReading
 from results.detection import Detection
@@ -77,6 +78,7 @@ def render_pages(root: Path) -> dict[tuple[str, str], str]:
         ("docs/results/steering.md", "modes"): lambda: modes_to_markdown(read(SteeringModes, "steering_modes_*")),
         ("docs/results/ways.md", "ways"): lambda: _join(read(WaysToSteer, "ways_to_steer")),
         ("docs/results/monitoring.md", "detection"): lambda: _join(read(Detection, "detection")),
+        ("docs/results/monitoring.md", "alarms"): lambda: alarms_to_markdown(read(Alarms, "alarms")),
         ("docs/results/truth.md", "truth"): lambda: truth_to_markdown(read(Truth, "truth")),
         ("docs/results/truth.md", "entities"): lambda: entities_to_markdown(read(KnownEntities, "known_entities")),
         ("docs/ways/act-heads.md", "heads"): lambda: heads_to_markdown(read(Heads, "heads_*")),
