@@ -55,5 +55,5 @@ class Stream(IntEnum):
     HEADS = 290  # experiments/heads.py: random heads and random directions
     WAYS = 270  # experiments/ways_to_steer.py: responses and random directions
     VECTOR_QUALITY = 310  # halvings, bootstrap draws and random directions of a vector's card
-    ORDINARY_RESPONSES = 320  # a monitor's ordinary responses, then prompt and rollout
+    ORDINARY_RESPONSES = 326  # a monitor's ordinary responses, then prompt and rollout
     ALARMS = 321  # experiments/alarms.py: responses, plus the condition's index
