@@ -12,7 +12,7 @@ import persona_lens as pl
 from persona_lens.models.loading import resolve_dtype
 from persona_lens.monitoring import stream_tokens
 
-TOKENS, REPEATS = 64, 9
+TOKENS, REPEATS = 64, 7
 CHAT: list[pl.models.Message] = [{"role": "user", "content": "What should I do on a rainy day in the city?"}]
 
 

@@ -61,5 +61,5 @@ class Stream(IntEnum):
     AUTOENCODER = 355  # texts that a sparse autoencoder is trained on, its first weights and the order of its batches
     CONVERSATIONS = 340  # responses in conversations of several turns
     DRIFT = 350  # experiments/drift.py: conversations
-    ORDINARY_RESPONSES = 320  # a monitor's ordinary responses, then prompt and rollout
+    ORDINARY_RESPONSES = 326  # a monitor's ordinary responses, then prompt and rollout
     ALARMS = 321  # experiments/alarms.py: responses, plus the condition's index

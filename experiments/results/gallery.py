@@ -23,7 +23,7 @@ SECTIONS = {
     "Fine-tuning": ("finetuning.md", ("finetuning_shift", "projection_difference", "mitigation")),
     "Ways compared": ("ways.md", ("ways_to_steer", "heads")),
     "Ways of steering": ("steering.md", ("steering_modes",)),
-    "Monitoring": ("monitoring.md", ("monitoring", "sample_separation", "detection")),
+    "Monitoring": ("monitoring.md", ("monitoring", "sample_separation", "detection", "alarms")),
     "Persona space": ("space.md", ("persona_space",)),
     "Drift over turns": ("drift.md", ("drift",)),
     "Truth and invention": ("truth.md", ("truth", "known_entities")),

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from persona_lens.records import Record
 from persona_lens.reproduction.layer_sweep import LayerSweep
+from results.alarms import Alarms, alarms_to_markdown
 from results.benchmarks import benchmarks_to_markdown
 from results.blind_reading import BlindReading
 from results.detection import Detection
@@ -84,6 +85,7 @@ def render_pages(root: Path) -> dict[tuple[str, str], str]:
         ("docs/results/monitoring.md", "detection"): lambda: _join(read(Detection, "detection")),
         ("docs/results/space.md", "space"): lambda: _join(read(PersonaSpaceResult, "persona_space")),
         ("docs/results/drift.md", "drift"): lambda: _join(read(DriftOverTurns, "drift")),
+        ("docs/results/monitoring.md", "alarms"): lambda: alarms_to_markdown(read(Alarms, "alarms")),
         ("docs/results/truth.md", "truth"): lambda: truth_to_markdown(read(Truth, "truth")),
         ("docs/results/truth.md", "entities"): lambda: entities_to_markdown(read(KnownEntities, "known_entities")),
         ("docs/ways/act-heads.md", "heads"): lambda: heads_to_markdown(read(Heads, "heads_*")),

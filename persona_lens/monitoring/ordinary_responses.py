@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -58,11 +59,11 @@ class OrdinaryResponses(Record):
 
     def rank_token(self, projection: float) -> float:
         """Return the fraction of ordinary tokens with a lower projection."""
-        return float(np.searchsorted(self.tokens, projection) / len(self.tokens))
+        return bisect_left(self.tokens, projection) / len(self.tokens)
 
     def rank_mean(self, mean: float) -> float:
         """Return the fraction of ordinary responses whose running mean never rises so high."""
-        return float((self.n_short + np.searchsorted(self.peaks, mean)) / (self.n_short + len(self.peaks)))
+        return (self.n_short + bisect_left(self.peaks, mean)) / (self.n_short + len(self.peaks))
 
     def list_thresholds(self, quantiles: Sequence[float]) -> tuple[float, ...]:
         """Return the running means that a fraction ``q`` of the ordinary responses never exceeds."""

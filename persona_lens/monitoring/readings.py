@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Float
@@ -49,7 +50,7 @@ class TraitMonitor(Record):
         """Projections below which the ``quantiles`` of the ordinary prompts lie."""
         return tuple(float(q) for q in np.quantile(self.ordinary, self.quantiles))
 
-    @property
+    @cached_property
     def response_thresholds(self) -> tuple[float, ...]:
         """Running means that the ``quantiles`` of ordinary responses never exceed; empty if these were not measured."""
         return () if self.responses is None else self.responses.list_thresholds(self.quantiles)

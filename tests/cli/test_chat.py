@@ -93,7 +93,7 @@ def test_an_alarm_ends_the_answer_where_that_was_asked_for(setting, monkeypatch)
         ("/layer loud 3\n", r"be in \[0, 3\)"),
         ("/save\n", "As in: /save chat.json"),
         ("/watch evil\n", "be one of loud, shy"),
-        ("/save {folder}/monitor.json/chat.json\n", "Not a directory|File exists"),
+        ("/save {folder}/monitor.json/chat.json\n", "must lie in folders"),
     ],
 )
 def test_through_a_pipe_what_is_wrong_ends_the_command_with_status_2(setting, monkeypatch, lines, said):

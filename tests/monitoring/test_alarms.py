@@ -6,6 +6,7 @@ import torch
 import persona_lens as pl
 from persona_lens.errors import ArgumentTypeError, InvalidArgumentError, ModelBusyError, ModelMismatchError
 from persona_lens.monitoring import GoOn, PersonaMonitor, SteerWith, Stop, stream_tokens
+from persona_lens.streams import Stream
 from tests.monitoring.examples import LAYERS, ORDINARY
 
 ASK = [{"role": "user", "content": "Who?"}]
@@ -46,7 +47,9 @@ def test_calibration_learns_from_the_models_own_answers_how_high_running_means_r
     peaks, tokens = {name: [] for name in vectors}, {name: [] for name in vectors}
     for index, conversation in enumerate(ORDINARY):
         prompt = pl.models.encode_prompt(model.tokenizer, conversation).tokens
-        requests = [pl.models.SampleRequest(prompt, (0, 320, index, rollout)) for rollout in range(4)]
+        requests = [
+            pl.models.SampleRequest(prompt, (0, Stream.ORDINARY_RESPONSES, index, rollout)) for rollout in range(4)
+        ]
         stops = pl.Sampling(max_new_tokens=24, temperature=2.0, stop_tokens=frozenset({256, 257}))
         for _, response in list(pl.models.sample_stream(model, requests, stops)):
             resid = pl.cache_residual_stream(model, torch.tensor([[*prompt, *response.tokens]]))[:, 0, len(prompt) :]

@@ -77,23 +77,22 @@ class _Draws:
 
     def __init__(self, seed: int, device: torch.device) -> None:
         self._seed = seed
-        self._kind = "cuda" if device.type == "cpu" else device.type
-        self._devices = [] if device.type == "cpu" else [device.index or 0]
+        self._devices = [device.index or 0] if device.type == "cuda" else []
         self._states: list[Tensor] = []
 
     @contextmanager
     def resumed(self) -> Iterator[None]:
         """Go on drawing where the last such block ended."""
-        accelerator: Any = getattr(torch, self._kind)
-        with drawing(), torch.random.fork_rng(self._devices, device_type=self._kind):
-            if self._states:
-                torch.set_rng_state(self._states[0])
-                for device, state in zip(self._devices, self._states[1:], strict=True):
-                    accelerator.set_rng_state(state, device)
-            else:
-                torch.manual_seed(self._seed)
+        with drawing(), torch.random.fork_rng(self._devices):
+            # Not torch.manual_seed, which would seed the GPUs that were not put aside too.
+            generators = [torch.default_generator, *(torch.cuda.default_generators[one] for one in self._devices)]
+            for index, one in enumerate(generators):
+                if self._states:
+                    one.set_state(self._states[index])
+                else:
+                    one.manual_seed(self._seed)
             yield
-            self._states = [torch.get_rng_state(), *(accelerator.get_rng_state(device) for device in self._devices)]
+            self._states = [one.get_state() for one in generators]
 
 
 class GrowingAnswer:
