@@ -55,3 +55,4 @@ class Stream(IntEnum):
     HEADS = 290  # experiments/heads.py: random heads and random directions
     WAYS = 270  # experiments/ways_to_steer.py: responses and random directions
     VECTOR_QUALITY = 310  # halvings, bootstrap draws and random directions of a vector's card
+    NULL_MARGIN = 360  # the responses and random directions that a vector's null margin is measured with

@@ -30,6 +30,7 @@ def test_the_numbers_are_those_that_the_published_figures_rest_on():
         "EVIDENCE": 240, "STEERING_AWAY": 245,
         "BLIND_READING": 250,
         "TEMPERATURES": 260, "WAYS": 270, "DETECTION": 280, "HEADS": 290, "TRUTH": 300, "VECTOR_QUALITY": 310,
+        "NULL_MARGIN": 360,
         "SHUFFLED_WORDS": 200,
         "REAL_CONVERSATIONS": 230,
     }  # fmt: skip
