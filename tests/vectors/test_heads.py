@@ -83,6 +83,13 @@ def test_the_heads_with_a_difference_are_chosen_the_largest_first(info):
         assert float(sigma) == pytest.approx(float(np.std(both.numpy())), rel=1e-5)
 
 
+def test_of_heads_that_are_equally_accurate_the_earliest_are_chosen_and_the_figure_says_how_many_there_are(info):
+    planted = [(layer, head, 0, 9.0) for layer in range(N_LAYERS) for head in range(N_HEADS)]
+    choice = choose_heads(make_pairs(info, n=6, planted=planted), 8, folds=2)
+    assert choice.heads == (*((0, head) for head in range(6)), (1, 0), (1, 1))
+    assert "the best, 18 of them, 100%" in choice.plot().layout.title.text
+
+
 def test_accuracy_is_that_of_a_probe_written_by_hand(info):
     """Newton's method on the penalised likelihood of standardised outputs, over the same held-out questions."""
     from sklearn.model_selection import GroupKFold
