@@ -62,7 +62,7 @@ TINY = Profile(6, ())
 class Arguments(BaseArguments):
     """What this script understands."""
 
-    card: tuple[str, ...] = ("evil", "hallucination", "formality")
+    card: tuple[str, ...] = ("evil", "hallucination")
     """Traits of which the bundled vector's card is made."""
     survey: Path | None = None
     """The survey's JSON; else that in the folder of results."""

@@ -89,6 +89,7 @@ def test_concerns_are_what_is_sure_against_a_vector(card):
     good = replace(
         card,
         stability=stability,
+        again=replace(card.again, cosine=everywhere(0.9, 0.85, 0.95)),
         separation=replace(card.separation, auroc=everywhere(0.9, 0.8, 1.0)),
         length=everywhere(0.1, -0.1, 0.3),
         style=replace(card.style, auroc=everywhere(0.5, 0.4, 0.6)),
@@ -100,6 +101,7 @@ def test_concerns_are_what_is_sure_against_a_vector(card):
         "another direction than": {"reproduced": (0.5,) * 3},
         "do not surely agree": {"stability": replace(stability, pairwise=everywhere(0.1, -0.1, 0.3))},
         "other pairs would": {"stability": replace(stability, split_half=everywhere(0.5, 0.4, 0.6))},
+        "found anew": {"again": replace(card.again, cosine=everywhere(0.7, 0.7, 0.9))},
         "told apart": {"separation": replace(card.separation, auroc=everywhere(0.6, 0.4, 0.8))},
         "style": {"style": replace(card.style, auroc=everywhere(0.8, 0.6, 0.9))},
         "length": {"length": everywhere(-0.4, -0.6, -0.2)},

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 _SAME = 0.99  # cosine from which on pairs are taken for those that a vector was found from
+_ALIKE = 0.8  # cosine from which on two vectors are called alike
 _EQUAL = 5.0  # points of coherence up to which two are called equal
 _N_SHOWN = 6  # layers whose tokens the page names
 _HOW = {
@@ -175,8 +176,10 @@ class VectorQuality(Record):
                 yield f"the pairs given lead to another direction than the vector (cosine {self.reproduced[at]:.2f})"
             if not self.stability.pairwise[at].low > 0:
                 yield "two pairs' differences do not surely agree"
-            if not self.stability.reliability[at] >= 0.8:
+            if not self.stability.reliability[at] >= _ALIKE:
                 yield f"as many other pairs would give another direction (cosine {self.stability.reliability[at]:.2f})"
+        if self.again is not None and not self.again.cosine[at].estimate >= _ALIKE:
+            yield f"found anew it is another direction (cosine {_say_spread(self.again, at)})"
         if self.separation is not None and not self.separation.auroc[at].low > 0.5:
             yield "held-out answers are not surely told apart"
         if self.style is not None and self.style.auroc[at].low > 0.5:
