@@ -84,7 +84,7 @@ def test_the_heads_with_a_difference_are_chosen_the_largest_first(info):
 
 
 def test_of_heads_that_are_equally_accurate_the_earliest_are_chosen_and_the_figure_says_how_many_there_are(info):
-    planted = [(layer, head, 0, 9.0) for layer in range(N_LAYERS) for head in range(N_HEADS)]
+    planted = [(*at, 9.0) for at in np.ndindex(N_LAYERS, N_HEADS, D_HEAD)]
     choice = choose_heads(make_pairs(info, n=6, planted=planted), 8, folds=2)
     assert choice.heads == (*((0, head) for head in range(6)), (1, 0), (1, 1))
     assert "the best, 18 of them, 100%" in choice.plot().layout.title.text
