@@ -6,7 +6,8 @@ Each trait's responses are sampled again as the survey sampled them, from the sa
 survey's own vector rests on those that its judge let pass, so what is measured is near it and not the same. It is
 measured at the layer that the survey chose, and the measures are correlated over traits with what the survey's steering
 did. The predictor of arXiv 2505.22637, the agreement of single differences, was named in advance; the others are there
-to be compared with it. Vectors of --card traits that come with the package get their whole cards.
+to be compared with it. Vectors of --card traits that come with the package get their whole cards, for which they are
+found anew: sampled ones under other seeds, the others from other written answers.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from persona_lens.models.loading import EMBEDDED_MODEL
 from persona_lens.reproduction.arguments import BaseArguments, read_traits
 from persona_lens.reproduction.comparison import EQUAL_COHERENCE, Comparison, Setting
 from persona_lens.reproduction.entrance import enter
+from persona_lens.reproduction.judges import prepare_judges
 from persona_lens.statistics import Interval
 from persona_lens.tensors import cosine, mean_difference
 from persona_lens.traits import load_written_examples
@@ -42,9 +44,18 @@ SURVEY = "trait_survey"
 
 @dataclass(frozen=True)
 class Profile:
-    """How many written examples a card rests on; None takes all."""
+    """How large a card is.
+
+    Args:
+        n_examples: Written examples that it rests on; None takes all.
+        seeds: Under which a sampled vector is found anew.
+    """
 
     n_examples: int | None = None
+    seeds: tuple[int, ...] = (1, 2)
+
+
+TINY = Profile(6, ())
 
 
 @dataclass(frozen=True)
@@ -75,7 +86,8 @@ def run(arguments: Arguments) -> VectorQualities:
         raise SystemExit(f"{path} holds fewer than two traits with a vector: there is nothing to correlate.")
     model, sizes = arguments.load_model(), survey.config["profile"]
     parts = {"experiment": NAME, "survey": survey.config, "card": list(arguments.card)}
-    config, run = arguments.begin(model, Profile(6 if arguments.tiny else None), parts)
+    profile = TINY if arguments.tiny else Profile()
+    config, run = arguments.begin(model, profile, parts)
     if survey.config["model"]["fingerprint"] != config["model"]["fingerprint"]:
         raise SystemExit(f"{path} is a survey of {survey.config['model']['name']}, another model than this.")
     names = arguments.trait or [row.trait for row in rows]
@@ -88,7 +100,7 @@ def run(arguments: Arguments) -> VectorQualities:
             pairs[row.trait] = sample_surveyed_pairs(model, trait, sizes, arguments)
             advance(1)
     cards = [
-        run.load_or_measure(f"card-{trait}", VectorQuality, partial(make_card, model, trait, arguments))
+        run.load_or_measure(f"card-{trait}", VectorQuality, partial(make_card, model, trait, profile, arguments))
         for trait in arguments.card
     ]
     return VectorQualities(config, tuple(predict(model, row, pairs) for row in rows), tuple(cards))
@@ -151,15 +163,37 @@ def measure(
     }
 
 
-def make_card(model: HookedModel, trait: str, arguments: Arguments) -> VectorQuality:
+def make_card(model: HookedModel, trait: str, profile: Profile, arguments: Arguments) -> VectorQuality:
     """Make the card of a trait's bundled vector; of another model, of the vector read from written answers."""
-    n_examples = 6 if arguments.tiny else None
-    data = pl.vectors.read_quality_data(model, trait, n_examples=n_examples)
-    if arguments.model == EMBEDDED_MODEL:
+    data = pl.vectors.read_quality_data(model, trait, n_examples=profile.n_examples)
+    training, judging = (load_written_examples(trait, half)[: profile.n_examples] for half in ("training", "judging"))
+    if arguments.model != EMBEDDED_MODEL:
+        vector, null = pl.read_persona_vector(model, trait, training), None
+    else:
         vector = pl.load_vector(trait)
-        return vector.quality(model, data, null=read_null(arguments.out, vector))
-    examples = load_written_examples(trait, "training")[:n_examples]
-    return pl.read_persona_vector(model, trait, examples).quality(model, data)
+        null = read_null(arguments.out, vector)
+    if "examples" not in vector.provenance:
+        pairs, again = sample_again(model, vector, profile, arguments)
+        return vector.quality(model, replace(data, pairs=pairs), again=again or None, null=null)
+    other = pl.read_persona_vector(model, trait, judging)
+    other = replace(other, provenance={"source": "the other half of the written answers"})
+    return vector.quality(model, data, again=other, null=null)
+
+
+def sample_again(
+    model: HookedModel, vector: pl.PersonaVector, profile: Profile, arguments: Arguments
+) -> tuple[ActivationPairs, tuple[pl.PersonaVector, ...]]:
+    """Sample the pairs of a bundled vector as its evidence did, and find it under other seeds."""
+    found = SteeringEvidence.load(arguments.out / f"steering_evidence_{vector.trait}.json")
+    sizes, told, run = found.config["profile"], vector.provenance, arguments.share(model)
+    (trait,) = read_traits([vector.trait], sizes["n_pairs"], sizes["n_questions"])
+    once = pl.Sampling(told["max_new_tokens"], told["temperature"], seed=told["seed"])
+    judge = prepare_judges(model, trait, once, run).reader
+    sampling = replace(once, rollouts=told["rollouts"])
+    pairs = pl.vectors.sample_pairs(model, trait, judge=judge, sampling=sampling, run=run)
+    if not profile.seeds:
+        return pairs, ()
+    return pairs, pl.vectors.extract_again(vector, model, trait, seeds=profile.seeds, judge=judge, run=run)
 
 
 def read_null(folder: Path, vector: pl.PersonaVector) -> NullMargin | None:
@@ -194,6 +228,7 @@ def compare_with_null(found: Comparison, condition: str, setting: Setting) -> Nu
         margin=above,
         coherence=found.coherence(condition),
         null_coherence=found.coherence(EQUAL_COHERENCE),
+        scale=found.null_step / abs(setting.step),
     )
 
 

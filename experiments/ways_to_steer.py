@@ -31,6 +31,7 @@ from persona_lens.evaluation import (
     rescore,
 )
 from persona_lens.evaluation.capability import load_ordinary_texts
+from persona_lens.evaluation.null_margin import interpolate_strength
 from persona_lens.judges.embedding import EmbeddingJudge
 from persona_lens.judges.encoders import TextEncoder
 from persona_lens.judges.judgement import IdentifiedJudge
@@ -41,7 +42,7 @@ from persona_lens.reproduction.bench import extract_or_keep_all, measure_lengths
 from persona_lens.reproduction.entrance import enter
 from persona_lens.reproduction.estimated import WrittenReadings, read_written
 from persona_lens.reproduction.judges import Judges, prepare_judges
-from persona_lens.reproduction.ways import DivergenceMeter, Strength, Way, find_strengths, interpolate_strength
+from persona_lens.reproduction.ways import DivergenceMeter, Strength, Way, find_strengths
 from persona_lens.run import Run
 from persona_lens.streams import Stream
 from persona_lens.tensors.directions import sample_random_directions
@@ -217,7 +218,7 @@ def meet_coherence(
     found = {}
     for way in ways:
         tried = [coherence[f"{way.name}, level {level}"] for level in range(len(levels[way.name]))]
-        strength = interpolate_strength(levels[way.name], tried, target)
+        strength = interpolate_strength([one.strength for one in levels[way.name]], tried, target)
         found[way.name] = Strength(strength, meter.measure(way.make(strength)))
     return found
 

@@ -33,6 +33,7 @@ def test_the_numbers_are_those_that_the_published_figures_rest_on():
         "ROLES": 330, "PERSONA_SPACE": 331,
         "CONVERSATIONS": 340, "DRIFT": 350,
         "ORDINARY_RESPONSES": 326, "ALARMS": 321,
+        "NULL_MARGIN": 360,
         "SHUFFLED_WORDS": 200,
         "REAL_CONVERSATIONS": 230,
         "CONTENTS": 370, "AUTOENCODER": 355,

@@ -56,8 +56,10 @@ class ValidArguments:
         info = pl.describe_model(model)
         directions = torch.randn(3, 48, generator=torch.Generator().manual_seed(0))
         by_position = dict.fromkeys(("response_mean", "prompt_mean", "last_prompt"), directions)
+        found = {"trait": tiny_trait().fingerprint, "judge": "none", "seed": 0, "rollouts": 1, "max_new_tokens": 4}
         tried = {"setting": {"layer": 1, "coefficient": 1.0}}
-        self.vector = pl.PersonaVector("loud", info, by_position, provenance=tried)
+        provenance = found | tried | {"temperature": 1.0, "top_p": 1.0}
+        self.vector = pl.PersonaVector("loud", info, by_position, provenance=provenance)
         self.data = folder / "rows.jsonl"
         self.data.write_text(
             '{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes."}]}\n' * 4

@@ -106,7 +106,7 @@ class Truth(Result):
     def _draw_layers(self, figure: go.Figure) -> None:
         for index, one in enumerate(self.transfers):
             label, color, symbol = ESTIMATOR_STYLES[one.estimator]
-            aside = 0.12 * (index - 1.5)  # so that the bars do not hide each other
+            aside = 0.15 * (index - (len(self.transfers) - 1) / 2)  # so that the bars do not hide each other
             layers = [layer + aside for layer in range(len(one.accuracy_by_layer))]
             look = {"mode": "lines+markers", "marker": {"symbol": symbol, "size": 7}, "line": {"color": color}}
             bars = {"width": 0, "thickness": 1}
@@ -138,17 +138,20 @@ class Truth(Result):
 
     def _draw_effects(self, figure: go.Figure) -> None:
         names = [*(f"{one.kind}<br>(layer {one.layer}, {one.coefficient:g} ×)" for one in self.judgements)]
-        for index, (name, (label, color, symbol)) in enumerate(ESTIMATOR_STYLES.items()):
+        tried = {effect.estimator for one in self.judgements for effect in one.effects}
+        shown = [name for name in ESTIMATOR_STYLES if name in tried]
+        for index, name in enumerate(shown):
+            label, color, symbol = ESTIMATOR_STYLES[name]
             found = [(at, effect) for at, one in enumerate(self.judgements) for effect in one.effects]
             mine = [(at, effect) for at, effect in found if effect.estimator == name]
-            x = [at + 0.15 * (index - 1.5) for at, _ in mine]
+            x = [at + 0.15 * (index - len(shown) / 2) for at, _ in mine]
             look = {"mode": "markers", "marker": {"symbol": symbol, "size": 10, "color": color}}
             add_points(figure, 3, 1, x, [effect.shift for _, effect in mine], label, look, in_legend=False)
         figure.add_trace(
             go.Scatter(
-                x=[at + 0.38 for at, one in enumerate(self.judgements) for _ in one.random],
+                x=[at + 0.15 * len(shown) / 2 for at, one in enumerate(self.judgements) for _ in one.random],
                 y=[value for one in self.judgements for value in one.random], mode="markers",
-                name="random directions of the same length, one a point",
+                name="random directions of the same length, each a dash",
                 marker={"symbol": "line-ew-open", "size": 9, "color": GREY},
             ),
             row=3, col=1,
@@ -163,14 +166,14 @@ class Truth(Result):
     def _find(self) -> str:
         best = max(self.transfers, key=lambda one: one.accuracy.estimate)
         label = ESTIMATOR_STYLES[best.estimator][0]
-        can = "tells" if self.auroc_by_kind.low > 0.5 else "does not surely tell"
+        can = "tells true from false" if self.auroc_by_kind.low > 0.5 else "does not surely know"
         furthest = max(self.effects, key=lambda one: one.above_random.estimate)
         along = ESTIMATOR_STYLES[furthest.estimator][0]
-        moved = f"moves its answer {say(furthest.above_random)} logits further than random directions"
+        moved = f"moves its answer {say(furthest.above_random)} logits beyond random ones"
         surely = any(one.above_random.low > 0 for one in self.effects)
         return (
-            f"Found on one kind, the {label} is right about statements of others as often as {best.accuracy:.2f}; "
-            f"asked, the model {can} true from false (AUROC {say(self.auroc_by_kind)}); "
+            f"On kinds that it was not found on, the {label} is right {best.accuracy:.2f} of the time; asked, the "
+            f"model {can} (AUROC {say(self.auroc_by_kind)}); "
             + (f"the {along} {moved}" if surely else f"no direction surely moves its answer; the {along} {moved}")
         )
 

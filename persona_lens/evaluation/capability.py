@@ -25,7 +25,7 @@ from persona_lens.evaluation.multiple_choice import MultipleChoiceItem, load_mul
 from persona_lens.evaluation.predictions import measure_predictions
 from persona_lens.interventions.hooks import intervention_hooks
 from persona_lens.models.hooked_model import HookedModel
-from persona_lens.models.hooks.intervention import Intervention, check_interventions, check_no_windows
+from persona_lens.models.hooks.intervention import Intervention, check_interventions
 from persona_lens.models.hooks.points import FiringWatch, HookPair
 from persona_lens.models.loading import ModelInfo, describe_model
 from persona_lens.models.text.chat import Message, build_messages, encode_conversation
@@ -123,8 +123,9 @@ def measure_capability(
 
     Args:
         model: HookedTransformer or TransformerBridge, with whatever hooks are on it.
-        hooks: An intervention, done at every token; or TransformerLens ``(name, fn)`` pairs. Attached around every
-            forward pass and removed after it.
+        hooks: An intervention, done at every token, or during its windows; or TransformerLens ``(name, fn)`` pairs.
+            Attached around every forward pass and removed after it. Windows count the tokens that are predicted: those
+            of an item's answer, and of a text all from its first predicted one on, as if the model were writing it.
         texts: Ordinary texts that the model was not fitted on, two or more; None takes 40 bundled paragraphs.
         items: Two or more; None takes the bundled ones. See :func:`load_multiple_choice`.
         batch_size: Rows of a forward pass; its logits take ``batch_size * max_tokens * vocab`` numbers.
@@ -136,8 +137,8 @@ def measure_capability(
         The three measures with their 95 % intervals.
 
     Raises:
-        InvalidArgumentError: Fewer than two texts or items, a text of fewer than two tokens, an unknown hook name, an
-            intervention with a window, or a number out of range.
+        InvalidArgumentError: Fewer than two texts or items, a text of fewer than two tokens, an unknown hook name, or
+            a number out of range.
         ContextLengthError: An item exceeds the model's context.
         HookNeverFiredError: The forward pass did not reach one of ``hooks``.
 
@@ -156,10 +157,10 @@ def measure_capability(
     if not 3 <= max_tokens <= model.cfg.n_ctx:
         rule = f"be in [3, {model.cfg.n_ctx}], the model's context"
         raise InvalidArgumentError.of("max_tokens", rule, max_tokens)
+    windowed = hooks if isinstance(hooks, Intervention) and hooks.has_windows else None
     if isinstance(hooks, Intervention):
         check_interventions(model, [hooks])
-        check_no_windows("hooks", hooks, "ordinary text has no response to count from")
-        hooks = intervention_hooks(hooks)
+        hooks = intervention_hooks(hooks)  # of one with windows the names alone: its tokens differ from text to text
     unknown = [name for name, _ in hooks if name not in model.hook_dict]
     if unknown:
         raise InvalidArgumentError.of("hooks", "name hook points in model.hook_dict", unknown)
@@ -179,8 +180,14 @@ def measure_capability(
         for choice in item.choices
     ]
     watch = FiringWatch()
-    watched = [(name, watch.watch(name, fn)) for name, fn in hooks]
-    score = partial(measure_predictions, model, make_hooks=lambda _: watched, batch_size=batch_size)
+
+    def make_hooks(batch: Sequence[TokenSpans]) -> list[HookPair]:
+        done = hooks
+        if windowed is not None:
+            done = intervention_hooks(windowed, prompt_length=[span.response_start for span in batch])
+        return [(name, watch.watch(name, fn)) for name, fn in done]
+
+    score = partial(measure_predictions, model, make_hooks=make_hooks, batch_size=batch_size)
     with run.progress("measuring capability", len(paragraphs) + len(answers)) as advance:
         ordinary = score(paragraphs, compare=bool(hooks), advance=advance)
         watch.check("Is the hook point switched off in model.cfg?")

@@ -51,19 +51,21 @@ def measure_predictions(
         compare: Whether the model runs without the hooks too, for the divergences.
         advance: Called with the number of spans that are done.
     """
-    # A last token predicts nothing and is not fed; responses of one token then share a row with their prompt's others.
-    members: dict[tuple[int, ...], list[int]] = {}
+    # A last token predicts nothing and is not fed; responses of one token then share a row with their prompt's others,
+    # if they begin at one place, which hooks may depend on.
+    members: dict[tuple[tuple[int, ...], int], list[int]] = {}
     for index, span in enumerate(spans):
-        members.setdefault(span.tokens[: span.response_end - 1], []).append(index)
-    rows = sorted(members, key=lambda fed: (len(fed), fed))
+        members.setdefault((span.tokens[: span.response_end - 1], span.response_start), []).append(index)
+    rows = sorted(members, key=lambda row: (len(row[0]), *row))
     found = torch.zeros(2, len(spans), dtype=torch.float64)
     for at in range(0, len(rows), batch_size):
         batch = rows[at : at + batch_size]
-        with attached(model, make_hooks([spans[members[fed][0]] for fed in batch])):
-            logits = _forward(model, batch)
-        reference = _forward(model, batch) if compare else None
-        for row, fed in enumerate(batch):
-            for index in members[fed]:
+        fed = [tokens for tokens, _ in batch]
+        with attached(model, make_hooks([spans[members[one][0]] for one in batch])):
+            logits = _forward(model, fed)
+        reference = _forward(model, fed) if compare else None
+        for row, one in enumerate(batch):
+            for index in members[one]:
                 span = spans[index]
                 predicting = slice(span.response_start - 1, span.response_end - 1)
                 log_q = logits[row, predicting].float().log_softmax(dim=-1)
@@ -73,7 +75,7 @@ def measure_predictions(
                     found[1, index] = (
                         token_divergence(reference[row, predicting], logits[row, predicting]).double().sum()
                     )
-        advance(sum(len(members[fed]) for fed in batch))
+        advance(sum(len(members[one]) for one in batch))
     n_tokens = torch.tensor([len(span.response_tokens) for span in spans], dtype=torch.float64)
     return Predictions(found[0], found[1], n_tokens)
 

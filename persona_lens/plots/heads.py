@@ -33,7 +33,8 @@ def plot_heads(choice: HeadChoice) -> go.Figure:
     figure = go.Figure(
         go.Heatmap(
             x=list(range(n_layers)), y=list(range(n_heads)), z=accuracies.T.tolist(), zmin=0.4, zmax=1,
-            colorscale="Cividis", colorbar={"title": "held-out<br>accuracy", "tickformat": ".0%"},
+            colorscale="Cividis",
+            colorbar={"title": {"text": "held-out accuracy", "side": "right"}, "tickformat": ".0%"},
             hovertemplate="layer %{x}, head %{y}: %{z:.0%}<extra></extra>",
         )
     )  # fmt: skip
@@ -50,11 +51,13 @@ def plot_heads(choice: HeadChoice) -> go.Figure:
     n = choice.n_questions
     highest = float(binom.ppf(1 - 0.05 / (n_layers * n_heads), n, 0.5)) / n
     n_above = int((accuracies > highest).sum())
-    layer, head = choice.heads[0]
+    best = float(accuracies.max())
+    n_best = int((accuracies == best).sum())
+    (layer, head), *_ = choice.heads
+    which = f"layer {layer} head {head}" if n_best == 1 else f"{n_best} of them"
     finding = (
         f"{html.escape(choice.trait)}: {n_above} of {n_layers * n_heads} heads tell its answers apart above chance;<br>"
-        f"the best, layer {layer} head {head}, {float(accuracies[layer, head]):.0%} of those held out "
-        f"(median head {float(accuracies.median()):.0%})"
+        f"the best, {which}, {best:.0%} of those held out (median head {float(accuracies.median()):.0%})"
     )
     subtitle = (
         f"{html.escape(choice.model.name)}, {choice.n_pairs} pairs of written answers to {n} questions, {choice.folds} "

@@ -142,23 +142,3 @@ def _guess(known: Sequence[Strength], target: float) -> float:
     outer = known[-1] if known[-1].kl < target else known[0]
     factor = math.sqrt(target / outer.kl) if outer.kl > 0 else 4.0
     return outer.strength * min(max(factor, 0.25), 4.0)
-
-
-def interpolate_strength(levels: Sequence[Strength], coherences: Sequence[float], target: float) -> float:
-    """Return the strength at which coherence falls to a target, between the first two levels where it does.
-
-    Coherence is noisy: what rises again at a higher level does not count. The strongest level stands where none falls
-    so low, the weakest where all do.
-
-    Args:
-        levels: By ascending strength.
-        coherences: Mean coherence at each.
-        target: Coherence asked for.
-    """
-    if coherences[0] <= target:
-        return levels[0].strength
-    for (weak, before), (strong, after) in pairwise(zip(levels, coherences, strict=True)):
-        if after <= target:
-            share = (before - target) / (before - after)
-            return weak.strength * math.pow(strong.strength / weak.strength, share)
-    return levels[-1].strength

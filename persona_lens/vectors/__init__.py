@@ -1,5 +1,6 @@
 """Persona vectors: the type, and how they are found."""
 
+from persona_lens.vectors.again import extract_again
 from persona_lens.vectors.classification import LinearClassifier, fit_classifier, score_held_out
 from persona_lens.vectors.cleaned import CleanedDifference, WithoutShared
 from persona_lens.vectors.contents.autoencoder_training import AutoencoderSettings, train_autoencoder
@@ -27,6 +28,7 @@ from persona_lens.vectors.quality.assessing import assess_vector
 from persona_lens.vectors.quality.card import NullMargin, VectorQuality
 from persona_lens.vectors.quality.confounds import StyleConfound, correlate_length, measure_style
 from persona_lens.vectors.quality.data import QualityData, read_quality_data
+from persona_lens.vectors.quality.repeats import Repeats, compare_repeats
 from persona_lens.vectors.quality.separation import Separation, cross_validate_separation, measure_separation
 from persona_lens.vectors.quality.specificity import Specificity, measure_specificity
 from persona_lens.vectors.quality.stability import Stability, measure_stability
@@ -39,16 +41,16 @@ __all__ = [
     "TOKEN_POSITIONS", "ActivationPairs", "AutoencoderSettings", "CleanedDifference", "DecompositionCheck",
     "Estimator", "ExtractionCounts", "FeatureCosine", "FirstComponent", "HeadChoice", "HeadPairs", "JacobianLayer",
     "JacobianWords", "LayerDirections", "LinearClassifier", "LogisticProbe", "MeanDifference", "NullMargin",
-    "OrdinaryProjections", "PersonaVector", "QualityData", "Reconstruction", "Separation", "ShrunkLDA",
-    "SparseAutoencoder", "SparseSum", "Specificity", "Stability", "StyleConfound", "TokenPosition",
-    "UnembeddedLayer", "Unembedding", "VectorQuality", "WithoutShared", "assess_vector", "check_decomposition",
-    "choose_heads", "correlate_length", "cross_validate_separation", "extract_persona_vector", "find_vector",
-    "fit_classifier", "list_ready_vectors", "load_autoencoder", "load_vector", "measure_reconstruction",
-    "measure_separation", "measure_specificity", "measure_stability", "measure_style", "optimise_vector",
-    "rank_features", "read_assistant_axis", "read_autoencoder", "read_control_vector", "read_head_pairs",
-    "read_jacobian_words", "read_last_tokens", "read_pairs", "read_paper_vector", "read_persona_vector",
-    "read_quality_data", "read_response_means", "read_response_tokens", "read_statements", "read_steering_vector",
-    "read_trait_interp", "read_unembedding", "sample_pairs", "score_held_out", "sum_sparsely",
-    "sum_token_directions", "train_autoencoder", "write_assistant_axis", "write_control_vector",
-    "write_paper_vector", "write_steering_vector", "write_trait_interp",
+    "OrdinaryProjections", "PersonaVector", "QualityData", "Reconstruction", "Repeats", "Separation", "ShrunkLDA",
+    "SparseAutoencoder", "SparseSum", "Specificity", "Stability", "StyleConfound", "TokenPosition", "UnembeddedLayer",
+    "Unembedding", "VectorQuality", "WithoutShared", "assess_vector", "check_decomposition", "choose_heads",
+    "compare_repeats", "correlate_length", "cross_validate_separation", "extract_again", "extract_persona_vector",
+    "find_vector", "fit_classifier", "list_ready_vectors", "load_autoencoder", "load_vector",
+    "measure_reconstruction", "measure_separation", "measure_specificity", "measure_stability", "measure_style",
+    "optimise_vector", "rank_features", "read_assistant_axis", "read_autoencoder", "read_control_vector",
+    "read_head_pairs", "read_jacobian_words", "read_last_tokens", "read_pairs", "read_paper_vector",
+    "read_persona_vector", "read_quality_data", "read_response_means", "read_response_tokens", "read_statements",
+    "read_steering_vector", "read_trait_interp", "read_unembedding", "sample_pairs", "score_held_out", "sum_sparsely",
+    "sum_token_directions", "train_autoencoder", "write_assistant_axis", "write_control_vector", "write_paper_vector",
+    "write_steering_vector", "write_trait_interp",
 ]  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -369,7 +370,7 @@ class PersonaVector:
         *,
         estimator: Estimator | None = None,
         layer: int | None = None,
-        again: PersonaVector | None = None,
+        again: PersonaVector | Sequence[PersonaVector] | None = None,
         null: NullMargin | None = None,
     ) -> VectorQuality:
         """Measure how stable, separating, confounded, specific and legible the vector is: its quality card.

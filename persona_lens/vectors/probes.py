@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float
+from numpy import ndarray
 from torch import Tensor
 
 from persona_lens.checking import checked
@@ -20,6 +21,8 @@ from persona_lens.vectors.pairs import check_sides
 
 # The optimiser's own limit of 100 steps is too few where classes are almost separable.
 _MOST_STEPS = 10_000
+# As a share of the largest: what is less is rounding.
+_LEAST_VARIANCE = 1e-12
 
 
 @checked
@@ -128,6 +131,17 @@ class ShrunkLDA:
         floor = shrinkage * mean_variance
         variances = (1 - shrinkage) * singular**2 / len(within) + floor
         if floor == 0:
-            return torch.from_numpy(axes.T @ (axes @ difference / variances)).float()
+            return torch.from_numpy(_whiten_unshrunk(difference, axes, variances)).float()
         whitened = difference / floor + axes.T @ (axes @ difference * (1 / variances - 1 / floor))
         return torch.from_numpy(whitened).float()
+
+
+def _whiten_unshrunk(difference: ndarray, axes: ndarray, variances: ndarray) -> ndarray:
+    """Whiten by a covariance that nothing is added to; what lies where nothing varies outweighs all the rest."""
+    varies = variances > _LEAST_VARIANCE * variances.max()
+    axes, variances = axes[varies], variances[varies]
+    outside: ndarray = difference - axes.T @ (axes @ difference)
+    if np.linalg.norm(outside) > 1e-9 * np.linalg.norm(difference):
+        return outside
+    whitened: ndarray = axes.T @ (axes @ difference / variances)
+    return whitened

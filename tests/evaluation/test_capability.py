@@ -27,6 +27,7 @@ from persona_lens.evaluation.capability import (
     load_multiple_choice,
     measure_capability,
 )
+from persona_lens.interventions import Window
 from persona_lens.statistics.bootstrap import t_interval_of_moments
 from tests.backends import BACKENDS
 from tests.tiny import make_tokenizer
@@ -141,6 +142,40 @@ def test_perplexity_and_kl_are_those_of_each_text_alone_pooled_over_tokens(model
 def test_an_item_is_answered_with_the_choice_likeliest_a_token(model, hooks):
     agreeing = [mark_likeliest(model, item, as_chat, hooks).answer == item.answer for item in ITEMS]
     assert measure(model, hooks).accuracy.estimate == pytest.approx(sum(agreeing) / len(ITEMS))
+
+
+@pytest.mark.parametrize("window", [Window(stop=2), Window(start=1, every=3)])
+def test_windows_count_the_tokens_that_are_predicted(model, window):
+    """Those of an answer from the prompt's last token on; of a text from its first, as if it were being written."""
+    direction = 3 * torch.linspace(-2, 2, model.cfg.d_model)
+    during = pl.Intervention.of(1, pl.tensors.Add(direction, 1.0)).during(window)
+    done = pl.Intervention.of(0, pl.tensors.Add(-direction, 1.0)) + during
+
+    def act(start):
+        def push_within(residual, hook):
+            chosen = torch.tensor([at - (start - 1) in window for at in range(residual.shape[1])])
+            return residual + chosen[None, :, None] * direction
+
+        return [("blocks.0.hook_resid_post", lambda residual, hook: residual - direction), (NAME, push_within)]
+
+    nll, kl, n_tokens = 0.0, 0.0, 0
+    for text in TEXTS:
+        tokens = [model.tokenizer.bos_token_id, *model.tokenizer(text, add_special_tokens=False)["input_ids"]]
+        q, p = predict_alone(model, tokens, act(2)), predict_alone(model, tokens)
+        for i in range(1, len(tokens) - 1):
+            nll -= float(q[i, tokens[i + 1]])
+            kl += float((p[i].exp() * (p[i] - q[i])).sum())
+            n_tokens += 1
+    marked = []
+    for item in ITEMS:
+        prompt = model.tokenizer(as_chat(item.question), add_special_tokens=False)["input_ids"]
+        marked.append(mark_likeliest(model, item, as_chat, act(1 + len(prompt))))
+    found = measure(model, done, items=marked, batch_size=3)
+    assert found.perplexity.estimate == pytest.approx(math.exp(nll / n_tokens), rel=1e-4)
+    assert found.kl.estimate == pytest.approx(kl / n_tokens, rel=1e-4)
+    assert found.accuracy.estimate == 1
+    always = pl.Intervention(tuple(replace(step, window=None) for step in done.steps))
+    assert measure(model, always, items=marked).kl.estimate != pytest.approx(found.kl.estimate, rel=0.01)
 
 
 def test_the_accuracy_follows_which_choice_is_called_right(model):

@@ -5,6 +5,7 @@ import persona_lens as pl
 from persona_lens.evaluation.ordinary import sample_ordinary_spans
 from persona_lens.evaluation.predictions import measure_predictions
 from persona_lens.interventions import intervention_hooks
+from persona_lens.models import TokenSpans
 from tests.interventions.test_steering import make_vector
 
 QUESTIONS = [f"What is {i}?" for i in range(11)]
@@ -44,6 +45,20 @@ def test_the_same_hooks_on_both_sides_are_no_divergence(tiny_model, vector, span
     with pl.steering(tiny_model, vector, layer=1):
         found = measure_predictions(tiny_model, spans[:3], lambda batch: [], batch_size=2, compare=True)
     assert found.divergences.abs().max() == 0
+
+
+def test_responses_of_the_same_text_that_begin_elsewhere_share_no_row(tiny_model):
+    """Hooks may depend on where a response begins; one-token responses to one prompt do share theirs."""
+    tokens, asked = (5, 6, 7, 8, 9), []
+    spans = [TokenSpans(tokens, 4, 5), TokenSpans(tokens, 2, 5), TokenSpans((*tokens[:4], 11), 4, 5)]
+
+    def make_hooks(batch):
+        asked.extend(one.response_start for one in batch)
+        return []
+
+    found = measure_predictions(tiny_model, spans, make_hooks, batch_size=4, compare=False)
+    assert sorted(asked) == [2, 4]
+    assert found.n_tokens.tolist() == [1, 3, 1]
 
 
 def test_every_span_is_counted_as_done_once(tiny_model, spans):

@@ -74,3 +74,11 @@ def test_what_cannot_be_judged_is_refused_before_the_model_runs(model, arguments
 def test_a_statement_that_does_not_fit_is_refused(tiny_model):
     with pytest.raises(pl.errors.ContextLengthError, match="eight examples"):
         judge_statements(tiny_model, ["Snow is cold."])
+
+
+def test_a_steered_model_is_refused(model):
+    with (
+        model.hooks(fwd_hooks=[("blocks.1.hook_resid_post", lambda residual, hook: residual)]),
+        pytest.raises(pl.errors.HooksPresentError),
+    ):
+        judge_statements(model, TEXTS)

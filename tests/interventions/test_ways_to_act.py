@@ -164,8 +164,6 @@ def test_windows_are_refused_where_a_response_has_no_beginning(model, vector):
     done = pl.steer(vector, layer=1).during(Window(stop=4))
     with pytest.raises(InvalidArgumentError, match="`positions` must be 'response' or 'all'"):
         sample(model, [SampleRequest(PROMPTS[0], (0,), done)], positions="prompt")
-    with pytest.raises(InvalidArgumentError, match="`hooks` must have no window here"):
-        pl.evaluation.measure_capability(model, done)
 
 
 def test_a_trace_shows_the_tokens_of_the_window(tiny_model):

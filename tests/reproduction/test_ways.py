@@ -4,12 +4,10 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 import persona_lens as pl
 from persona_lens.interventions import NOTHING, Intervention
-from persona_lens.reproduction.ways import DivergenceMeter, Strength, Way, find_strengths, interpolate_strength
+from persona_lens.reproduction.ways import DivergenceMeter, Way, find_strengths
 from persona_lens.tensors import Add, Rotate
 
 
@@ -64,21 +62,3 @@ def test_where_no_strength_costs_as_much_the_strongest_stands(meter, direction):
     assert strongest.strength == 2.0
     assert strongest.kl < 50
     assert weak.strength < strongest.strength
-
-
-@given(st.lists(st.floats(0, 100), min_size=2, max_size=5), st.floats(0, 100))
-def test_the_strength_of_a_coherence_lies_where_it_is_first_passed(coherences, target):
-    levels = [Strength(2.0**level, 0.1) for level in range(len(coherences))]
-    found = interpolate_strength(levels, coherences, target)
-    passed = next((index for index, one in enumerate(coherences) if one <= target), None)
-    if passed is None:
-        assert found == levels[-1].strength
-    elif passed == 0:
-        assert found == levels[0].strength
-    else:
-        assert levels[passed - 1].strength <= found <= levels[passed].strength * (1 + 1e-9)
-
-
-def test_between_two_levels_the_strength_is_taken_in_proportion():
-    levels = [Strength(1.0, 0.1), Strength(4.0, 0.2)]
-    assert interpolate_strength(levels, [80.0, 40.0], 60.0) == pytest.approx(2.0)

@@ -56,6 +56,8 @@ def test_a_direction_along_which_the_classes_do_not_differ_is_refused():
         fit_classifier(positive, negative, Across(), 0)
     with pytest.raises(pl.errors.InvalidArgumentError, match="gap"):
         LinearClassifier(torch.ones(2), 0.0, 0.0)
+    with pytest.raises(pl.errors.InvalidArgumentError, match="length above zero"):
+        fit_classifier(negative, negative, MeanDifference(), 0)
 
 
 def test_held_out_pairs_are_scored_by_a_direction_that_never_saw_their_fold(pairs):
@@ -75,3 +77,8 @@ def test_held_out_pairs_are_scored_by_a_direction_that_never_saw_their_fold(pair
 def test_folds_that_leave_nothing_out_or_do_not_fit_are_refused(pairs, folds, rule):
     with pytest.raises(pl.errors.InvalidArgumentError, match=rule):
         score_held_out(pairs, MeanDifference(), 1, folds)
+
+
+def test_a_layer_that_the_model_does_not_have_is_refused(pairs):
+    with pytest.raises(pl.errors.LayerOutOfRangeError):
+        score_held_out(pairs, MeanDifference(), 3, [0, 1] * 6)

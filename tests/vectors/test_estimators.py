@@ -318,3 +318,48 @@ def test_pairs_that_do_not_differ_have_no_direction(tiny_model):
     for estimator in SIMPLE:
         with pytest.raises(InvalidArgumentError, match="estimator"):
             find_vector(pairs, estimator)
+    assert not FirstComponent().estimate(same[:, 0], same[:, 0], 0).any()
+    still = torch.ones(4, 6)
+    assert not LogisticProbe().estimate(still, still, 0).any()
+
+
+class Across:
+    """A direction that every answer has as much of."""
+
+    def estimate(self, positive, negative, layer):
+        return torch.eye(48)[0]
+
+
+def test_a_direction_along_which_the_means_do_not_differ_is_refused(tiny_model):
+    pairs = make_pairs(tiny_model)
+    both = [one.index_fill(2, torch.tensor([0]), 1.0) for one in (pairs.positive, pairs.negative)]
+    with pytest.raises(InvalidArgumentError, match="means of the two classes differ"):
+        find_vector(make_pairs(tiny_model, positive=both[0], negative=both[1]), Across())
+
+
+def test_halves_are_of_the_questions_and_not_of_the_pairs(tiny_model):
+    pairs = make_pairs(tiny_model, questions=(0, 0, 0, 0, 1, 1, 1, 1))
+    halves = [find_vector(pairs.take(rows)).directions for rows in (range(4), range(4, 8))]
+    torch.testing.assert_close(find_vector(pairs).split_half_cosine["response_mean"], pl.cosine(*halves))
+
+
+def test_where_nothing_varies_a_difference_outweighs_all_others():
+    """Both classes vary by one step along the first axis, so that nothing is shrunk; along the second not at all."""
+    positive, negative = torch.tensor([[3.0, 1.0], [1.0, 1.0]]), torch.tensor([[-1.0, -1.0], [-3.0, -1.0]])
+    assert cosine(ShrunkLDA().estimate(positive, negative, 0), [0.0, 1.0]) > 1 - 1e-9
+    flat = torch.tensor([1.0, 0.0])
+    assert cosine(ShrunkLDA().estimate(positive * flat, negative * flat, 0), flat) > 1 - 1e-9
+
+
+def test_what_an_estimator_removes_fits_the_pairs(tiny_model):
+    ordinary = torch.randn(9, 3, 48, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(InvalidArgumentError, match="`ordinary` must be finite"):
+        CleanedDifference(ordinary / 0, 1)
+    cleaned = CleanedDifference(ordinary, 1)
+    for width, layer in ((7, 0), (48, 3), (48, -1)):
+        with pytest.raises(InvalidArgumentError, match="`ordinary` must have the pairs' width"):
+            cleaned.estimate(torch.randn(4, width), torch.randn(4, width), layer)
+    one, other = make_vectors(tiny_model, torch.randn(2, 3, 48))
+    elsewhere = pl.PersonaVector("x", other.model, {"last_prompt": other.directions}, "last_prompt")
+    with pytest.raises(InvalidArgumentError, match="one token position"):
+        WithoutShared((one, elsewhere))

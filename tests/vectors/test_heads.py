@@ -83,11 +83,19 @@ def test_the_heads_with_a_difference_are_chosen_the_largest_first(info):
         assert float(sigma) == pytest.approx(float(np.std(both.numpy())), rel=1e-5)
 
 
+def test_of_heads_that_are_equally_accurate_the_earliest_are_chosen_and_the_figure_says_how_many_there_are(info):
+    planted = [(*at, 9.0) for at in np.ndindex(N_LAYERS, N_HEADS, D_HEAD)]
+    choice = choose_heads(make_pairs(info, n=6, planted=planted), 8, folds=2)
+    assert choice.heads == (*((0, head) for head in range(6)), (1, 0), (1, 1))
+    assert "the best, 18 of them, 100%" in choice.plot().layout.title.text
+
+
 def test_accuracy_is_that_of_a_probe_written_by_hand(info):
     """Newton's method on the penalised likelihood of standardised outputs, over the same held-out questions."""
     from sklearn.model_selection import GroupKFold
 
-    pairs = make_pairs(info, n=12, planted=[(1, 2, 0, 0.6)])
+    pairs, units = make_pairs(info, n=12, planted=[(1, 2, 0, 0.6)]), torch.logspace(-2, 2, D_HEAD)
+    pairs = dataclasses.replace(pairs, positive=pairs.positive * units, negative=pairs.negative * units)
     found = measure_accuracies(pairs, 3, 5)
     labels, groups = np.repeat([1.0, 0.0], 12), np.tile(np.arange(12), 2)
     for layer, head in ((1, 2), (0, 0)):
@@ -129,10 +137,11 @@ def test_any_estimator_may_find_the_directions_and_its_sign_does_not_matter(info
         def estimate(self, positive, negative, layer):
             return self.share * (negative.mean(dim=0) - positive.mean(dim=0))
 
-    pairs = make_pairs(info, planted=[(2, 1, 3, 2.0)])
+    pairs = dataclasses.replace(make_pairs(info, planted=[(2, 1, 3, 2.0)]), provenance={"source": "made up"})
     plain, backwards = choose_heads(pairs, 3), choose_heads(pairs, 3, estimator=Backwards())
     assert backwards.estimator == {"kind": "Backwards", "share": 0.5}
     assert plain.estimator == {"kind": "MeanDifference"}
+    assert plain.provenance == {"source": "made up"}
     torch.testing.assert_close(plain.directions, backwards.directions)
     torch.testing.assert_close(plain.sigmas, backwards.sigmas)
 
@@ -172,6 +181,14 @@ def test_bad_choices_are_refused_by_name(info):
     stuck = dataclasses.replace(still, negative=still.positive)
     with pytest.raises(InvalidArgumentError, match=r"estimator.*layer 0, head 0"):
         choose_heads(stuck, 1, folds=2)
+
+    class Across:
+        def estimate(self, positive, negative, layer):
+            return torch.eye(D_HEAD)[0]
+
+    flat = dataclasses.replace(pairs, positive=still.negative, negative=still.negative)
+    with pytest.raises(InvalidArgumentError, match=r"vary along the direction at layer 0, head 0"):
+        choose_heads(flat, 1, estimator=Across(), folds=2)
     choice = choose_heads(pairs, 2, folds=2)
     for wrong in ({"heads": ()}, {"heads": ((3, 0), (0, 0))}, {"heads": ((0, 0), (0, 0))}, {"sigmas": torch.ones(3)}):
         with pytest.raises(InvalidArgumentError, match=next(iter(wrong))):

@@ -40,11 +40,11 @@ def test_a_card_holds_every_measure_of_every_layer_and_comes_back_from_its_file(
     assert card.missing == {}
     for measure in (
         card.stability.agreement, card.stability.cone, card.separation.auroc, card.separation.d_prime, card.length,
-        card.style.auroc, card.specificity[0].cosine, card.unembedding.layers, card.again, card.reproduced,
+        card.style.auroc, card.specificity[0].cosine, card.unembedding.layers, card.again.cosine, card.reproduced,
     ):  # fmt: skip
         assert len(measure) == 3
     assert card.reproduced == pytest.approx((1.0,) * 3)
-    assert card.again == pytest.approx((-1.0,) * 3)
+    assert [one.estimate for one in card.again.cosine] == pytest.approx([-1.0] * 3)
     card.save(tmp_path / "card.json")
     again = VectorQuality.load(tmp_path / "card.json")
     assert again.to_json() == card.to_json()
@@ -89,6 +89,7 @@ def test_concerns_are_what_is_sure_against_a_vector(card):
     good = replace(
         card,
         stability=stability,
+        again=replace(card.again, cosine=everywhere(0.9, 0.85, 0.95)),
         separation=replace(card.separation, auroc=everywhere(0.9, 0.8, 1.0)),
         length=everywhere(0.1, -0.1, 0.3),
         style=replace(card.style, auroc=everywhere(0.5, 0.4, 0.6)),
@@ -100,11 +101,13 @@ def test_concerns_are_what_is_sure_against_a_vector(card):
         "another direction than": {"reproduced": (0.5,) * 3},
         "do not surely agree": {"stability": replace(stability, pairwise=everywhere(0.1, -0.1, 0.3))},
         "other pairs would": {"stability": replace(stability, split_half=everywhere(0.5, 0.4, 0.6))},
+        "found anew": {"again": replace(card.again, cosine=everywhere(0.7, 0.7, 0.9))},
         "told apart": {"separation": replace(card.separation, auroc=everywhere(0.6, 0.4, 0.8))},
         "style": {"style": replace(card.style, auroc=everywhere(0.8, 0.6, 0.9))},
         "length": {"length": everywhere(-0.4, -0.6, -0.2)},
         "other traits": {"specificity": (replace(other, auroc=everywhere(0.2, 0.1, 0.4)),)},
         "equal coherence": {"null": replace(card.null, margin=Interval(1.0, -1.0, 3.0))},
+        "pushed less": {"null": replace(card.null, margin=Interval(5.0, 1.0, 9.0), null_coherence=56.0)},
     }
     for word, change in worse.items():
         (concern,) = replace(good, **change).list_concerns()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from persona_lens.checking import checked
@@ -12,6 +13,7 @@ from persona_lens.tensors.directions import cosine
 from persona_lens.vectors.quality.card import NullMargin, VectorQuality
 from persona_lens.vectors.quality.confounds import correlate_length, measure_style
 from persona_lens.vectors.quality.data import QualityData, read_quality_data
+from persona_lens.vectors.quality.repeats import compare_repeats
 from persona_lens.vectors.quality.separation import measure_separation
 from persona_lens.vectors.quality.specificity import measure_specificity
 from persona_lens.vectors.quality.stability import estimate_layers, measure_stability
@@ -30,7 +32,7 @@ def assess_vector(
     *,
     estimator: Estimator | None = None,
     layer: int | None = None,
-    again: PersonaVector | None = None,
+    again: PersonaVector | Sequence[PersonaVector] | None = None,
     null: NullMargin | None = None,
     seed: int = 0,
 ) -> VectorQuality:
@@ -45,13 +47,14 @@ def assess_vector(
         estimator: The way that the vector was found by; None is the mean difference.
         layer: Zero-based block index that the table is about; None takes the one that a bundled vector was tried at,
             else the middle one. Every layer is measured.
-        again: A second vector of the trait, such as one of another seed.
-        null: What sampling found, at equal coherence.
+        again: The vector found anew: those of other seeds, :func:`persona_lens.vectors.extract_again`, or one from
+            other written answers.
+        null: What sampling found, at equal coherence: :func:`persona_lens.evaluation.measure_null_margin`.
         seed: Of halvings, draws and random directions.
 
     Raises:
         ModelMismatchError: A vector or pairs of another model.
-        InvalidArgumentError: A vector with absent layers.
+        InvalidArgumentError: A vector with absent layers, or one found anew for another token position.
         LayerOutOfRangeError: The model has no such layer.
         HooksPresentError: The model carries hooks.
 
@@ -65,8 +68,7 @@ def assess_vector(
         got = f"{vector.trait!r} without one at layers {list(vector.absent)}"
         raise InvalidArgumentError.of("vector", "have a direction at every layer, for its card", got)
     shown = check_layer(_choose_layer(vector) if layer is None else layer, model.cfg.n_layers)
-    if again is not None and again.model.fingerprint != vector.model.fingerprint:
-        raise ModelMismatchError.of("again", f"come from the vector's model, {vector.model.name}", again.model.name)
+    repeats = None if again is None else compare_repeats(vector, again if isinstance(again, Sequence) else [again])
     if data is None:
         data = read_quality_data(model, vector.trait)
         if "examples" not in vector.provenance:  # the vector was not read from written answers
@@ -84,7 +86,7 @@ def assess_vector(
         layer=shown,
         reproduced=() if found is None else tuple(cosine(directions, found).tolist()),
         stability=None if data.pairs is None else measure_stability(data.pairs, estimator, seed=seed),
-        again=() if again is None else tuple(cosine(directions, again.directions.float().cpu()).tolist()),
+        again=repeats,
         separation=None if data.held_out is None else measure_separation(directions, data.held_out),
         length=correlate_length(directions, data.held_out, data.lengths)
         if data.held_out is not None and data.lengths

@@ -13,6 +13,7 @@ from persona_lens.models.loading import ModelInfo
 from persona_lens.records import Record, format_table
 from persona_lens.statistics import Interval
 from persona_lens.vectors.quality.confounds import StyleConfound
+from persona_lens.vectors.quality.repeats import Repeats
 from persona_lens.vectors.quality.separation import Separation
 from persona_lens.vectors.quality.specificity import Specificity
 from persona_lens.vectors.quality.stability import Stability
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 _SAME = 0.99  # cosine from which on pairs are taken for those that a vector was found from
+_ALIKE = 0.8  # cosine from which on two vectors are called alike
+_EQUAL = 5.0  # points of coherence up to which two are called equal
 _N_SHOWN = 6  # layers whose tokens the page names
 _HOW = {
     "stability": "pass `data` with the pairs that the vector was found from",
@@ -29,8 +32,8 @@ _HOW = {
     "length": "pass `data` with held-out pairs and their lengths",
     "style": "pass `data` with answers in the trait's style",
     "specificity": "pass `data` with other traits' pairs",
-    "again": "pass `again`, a second vector of the trait, such as one of another seed",
-    "null": "pass `null`: it takes sampling and a judge",
+    "again": "pass `again`, what extract_again finds under other seeds, or a vector from other written answers",
+    "null": "pass `null`, what measure_null_margin finds: it takes sampling and a judge",
 }
 
 
@@ -47,6 +50,7 @@ class NullMargin(Record):
             directions and questions.
         coherence: Of the text steered with the vector.
         null_coherence: Of that under the random directions.
+        scale: How many times as long as the vector's push theirs was; None where that was not kept.
     """
 
     judge: str
@@ -55,6 +59,7 @@ class NullMargin(Record):
     margin: Interval
     coherence: float
     null_coherence: float
+    scale: float | None = None
 
 
 @checked
@@ -70,7 +75,7 @@ class VectorQuality(Record):
         reproduced: Cosine of the vector with the direction of the pairs that ``stability`` is measured on; where it is
             not 1, they are other pairs than the vector's.
         stability: How far it depends on which pairs it was found from.
-        again: Its cosine with a second vector of the trait, such as one of another seed.
+        again: How far it comes out the same when it is found anew.
         separation: How well it tells answers apart that it was not found from.
         length: Correlation of projections with the lengths of held-out answers, within the class.
         style: How far it reads the trait's style in place of the trait.
@@ -85,7 +90,7 @@ class VectorQuality(Record):
     layer: int
     reproduced: tuple[float, ...] = ()
     stability: Stability | None = None
-    again: tuple[float, ...] = ()
+    again: Repeats | None = None
     separation: Separation | None = None
     length: tuple[Interval, ...] = ()
     style: StyleConfound | None = None
@@ -120,8 +125,9 @@ class VectorQuality(Record):
             yield "cosine of two halves (95 % of halvings)", str(found.split_half[at]), "noise: 0"
             yield "cosine of two wholes, by Spearman and Brown", f"{found.reliability[at]:.2f}", "noise: 0"
             yield "angle to that of endless pairs, degrees", f"{found.cone[at]:.0f}", "noise: 90"
-        if self.again:
-            yield "cosine with a second vector", f"{self.again[at]:.2f}", "noise: 0"
+        if self.again is not None:
+            found_anew = f"cosine of two, found anew ({'; '.join(self.again.sources)})"
+            yield found_anew, _say_spread(self.again, at), "noise: 0"
         if self.separation is not None:
             yield "held-out AUROC", str(self.separation.auroc[at]), "deaf: 0.5"
             yield "held-out d'", str(self.separation.d_prime[at]), "deaf: 0"
@@ -142,6 +148,7 @@ class VectorQuality(Record):
             where = (
                 f"layer {self.null.layer} × {self.null.coefficient:.2g}, {self.null.judge}; coherence "
                 f"{self.null.coherence:.0f}, theirs {self.null.null_coherence:.0f}"
+                + ("" if self.null.scale is None else f", at {self.null.scale:.2g} times its length")
             )
             yield (
                 f"points beyond random directions of equal coherence ({where})",
@@ -169,8 +176,10 @@ class VectorQuality(Record):
                 yield f"the pairs given lead to another direction than the vector (cosine {self.reproduced[at]:.2f})"
             if not self.stability.pairwise[at].low > 0:
                 yield "two pairs' differences do not surely agree"
-            if not self.stability.reliability[at] >= 0.8:
+            if not self.stability.reliability[at] >= _ALIKE:
                 yield f"as many other pairs would give another direction (cosine {self.stability.reliability[at]:.2f})"
+        if self.again is not None and not self.again.cosine[at].estimate >= _ALIKE:
+            yield f"found anew it is another direction (cosine {_say_spread(self.again, at)})"
         if self.separation is not None and not self.separation.auroc[at].low > 0.5:
             yield "held-out answers are not surely told apart"
         if self.style is not None and self.style.auroc[at].low > 0.5:
@@ -180,8 +189,12 @@ class VectorQuality(Record):
         heard = [f"{one.trait} {one.auroc[at]}" for one in self.specificity if _excludes(one.auroc[at], 0.5)]
         if heard:
             yield f"other traits are told from their opposites too (AUROC: {', '.join(heard)})"
-        if self.null is not None and not self.null.margin.low > 0:
-            yield "steering is not surely above random directions of equal coherence"
+        if self.null is not None:
+            if not self.null.margin.low > 0:
+                yield "steering is not surely above random directions of equal coherence"
+            spared = self.null.null_coherence - self.null.coherence
+            if spared > _EQUAL:
+                yield f"the random directions left text more coherent, by {spared:.0f} points: they were pushed less"
 
     def plot(self) -> Figure:
         """Draw every measure over layers; returns a plotly Figure."""
@@ -225,6 +238,11 @@ class VectorQuality(Record):
 
 def _excludes(interval: Interval, value: float) -> bool:
     return interval.low > value or interval.high < value
+
+
+def _say_spread(again: Repeats, at: int) -> str:
+    """Write one cosine, or the mean of several with the lowest and highest."""
+    return f"{again.cosine[at].estimate:.2f}" if len(again.sources) == 1 else str(again.cosine[at])
 
 
 def _say_tokens(tokens: tuple[tuple[str, float], ...]) -> str:
