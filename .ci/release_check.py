@@ -27,6 +27,7 @@ DIST = ROOT / "dist"
 DATA = (
     "py.typed",
     "live/static/*.js",
+    "live/static/app/*",
     "data/*.json*",
     "data/vectors/*.safetensors",
     "data/judges/*.json",

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import nan
 
 import torch
 from jaxtyping import Float
@@ -24,13 +23,13 @@ from torch import Tensor
 import persona_lens as pl
 from persona_lens.evaluation import Condition, rescore
 from persona_lens.evaluation.capability import load_ordinary_texts
+from persona_lens.evaluation.null_margin import interpolate_strength
 from persona_lens.models import HookedModel, unembed_directions
 from persona_lens.reproduction.arguments import CommonArguments, read_traits
 from persona_lens.reproduction.autoencoder import TrainedAutoencoder, prepare_autoencoder
 from persona_lens.reproduction.bench import shuffle_labels
 from persona_lens.reproduction.entrance import enter
 from persona_lens.reproduction.judges import Judges, prepare_judges
-from persona_lens.reproduction.ways import Strength, interpolate_strength
 from persona_lens.run import Run
 from persona_lens.streams import Stream
 from persona_lens.tensors.directions import sample_random_directions
@@ -281,8 +280,7 @@ class Bench:
         for kind in KINDS:
             n = len(pilots[kind])
             means = [float(torch.stack([rest.pop(0) for _ in range(n)]).nanmean()) for _ in steps]
-            levels = [Strength(step, nan) for step in steps]
-            met[kind] = interpolate_strength(levels, means, self.profile.coherence)
+            met[kind] = interpolate_strength(steps, means, self.profile.coherence)
             tried[kind] = tuple(means)
         return met, tried
 
