@@ -196,16 +196,10 @@ class SaeFeatures(Result):
         figure.update_layout(font={"color": INK})
 
     def say_finding(self) -> str:
-        """Say in one line what all judges agree on."""
+        """Say in one line what all judges agree on, at equal coherence."""
         surely = [one.trait for one in self.traits if self._surely(one, FEATURES)]
         vectors = [one.trait for one in self.traits if self._surely(one, VECTOR)]
-        n_out = sum(len(one.standing_out()) for one in self.traits)
-        total = sum(len(one.features) for one in self.traits)
-        chance = sum(one.expect_standing_out() for one in self.traits)
-        return (
-            f"at equal coherence the vector outdoes random directions for {_list(vectors)}, its nearest features for "
-            f"{_list(surely)}; {n_out} of {total} stand out ({chance:.0f} by chance)"
-        )
+        return f"the vector outdoes random directions for {_list(vectors)}, its nearest features for {_list(surely)}"
 
     def _surely(self, one: TraitContents, kind: str) -> bool:
         """Whether a kind outdoes what is random for all judges, wherever that leaves text as coherent."""

@@ -124,7 +124,10 @@ def list_effects(one: SaeFeatures) -> list[Row]:
             f"nearer features raise it further (Spearman's r), {reader}",
             [say(t.rank_agreement(list(t.scores)[place])) for t in one.traits],
         )
-    add("features beyond all random ones, by both judges", [str(len(t.standing_out())) for t in one.traits])
+    add(
+        "features beyond all random ones, by both judges (by chance)",
+        [f"{len(t.standing_out())} ({t.expect_standing_out():.1f})" for t in one.traits],
+    )
     return rows
 
 
