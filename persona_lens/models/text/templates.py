@@ -192,7 +192,11 @@ def _find_template(tokenizer: Any) -> str:
         name = getattr(tokenizer, "name_or_path", type(tokenizer).__name__)
         hint = "Use a chat (instruct) model, or set tokenizer.chat_template."
         raise ChatTemplateError.of("tokenizer", "have a chat template", name, hint)
-    return str(tokenizer.get_chat_template())
+    try:
+        return str(tokenizer.get_chat_template())
+    except ValueError as error:  # several templates, none of them the default
+        hint = "Set tokenizer.chat_template to the one that is meant."
+        raise ChatTemplateError.of("tokenizer", "have one chat template, or a default", str(error), hint) from error
 
 
 class Renderer:
