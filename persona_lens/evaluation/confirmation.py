@@ -13,7 +13,7 @@ from persona_lens.judges.judgement import Judge
 from persona_lens.models.engine.requests import Sampling
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.points import check_unsteered
-from persona_lens.models.text.templates import TemplateArguments
+from persona_lens.models.text.templates import TemplateArguments, write_arguments
 from persona_lens.records import Record
 from persona_lens.run import Run
 from persona_lens.statistics import Interval
@@ -93,7 +93,7 @@ def confirm_choice(
             they are units of the intervals as the questions are.
         sampling: How responses are drawn: ``rollouts`` of each question steered and unsteered, one under each random
             direction. Its seed is that of the random directions too.
-        template_arguments: The sweep's.
+        template_arguments: The sweep's; compared with those that the choice was made with, where it knows them.
         run: Keeps finished shards and shows progress.
 
     Returns:
@@ -102,11 +102,14 @@ def confirm_choice(
     Raises:
         ModelMismatchError: A vector of another model.
         HooksPresentError: The model carries hooks.
-        InvalidArgumentError: No questions, or a value out of range.
+        InvalidArgumentError: No questions, a value out of range, or other template arguments than the sweep's.
     """
     vector.check_model(model)
     check_unsteered(model)
     questions = check_texts("questions", questions)
+    if choice.template_arguments not in (None, write_arguments(template_arguments)):
+        rule = f"be those of the sweep that the choice was made on, {choice.template_arguments or 'none'}"
+        raise InvalidArgumentError.of("template_arguments", rule, template_arguments)
     if random_directions < 2:
         raise InvalidArgumentError.of("random_directions", "be at least 2", random_directions)
     randoms = sample_random_directions(

@@ -22,7 +22,7 @@ from persona_lens.models.hooks.intervention import Intervention
 from persona_lens.models.hooks.points import check_unsteered
 from persona_lens.models.hooks.sites import resolve_layers
 from persona_lens.models.loading import ModelInfo, describe_model
-from persona_lens.models.text.templates import TemplateArguments
+from persona_lens.models.text.templates import TemplateArguments, write_arguments
 from persona_lens.records import Record, format_table
 from persona_lens.run import Run
 from persona_lens.statistics import Interval
@@ -80,6 +80,7 @@ class LayerChoice(Record):
         score: Trait score on the sweep's questions. It is the largest of many, so it flatters: confirm it on other
             questions with :func:`confirm_choice`.
         coherence: Coherence there.
+        template_arguments: The sweep's, as JSON; empty for none, None where that is not known.
     """
 
     rule: str
@@ -87,6 +88,7 @@ class LayerChoice(Record):
     coefficient: float
     score: Interval
     coherence: Interval
+    template_arguments: str | None = None
 
 
 @checked
@@ -190,6 +192,7 @@ class SweepResult(Record):
             coefficient,
             self.score_interval(layer, coefficient),
             self.coherence_interval(layer, coefficient),
+            write_arguments(self.provenance.get("template_arguments")),
         )
 
     def _index(self, layer: int, coefficient: float) -> tuple[int, int]:

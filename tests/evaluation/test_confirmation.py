@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import persona_lens as pl
-from persona_lens.errors import ModelMismatchError
+from persona_lens.errors import InvalidArgumentError, ModelMismatchError
 from persona_lens.evaluation import ConditionScores, Confirmation, LayerChoice
 from persona_lens.statistics import Interval
 from tests.small_trait import LengthJudge, tiny_trait
@@ -72,6 +72,15 @@ def test_an_effect_is_clear_only_if_its_whole_interval_lies_above_random(tiny_mo
     for low, is_clear in ((-1.0, False), (0.0, False), (0.5, True)):
         made = dataclasses.replace(result, above_random=Interval(5.0, low, 10.0))
         assert made.is_clear is is_clear
+
+
+@pytest.mark.parametrize(("swept", "given"), [('{"tools": []}', None), ("", {"tools": []})])
+def test_other_template_arguments_than_the_sweeps_are_refused(tiny_model, vector, swept, given):
+    choice = dataclasses.replace(CHOICE, template_arguments=swept)
+    with pytest.raises(InvalidArgumentError, match="those of the sweep"):
+        pl.confirm_choice(
+            tiny_model, vector, choice, questions=("Fresh?",), judge=LengthJudge(), template_arguments=given
+        )
 
 
 def test_a_vector_of_another_model_is_refused(tiny_model, vector):
