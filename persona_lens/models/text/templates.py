@@ -118,14 +118,19 @@ def pin_today(tokenizer: Any, arguments: str) -> str:
                 break
     else:
         return arguments
+    warn_of_date(stacklevel=5)
+    return freeze_arguments(tokenizer, {**given, _TODAY: datetime.date.today().isoformat()})
+
+
+def warn_of_date(stacklevel: int = 4) -> None:
+    """Say that the chat template writes the date, and which was fixed."""
     warnings.warn(
         "The chat template writes the date. Today's was fixed for this model, and is recorded with its name. For the "
         f'same prompts on another day pass the one that is to stand there: template_arguments={{"{_TODAY}": '
         '"2026-01-31"}.',
         DatedTemplateWarning,
-        stacklevel=4,
+        stacklevel=stacklevel,
     )
-    return freeze_arguments(tokenizer, {**given, _TODAY: datetime.date.today().isoformat()})
 
 
 @checked
