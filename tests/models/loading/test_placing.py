@@ -236,7 +236,9 @@ def test_bytes_are_counted_while_no_other_thread_loads(tiny_folder, monkeypatch)
         return counts(*given)
 
     monkeypatch.setattr(load, "count_bytes", count)
-    other = threading.Thread(target=pl.load_model, args=(tiny_folder("llama"),), kwargs={"device_map": "auto"})
+    checkpoint = checkpoints.find_checkpoint(tiny_folder("llama"))
+    auto = placing.choose_placement(None, "auto", None, backend=None, adapter=False)
+    other = threading.Thread(target=load._find_room, args=(checkpoint, "float32", auto, None))
     with process_wide.quiet():
         other.start()
         assert not counted.wait(0.5)
