@@ -98,8 +98,8 @@ class RayWorkers:
         Raises:
             ImportError: Ray is not installed.
             InvalidArgumentError: A model that no name leads to or that was changed since it was loaded, a piece that
-                cannot be sent for another reason, one that ended three workers, or more for each worker than the
-                cluster has.
+                cannot be sent for another reason, one that ended three workers, more for each worker than the cluster
+                has, or, of workers that were :meth:`started`, while other pieces' results are half read.
             HooksPresentError: A model in a piece carries hooks.
             ModelMismatchError: A worker finds another model under the same name.
 
@@ -164,10 +164,22 @@ class _Pool:
 
     def __init__(self, ray: Any, make: Callable[[], Any], n: int) -> None:
         self.ray, self.make, self.n, self.workers = ray, make, n, [make() for _ in range(n)]
+        self.is_read = False
 
     def compute_each(self, pieces: Sequence[Callable[[], Any]]) -> Iterator[Any]:
         if not pieces:
             return
+        # The first to end would end workers in the midst of the other's pieces.
+        if self.is_read:
+            rule, hint = "wait until the results of these workers' other pieces were read", "Read or close them first."
+            raise InvalidArgumentError.of("pieces", rule, pieces, hint)
+        self.is_read = True
+        try:
+            yield from self._compute_each(pieces)
+        finally:
+            self.is_read = False
+
+    def _compute_each(self, pieces: Sequence[Callable[[], Any]]) -> Iterator[Any]:
         self.workers += [self.make() for _ in range(self.n - len(self.workers))]
         # The first one now: what cannot be sent is refused at once.
         waiting = enumerate(chain([_send(self.ray, pieces[0])], (_send(self.ray, piece) for piece in pieces[1:])))
@@ -249,6 +261,11 @@ def load_once(source: ModelSource) -> HookedModel:
             template_arguments=json.loads(source.template_arguments or "null"),
         )
     return _loaded[source]
+
+
+def rename_loaded(source: ModelSource, name: ModelSource) -> None:
+    """Let a model of this process be found by other arguments, which lead to the same one."""
+    _loaded[name] = _loaded.pop(source)
 
 
 def _send(ray: Any, piece: Callable[[], Any]) -> tuple[list[tuple[ModelSource, ModelInfo]], list[Any]]:

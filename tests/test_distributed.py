@@ -147,6 +147,17 @@ def test_a_piece_that_fails_ends_the_others_and_the_workers_go_on_to_the_next_pi
     assert not ended.exists()
 
 
+def test_pieces_wait_until_the_results_of_the_same_workers_others_were_read(monkeypatch):
+    pool = distributed._Pool(None, object, 1)
+    monkeypatch.setattr(pool, "_compute_each", lambda pieces: (piece() for piece in pieces))
+    first = pool.compute_each([int, str])
+    assert next(first) == 0
+    with pytest.raises(InvalidArgumentError, match="pieces"):
+        next(pool.compute_each([int]))
+    first.close()
+    assert list(pool.compute_each([int])) == [0]
+
+
 @slow
 @pytest.mark.usefixtures("cluster")
 def test_a_piece_that_ends_worker_after_worker_is_given_up(monkeypatch):

@@ -14,6 +14,7 @@ from huggingface_hub import constants
 import persona_lens as pl
 from persona_lens.errors import ApiError, FileFormatError, InvalidArgumentError, TraitFormatError
 from persona_lens.hub import escape
+from persona_lens.monitoring.ordinary_responses import OrdinaryResponses
 from persona_lens.monitoring.readings import TraitMonitor
 from tests.loopback_hub import serve_hub
 from tests.small_trait import tiny_trait
@@ -82,6 +83,18 @@ def test_a_card_says_how_to_load_and_shows_texts_as_texts(hub):
     assert before.count("```") == 2
     assert [line for line in provenance.splitlines() if line.startswith("```")] == ["```json", "```"]
     assert escape("a\n\n|b") == r"a \|b"
+
+
+def test_a_monitors_card_names_its_thresholds_before_and_while_it_answers(hub):
+    monitor = make_monitor()
+    monitor.push_to_hub("me/silent")
+    assert "no ordinary responses were measured" in hub.repos["me/silent"][-1][1]["README.md"].decode()
+    known = OrdinaryResponses((0.0, 1.0), (2.0, 4.0), n_first=8, max_new_tokens=64, n_tokens=2)
+    spoken = dataclasses.replace(monitor, traits=(dataclasses.replace(monitor.traits[0], responses=known),))
+    spoken.push_to_hub("me/spoken")
+    card = hub.repos["me/spoken"][-1][1]["README.md"].decode()
+    assert "calm, while it answers" in card
+    assert "running mean above 3.80" in card
 
 
 def test_a_folders_path_is_no_models_name_on_the_hub(hub):

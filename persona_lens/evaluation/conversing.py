@@ -130,7 +130,8 @@ def converse(
         name: see :class:`Conversations`.
 
     Raises:
-        InvalidArgumentError: No script, no condition, or an intervention that does not fit.
+        InvalidArgumentError: No script, no condition, an intervention that does not fit, or a template argument that
+            the chat template does not read.
         ContextLengthError: A first turn that leaves no room for a response.
         ModelMismatchError: An intervention made from vectors of another model.
         HooksPresentError: A model carries hooks.
@@ -249,7 +250,7 @@ def _hold_chunk(
         sampling = replace(sampling, stop_tokens=stop_token_ids(tokenizer))
     # The seed leaves the condition out: all conditions see the same random numbers.
     held = [_Held(scripts[s], (sampling.seed, *stream, s, r), opening) for s, r in chunk]
-    memory = PromptMemory()
+    memory = PromptMemory(model.cfg.n_ctx)
     encoded_all = []
     for turn in range(max(len(one.script.turns) for one in held)):
         asked = []
@@ -257,7 +258,10 @@ def _hold_chunk(
             if one.is_open(turn):
                 messages = one.ask(turn)
                 try:
-                    encoded = encode_prompt(tokenizer, messages, n_ctx=model.cfg.n_ctx, reserve=sampling.max_tokens)
+                    encoded = encode_prompt(
+                        tokenizer, messages, n_ctx=model.cfg.n_ctx, reserve=sampling.max_tokens,
+                        template_arguments=condition.template_arguments,
+                    )  # fmt: skip
                 except ContextLengthError:
                     one.end = CONTEXT_FULL
                 else:
@@ -286,4 +290,7 @@ def _check_first_turns(
     for condition in conditions:
         for script in scripts:
             messages: list[Message] = [*_open(condition), {"role": "user", "content": script.turns[0]}]
-            encode_prompt(model.tokenizer, messages, n_ctx=model.cfg.n_ctx, reserve=sampling.max_tokens)
+            encode_prompt(
+                model.tokenizer, messages, n_ctx=model.cfg.n_ctx, reserve=sampling.max_tokens,
+                template_arguments=condition.template_arguments,
+            )  # fmt: skip

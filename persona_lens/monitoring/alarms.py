@@ -21,8 +21,8 @@ class TokenTraitReading(Record):
         projection: Of this token, in residual-stream units.
         quantile: Fraction of ordinary response tokens with a lower projection; None if the monitor has not seen any.
         mean: Mean projection of the response up to this token.
-        mean_quantile: Fraction of ordinary responses whose running mean never rises so high; None before the first
-            token at which it is judged, and if the monitor has not seen any.
+        mean_quantile: Fraction of ordinary responses, of those that are long enough to be judged, whose running mean
+            never rises so high; None before the first token at which it is judged, and if the monitor has not seen any.
         alert: Number of thresholds that the running mean exceeds; 0 is ordinary.
     """
 
@@ -87,7 +87,9 @@ class SteerWith:
     The token behind this one has been drawn by then; what is drawn after it is drawn from steered activations.
 
     Args:
-        intervention: Added to the one that the stream was given.
+        intervention: Added to the one that the stream was given, at the tokens that ``sampling.positions`` says. A
+            window of it counts from the response's first token, not from the alarm: one that has ended by then never
+            acts.
     """
 
     intervention: Intervention

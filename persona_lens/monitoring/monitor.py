@@ -47,7 +47,7 @@ class PersonaMonitor(Record):
     Args:
         model: The model that it was calibrated on.
         traits: What it knows about each trait.
-        provenance: Seed and library versions.
+        provenance: Seed, how ordinary responses were drawn, template arguments if any, and library versions.
     """
 
     model: ModelInfo
@@ -65,6 +65,7 @@ class PersonaMonitor(Record):
         graded: Mapping[str, GradedProjections] | None = None,
         quantiles: Sequence[float] = (0.95, 0.99),
         responses: Sampling | None = ORDINARY_RESPONSES,
+        template_arguments: TemplateArguments | None = None,
         seed: int = 0,
     ) -> PersonaMonitor:
         """Set thresholds on ordinary conversations, and fit expected scores on graded prompts.
@@ -78,9 +79,12 @@ class PersonaMonitor(Record):
                 over ``1 / (1 - q)`` prompts; with fewer its threshold is about the largest of them.
             graded: Prompts of known score by trait, e.g. from figures/monitoring_TRAIT.json. Without them there are
                 thresholds, but no expected scores.
-            quantiles: Fractions of the ordinary prompts, and of the ordinary responses, below the thresholds.
+            quantiles: Fractions of the ordinary prompts, and of the ordinary responses of at least eight tokens, below
+                the thresholds.
             responses: How the model answers the ordinary conversations, as it will answer those that :meth:`stream`
                 watches: its ``rollouts`` answers to each set the thresholds for responses. None leaves these out.
+            template_arguments: What the chat template reads besides the messages, in the ordinary conversations: those
+                with which the monitor will watch and stream.
             seed: Of the bootstrap and of the answers.
 
         Returns:
@@ -91,7 +95,8 @@ class PersonaMonitor(Record):
             ModelMismatchError: A vector or graded prompts of another model.
             LayerOutOfRangeError: A layer that the model does not have.
             InvalidArgumentError: Traits that one mapping lacks, graded prompts of another trait or layer, quantiles
-                out of range, or a conversation that is empty or has an unknown role.
+                out of range, a conversation that is empty or has an unknown role, or a template argument that the chat
+                template does not read.
             HooksPresentError: The model carries hooks.
 
         Reference:
@@ -120,10 +125,10 @@ class PersonaMonitor(Record):
             for prompt in list_prompts(f"ordinary[{index}]", conversation)
         ]
         at = [layers[trait] for trait in vectors]
-        found = project_prompts(model, prompts, units, at)
+        found = project_prompts(model, prompts, units, at, template_arguments)
         spoken: Sequence[OrdinaryResponses | None] = [None] * len(units)
         if responses is not None:
-            spoken = measure_ordinary_responses(model, prompts, units, at, responses, seed)
+            spoken = measure_ordinary_responses(model, prompts, units, at, responses, seed, template_arguments)
         traits = []
         for index, (trait, vector) in enumerate(vectors.items()):
             known = None if graded is None else graded[trait]
@@ -140,14 +145,23 @@ class PersonaMonitor(Record):
                     responses=spoken[index],
                 )
             )
-        return cls(describe_model(model), tuple(traits), {"seed": seed, "versions": collect_versions()})
+        provenance: dict[str, Any] = {"seed": seed, "responses": None if responses is None else responses.to_json()}
+        if template_arguments:
+            provenance["template_arguments"] = dict(template_arguments)
+        return cls(describe_model(model), tuple(traits), provenance | {"versions": collect_versions()})
 
     @property
     def watches_responses(self) -> bool:
         """Whether it knows what is ordinary while a response is given, for all of its traits."""
         return all(one.responses is not None for one in self.traits)
 
-    def watch(self, model: HookedModel, conversation: Sequence[Message]) -> WatchedConversation:
+    def watch(
+        self,
+        model: HookedModel,
+        conversation: Sequence[Message],
+        *,
+        template_arguments: TemplateArguments | None = None,
+    ) -> WatchedConversation:
         """Read every prompt that the assistant answers, or is to answer, as it stood before the response.
 
         Args:
@@ -155,13 +169,15 @@ class PersonaMonitor(Record):
                 watched.
             conversation: Messages with ``role`` and ``content``. If the last one is the user's, the response to come
                 is the last turn.
+            template_arguments: What the chat template reads besides the messages.
 
         Returns:
             For each turn and trait: projection, quantile among ordinary prompts, alert, expected score or verdict.
 
         Raises:
             ModelMismatchError: Another model.
-            InvalidArgumentError: An empty conversation, an unknown role, or an assistant who speaks first.
+            InvalidArgumentError: An empty conversation, an unknown role, an assistant who speaks first, or a template
+                argument that the template does not read.
             ContextLengthError: A conversation longer than the model's context.
 
         Example:
@@ -172,7 +188,7 @@ class PersonaMonitor(Record):
         _check_fingerprint("model", self.model, describe_model(model))
         prompts = list_prompts("conversation", conversation)
         units = torch.stack([trait.unit for trait in self.traits])
-        found = project_prompts(model, prompts, units, [trait.layer for trait in self.traits])
+        found = project_prompts(model, prompts, units, [trait.layer for trait in self.traits], template_arguments)
         readings = [
             trait.read(turn + 1, float(found[index, turn]))
             for turn in range(len(prompts))
@@ -214,7 +230,8 @@ class PersonaMonitor(Record):
 
         Raises:
             ModelMismatchError: Another model, or an intervention of another model.
-            InvalidArgumentError: An alarm for a monitor that was calibrated without responses; or what
+            InvalidArgumentError: An alarm for a monitor that was calibrated without responses, or where ``positions``
+                is ``prompt``, so that nothing it answered could act; or what
                 :func:`~persona_lens.monitoring.stream_tokens` refuses.
             ArgumentTypeError: An alarm that answers something else.
             ModelBusyError: The model does something else; the alarm, too, cannot run it.
@@ -235,6 +252,9 @@ class PersonaMonitor(Record):
         if alarm is not None and unmeasured:
             rule = f"be left out, as no ordinary responses were measured for {unmeasured}"
             raise InvalidArgumentError.of("alarm", rule, alarm, "Calibrate the monitor anew, with `responses`.")
+        if alarm is not None and sampling.positions == "prompt":
+            rule = "be left out with positions='prompt': a response's tokens, which alarms are about, are not reached"
+            raise InvalidArgumentError.of("alarm", rule, alarm, "Act on the response, or on all tokens.")
         units = spread_units(
             torch.stack([one.unit for one in self.traits]), [one.layer for one in self.traits], model.cfg.n_layers
         )
@@ -263,9 +283,11 @@ class PersonaMonitor(Record):
             pairs = zip(one.quantiles, one.thresholds, strict=True)
             alerts = "alerts above " + ", ".join(f"{value:.2f} ({100 * q:g}%)" for q, value in pairs)
             rows[f"{one.trait}, layer {one.layer}"] = alerts if not one.verdict else f"{alerts}; {one.verdict}"
+            rows[f"{one.trait}, while it answers"] = _write_response_thresholds(one)
         card = Card(
             "Persona monitor: " + ", ".join(one.trait for one in self.traits),
-            f"Watches conversations of {self.model.name} before each response is generated.",
+            f"Watches conversations of {self.model.name} before each response is generated"
+            + (", and while it is." if self.watches_responses else "."),
             rows,
             "PersonaMonitor",
             ("persona-vectors", "monitoring"),
@@ -297,7 +319,7 @@ class PersonaMonitor(Record):
         parts = [f"{t.trait} at layer {t.layer}" + (f" ({t.verdict})" if t.verdict else "") for t in self.traits]
         return (
             f"PersonaMonitor({self.model.name!r}, {'; '.join(parts)}; thresholds from {len(self.traits[0].ordinary)} "
-            "ordinary prompts)"
+            f"ordinary prompts{_count_responses(self.traits[0])})"
         )
 
     def _repr_html_(self) -> str:
@@ -305,10 +327,23 @@ class PersonaMonitor(Record):
         for trait in self.traits:
             pairs = zip(trait.quantiles, trait.thresholds, strict=True)
             thresholds = ", ".join(f"{value:.2f} ({100 * q:g}%)" for q, value in pairs)
-            rows.append((trait.trait, trait.layer, thresholds, trait.verdict or trait.correlation))
-        n = len(self.traits[0].ordinary)
-        caption = f"PersonaMonitor on {self.model.name}, thresholds from {n} ordinary prompts"
-        return format_table(caption, rows, ("trait", "layer", "thresholds", "projection and score"))
+            spoken = _write_response_thresholds(trait)
+            rows.append((trait.trait, trait.layer, thresholds, spoken, trait.verdict or trait.correlation))
+        n = f"{len(self.traits[0].ordinary)} ordinary prompts{_count_responses(self.traits[0])}"
+        caption = f"PersonaMonitor on {self.model.name}, thresholds from {n}"
+        head = ("trait", "layer", "thresholds", "while it answers", "projection and score")
+        return format_table(caption, rows, head)
+
+
+def _write_response_thresholds(trait: TraitMonitor) -> str:
+    if trait.responses is None:
+        return "no thresholds: no ordinary responses were measured"
+    pairs = zip(trait.quantiles, trait.response_thresholds, strict=True)
+    return "running mean above " + ", ".join(f"{value:.2f} ({100 * q:g}%)" for q, value in pairs)
+
+
+def _count_responses(trait: TraitMonitor) -> str:
+    return "" if trait.responses is None else f" and {len(trait.responses.peaks)} ordinary responses"
 
 
 def _check_graded_fits(trait: str, data: GradedProjections, vector: PersonaVector, layer: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.intervention import NOTHING, Intervention
 from persona_lens.models.text.chat import Message, encode_prompt
 from persona_lens.models.text.padding import pad_right
+from persona_lens.models.text.templates import TemplateArguments
 from persona_lens.models.text.tokens import stop_token_ids
 from persona_lens.monitoring.prompts import spread_units
 from persona_lens.progress_bars import show_progress
@@ -39,7 +41,8 @@ class OrdinaryResponses(Record):
     """How one trait's projections lie in ordinary responses of the model.
 
     A response is judged while it grows, many times over. So that all of these together raise an alarm in ``1 - q`` of
-    the ordinary responses, the threshold is the quantile ``q`` of each response's highest running mean.
+    the ordinary responses of at least ``n_first`` tokens, the threshold is the quantile ``q`` of their highest running
+    means. Shorter ones raise none, so that of all ordinary responses fewer do.
 
     Args:
         tokens: Projections of single tokens, ascending: evenly spaced quantiles of all that were read.
@@ -47,7 +50,8 @@ class OrdinaryResponses(Record):
         n_first: Tokens over which a running mean is taken at least.
         max_new_tokens: Most tokens of a response. Longer ones exceed the thresholds more often.
         n_tokens: Tokens read.
-        n_short: Responses of fewer than ``n_first`` tokens, which never raise an alarm and have no peak.
+        n_short: Responses of fewer than ``n_first`` tokens, which never raise an alarm, have no peak and count in no
+            threshold or rank.
     """
 
     tokens: tuple[float, ...]
@@ -62,11 +66,11 @@ class OrdinaryResponses(Record):
         return bisect_left(self.tokens, projection) / len(self.tokens)
 
     def rank_mean(self, mean: float) -> float:
-        """Return the fraction of ordinary responses whose running mean never rises so high."""
-        return (self.n_short + bisect_left(self.peaks, mean)) / (self.n_short + len(self.peaks))
+        """Return the fraction of ordinary responses, of those with a peak, whose running mean never rises so high."""
+        return bisect_left(self.peaks, mean) / len(self.peaks)
 
     def list_thresholds(self, quantiles: Sequence[float]) -> tuple[float, ...]:
-        """Return the running means that a fraction ``q`` of the ordinary responses never exceeds."""
+        """Return the running means that a fraction ``q`` of the ordinary responses with a peak never exceeds."""
         return tuple(float(q) for q in np.quantile(self.peaks, quantiles))
 
 
@@ -77,9 +81,13 @@ def measure_ordinary_responses(
     layers: Sequence[int],
     sampling: Sampling,
     seed: int,
+    template_arguments: TemplateArguments | None = None,
 ) -> list[OrdinaryResponses]:
     """Let a model answer ordinary prompts, and measure its tokens' projections on each direction at its layer."""
-    read = read_sampled_responses(model, prompts, units, layers, sampling, (seed, Stream.ORDINARY_RESPONSES))
+    read = read_sampled_responses(
+        model, prompts, units, layers, sampling, (seed, Stream.ORDINARY_RESPONSES),
+        template_arguments=template_arguments,
+    )  # fmt: skip
     return [summarize_responses([one[index] for one in read], sampling) for index in range(len(units))]
 
 
@@ -91,6 +99,7 @@ def read_sampled_responses(
     sampling: Sampling,
     seed: tuple[int, ...],
     intervention: Intervention = NOTHING,
+    template_arguments: TemplateArguments | None = None,
 ) -> list[Float[ndarray, "direction token"]]:
     """Sample ``sampling.rollouts`` responses to each prompt, and read their texts; prompt by prompt.
 
@@ -102,12 +111,14 @@ def read_sampled_responses(
         sampling: How the responses are drawn.
         seed: Of all draws; the prompt's and the rollout's index follow it.
         intervention: What is done while they are drawn; nothing is done while they are read.
+        template_arguments: What the chat template reads besides the messages.
     """
     stops = sampling.stop_tokens or stop_token_ids(model.tokenizer)
-    encoded = [
-        encode_prompt(model.tokenizer, list(one), n_ctx=model.cfg.n_ctx, reserve=sampling.max_tokens).tokens
-        for one in prompts
-    ]
+    prompted = partial(
+        encode_prompt, model.tokenizer, n_ctx=model.cfg.n_ctx, reserve=sampling.max_tokens,
+        template_arguments=template_arguments,
+    )  # fmt: skip
+    encoded = [prompted(list(one)).tokens for one in prompts]
     requests = [
         SampleRequest(prompt, (*seed, index, rollout), intervention)
         for index, prompt in enumerate(encoded)
@@ -116,7 +127,7 @@ def read_sampled_responses(
     sampled: dict[int, SampledResponse] = {}
     with show_progress("sampling (responses)", len(requests)) as advance:
         for index, response in sample_stream(model, requests, replace(sampling, stop_tokens=stops)):
-            response.check_finite(f"ordinary[{index // sampling.rollouts}]")
+            response.check_finite(f"prompts[{index // sampling.rollouts}]")
             sampled[index] = response
             advance(1)
     return _read(model, [(one.prompt, sampled[i].tokens) for i, one in enumerate(requests)], units, layers)

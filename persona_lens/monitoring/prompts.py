@@ -15,6 +15,7 @@ from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.sites import check_layer
 from persona_lens.models.text.chat import Message, encode_prompt, warn_of_controls
 from persona_lens.models.text.padding import pad_right
+from persona_lens.models.text.templates import TemplateArguments
 from persona_lens.vectors.persona_vector import PersonaVector
 
 _ROLES = ("system", "user", "assistant")
@@ -83,9 +84,11 @@ def project_prompts(
     prompts: Sequence[Sequence[Message]],
     units: Float[Tensor, "direction d_model"],
     layers: Sequence[int],
+    template_arguments: TemplateArguments | None = None,
 ) -> Float[Tensor, "direction prompt"]:
     """Project each prompt's last token on each direction at its layer."""
-    found = project_prompts_everywhere(model, prompts, spread_units(units, layers, model.cfg.n_layers))
+    everywhere = spread_units(units, layers, model.cfg.n_layers)
+    found = project_prompts_everywhere(model, prompts, everywhere, template_arguments)
     return torch.stack([found[layer, index] for index, layer in enumerate(layers)])
 
 
@@ -100,10 +103,16 @@ def spread_units(
 
 
 def project_prompts_everywhere(
-    model: HookedModel, prompts: Sequence[Sequence[Message]], units: Float[Tensor, "layer direction d_model"]
+    model: HookedModel,
+    prompts: Sequence[Sequence[Message]],
+    units: Float[Tensor, "layer direction d_model"],
+    template_arguments: TemplateArguments | None = None,
 ) -> Float[Tensor, "layer direction prompt"]:
     """Project each prompt's last token on each layer's directions."""
-    rendered = [encode_prompt(model.tokenizer, list(p), n_ctx=model.cfg.n_ctx) for p in prompts]
+    rendered = [
+        encode_prompt(model.tokenizer, list(p), n_ctx=model.cfg.n_ctx, template_arguments=template_arguments)
+        for p in prompts
+    ]
     warn_of_controls(rendered)
     encoded = [one.tokens for one in rendered]
     # The residual stream at a token does not depend on what follows: a prompt that begins another, such as an earlier

@@ -52,7 +52,10 @@ class TraitMonitor(Record):
 
     @cached_property
     def response_thresholds(self) -> tuple[float, ...]:
-        """Running means that the ``quantiles`` of ordinary responses never exceed; empty if these were not measured."""
+        """Running means that the ``quantiles`` of ordinary responses never exceed; empty if these were not measured.
+
+        Of the responses that are long enough to be judged.
+        """
         return () if self.responses is None else self.responses.list_thresholds(self.quantiles)
 
     @property

@@ -46,8 +46,8 @@ class ReadToken:
         text: What the response's text grew by; empty inside a character of several tokens.
         projections: Its residual stream along the unit vectors, after the interventions, in residual-stream units;
             float32 on the CPU. NaN at a layer that a vector lacks.
-        acting: The layers at which the intervention given to the stream changed the residual stream at this token:
-            where a gate is open, a cap binds, or something is added.
+        acting: The layers at which the intervention given to the stream changed the residual stream at this token, or
+            a head's output there: where a gate is open, a cap binds, or something is added.
     """
 
     index: int
@@ -196,8 +196,10 @@ class TokenStream:
         """Tell the hooks what is done in the pass that takes in the response's ``token``-th token, or the prompt."""
         intervention, positions = self.intervention, self._sampling.positions
         new = {site for site in intervention.sites if site.head is not None} - heads
-        hooks.enter_context(attached(self._model, self._reader.head_hook_pairs(sorted(new, key=lambda one: one.order))))
-        heads |= new
+        if new:
+            pairs = self._reader.head_hook_pairs(sorted(new, key=lambda one: one.order))
+            hooks.enter_context(attached(self._model, pairs))
+            heads |= new
         last = act_at(intervention, positions, token, self.answer.reader)
         before = act_at(intervention, positions, BEFORE_RESPONSE, None) if token == 0 else NOTHING
         self._reader.expect(last, before)

@@ -14,13 +14,13 @@ import pyarrow.parquet as pq
 
 from persona_lens.checking import checked
 from persona_lens.conversations import BadRow, Conversation, read_conversations
-from persona_lens.distributed import RayWorkers, load_once
+from persona_lens.distributed import RayWorkers, load_once, rename_loaded
 from persona_lens.errors import ModelMismatchError
 from persona_lens.files import write_bytes_atomically
 from persona_lens.models.loading import ModelInfo, ModelSource, describe_model
 from persona_lens.models.loading.placing import DeviceMap
 from persona_lens.models.loading.source import find_anywhere, write_map
-from persona_lens.models.text.templates import TemplateArguments, read_settings, write_arguments
+from persona_lens.models.text.templates import TemplateArguments, read_settings, warn_of_date, write_arguments
 from persona_lens.screening import files, shards
 from persona_lens.screening.scores import ScreenSettings
 from persona_lens.screening.screening import Screening
@@ -79,6 +79,9 @@ def screen_on_ray(
         InvalidArgumentError: As for :func:`persona_lens.screen`; a template argument that the chat template does not
             read.
 
+    Warns:
+        DatedTemplateWarning: The chat template writes today's date, which is fixed for all workers and recorded.
+
     Reference:
         Persona Vectors (arXiv 2507.21509), section 6.
 
@@ -99,6 +102,8 @@ def screen_on_ray(
     with workers.started() as pool:
         # Asked of one of them: this machine may have no room for the model, and computes in another dtype perhaps.
         ((info, arguments),) = pool.compute_each([partial(_describe, source, dict(vectors))])
+        if arguments != source.template_arguments:
+            warn_of_date()  # where it is seen: a worker's own is not
         source = replace(source, template_arguments=arguments)  # all workers write one day, where it is written
         plan = shards.plan_screening(info, vectors, layers, settings, shard_rows, max_rows)
         folder = Path(out).absolute()
@@ -123,7 +128,9 @@ def _describe(source: ModelSource, vectors: dict[str, PersonaVector]) -> tuple[M
     model = load_once(source)
     for vector in vectors.values():
         vector.check_model(model)
-    return describe_model(model), read_settings(model.tokenizer).arguments
+    arguments = read_settings(model.tokenizer).arguments
+    rename_loaded(source, replace(source, template_arguments=arguments))  # with today's date: one model, not two
+    return describe_model(model), arguments
 
 
 def _score(source: ModelSource, plan: ScreenPlan, folder: Path, index: int, mark: str) -> None:

@@ -41,6 +41,8 @@ from persona_lens.vectors.persona_vector import PersonaVector
 Source: TypeAlias = str | Path | datasets.Dataset | datasets.IterableDataset | Iterable[Any]
 # What is said of a scored row to whose prompt the model thinks without coming to an answer.
 _UNFINISHED = "the model's own response is an unfinished thought"
+# How a response with its thought is written as text: since version 2 without the markers, a blank line between them.
+_TEXT_OF_RESPONSES = 2
 Rows: TypeAlias = Sequence[Conversation | BadRow]
 
 
@@ -123,6 +125,8 @@ def plan_screening(
         "shard_rows": shard_rows,
         "versions": collect_versions(),
     }
+    if settings.part == "response":
+        config["text"] = _TEXT_OF_RESPONSES  # the other parts' texts are as they always were
     return ScreenPlan(units, settings, shard_rows, max_rows, config)
 
 

@@ -7,12 +7,14 @@ import persona_lens as pl
 from persona_lens.errors import ContextLengthError, HooksPresentError, InvalidArgumentError
 from persona_lens.evaluation import Condition, Conversations, converse
 from persona_lens.models.engine.rollouts import RolloutRequest, sample_rollouts
+from persona_lens.models.engine.sampling import sample_turn
 from persona_lens.models.text.chat import encode_prompt
 from persona_lens.models.text.padding import pad_right
 from persona_lens.run import Run
 from persona_lens.storage import ShardStore
 from persona_lens.tensors import Add
 from persona_lens.traits import UserScript
+from tests.chat_templates import save_thinker
 from tests.tiny import save_tiny
 
 SCRIPTS = [UserScript("curt", ("Hi", "Why?", "And so?")), UserScript("kind", ("Dear", "Thanks!"))]
@@ -137,3 +139,20 @@ def test_what_cannot_be_held_is_refused_by_name(tiny_model, held):
     hooked = tiny_model.hooks(fwd_hooks=[("blocks.0.hook_resid_post", lambda value, hook: value)])
     with hooked, pytest.raises(HooksPresentError):
         converse(tiny_model, SCRIPTS, CONDITIONS)
+
+
+def test_a_conditions_template_arguments_reach_its_prompts_and_one_that_nothing_reads_is_refused(tmp_path):
+    model = pl.load_model(save_thinker(tmp_path, "qwen3"), dtype="float32", device="cpu")
+    quick = Condition(name="no thought", template_arguments={"enable_thinking": False})
+    asked = []
+
+    def note(model, requests, *others):
+        asked.extend(model.tokenizer.decode(one.prompt) for one in requests)
+        return sample_turn(model, requests, *others)
+
+    with patch("persona_lens.evaluation.conversing.sample_turn", side_effect=note):
+        converse(model, SCRIPTS[1:], [quick], sampling=pl.Sampling(max_new_tokens=4))
+    assert asked
+    assert all(one.endswith("</think>\n\n") for one in asked)
+    with pytest.raises(InvalidArgumentError, match="unread"):
+        converse(model, SCRIPTS, [Condition(template_arguments={"unread": 1})], sampling=SAMPLING)

@@ -1,12 +1,23 @@
 import json
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 import persona_lens as pl
-from persona_lens.errors import ArgumentTypeError, InvalidArgumentError, ModelBusyError, ModelMismatchError
+from persona_lens.errors import (
+    ArgumentTypeError,
+    InvalidArgumentError,
+    ModelBusyError,
+    ModelMismatchError,
+    NonFiniteError,
+)
 from persona_lens.monitoring import GoOn, PersonaMonitor, SteerWith, Stop, stream_tokens
+from persona_lens.monitoring.ordinary_responses import read_sampled_responses, summarize_responses
 from persona_lens.streams import Stream
+from tests.chat_templates import save_thinker
+from tests.interventions.test_steering import make_vector
 from tests.monitoring.examples import LAYERS, ORDINARY
 
 ASK = [{"role": "user", "content": "Who?"}]
@@ -176,6 +187,58 @@ def test_another_models_monitor_is_refused(speaking, tiny_folder):
     other = pl.load_model(tiny_folder("qwen2"), dtype="float32", device="cpu")
     with pytest.raises(ModelMismatchError):
         speaking.stream(other, ASK)
+
+
+def test_short_answers_count_neither_in_thresholds_nor_in_ranks():
+    responses = [np.full(3, 9.0), np.full(7, 9.0), *(np.full(8, float(peak)) for peak in range(11))]
+    known = summarize_responses(responses, RESPONSES)
+    assert known.n_short == 2
+    assert known.list_thresholds([0.5, 1.0]) == (5.0, 10.0)
+    assert known.rank_mean(5.0) == 5 / 11
+    assert known.rank_mean(-1.0) == 0.0
+
+
+def test_an_alarm_about_a_response_that_nothing_reaches_is_refused(model, speaking):
+    with pytest.raises(InvalidArgumentError, match="alarm"):
+        speaking.stream(model, ASK, alarm=lambda reading: Stop(), sampling=replace(HOT, positions="prompt"))
+
+
+def test_an_ordinary_answer_that_breaks_is_named_by_its_prompt(model):
+    units, overflowing = torch.ones(1, model.cfg.d_model), lambda residual, hook: residual * torch.inf
+    with (
+        model.hooks(fwd_hooks=[("blocks.1.hook_resid_post", overflowing)]),
+        pytest.raises(NonFiniteError, match=r"prompts\[0\]"),
+    ):
+        read_sampled_responses(model, ORDINARY[:1], units, [1], RESPONSES, (0,))
+
+
+def test_a_monitor_says_how_ordinary_answers_were_drawn_and_what_their_thresholds_are(speaking, monitor):
+    assert speaking.provenance["responses"] == RESPONSES.to_json()
+    assert monitor.provenance["responses"] is None
+    for one in speaking.traits:
+        assert f"{one.response_thresholds[0]:.2f} (5%)" in speaking._repr_html_()
+    assert f"and {len(speaking.traits[0].responses.peaks)} ordinary responses" in repr(speaking)
+    assert "ordinary responses" not in repr(monitor)
+
+
+def test_template_arguments_reach_the_ordinary_conversations(tmp_path):
+    model = pl.load_model(save_thinker(tmp_path, "qwen3"), dtype="float32", device="cpu")
+    vectors = {"loud": make_vector(model)}
+
+    def calibrate(arguments, responses=None):
+        return PersonaMonitor.calibrate(
+            model, vectors, {"loud": 1}, ordinary=ORDINARY, responses=responses, template_arguments=arguments
+        )
+
+    quick, plain = calibrate({"enable_thinking": False}, RESPONSES), calibrate(None, RESPONSES)
+    assert quick.provenance["template_arguments"] == {"enable_thinking": False}
+    assert "template_arguments" not in plain.provenance
+    assert quick.traits[0].ordinary != plain.traits[0].ordinary
+    assert quick.traits[0].responses.tokens != plain.traits[0].responses.tokens
+    read = quick.watch(model, ORDINARY[0], template_arguments={"enable_thinking": False})
+    assert read.readings[0].projection in quick.traits[0].ordinary
+    with pytest.raises(InvalidArgumentError, match="unread"):
+        calibrate({"unread": 1})
 
 
 def test_calibration_refuses_answers_that_are_all_too_short(model, vectors):

@@ -3,8 +3,9 @@ import torch
 
 import persona_lens as pl
 from persona_lens.errors import InvalidArgumentError, ModelBusyError
+from persona_lens.models.hooks.points import attached
 from persona_lens.models.hooks.windows import Window
-from persona_lens.monitoring import stream_tokens
+from persona_lens.monitoring import stream_tokens, streaming
 
 ASK = [{"role": "user", "content": "Who?"}]
 HOT = pl.Sampling(max_new_tokens=24, temperature=2.0, seed=3)
@@ -99,6 +100,14 @@ def test_heads_are_changed_too(model, vectors):
     request = pl.models.RolloutRequest("Who?", (0,), None, intervention=done)
     (found,) = pl.models.sample_rollouts(model, [request], greedy)
     assert "".join(one.text for one in tokens) == found.response
+    assert {one.acting for one in tokens} == {(1,)}
+
+
+def test_hooks_are_attached_once_for_a_whole_answer(model, vectors, monkeypatch):
+    n_attached = []
+    monkeypatch.setattr(streaming, "attached", lambda *given: n_attached.append(1) or attached(*given))
+    assert len(list(stream_tokens(model, ASK, vectors, sampling=HOT))) > 2
+    assert len(n_attached) == 1
 
 
 def test_a_stream_that_is_closed_early_or_breaks_leaves_no_hook_and_a_free_model(model, vectors):

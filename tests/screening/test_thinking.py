@@ -6,6 +6,7 @@ import torch
 import persona_lens as pl
 from persona_lens.conversations import BadRow, read_conversations
 from persona_lens.screening.scores import score_rows
+from persona_lens.screening.shards import plan_screening
 from tests.chat_templates import load_thinker, save_thinker
 
 SETTINGS = pl.screening.ScreenSettings(max_response_tokens=6, max_thought_tokens=40)
@@ -84,6 +85,18 @@ def test_a_datasets_thought_is_read_with_its_answer_and_another_type_is_a_bad_ro
 def test_settings_are_recorded_as_before_there_were_thoughts_unless_they_say_something_of_them():
     assert not {"part", "max_thought_tokens"} & pl.screening.ScreenSettings().to_json().keys()
     assert replace(SETTINGS, part="thought").to_json()["part"] == "thought"
+
+
+def test_the_form_of_a_text_that_changed_makes_another_screening_and_no_other_does(thinker):
+    vector = pl.PersonaVector("loud", pl.describe_model(thinker), {"response_mean": torch.ones(3, 48)})
+    given = (pl.describe_model(thinker), {"loud": vector}, {"loud": 1})
+    plans = {
+        part: plan_screening(*given, replace(SETTINGS, part=part), 4, None).config
+        for part in ("answer", "thought", "response")
+    }
+    assert {part: config.get("text") for part, config in plans.items()} == {
+        "answer": None, "thought": None, "response": 2,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("part", ["thought", "response"])

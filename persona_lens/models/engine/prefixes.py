@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from persona_lens.models.engine.attention import SlotCache
+from persona_lens.models.engine.attention import SlotCache, round_up
 from persona_lens.models.engine.decoding import Decoder
 from persona_lens.models.text.padding import pad_right
 
@@ -41,9 +41,14 @@ class Prefix:
 
 
 class PromptMemory:
-    """What was computed of some prompts, for longer prompts that begin with them: a conversation's next turn."""
+    """What was computed of some prompts, for longer prompts that begin with them: a conversation's next turn.
 
-    def __init__(self) -> None:
+    Args:
+        n_ctx: The model's context.
+    """
+
+    def __init__(self, n_ctx: int) -> None:
+        self.n_ctx = n_ctx
         self._known: dict[tuple[int, ...], Prefix] = {}
 
     def find(self, prompt: tuple[int, ...]) -> Prefix | None:
@@ -74,16 +79,27 @@ def compute_prefixes(
         One prefix a prompt.
     """
     known = [None if memory is None else memory.find(prompt) for prompt in prompts]
-    starts = [0 if one is None else one.length for one in known]
+    starts, n_pos = _measure_rest(prompts, known)
+    # A row is padded to the longest rest of all, which from a late start may lead past the model's last position.
+    while memory is not None and (late := [i for i, start in enumerate(starts) if 0 < start > memory.n_ctx - n_pos]):
+        known = [None if i in late else one for i, one in enumerate(known)]
+        starts, n_pos = _measure_rest(prompts, known)
     rest = [prompt[start:-1] for prompt, start in zip(prompts, starts, strict=True)]
     padded = pad_right(rest, multiple=_PROMPT_LENGTH_MULTIPLE)
-    cache = decoder.new_cache(len(prompts), max(starts) + padded.tokens.shape[1])
+    cache = decoder.new_cache(len(prompts), max(starts) + n_pos)
     for row, prefix in enumerate(known):
         if prefix is not None:
             prefix.write(cache, row)
     device = cache.keys.device
     decoder.extend(padded.tokens.to(device), torch.tensor(starts, dtype=torch.long, device=device), cache)
     return [Prefix(*cache.read_prefix(row, len(prompt) - 1)) for row, prompt in enumerate(prompts)]
+
+
+def _measure_rest(prompts: Sequence[tuple[int, ...]], known: Sequence[Prefix | None]) -> tuple[list[int], int]:
+    """Return where each row goes on from what is known of it, and the length that all rows are padded to."""
+    starts = [0 if one is None else one.length for one in known]
+    longest = max(len(prompt) - 1 - start for prompt, start in zip(prompts, starts, strict=True))
+    return starts, round_up(max(1, longest), _PROMPT_LENGTH_MULTIPLE)
 
 
 class RecentlyUsed(OrderedDict[K, V]):

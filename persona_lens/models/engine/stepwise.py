@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -77,22 +77,45 @@ class _Draws:
 
     def __init__(self, seed: int, device: torch.device) -> None:
         self._seed = seed
-        self._devices = [device.index or 0] if device.type == "cuda" else []
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", torch.cuda.current_device())
+        self._device = device
+        module = None if device.type == "cpu" else torch.get_device_module(device.type)
+        has_generator = all(hasattr(module, name) for name in ("get_rng_state", "set_rng_state", "manual_seed"))
+        self._module: Any = module if has_generator else None
         self._states: list[Tensor] = []
 
     @contextmanager
     def resumed(self) -> Iterator[None]:
         """Go on drawing where the last such block ended."""
-        with drawing(), torch.random.fork_rng(self._devices):
-            # Not torch.manual_seed, which would seed the GPUs that were not put aside too.
-            generators = [torch.default_generator, *(torch.cuda.default_generators[one] for one in self._devices)]
-            for index, one in enumerate(generators):
+        with drawing():
+            outside = self._read()
+            try:
                 if self._states:
-                    one.set_state(self._states[index])
+                    self._write(self._states)
                 else:
-                    one.manual_seed(self._seed)
-            yield
-            self._states = [one.get_state() for one in generators]
+                    self._begin()
+                yield
+                self._states = self._read()
+            finally:
+                self._write(outside)
+
+    def _begin(self) -> None:
+        # Not torch.manual_seed, which would seed the devices that were not put aside too.
+        torch.default_generator.manual_seed(self._seed)
+        if self._module is not None:
+            several = hasattr(self._module, "device")
+            with self._module.device(self._device) if several else nullcontext():
+                self._module.manual_seed(self._seed)
+
+    def _read(self) -> list[Tensor]:
+        states = [torch.default_generator.get_state()]
+        return states if self._module is None else [*states, self._module.get_rng_state(self._device)]
+
+    def _write(self, states: Sequence[Tensor]) -> None:
+        torch.default_generator.set_state(states[0])
+        if self._module is not None:
+            self._module.set_rng_state(states[1], self._device)
 
 
 class GrowingAnswer:

@@ -51,7 +51,7 @@ class TokenReader:
         return [(site.hook_name, self._make_head_hook(site)) for site in sites]
 
     def read(self) -> tuple[Float[Tensor, "direction layer"], tuple[int, ...]]:
-        """Return the last token's coordinates, on the CPU, and the layers whose output was changed there.
+        """Return the last token's coordinates, on the CPU, and the layers where it was changed, or a head's output.
 
         Raises:
             HookNeverFiredError: A layer's hook was not reached since :meth:`expect`.
@@ -74,7 +74,7 @@ class TokenReader:
             changed = self._change(site, residual)
             last = changed[0, -1]
             if changed is not residual:
-                self._changes[layer] = (last != residual[0, -1]).any()
+                self._note(layer, (last != residual[0, -1]).any())
             units = self._units[layer]
             if units.device != last.device:
                 units = self._units[layer] = units.to(last.device)
@@ -88,9 +88,17 @@ class TokenReader:
         head = site.head
 
         def act(z: Float[Tensor, "1 pos head d_head"], hook: object) -> Tensor:
-            return change_head(z, head, partial(self._change, site))
+            changed = change_head(z, head, partial(self._change, site))
+            if changed is not z:
+                self._note(site.layer, (changed[0, -1, head] != z[0, -1, head]).any())
+            return changed
 
         return act
+
+    def _note(self, layer: int, is_changed: Tensor) -> None:
+        """Remember whether something was changed at a layer, its heads or its output."""
+        known = self._changes.get(layer)
+        self._changes[layer] = is_changed if known is None else known.to(is_changed.device) | is_changed
 
     def _change(self, site: Site, activations: Float[Tensor, "1 pos width"]) -> Float[Tensor, "1 pos width"]:
         """Return the activations with what is done at a layer or head; themselves where that is nothing."""

@@ -151,8 +151,7 @@ def _hash_in_memory(model: Any, rounded_to: torch.dtype | None = None) -> str:
         name: weight.T if weight.ndim == 2 and weight.shape[0] < weight.shape[1] else weight
         for name, weight in model.named_parameters()
     }
-    embeddings = frozenset(name for name in weights if name.partition(".")[0] in ("embed", "unembed", "pos_embed"))
-    return _hash_weights(model.cfg.n_heads, weights, rounded_to, embeddings)
+    return _hash_weights(model.cfg.n_heads, weights, rounded_to)
 
 
 def _name_hooked_weights(model: Any) -> dict[str, Tensor] | None:
@@ -196,14 +195,16 @@ def _hash_weights(
     n_heads: int,
     weights: Mapping[str, Tensor],
     rounded_to: torch.dtype | None = None,
-    embeddings: frozenset[str] = frozenset({"embed", "unembed"}),
+    embeddings: frozenset[str] | None = None,
 ) -> str:
+    """Hash a sample of every weight, with more rows of embeddings: those named, or, as ever, all that are called so."""
     digest = hashlib.sha256(str(n_heads).encode())
     for name, weight in sorted(weights.items()):
         # A HookedTransformer holds zeros where Hugging Face has no bias.
         if name.rpartition(".")[2].startswith("b") and not weight.any():
             continue
-        sample = _sample(weight.detach(), _ROWS_OF_EMBEDDINGS if name in embeddings else _ROWS)
+        is_embedding = "embed" in name if embeddings is None else name in embeddings
+        sample = _sample(weight.detach(), _ROWS_OF_EMBEDDINGS if is_embedding else _ROWS)
         digest.update(f"{name} {list(weight.shape)}".encode())
         if sample.is_floating_point() and sample.itemsize > 1:
             sample = sample.to("cpu", rounded_to or sample.dtype).to(torch.bfloat16)

@@ -181,15 +181,19 @@ def _find_room(
     whole = Placement(placement.device, {"": placement.device})
     if config is None or checkpoint.quantization is not None or adapter is not None:
         return whole
+    own: torch.dtype = config.dtype or torch.float32
     try:
-        stem, blocks, outside = count_bytes(config, resolve_dtype(dtype, placement.device))
+        with quiet():  # a model is made, with torch's usual dtype set for it
+            stem, blocks, outside = count_bytes(config, own)
     except ValueError:  # a configuration of no class that is known, which loading refuses by name
         return whole
     rooms = measure_rooms()
-    places = choose_places(blocks, outside, rooms)
-    if places is None:
+    home = next(iter(rooms))
+    # On one device weights have the dtype asked for, over several the files' own.
+    if (sum(blocks) + outside) // own.itemsize * resolve_dtype(dtype, placement.device).itemsize <= rooms[home]:
         return whole
-    return spread({"": next(iter(rooms)), **{f"{stem}.{i}": place for i, place in enumerate(places)}})
+    places = choose_places(blocks, outside, rooms) or [home] * len(blocks)
+    return spread({"": home, **{f"{stem}.{i}": place for i, place in enumerate(places)}})
 
 
 def _resolve_dtype(checkpoint: Checkpoint, dtype: str | torch.dtype, placement: Placement) -> torch.dtype:
@@ -281,9 +285,11 @@ def _adopt(model: HookedModel, backend: Backend | None, arguments: TemplateArgum
     if backend not in (None, found):
         rule = f"be {found!r} or None for this loaded model"
         raise InvalidArgumentError.of("backend", rule, backend, "Load it by name.")
-    if arguments is not None:
-        frozen = pin_today(model.tokenizer, freeze_arguments(model.tokenizer, arguments))
-        remember_settings(model.tokenizer, replace(read_settings(model.tokenizer), arguments=frozen))
+    known = read_settings(model.tokenizer)
+    frozen = known.arguments if arguments is None else freeze_arguments(model.tokenizer, arguments)
+    pinned = pin_today(model.tokenizer, frozen)
+    if pinned != known.arguments:
+        remember_settings(model.tokenizer, replace(known, arguments=pinned))
     return model
 
 

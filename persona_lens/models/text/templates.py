@@ -118,14 +118,19 @@ def pin_today(tokenizer: Any, arguments: str) -> str:
                 break
     else:
         return arguments
+    warn_of_date(stacklevel=5)
+    return freeze_arguments(tokenizer, {**given, _TODAY: datetime.date.today().isoformat()})
+
+
+def warn_of_date(stacklevel: int = 4) -> None:
+    """Say that the chat template writes the date, and which was fixed."""
     warnings.warn(
         "The chat template writes the date. Today's was fixed for this model, and is recorded with its name. For the "
         f'same prompts on another day pass the one that is to stand there: template_arguments={{"{_TODAY}": '
         '"2026-01-31"}.',
         DatedTemplateWarning,
-        stacklevel=4,
+        stacklevel=stacklevel,
     )
-    return freeze_arguments(tokenizer, {**given, _TODAY: datetime.date.today().isoformat()})
 
 
 @checked
@@ -192,7 +197,11 @@ def _find_template(tokenizer: Any) -> str:
         name = getattr(tokenizer, "name_or_path", type(tokenizer).__name__)
         hint = "Use a chat (instruct) model, or set tokenizer.chat_template."
         raise ChatTemplateError.of("tokenizer", "have a chat template", name, hint)
-    return str(tokenizer.get_chat_template())
+    try:
+        return str(tokenizer.get_chat_template())
+    except ValueError as error:  # several templates, none of them the default
+        hint = "Set tokenizer.chat_template to the one that is meant."
+        raise ChatTemplateError.of("tokenizer", "have one chat template, or a default", str(error), hint) from error
 
 
 class Renderer:

@@ -4,7 +4,7 @@ import warnings
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, GPTNeoXConfig, GPTNeoXForCausalLM
+from transformers import AutoModelForCausalLM, GPTNeoXConfig, GPTNeoXForCausalLM, OPTConfig, OPTForCausalLM
 
 import persona_lens as pl
 from persona_lens.models.loading import fingerprint_hugging_face
@@ -185,3 +185,15 @@ def test_an_architecture_of_the_bridge_alone_has_hugging_faces_too(tmp_path):
         prints |= found
         shutil.rmtree(folder)
     assert len(prints) == 3
+
+
+def test_every_plain_matrix_that_is_called_an_embedding_is_read_in_as_many_rows_as_ever():
+    torch.manual_seed(0)
+    shape = {"vocab_size": 259, "hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = OPTForCausalLM(OPTConfig(word_embed_proj_dim=32, max_position_embeddings=254, **shape)).eval()
+    before = fingerprint_hugging_face(model)
+    positions = model.model.decoder.embed_positions.weight
+    assert len(positions) == 256
+    with torch.no_grad():
+        positions[4] += 1  # of 64 rows the second, of 16 none
+    assert fingerprint_hugging_face(model) != before

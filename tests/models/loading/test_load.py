@@ -1,3 +1,4 @@
+import datetime
 import json
 import logging
 import subprocess
@@ -10,12 +11,14 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging as transformers_logging
 
 import persona_lens as pl
-from persona_lens.errors import InvalidArgumentError, ModelNotFoundError, UnsupportedModelError
+from persona_lens.errors import DatedTemplateWarning, InvalidArgumentError, ModelNotFoundError, UnsupportedModelError
 from persona_lens.models.loading import checkpoints, prepare_embedded_model
 from persona_lens.models.loading.hooked import optimize_memory_layout
 from persona_lens.models.loading.hugging_face import round_weights
+from persona_lens.models.text.templates import read_settings
 from tests.architectures import make_architecture
 from tests.backends import ARCHITECTURES, BACKENDS
+from tests.chat_templates import tokenizer_like
 from tests.tiny import make_hf_model, make_tokenizer, save_tiny
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -128,6 +131,16 @@ def test_a_loaded_model_is_taken_as_it_is(tiny_model, tiny_bridge):
         pl.load_model(tiny_model, backend="bridge")
     with pytest.raises(InvalidArgumentError, match="save_pretrained"):
         pl.load_model(torch.nn.Linear(1, 1))
+
+
+def test_a_loaded_model_whose_template_writes_the_day_keeps_it_and_says_so(tiny_folder):
+    model = pl.load_model(tiny_folder("llama"), dtype="float32", device="cpu")
+    model.tokenizer = tokenizer_like("llama3")
+    with pytest.warns(DatedTemplateWarning, match="Today's was fixed"):
+        pl.load_model(model)
+    pinned = read_settings(model.tokenizer)
+    assert pinned.arguments == f'{{"strftime_now": "{datetime.date.today()}"}}'
+    assert read_settings(pl.load_model(model).tokenizer) is pinned
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/no/such/folder", "missing.gguf", "nobody/has-this-model"])

@@ -11,7 +11,15 @@ from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM, Torc
 
 import persona_lens as pl
 from persona_lens.errors import InvalidArgumentError, UnsupportedModelError
-from persona_lens.models.loading import load, load_hugging_face, placing, process_wide, round_weights, spreading
+from persona_lens.models.loading import (
+    checkpoints,
+    load,
+    load_hugging_face,
+    placing,
+    process_wide,
+    round_weights,
+    spreading,
+)
 from persona_lens.models.loading.fingerprints import read_quantization
 from persona_lens.models.loading.hooked import build_hooked
 from persona_lens.models.loading.text_part import take_text_part
@@ -193,6 +201,49 @@ def test_a_word_spreads_a_model_that_memory_has_no_room_for(tmp_path, monkeypatc
     monkeypatch.setattr(load, "measure_rooms", lambda: {"cpu": outside - 1})
     with pytest.raises(InvalidArgumentError, match="`device_map` must be 'disk' for a model whose embeddings"):
         pl.load_model(folder, device_map="auto", dtype="float32")
+
+
+def test_weights_are_spread_by_the_bytes_that_they_have_in_their_files(tmp_path, monkeypatch):
+    folder = save_tiny(tmp_path / "float32", "llama")
+    auto = placing.choose_placement(None, "auto", None, backend=None, adapter=False)
+    _, blocks, outside = spreading.count_bytes(LlamaConfig.from_pretrained(folder), torch.float32)
+    monkeypatch.setattr(load, "resolve_dtype", lambda dtype, device: torch.bfloat16)
+    # In bfloat16 two of the blocks would lie beside the rest.
+    monkeypatch.setattr(load, "measure_rooms", lambda: {"cpu": (outside + sum(blocks)) // 2 - 1})
+    found = load._find_room(checkpoints.find_checkpoint(folder), "auto", auto, None)
+    assert list(found.places.values()) == ["cpu", "disk", "disk", "disk"]
+    monkeypatch.setattr(load, "measure_rooms", lambda: {"cpu": (outside + sum(blocks)) // 2})
+    assert load._find_room(checkpoints.find_checkpoint(folder), "auto", auto, None).places is None
+
+
+def test_weights_that_have_room_in_their_files_dtype_alone_keep_it(tmp_path, monkeypatch):
+    folder = tmp_path / "bfloat16"
+    make_hf_model("llama").to(torch.bfloat16).save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    _, blocks, outside = spreading.count_bytes(LlamaConfig.from_pretrained(folder), torch.bfloat16)
+    monkeypatch.setattr(load, "resolve_dtype", lambda dtype, device: torch.float32)
+    monkeypatch.setattr(load, "measure_rooms", lambda: {"cpu": outside + sum(blocks)})
+    model = pl.load_model(str(folder), device_map="auto")
+    assert model.cfg.dtype == torch.bfloat16
+    assert not list_mapped(folder)
+
+
+def test_bytes_are_counted_while_no_other_thread_loads(tiny_folder, monkeypatch):
+    counted, counts = threading.Event(), spreading.count_bytes
+
+    def count(*given):
+        counted.set()
+        return counts(*given)
+
+    monkeypatch.setattr(load, "count_bytes", count)
+    checkpoint = checkpoints.find_checkpoint(tiny_folder("llama"))
+    auto = placing.choose_placement(None, "auto", None, backend=None, adapter=False)
+    other = threading.Thread(target=load._find_room, args=(checkpoint, "float32", auto, None))
+    with process_wide.quiet():
+        other.start()
+        assert not counted.wait(0.5)
+    other.join()
+    assert counted.is_set()
 
 
 @pytest.mark.parametrize(

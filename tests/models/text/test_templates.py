@@ -125,6 +125,13 @@ def test_no_day_is_kept_where_prompts_have_none():
         assert pin_today(make_tokenizer(template=template), "") == ""
 
 
+def test_several_templates_without_a_default_are_refused_when_a_prompt_is_written():
+    tokenizer = make_tokenizer(template={"tool_use": "{{ strftime_now('%Y') }}", "plain": "x"})
+    assert pin_today(tokenizer, "") == ""
+    with pytest.raises(ChatTemplateError, match="default"):
+        encode_prompt(tokenizer, build_messages("Hi"))
+
+
 def test_arguments_for_no_template_and_a_template_that_is_none_are_refused():
     with pytest.raises(ChatTemplateError, match="instruct"):
         freeze_arguments(make_tokenizer(template=None), {"tools": []})
