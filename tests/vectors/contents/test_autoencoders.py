@@ -79,7 +79,7 @@ def test_a_kind_that_would_be_read_wrongly_is_refused(tmp_path, config):
 
 
 def test_one_for_scaled_activations_is_refused_until_it_is_folded(tmp_path):
-    with pytest.raises(pl.errors.FileFormatError, match="normalize_activations.*fold_activation_norm_scaling_factor"):
+    with pytest.raises(pl.errors.FileFormatError, match=r"normalize_activations.*fold_activation_norm_scaling_factor"):
         read_autoencoder(write(tmp_path, normalize_activations="expected_average_only_in"))
 
 
