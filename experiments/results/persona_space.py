@@ -19,6 +19,7 @@ from persona_lens.space import AxisDistances, PersonaSpace, RolePlaying
 from persona_lens.statistics import Interval, bootstrap_mean, mean_over_directions_interval
 
 RANDOM = "random"
+_EQUAL = 5.0  # points of coherence, of 100, within which texts count as equally coherent
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,10 @@ class PersonaSpaceResult(Result):
         return [name for name in self.conditions if name.startswith("floor")]
 
     def _rows(self, condition: str) -> list[int]:
-        return [i for i, name in enumerate(self.conditions) if name.startswith(condition)]
+        """Return a condition's rows: one, or those of all random floors."""
+        return [
+            i for i, name in enumerate(self.conditions) if name.split()[0] == RANDOM == condition or name == condition
+        ]
 
     def score(self, judge: int, condition: str) -> Interval:
         """Return a condition's mean score over questions; of random floors over directions too."""
@@ -132,6 +136,16 @@ class PersonaSpaceResult(Result):
     def gap(self, judge: int) -> Interval:
         """Return how many points the assistant scores above the roles, paired by question."""
         return bootstrap_mean(self.assistant_scores[judge, 0] - self.scores[judge, 0].nanmean(dim=0))
+
+    def is_fair(self, condition: str) -> bool:
+        """Whether random floors leave text as coherent as a floor does; else they are no null for it."""
+        return abs(self.coherence(condition) - self.coherence(RANDOM)) <= _EQUAL
+
+    def list_beyond_placebo(self, distances: AxisDistances) -> list[str]:
+        """Return who lies surely further from the assistant than prompts that say nothing, paired by question."""
+        nothing = self.prompt_distances.by_question[self.prompt_distances.roles.index("placebo")]
+        found = zip(distances.roles, distances.by_question, strict=True)
+        return [name for name, ours in found if bootstrap_mean(ours - nothing).low > 0]
 
     def coherence(self, condition: str) -> float:
         """Return a condition's mean coherence."""
@@ -161,19 +175,10 @@ class PersonaSpaceResult(Result):
         self._draw_distances(figure, 1, self.role_distances, played)
         self._draw_distances(figure, 2, self.prompt_distances, None)
         self._draw_floors(figure)
-        away = sum(one.low > 0 for one in self.role_distances.distances)
-        judges = range(len(self.judges_measured))
-        sure = [
-            name for name in self.floors
-            if all(self.rise(one, name).low > 0 and self.above_random(one, name).low > 0 for one in judges)
-        ]  # fmt: skip
-        floor = " or ".join(self._say_condition(name).split("<br>")[0] for name in sure)
+        n_beyond = len(self.list_beyond_placebo(self.role_distances))
         finding = (
-            f"{away} of {len(self.role_distances.roles)} roles and "
-            f"{sum(d.low > 0 for d in self.prompt_distances.distances)} of {len(self.prompt_distances.roles)} other "
-            f"prompts lead surely away from the assistant; "
-            + (f"a floor at the {floor} brings answers back" if sure else "no floor surely brings answers back")
-            + ", by both judges and beyond random floors" * bool(sure)
+            f"{n_beyond} of {len(self.role_distances.roles)} roles lie further from the assistant than empty prompts; "
+            f"{self._say_floors()}"
         )
         subtitle = (
             f"{self.model_name}. Left, middle: layer {self.space.layer}, by an axis that knows neither role nor "
@@ -183,6 +188,23 @@ class PersonaSpaceResult(Result):
         )
         lay_out(figure, finding, subtitle, width=1300, height=1150, bottom=110, legend=-0.07)
         return figure
+
+    def _say_floors(self) -> str:
+        """Say which floors bring answers nearer to the assistant's for both judges, and what that can mean."""
+        judges = range(len(self.judges_measured))
+        if any(self.gap(one).low <= 0 for one in judges):
+            return "no gap that both judges see for a floor to close"
+        nearer = [name for name in self.floors if all(self.rise(one, name).low > 0 for one in judges)]
+        if not nearer:
+            return "no floor surely brings answers back for both judges"
+        surely = [
+            name for name in nearer
+            if self.is_fair(name) and all(self.above_random(one, name).low > 0 for one in judges)
+        ]  # fmt: skip
+        shown = " and ".join(f"{name.split()[-1]} %" for name in surely or nearer)
+        return f"a floor at {shown} brings answers nearer, " + (
+            "beyond random floors" if surely else "beside no fair null"
+        )
 
     def _draw_distances(self, figure: go.Figure, column: int, found: AxisDistances, played: set[str] | None) -> None:
         order = sorted(range(len(found.roles)), key=lambda i: found.distances[i].estimate)
@@ -248,11 +270,8 @@ class PersonaSpaceResult(Result):
         n = len(playing.roles)
         named = _mean([one.estimate for one in playing.named])
         told = placebo.aurocs[placebo.roles.index("placebo")]
-        away = [name for name, one in zip(self.role_distances.roles, self.role_distances.distances, strict=True)
-                if one.low > 0]  # fmt: skip
-        traits = [one for one in self.prompt_distances.roles if one != "placebo"]
-        moved = [_say_name(one) for one in traits if self.prompt_distances.of(one).low > 0]
-        nearer = [_say_name(one) for one in traits if self.prompt_distances.of(one).high < 0]
+        away = self.list_beyond_placebo(self.role_distances)
+        moved = [_say_name(one) for one in self.list_beyond_placebo(self.prompt_distances)]
         beyond = sum(one.is_beyond_chance for one in space.variances)
         least, most = (pick(self.layers, key=lambda one: one.axis_cosine) for pick in (min, max))
         said = [
@@ -262,15 +281,14 @@ class PersonaSpaceResult(Result):
             f"**Components:** the first explains {space.variances[0].share:.0%} of the spread between roles, {beyond} "
             f"of {len(space.variances)} explain more than chance, and {space.noise_share:.0%} of the spread is there "
             f"too where answers are dealt out by chance. The axis to the assistant has a cosine of "
-            f"{space.axis_cosines[0]} with the first; over layers it is least at layer {least.layer} "
-            f"({least.axis_cosine:.2f}) and most at layer {most.layer} ({most.axis_cosine:.2f}). Roles written "
-            f"to serve lie nearer the assistant than others at an AUROC of {self.serves_by_component} along the first "
-            f"component, and {self.serves_by_axis} along the axis.",
-            f"**Moved:** {len(away)} of {n} roles lie surely away from the assistant, by an axis that knows "
-            f"neither role nor question; prompts that say nothing lie at {self.prompt_distances.of('placebo')} of the "
-            f"way to the mean role. Of {len(traits)} trait prompts {len(moved)} lead surely away "
-            f"({', '.join(moved) or 'none'}) and "
-            f"{len(nearer)} beyond the assistant ({', '.join(nearer) or 'none'}).",
+            f"{space.axis_cosines[0]} with the first, and {space.count_further_out(0)} of the {n} roles' own have a "
+            f"greater one; over layers it is least at layer {least.layer} ({least.axis_cosine:.2f}) and most at layer "
+            f"{most.layer} ({most.axis_cosine:.2f}). Roles written to serve lie nearer the assistant than others at an "
+            f"AUROC of {self.serves_by_component} along the first component, and {self.serves_by_axis} along the axis.",
+            f"**Moved:** prompts that say nothing lie at {self.prompt_distances.of('placebo')} of the way from the "
+            f"assistant to the mean role, by an axis that knows neither role nor question; {len(away)} of {n} roles "
+            f"lie surely further, and of {len(self.prompt_distances.roles) - 1} trait prompts {len(moved)}: "
+            f"{', '.join(moved) or 'none'}.",
             f"**A floor under the axis:** {self._say_caps()}",
         ]  # fmt: skip
         return "\n\n".join(said)
@@ -288,10 +306,15 @@ class PersonaSpaceResult(Result):
             surely = [one for one in judges if self.rise(one, name).low > 0]
             more = [one for one in judges if self.above_random(one, name).low > 0]
             share = [self.rise(one, name).estimate / self.gap(one).estimate for one in judges]
+            beside = (
+                f"beyond random floors by {_count(more)}" if self.is_fair(name)
+                else f"beside no fair null: random floors leave text at coherence {self.coherence(RANDOM):.0f}, this "
+                f"one at {self.coherence(name):.0f}"
+            )  # fmt: skip
             said.append(
                 f"at the {self._say_condition(name).split('<br>')[0]} answers come nearer to the assistant's by "
-                f"{' and '.join(f'{one:.0%}' for one in share)} of what parts them, surely by {_count(surely)}, beyond "
-                f"random floors by {_count(more)}"
+                f"{' and '.join(f'{one:.0%}' for one in share)} of what parts them, surely by {_count(surely)}, "
+                f"{beside}"
             )
         cost = " and ".join(str(self.assistant_cost(one)) for one in judges)
         return f"{'; '.join(said)}. To the assistant itself it does {cost} points."

@@ -26,6 +26,7 @@ from persona_lens.vectors.quality.unembedding import Unembedding
 
 UNSTEERED, VECTOR, FEATURES = "unsteered", "the vector", "nearest features"
 RANDOM_FEATURES, RANDOM, SHUFFLED = "random features", "random directions", "shuffled labels"
+_EQUAL = 5.0  # points of coherence, of 100, within which texts count as equally coherent
 KINDS = (VECTOR, FEATURES, RANDOM_FEATURES, RANDOM)
 _TRAIT_COLORS = (COLORS[3], COLORS[2], COLORS[5], COLORS[4])
 
@@ -94,9 +95,23 @@ class TraitContents(Record):
         """Return the places of the features that raise the score beyond every random one, for all judges."""
         out = torch.ones(len(self.features), dtype=torch.bool)
         for judge in self.scores:
-            nulls = torch.cat([self.rise(judge, kind) for kind in (RANDOM_FEATURES, RANDOM)]).nanmean(dim=1)
-            out &= self.rise(judge, FEATURES).nanmean(dim=1) > nulls.max()
+            rises = self.rise(judge, FEATURES).nanmean(dim=1)
+            out &= rises > self._null_rises(judge).max().clamp(min=0)
         return tuple(out.nonzero().flatten().tolist())
+
+    def expect_standing_out(self) -> float:
+        """Return how many features would stand out by chance: as often as a random one does among the other random."""
+        nulls = [self._null_rises(judge) for judge in self.scores]
+        highest = [set((one == one.max()).nonzero().flatten().tolist()) if one.max() > 0 else set() for one in nulls]
+        return len(self.features) * len(set.intersection(*highest)) / len(nulls[0])
+
+    def _null_rises(self, judge: str) -> Float[Tensor, " direction"]:
+        return torch.cat([self.rise(judge, kind) for kind in (RANDOM_FEATURES, RANDOM)]).nanmean(dim=1)
+
+    def list_fair_nulls(self, kind: str) -> tuple[str, ...]:
+        """Return the random kinds that leave text as coherent as a kind does; the others are no nulls for it."""
+        own = self.coherence(kind).estimate
+        return tuple(null for null in (RANDOM_FEATURES, RANDOM) if abs(own - self.coherence(null).estimate) <= _EQUAL)
 
     def beyond_shuffled(self, term: int = -1) -> Interval:
         """Return how much more of the vector a token sum explains than of vectors of shuffled labels, as a spread."""
@@ -186,14 +201,16 @@ class SaeFeatures(Result):
         vectors = [one.trait for one in self.traits if self._surely(one, VECTOR)]
         n_out = sum(len(one.standing_out()) for one in self.traits)
         total = sum(len(one.features) for one in self.traits)
+        chance = sum(one.expect_standing_out() for one in self.traits)
         return (
-            f"At equal coherence the vector outdoes random features for {_list(vectors)}, the features nearest to it "
-            f"on average for {_list(surely)}, by both judges; {n_out} of {total} features raise a trait beyond all "
-            "random ones"
+            f"at equal coherence the vector outdoes random directions for {_list(vectors)}, its nearest features for "
+            f"{_list(surely)}; {n_out} of {total} stand out ({chance:.0f} by chance)"
         )
 
     def _surely(self, one: TraitContents, kind: str) -> bool:
-        return all(one.above(judge, kind, RANDOM_FEATURES).low > 0 for judge in one.scores)
+        """Whether a kind outdoes what is random for all judges, wherever that leaves text as coherent."""
+        nulls = one.list_fair_nulls(kind)
+        return bool(nulls) and all(one.above(judge, kind, null).low > 0 for judge in one.scores for null in nulls)
 
     def _describe(self) -> str:
         found, shown = self.reconstruction, self.traits[0]

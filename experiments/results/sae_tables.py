@@ -33,7 +33,7 @@ def contents_to_markdown(found: Sequence[SaeFeatures]) -> str:
         lines += [
             *_write_quality(one), "",
             *_write_rows("what is in it", names, list_readings(one)), "",
-            *_write_rows("what steering along it does, at equal coherence", names, list_effects(one)), "",
+            *_write_rows("what steering does, at lengths set for equal coherence", names, list_effects(one)), "",
             *_write_rows("how far the decomposition misleads", names, list_checks(one)), "",
         ]  # fmt: skip
         for trait in one.traits:
@@ -114,8 +114,11 @@ def list_effects(one: SaeFeatures) -> list[Row]:
         for kind in (VECTOR, FEATURES):
             for null in (RANDOM_FEATURES, RANDOM):
                 add(
-                    f"{kind} less {null}, {reader}",
-                    [say(t.above(list(t.scores)[place], kind, null)) for t in one.traits],
+                    f"{kind} less {null}, {reader} (*: not as coherent)",
+                    [
+                        say(t.above(list(t.scores)[place], kind, null)) + " *" * (null not in t.list_fair_nulls(kind))
+                        for t in one.traits
+                    ],
                 )
         add(
             f"nearer features raise it further (Spearman's r), {reader}",

@@ -13,7 +13,6 @@ from persona_lens.judges.judgement import Judge
 from persona_lens.models.engine.requests import Sampling
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.points import check_unsteered
-from persona_lens.models.text.templates import TemplateArguments
 from persona_lens.records import Record
 from persona_lens.run import Run
 from persona_lens.statistics import Interval
@@ -78,7 +77,6 @@ def confirm_choice(
     judge: Judge,
     random_directions: int = 16,
     sampling: Sampling = Sampling(max_new_tokens=32, rollouts=4),
-    template_arguments: TemplateArguments | None = None,
     run: Run = Run(),
 ) -> Confirmation:
     """Measure a chosen layer and coefficient on fresh questions, against no steering and random directions.
@@ -93,7 +91,6 @@ def confirm_choice(
             they are units of the intervals as the questions are.
         sampling: How responses are drawn: ``rollouts`` of each question steered and unsteered, one under each random
             direction. Its seed is that of the random directions too.
-        template_arguments: The sweep's.
         run: Keeps finished shards and shows progress.
 
     Returns:
@@ -115,7 +112,6 @@ def confirm_choice(
 
     def score(conditions: Sequence[Condition], rollouts: int) -> ConditionScores:
         drawn = replace(sampling, rollouts=rollouts)
-        conditions = [replace(one, template_arguments=template_arguments) for one in conditions]
         return score_conditions(
             model, judge, conditions, questions, sampling=drawn, stream=(Stream.CONFIRMATION,), run=run
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,7 +22,6 @@ from persona_lens.models.hooks.intervention import Intervention
 from persona_lens.models.hooks.points import check_unsteered
 from persona_lens.models.hooks.sites import resolve_layers
 from persona_lens.models.loading import ModelInfo, describe_model
-from persona_lens.models.text.templates import TemplateArguments
 from persona_lens.records import Record, format_table
 from persona_lens.run import Run
 from persona_lens.statistics import Interval
@@ -238,7 +237,6 @@ def sweep_layers(
     judge: Judge | None = None,
     null: RandomNull = RandomNull(),
     sampling: Sampling = Sampling(max_new_tokens=32),
-    template_arguments: TemplateArguments | None = None,
     run: Run = Run(),
 ) -> SweepResult:
     """Steer at each layer with each coefficient, and score what the model then says.
@@ -256,8 +254,6 @@ def sweep_layers(
         judge: Scores the responses; None takes the :func:`persona_lens.judges.default_judge`.
         null: Random directions to compare with.
         sampling: How responses are drawn; its seed is that of the random directions too.
-        template_arguments: What the chat template reads besides the messages, in every condition; they go before those
-            that the model was loaded with.
         run: Keeps finished shards and shows progress.
 
     Returns:
@@ -289,7 +285,6 @@ def sweep_layers(
     randoms = sample_random_directions(vector.norms, model.cfg.d_model, null.directions, sampling.seed)
 
     def score(conditions: Sequence[Condition], asked: Sequence[str]) -> ConditionScores:
-        conditions = [replace(one, template_arguments=template_arguments) for one in conditions]
         return score_conditions(model, judge, conditions, asked, sampling=sampling, stream=(Stream.SWEEP,), run=run)
 
     steered = [shift_at(layer, vector.direction(layer), c) for layer in swept for c in coefficients]
@@ -324,7 +319,6 @@ def sweep_layers(
             "top_p": sampling.top_p,
             "positions": sampling.positions,
             "versions": collect_versions(),
-            **({"template_arguments": dict(template_arguments)} if template_arguments else {}),
         },
     )
 

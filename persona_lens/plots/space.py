@@ -54,8 +54,8 @@ def draw_space(space: PersonaSpace) -> go.Figure:
     shares = ", ".join(f"{one.share:.0%}" for one in space.variances)
     beyond = sum(one.is_beyond_chance for one in space.variances)
     finding = (
-        f"{space.variances[0].share:.0%} of what tells {len(space.roles)} roles apart lies along one direction, "
-        f"whose cosine with the axis to the assistant is {space.axis_cosines[0]}"
+        f"{space.variances[0].share:.0%} of what tells {len(space.roles)} roles apart lies along one direction; "
+        f"{space.count_further_out(0)} of the roles point along it more closely than the assistant"
     )
     subtitle = (
         f"{html.escape(space.model.name)}, layer {space.layer}, means over {space.n_questions} questions; components "

@@ -135,6 +135,15 @@ class PersonaSpace(Record):
             raise InvalidArgumentError.of("component", f"be in [0, {len(self.variances)})", component)
         return sorted(self.roles, key=lambda role: -role.cosines[component].estimate)
 
+    def count_further_out(self, component: int) -> int:
+        """Return how many roles point along a component, to either side, more closely than the assistant does.
+
+        A component that explains much lies near every role, so that a cosine says little by itself; among roles drawn
+        alike the assistant's would have an even rank.
+        """
+        own = abs(self.assistant.cosines[component].estimate)
+        return sum(abs(one.cosines[component].estimate) > own for one in self.rank(component))
+
     def project(self, means: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch component"]:
         """Return the coordinates of residual streams of :attr:`layer`, from the mean over roles.
 
