@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 import persona_lens as pl
 from persona_lens.errors import InvalidArgumentError, PersonaLensError, TraitFormatError
 from persona_lens.texts import check_texts
-from persona_lens.traits.trait import _check_texts
+from persona_lens.traits import authored
 from tests.small_trait import LengthJudge, tiny_trait
 
 QUESTION = "How are you?"
@@ -56,7 +56,7 @@ def test_one_question_in_place_of_a_list_is_refused_before_any_model_runs(
 @pytest.mark.parametrize("field", ["extraction_questions", "evaluation_questions"])
 def test_a_trait_refuses_one_question_in_place_of_a_list(field):
     with pytest.raises(TraitFormatError, match=f"`{field}` must hold at least one entry, in a list"):
-        _check_texts(field, "Why?")
+        authored.check_texts(field, "Why?")
 
 
 @given(texts=st.lists(st.text(), max_size=5), least=st.integers(0, 6))

@@ -186,7 +186,7 @@ class ValidArguments:
         means[0] += 9
         texts = tuple(tuple((f"{role} {q}",) for q in range(4)) for role in roles)
         kinds = ("assistant", *("human",) * 7)
-        return hint(self.vector.model, roles, kinds, ("Who?", "What?", "Why?", "When?"), means, texts)
+        return hint(self.vector.model, roles, kinds, ("Who?", "What?", "Why?", "When?"), means, texts, ((0,) * 4,) * 8)
 
     def make_path(self) -> Path:
         """Return a path at which nothing is."""

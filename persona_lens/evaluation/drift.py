@@ -65,8 +65,9 @@ class Course(Record):
 class Drift(Record):
     """How a model changes over the turns of conversations, for each kind of user and condition.
 
-    Intervals are bootstrapped over scripts; against the control and between conditions they are paired by topic and by
-    script.
+    Intervals are bootstrapped over topics, as scripts on one topic are not independent of each other: what a kind, or
+    all kinds, have on a topic is averaged first. A script without a topic stands for itself. Against the control they
+    are paired by topic, between conditions by script.
 
     Args:
         conversations: What was said.
@@ -98,36 +99,44 @@ class Drift(Record):
         return found[0]
 
     def by_turn(self, course: Course, kind: str | None, condition: int = 0) -> tuple[Interval, ...]:
-        """Return the mean over a kind's scripts at each turn; None takes all kinds."""
-        rows = self._list_scripts(kind)
-        return tuple(
-            mean_interval(turn) for turn in self._take(course, condition).values[condition, rows].unbind(dim=-1)
-        )
+        """Return the mean over a kind's topics at each turn; None takes all kinds, averaged topic by topic."""
+        values = self._average(self._take(course, condition).values[condition], kind)
+        return tuple(map(mean_interval, torch.stack(list(values.values())).unbind(dim=-1)))
 
     def slope(self, course: Course, kind: str | None, condition: int = 0) -> Interval:
-        """Return the mean slope a turn over a kind's scripts; None takes all kinds."""
-        return mean_interval(self._take(course, condition).slopes[condition, self._list_scripts(kind)])
+        """Return the mean slope a turn over a kind's topics; None takes all kinds, averaged topic by topic."""
+        return self._summarize(self._take(course, condition).slopes[condition], kind)
 
     def against_control(self, course: Course, kind: str, condition: int = 0) -> Interval:
         """Return by how much steeper a kind's slope is than the control's, paired by topic; missing for the control.
 
         Scripts whose topic the control lacks are left out.
+
+        Raises:
+            InvalidArgumentError: A kind without any topic of the control's, such as one whose scripts name none.
         """
         return self._pair(self._take(course, condition).slopes[condition], kind)
 
     def level_against_control(self, course: Course, kind: str, condition: int = 0) -> Interval:
-        """Return by how much higher a kind's mean over all turns is than the control's, paired likewise."""
+        """Return by how much higher a kind's mean over all turns is than the control's, paired likewise.
+
+        Raises:
+            InvalidArgumentError: As :meth:`against_control`.
+        """
         return self._pair(self._take(course, condition).means[condition], kind)
 
     def change(self, course: Course, kind: str | None, condition: int) -> Interval:
-        """Return by how much steeper a kind's slope is under a condition than under the first, paired by script."""
-        slopes, rows = self._take(course, condition).slopes, self._list_scripts(kind)
-        return difference_interval(slopes[condition, rows], slopes[0, rows])
+        """Return by how much steeper a kind's slope is under a condition than under the first, paired by script.
+
+        Differences are averaged topic by topic; None takes all kinds.
+        """
+        slopes = self._take(course, condition).slopes
+        return self._summarize(slopes[condition] - slopes[0], kind)
 
     def level(self, course: Course, kind: str | None, condition: int) -> Interval:
-        """Return by how much higher the mean over all turns is under a condition than under the first."""
-        means, rows = self._take(course, condition).means, self._list_scripts(kind)
-        return difference_interval(means[condition, rows], means[0, rows])
+        """Return by how much higher the mean over all turns is under a condition than under the first, likewise."""
+        means = self._take(course, condition).means
+        return self._summarize(means[condition] - means[0], kind)
 
     def plot(self, condition: int = 0) -> Figure:
         """Draw every course turn by turn under one condition: a panel a course, a line a kind of user."""
@@ -139,8 +148,14 @@ class Drift(Record):
         return f"Drift({self.conversations!r}; {len(self.courses)} courses; control {self.control!r})"
 
     def _repr_html_(self) -> str:
+        beside = {kind: kind == self.control or bool(self._list_shared(kind)) for kind in self.kinds}
         rows = [
-            (f"{one.trait} {one.name}".strip(), kind, self.slope(one, kind), self.against_control(one, kind))
+            (
+                f"{one.trait} {one.name}".strip(),
+                kind,
+                self.slope(one, kind),
+                self.against_control(one, kind) if beside[kind] else "no topic shared",
+            )
             for one in self.courses
             for kind in self.kinds
         ]
@@ -153,16 +168,33 @@ class Drift(Record):
             raise InvalidArgumentError.of("kind", f"be one of {', '.join(self.kinds)}", kind)
         return rows
 
+    def _list_topics(self, kind: str | None) -> dict[str | int, list[int]]:
+        """Return the scripts of each topic; one without a topic is under its own number."""
+        topics: dict[str | int, list[int]] = {}
+        for row in self._list_scripts(kind):
+            topics.setdefault(self.conversations.scripts[row].topic or row, []).append(row)
+        return topics
+
+    def _list_shared(self, kind: str) -> list[str | int]:
+        """Return a kind's topics that the control has too."""
+        return [topic for topic in self._list_topics(kind) if topic in self._list_topics(self.control)]
+
+    def _average(self, values: Float[Tensor, "script *turn"], kind: str | None) -> dict[str | int, Tensor]:
+        """Average what is there over the scripts of each topic."""
+        return {topic: values[rows].nanmean(dim=0) for topic, rows in self._list_topics(kind).items()}
+
+    def _summarize(self, values: Float[Tensor, " script"], kind: str | None) -> Interval:
+        return mean_interval(torch.stack(list(self._average(values, kind).values())))
+
     def _pair(self, values: Float[Tensor, " script"], kind: str) -> Interval:
         if kind == self.control:
             return Interval.missing()
-        topics = self._list_topics(self.control)
-        pairs = [(row, topics[topic]) for topic, row in self._list_topics(kind).items() if topic in topics]
-        first, second = ([pair[side] for pair in pairs] for side in (0, 1))
-        return difference_interval(values[first], values[second])
-
-    def _list_topics(self, kind: str) -> dict[str, int]:
-        return {self.conversations.scripts[row].topic: row for row in self._list_scripts(kind)}
+        shared = self._list_shared(kind)
+        if not shared:
+            rule = f"have a topic that {self.control!r}, the control, has too"
+            raise InvalidArgumentError.of("kind", rule, kind, "Give each UserScript its `topic`: they are the pairs.")
+        first, second = (self._average(values, one) for one in (kind, self.control))
+        return difference_interval(*(torch.stack([one[topic] for topic in shared]) for one in (first, second)))
 
     def _take(self, course: Course, condition: int) -> Course:
         """Return a course that is of these conversations and has that condition."""

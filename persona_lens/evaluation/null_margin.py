@@ -79,7 +79,7 @@ def measure_null_margin(
         ModelMismatchError: A vector of another model.
         LayerOutOfRangeError: The model has no such layer, or the vector no direction there.
         InvalidArgumentError: Fewer than four questions or two directions, a coefficient that pushes nowhere, or a judge
-            that says nothing of coherence.
+            that says nothing of coherence, be it of what random directions leave.
         HooksPresentError: The model carries hooks.
 
     Example:
@@ -122,6 +122,9 @@ def measure_null_margin(
     tried = score([push(one, scale) for scale in _SCALES for one in pilots], finding, 1).coherences
     by_scale = dict(zip(_SCALES, tried.reshape(len(_SCALES), -1).nanmean(dim=-1).tolist(), strict=True))
     known = {scale: coherence for scale, coherence in by_scale.items() if not math.isnan(coherence)}
+    if not known:
+        rule = "say how coherent responses under random directions are"
+        raise InvalidArgumentError.of("judge", rule, judge.name, "It scored none of them: is each one empty?")
     scale = interpolate_strength(list(known), list(known.values()), target)
     found = score([steered], measuring, sampling.rollouts)
     null = score([push(one, scale) for one in range(random_directions)], measuring, 1)
@@ -150,10 +153,16 @@ def interpolate_strength(strengths: Sequence[float], coherences: Sequence[float]
         coherences: Mean coherence at each.
         target: Coherence asked for.
 
+    Raises:
+        InvalidArgumentError: No strength, or not as many coherences.
+
     Example:
         >>> round(interpolate_strength([1.0, 4.0], [80.0, 40.0], 60.0), 6)
         2.0
     """
+    if not strengths or len(coherences) != len(strengths):
+        rule = "be one for each of `strengths`, and at least one"
+        raise InvalidArgumentError.of("coherences", rule, f"{len(coherences)} for {len(strengths)}")
     if coherences[0] <= target:
         return strengths[0]
     for (weak, before), (strong, after) in pairwise(zip(strengths, coherences, strict=True)):

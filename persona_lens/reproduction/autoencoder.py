@@ -113,6 +113,7 @@ def _load_answers(
     """Return answers of two tokens or more, sampled once."""
 
     def compute() -> Shard:
+        # "training" and "held out" have eight letters each: both share random numbers, on different questions.
         requests = [
             RolloutRequest(question, (sampling.seed, Stream.AUTOENCODER, len(name), q))
             for q, question in enumerate(questions)

@@ -25,7 +25,7 @@ from persona_lens.streams import Stream
 from persona_lens.texts import check_texts
 from persona_lens.traits.roles import ASSISTANT, Role
 
-_FORMAT, _VERSION = "persona-lens-role-answers", 1
+_FORMAT, _VERSION = "persona-lens-role-answers", 2
 
 
 @checked
@@ -42,7 +42,7 @@ class RoleAnswers:
         questions: What was asked.
         means: Mean over an answer's tokens, averaged over a question's answers; float32, in residual-stream units.
         texts: The answers' texts, by role, question and answer; those without text are left out.
-        n_empty: Answers without text, which no mean includes.
+        empty: How many answers were without text, which no mean includes, by role and question.
         provenance: Seed, settings, the roles' fingerprints and library versions.
 
     Raises:
@@ -55,7 +55,7 @@ class RoleAnswers:
     questions: tuple[str, ...]
     means: Float[Tensor, "role question layer d_model"]
     texts: tuple[tuple[tuple[str, ...], ...], ...]
-    n_empty: int = 0
+    empty: tuple[tuple[int, ...], ...]
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -69,9 +69,15 @@ class RoleAnswers:
             raise InvalidArgumentError.of("roles", "name no role twice", list(self.roles))
         if len(self.kinds) != len(self.roles):
             raise InvalidArgumentError.of("kinds", f"be as many as there are roles, {len(self.roles)}", len(self.kinds))
-        asked = [len(row) for row in self.texts]
-        if asked != [len(self.questions)] * len(self.roles):
-            raise InvalidArgumentError.of("texts", "hold each role's answers to each question", asked)
+        for name, rows in (("texts", self.texts), ("empty", self.empty)):
+            asked = [len(row) for row in rows]
+            if asked != [len(self.questions)] * len(self.roles):
+                raise InvalidArgumentError.of(name, "hold each role's answers to each question", asked)
+
+    @property
+    def n_empty(self) -> int:
+        """How many answers were without text."""
+        return sum(map(sum, self.empty))
 
     @property
     def assistant(self) -> Float[Tensor, "question layer d_model"]:
@@ -106,6 +112,7 @@ class RoleAnswers:
             kinds=tuple(self.kinds[i] for i in at),
             means=self.means[at],
             texts=tuple(self.texts[i] for i in at),
+            empty=tuple(self.empty[i] for i in at),
         )
 
     def ask(self, at: Sequence[int]) -> RoleAnswers:
@@ -121,6 +128,7 @@ class RoleAnswers:
             questions=tuple(self.questions[i] for i in at),
             means=self.means[:, list(at)],
             texts=tuple(tuple(row[i] for i in at) for row in self.texts),
+            empty=tuple(tuple(row[i] for i in at) for row in self.empty),
         )
 
     def __add__(self, other: RoleAnswers) -> RoleAnswers:
@@ -140,7 +148,7 @@ class RoleAnswers:
             kinds=self.kinds + other.kinds,
             means=torch.cat([self.means, other.means]),
             texts=self.texts + other.texts,
-            n_empty=self.n_empty + other.n_empty,
+            empty=self.empty + other.empty,
             provenance={"parts": [*self._list_parts(), *other._list_parts()]},
         )
 
@@ -155,7 +163,7 @@ class RoleAnswers:
 
     def save(self, path: str | Path) -> None:
         """Write the answers as safetensors, their texts as JSON in the header."""
-        rest = {name: getattr(self, name) for name in ("roles", "kinds", "questions", "texts", "n_empty", "provenance")}
+        rest = {name: getattr(self, name) for name in ("roles", "kinds", "questions", "texts", "empty", "provenance")}
         head = {"format": _FORMAT, "version": _VERSION, "model": self.model.to_json()}
         save_shard(Path(path), Shard({"means": self.means}, {**head, **rest}))
 
@@ -172,16 +180,21 @@ class RoleAnswers:
         if found.get("format") != _FORMAT or found.get("version") != _VERSION or set(shard.tensors) != {"means"}:
             rule = f"name a file of role answers, version {_VERSION}"
             raise FileFormatError.of("path", rule, str(path), "Sample them again with sample_roles.")
-        return cls(
-            model=ModelInfo(**found["model"]),
-            roles=tuple(found["roles"]),
-            kinds=tuple(found["kinds"]),
-            questions=tuple(found["questions"]),
-            means=shard.tensors["means"],
-            texts=tuple(tuple(tuple(texts) for texts in row) for row in found["texts"]),
-            n_empty=found["n_empty"],
-            provenance=found["provenance"],
-        )
+        try:
+            return cls(
+                model=ModelInfo(**found["model"]),
+                roles=tuple(found["roles"]),
+                kinds=tuple(found["kinds"]),
+                questions=tuple(found["questions"]),
+                means=shard.tensors["means"],
+                texts=tuple(tuple(tuple(texts) for texts in row) for row in found["texts"]),
+                empty=tuple(map(tuple, found["empty"])),
+                provenance=found["provenance"],
+            )
+        except KeyError as error:
+            raise FileFormatError.of("path", f"name a file of role answers with {error}", str(path)) from error
+        except (InvalidArgumentError, TypeError) as error:
+            raise FileFormatError(f"`path` must name role answers whose parts fit each other: {error}") from error
 
     def __repr__(self) -> str:
         return (
@@ -257,7 +270,10 @@ def sample_roles(
         questions=tuple(questions),
         means=torch.stack([shard.tensors["means"] for shard in shards]),
         texts=tuple(tuple(map(tuple, shard.records["texts"])) for shard in shards),
-        n_empty=sum(shard.records["n_empty"] for shard in shards),
+        empty=tuple(
+            tuple(_count_prompts(role, prompts_each) * sampling.rollouts - len(said) for said in shard.records["texts"])
+            for role, shard in zip(roles, shards, strict=True)
+        ),
         provenance=provenance,
     )
 
@@ -283,7 +299,7 @@ def _ask(
     model: HookedModel, role: Role, questions: tuple[str, ...], prompts_each: int | None, sampling: Sampling
 ) -> Shard:
     n_prompts = len(role.system_prompts)
-    each = min(prompts_each or n_prompts, n_prompts)
+    each = _count_prompts(role, prompts_each)
     asked = [
         (q, RolloutRequest(question, (sampling.seed, Stream.ROLES, q, turn, r), role.system_prompts[prompt]))
         for q, question in enumerate(questions)
@@ -303,5 +319,10 @@ def _ask(
         hint = "Leave the question out, or raise `rollouts` or `prompts_each`."
         raise InvalidArgumentError.of("questions", f"draw an answer from {role.name!r}", silent, hint)
     n_answers = torch.tensor([float(len(said)) for said in texts])
-    n_empty = len(rollouts) - sum(map(len, texts))
-    return Shard({"means": sums / n_answers[:, None, None]}, {"texts": texts, "n_empty": n_empty})
+    return Shard({"means": sums / n_answers[:, None, None]}, {"texts": texts})
+
+
+def _count_prompts(role: Role, prompts_each: int | None) -> int:
+    """Return under how many system prompts each question is asked."""
+    n_prompts = len(role.system_prompts)
+    return min(prompts_each or n_prompts, n_prompts)

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from persona_lens.checking import checked
-from persona_lens.errors import InvalidArgumentError
+from persona_lens.errors import InvalidArgumentError, ModelMismatchError
 from persona_lens.models.hooks.sites import check_layer
 from persona_lens.records import Record, format_table
 from persona_lens.space.answers import RoleAnswers
@@ -185,6 +185,7 @@ def measure_axis_distances(answers: RoleAnswers, layer: int, *, others: RoleAnsw
     Raises:
         LayerOutOfRangeError: The model has no such layer.
         InvalidArgumentError: Too few roles or questions, or ``others`` to other questions.
+        ModelMismatchError: ``others`` of another model.
 
     Example:
         >>> import persona_lens as pl
@@ -192,6 +193,9 @@ def measure_axis_distances(answers: RoleAnswers, layer: int, *, others: RoleAnsw
     """
     layer = check_layer(layer, answers.model.n_layers)
     measured = answers.characters if others is None else others
+    if measured.model != answers.model:
+        rule = f"come from the model of `answers`, {answers.model.name}"
+        raise ModelMismatchError.of("others", rule, measured.model.name)
     if measured.questions != answers.questions:
         raise InvalidArgumentError.of("others", "answer the same questions", list(measured.questions))
     n = len(answers.questions)

@@ -45,6 +45,8 @@ class ComponentVariance(Record):
         half_cosine: Between the component of even and that of odd questions; absolute.
         null_half_cosine: The same where answers are dealt out by chance; 19 of 20 deals have at most this.
         half_correlation: Pearson's r, over roles, between the coordinates in the two halves.
+        null_half_correlation: The same where answers are dealt out by chance; 19 of 20 deals have at most this. None
+            where that was not kept.
     """
 
     share: float
@@ -54,6 +56,7 @@ class ComponentVariance(Record):
     half_cosine: float
     null_half_cosine: float
     half_correlation: float
+    null_half_correlation: float | None = None
 
     @property
     def is_beyond_chance(self) -> bool:
@@ -341,15 +344,17 @@ def _compare_with_chance(
     rng = np.random.default_rng((seed, Stream.ROLES, 1))
     n_roles, n, _ = found.characters.shape
     k = found.n_components
-    variances, halves, totals = [], [], []
+    variances, halves, correlations, totals = [], [], [], []
     for _ in range(n_shuffles):
         dealt = torch.from_numpy(np.stack([rng.permutation(n_roles) for _ in range(n)], axis=1))
         shuffled = found.characters.gather(0, dealt[:, :, None].expand_as(found.characters))
         null = find_components(shuffled.mean(dim=1), k)
         variances.append(null.variances)
         totals.append(null.total)
-        halves.append(_compare_halves(shuffled, null)[0])
-    null_variances, null_halves = torch.stack(variances), torch.stack(halves)
+        cosines, by_role = _compare_halves(shuffled, null)
+        halves.append(cosines)
+        correlations.append(torch.tensor(by_role, dtype=torch.float64))
+    null_variances, null_halves, null_correlations = map(torch.stack, (variances, halves, correlations))
     mean_total = sum(totals) / n_shuffles
     half_cosines, half_correlations = _compare_halves(found.characters, whole)
     return (
@@ -362,6 +367,7 @@ def _compare_with_chance(
                 half_cosine=float(half_cosines[i]),
                 null_half_cosine=float(null_halves[:, i].quantile(0.95)),
                 half_correlation=half_correlations[i],
+                null_half_correlation=float(null_correlations[:, i].quantile(0.95)),
             )
             for i in range(k)
         ),

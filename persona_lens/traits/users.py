@@ -19,7 +19,8 @@ class UserScript:
     Args:
         kind: What kind of user it is, such as ``hostile``.
         turns: What is said; at least one turn, none of them empty.
-        topic: What the conversation is about: scripts of two kinds with one topic are compared as a pair.
+        topic: What the conversation is about: scripts of two kinds with one topic are compared as a pair, and those of
+            one kind are averaged. One without a topic is compared with none.
 
     Raises:
         InvalidArgumentError: No turn, or an empty one.

@@ -115,9 +115,49 @@ def test_slopes_are_paired_with_the_control_by_topic():
     assert made.against_control(course, "kind") == bootstrap_mean(torch.tensor([5.0, 5.0]))
     assert made.level_against_control(course, "kind").estimate == 5.0
     assert made.slope(course, "neutral") == bootstrap_mean(torch.tensor([1.0, 2.0, 4.0]))
-    assert made.slope(course, None).estimate == pytest.approx(123 / 6)
+    assert made.slope(course, None).estimate == pytest.approx((1 + 4.5 + 6.5 + 100) / 4)
     assert made.against_control(course, "neutral").is_missing
     assert [one.estimate for one in made.by_turn(course, "neutral")] == pytest.approx([0, 7 / 3, 14 / 3])
+
+
+def test_all_kinds_together_are_as_many_units_as_there_are_topics():
+    one = make([1.0, 2.0, 6.0], ["neutral"] * 3, ["p", "q", "r"])
+    five = make([1.0, 2.0, 6.0] * 5, [kind for kind in ("neutral", *"abcd") for _ in range(3)], ["p", "q", "r"] * 5)
+    course = five.find("a")
+    assert five.slope(course, None) == one.slope(one.find("a"), None) == bootstrap_mean(torch.tensor([1.0, 2.0, 6.0]))
+    assert five.by_turn(course, None) == one.by_turn(one.find("a"), "neutral")
+    scripts, values = five.conversations.scripts, torch.cat([course.values, 3 * course.values])
+    twice = dataclasses.replace(
+        five,
+        conversations=dataclasses.replace(
+            five.conversations,
+            conditions=("plain", "thrice"),
+            responses=five.conversations.responses * 2,
+            n_tokens=torch.ones(2, len(scripts), 1, 3, dtype=torch.long),
+            ends=five.conversations.ends * 2,
+        ),
+        courses=(dataclasses.replace(course, values=values),),
+    )
+    (course,) = twice.courses
+    assert twice.change(course, None, 1) == bootstrap_mean(torch.tensor([2.0, 4.0, 12.0]))
+    assert twice.level(course, None, 1) == bootstrap_mean(torch.tensor([2.0, 4.0, 12.0]))
+
+
+def test_scripts_of_one_kind_on_one_topic_are_averaged_and_none_is_lost():
+    made = make([1.0, 2.0, 3.0, 5.0, 11.0], ["neutral"] * 2 + ["kind"] * 3, ["p", "q", "p", "p", "q"])
+    course = made.find("a")
+    assert made.against_control(course, "kind") == bootstrap_mean(torch.tensor([3.0, 9.0]))
+    assert made.slope(course, "kind") == bootstrap_mean(torch.tensor([4.0, 11.0]))
+
+
+def test_scripts_without_a_topic_stand_for_themselves_and_have_no_pair():
+    made = make([1.0, 2.0, 3.0, 5.0], ["neutral", "neutral", "kind", "kind"], [""] * 4)
+    course = made.find("a")
+    assert made.slope(course, None) == bootstrap_mean(torch.tensor([1.0, 2.0, 3.0, 5.0]))
+    for measure in (made.against_control, made.level_against_control):
+        with pytest.raises(InvalidArgumentError, match=r"`kind` must have a topic that 'neutral'.*`topic`"):
+            measure(course, "kind")
+    assert "no topic shared" in made._repr_html_()
 
 
 def test_repetition_is_the_share_of_word_triples_of_the_response_before(tiny_model, held, vectors):

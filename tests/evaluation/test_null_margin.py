@@ -125,6 +125,23 @@ def test_what_cannot_be_compared_is_refused(tiny_model, vector):
             measure(tiny_model, vector, **options)
 
 
+def test_a_judge_that_scores_nothing_under_random_directions_is_named(tiny_model, vector, monkeypatch):
+    def silent(*arguments, **options):
+        found = fake([])(*arguments, **options)
+        unknown = torch.tensor([0.0 if name == "steered" else torch.nan for name in found.conditions])
+        return dataclasses.replace(found, coherences=found.coherences + unknown[:, None, None])
+
+    monkeypatch.setattr("persona_lens.evaluation.null_margin.score_conditions", silent)
+    with pytest.raises(InvalidArgumentError, match="`judge` must say how coherent responses under random directions"):
+        measure(tiny_model, vector)
+
+
+@pytest.mark.parametrize(("strengths", "coherences"), [([], []), ([1.0, 2.0], [50.0])])
+def test_no_coherence_to_find_a_strength_by_is_refused(strengths, coherences):
+    with pytest.raises(InvalidArgumentError, match="`coherences`"):
+        interpolate_strength(strengths, coherences, 60.0)
+
+
 @given(st.lists(st.floats(0, 100), min_size=2, max_size=5), st.floats(0, 100))
 def test_the_strength_of_a_coherence_lies_where_it_is_first_passed(coherences, target):
     strengths = [2.0**level for level in range(len(coherences))]

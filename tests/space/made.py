@@ -20,7 +20,8 @@ def make_answers(spread, assistant, *, n_questions=12, noise=0.1, seed=0):
     names = ("assistant", *(f"role{i}" for i in range(len(spread))))
     kinds = ("assistant", *("human" if i % 2 else "service" for i in range(len(spread))))
     texts = tuple(tuple((f"{name} says {q}.",) for q in range(n_questions)) for name in names)
-    return RoleAnswers(INFO, names, kinds, tuple(f"Q{q}?" for q in range(n_questions)), means, texts)
+    empty = tuple((0,) * n_questions for _ in names)
+    return RoleAnswers(INFO, names, kinds, tuple(f"Q{q}?" for q in range(n_questions)), means, texts, empty)
 
 
 def along(axis, *lengths):

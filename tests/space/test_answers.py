@@ -1,9 +1,13 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 import persona_lens as pl
 from persona_lens.errors import FileFormatError, InvalidArgumentError
+from persona_lens.models.engine.rollouts import sample_recorded_rollouts
 from persona_lens.space import RoleAnswers, sample_roles
+from persona_lens.storage import Shard, load_shard, save_shard
 from persona_lens.traits import Role
 from tests.space.made import along, make_answers
 
@@ -53,7 +57,12 @@ def test_answers_survive_a_file(answers, tmp_path):
     answers.save(tmp_path / "answers.safetensors")
     back = RoleAnswers.load(tmp_path / "answers.safetensors")
     assert torch.equal(back.means, answers.means)
-    assert (back.texts, back.roles, back.model) == (answers.texts, answers.roles, answers.model)
+    assert (back.texts, back.roles, back.model, back.empty) == (
+        answers.texts,
+        answers.roles,
+        answers.model,
+        answers.empty,
+    )
     pl.PersonaVector("x", answers.model, {"response_mean": torch.ones(3, 48)}).save(tmp_path / "vector.safetensors")
     with pytest.raises(FileFormatError, match="role answers"):
         RoleAnswers.load(tmp_path / "vector.safetensors")
@@ -67,6 +76,35 @@ def test_answers_of_other_roles_stand_beside_these(answers):
         answers + answers
     with pytest.raises(InvalidArgumentError, match="same questions"):
         answers + answers.ask([0, 1])
+
+
+def test_answers_without_text_are_counted_where_they_were(tiny_model, monkeypatch):
+    drawn = iter(range(100))
+
+    def sample(model, requests, sampling):  # the assistant's second answer to the first question is empty
+        found = sample_recorded_rollouts(model, requests, sampling)
+        return [replace(one, response=" ") if next(drawn) == 1 else one for one in found]
+
+    monkeypatch.setattr("persona_lens.space.answers.sample_recorded_rollouts", sample)
+    answers = sample_roles(tiny_model, ROLES, QUESTIONS, sampling=SAMPLING)
+    assert answers.empty == ((1, 0, 0), (0, 0, 0))
+    assert answers.n_empty == 1
+    assert answers.take(["cat"]).n_empty == answers.characters.n_empty == answers.ask([1, 2]).n_empty == 0
+    assert answers.ask([2, 0]).empty == ((0, 1), (0, 0))
+    assert (answers.take(["cat"]) + answers.take(["assistant"])).empty == ((0, 0, 0), (1, 0, 0))
+
+
+@pytest.mark.parametrize("name", ["model", "roles", "kinds", "questions", "texts", "empty", "provenance"])
+def test_a_file_that_lacks_a_part_or_whose_parts_do_not_fit_is_refused(answers, tmp_path, name):
+    path = tmp_path / "answers.safetensors"
+    answers.save(path)
+    shard = load_shard(path)
+    kept = {key: value for key, value in shard.records.items() if key != name}
+    wrong = {"model": {"name": "x"}, "provenance": 3}.get(name, [])
+    for records, said in ((kept, f"'{name}'"), (kept | {name: wrong}, "path")):
+        save_shard(path, Shard(shard.tensors, records))
+        with pytest.raises(FileFormatError, match=said):
+            RoleAnswers.load(path)
 
 
 def test_what_is_not_there_is_refused():

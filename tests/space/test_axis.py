@@ -1,8 +1,10 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 import persona_lens as pl
-from persona_lens.errors import InvalidArgumentError
+from persona_lens.errors import InvalidArgumentError, ModelMismatchError
 from persona_lens.space import find_assistant_axis, measure_axis_distances, note_thresholds
 from persona_lens.vectors.ordinary import OrdinaryProjections
 from tests.space.made import along, make_answers
@@ -40,6 +42,9 @@ def test_other_prompts_are_measured_by_an_axis_of_all_roles():
     asked = answers.ask(range(4))
     with pytest.raises(InvalidArgumentError, match="others"):
         measure_axis_distances(answers, 0, others=asked)
+    foreign = replace(answers, model=replace(answers.model, fingerprint="g"))
+    with pytest.raises(ModelMismatchError, match="others"):
+        measure_axis_distances(answers, 0, others=foreign)
 
 
 def test_an_assistant_like_the_roles_has_no_axis_to_measure_by():

@@ -33,6 +33,25 @@ def test_the_directions_in_which_roles_differ_are_found_and_told_from_chance(spa
     assert first.half_cosine > 0.99
     assert first.half_correlation > 0.99
     assert third.half_correlation < second.half_correlation
+    assert first.half_correlation > first.null_half_correlation
+
+
+def test_halves_that_agree_by_chance_alone_do_so_as_in_the_null():
+    """Of two components of noise, matched between halves, coordinates agree above 0: the null says how far."""
+    above = 0
+    for seed in range(6):
+        nothing = make_answers(torch.zeros(12, 24), torch.zeros(24), noise=1.0, seed=seed)
+        (found,) = find_persona_space(nothing, 0, n_components=1, n_resamples=2, n_shuffles=20).variances
+        assert -1 <= found.null_half_correlation < 1
+        above += found.half_correlation > found.null_half_correlation
+    assert above <= 2
+
+
+def test_a_space_without_the_null_of_that_correlation_still_loads(space, tmp_path):
+    content = space.to_json()
+    for one in content["variances"]:
+        del one["null_half_correlation"]
+    assert [one.null_half_correlation for one in PersonaSpace.from_json(content).variances] == [None] * 3
 
 
 def test_components_point_to_the_assistant_and_the_axis_lies_along_the_first(space):

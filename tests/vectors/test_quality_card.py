@@ -108,6 +108,9 @@ def test_concerns_are_what_is_sure_against_a_vector(card):
         "other traits": {"specificity": (replace(other, auroc=everywhere(0.2, 0.1, 0.4)),)},
         "equal coherence": {"null": replace(card.null, margin=Interval(1.0, -1.0, 3.0))},
         "pushed less": {"null": replace(card.null, margin=Interval(5.0, 1.0, 9.0), null_coherence=56.0)},
+        "less coherent, by 6 points: they were pushed more": {
+            "null": replace(card.null, margin=Interval(5.0, 1.0, 9.0), null_coherence=44.0)
+        },
     }
     for word, change in worse.items():
         (concern,) = replace(good, **change).list_concerns()

@@ -20,6 +20,11 @@ from persona_lens.errors import ApiError, FileFormatError, InvalidArgumentError
 from persona_lens.tensors.directions import normalize
 
 _CONFIG, _WEIGHTS = "cfg.json", "sae_weights.safetensors"
+_HOW_TO_FOLD = (
+    "Fold the scale into the weights with SAELens and save it again: "
+    "sae = SAE.load_from_disk(folder); sae.fold_activation_norm_scaling_factor(scale); sae.save_model(folder), "
+    "where scale is sqrt(d_model) over the mean length of the activations that it was trained on."
+)
 Activation = Literal["standard", "topk", "jumprelu"]
 """What follows the encoder: a ReLU, the ``k`` highest of it, or it above a threshold a feature."""
 
@@ -123,12 +128,12 @@ def read_autoencoder(folder: str | Path) -> SparseAutoencoder:
     Args:
         folder: Holds ``cfg.json`` and ``sae_weights.safetensors``, as ``save_model``, ``save_inference_model`` and the
             hub have them. Architectures ``standard``, ``topk`` and ``jumprelu``, as which batch-top-k ones are saved
-            too; of activations as they are.
+            too; of activations as they are: one that was trained on scaled ones has to be folded first.
 
     Raises:
         FileNotFoundError: One of the files is missing.
-        FileFormatError: A file that is damaged, or an autoencoder of another kind; :func:`load_autoencoder` knows
-            more, by SAELens' own code.
+        FileFormatError: A file that is damaged, an autoencoder of another kind, or one whose biases and thresholds are
+            for scaled activations; :func:`load_autoencoder` knows more, by SAELens' own code.
 
     Reference:
         SAELens (github.com/decoderesearch/SAELens), the format of its version 6; earlier versions' top-k files say so
@@ -167,7 +172,8 @@ def load_autoencoder(release: str, sae_id: str) -> SparseAutoencoder:
         ImportError: SAELens is not installed, or it does not fit the TransformerLens that is: as of version 6.54 it
             needs TransformerLens 3. :func:`read_autoencoder` reads a folder without it.
         ApiError: No such autoencoder, or the hub is out of reach.
-        FileFormatError: An autoencoder of a kind that is not read.
+        FileFormatError: An autoencoder of a kind that is not read, or one of scaled activations whose scale SAELens
+            does not know, so that it is not folded into the weights.
 
     Example:
         >>> import persona_lens as pl
@@ -206,9 +212,11 @@ def _build(config: Mapping[str, Any], weights: Mapping[str, Tensor], source: str
     """Make an autoencoder of what SAELens keeps of one, or refuse a kind that would be read wrongly."""
     metadata = config.get("metadata") or {}
     activation, k = _read_activation(config)
-    for name, plain in (("normalize_activations", "none"), ("reshape_activations", "none")):
-        if config.get(name) not in (None, plain, "expected_average_only_in"):  # SAELens folds that into the weights
-            raise FileFormatError.of(name, f"be {plain!r}, an autoencoder of activations as they are", config[name])
+    for name in ("normalize_activations", "reshape_activations"):
+        if config.get(name) not in (None, "none"):
+            # Folding writes "none": what still says this has biases and thresholds at the scale of the training.
+            hint = _HOW_TO_FOLD if config[name] == "expected_average_only_in" else ""
+            raise FileFormatError.of(name, "be 'none', an autoencoder of activations as they are", config[name], hint)
     missing = {"W_enc", "b_enc", "W_dec", "b_dec"} - weights.keys()
     if missing:
         raise FileFormatError.of("folder", "hold an encoder and a decoder with biases", f"none of {sorted(missing)}")

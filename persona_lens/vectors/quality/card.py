@@ -195,6 +195,8 @@ class VectorQuality(Record):
             spared = self.null.null_coherence - self.null.coherence
             if spared > _EQUAL:
                 yield f"the random directions left text more coherent, by {spared:.0f} points: they were pushed less"
+            if spared < -_EQUAL:
+                yield f"the random directions left text less coherent, by {-spared:.0f} points: they were pushed more"
 
     def plot(self) -> Figure:
         """Draw every measure over layers; returns a plotly Figure."""

@@ -1,6 +1,8 @@
 """Autoencoders in SAELens' format, by files written here; where SAELens is installed, against its own reading."""
 
 import json
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -74,6 +76,46 @@ def test_a_jumprelu_leaves_what_is_above_its_threshold(tmp_path):
 def test_a_kind_that_would_be_read_wrongly_is_refused(tmp_path, config):
     with pytest.raises(pl.errors.FileFormatError):
         read_autoencoder(write(tmp_path, **config))
+
+
+def test_one_for_scaled_activations_is_refused_until_it_is_folded(tmp_path):
+    with pytest.raises(pl.errors.FileFormatError, match=r"normalize_activations.*fold_activation_norm_scaling_factor"):
+        read_autoencoder(write(tmp_path, normalize_activations="expected_average_only_in"))
+
+
+def test_a_published_one_that_sae_lens_could_not_fold_is_refused(monkeypatch):
+    config = {"architecture": "standard", "normalize_activations": "expected_average_only_in"}
+
+    class Published:
+        cfg = SimpleNamespace(to_dict=lambda: config)
+
+        @classmethod
+        def from_pretrained(cls, release, sae_id, device):
+            return cls()
+
+        def state_dict(self):
+            return make_weights()
+
+    monkeypatch.setitem(sys.modules, "sae_lens", SimpleNamespace(SAE=Published))
+    with pytest.raises(pl.errors.FileFormatError, match="normalize_activations"):
+        pl.vectors.load_autoencoder("a-release", "an-id")
+    config["normalize_activations"] = "none"
+    assert pl.vectors.load_autoencoder("a-release", "an-id").n_features == N
+
+
+@pytest.mark.slow
+def test_what_sae_lens_folds_is_read_as_it_reads_scaled_activations(tmp_path):
+    pytest.importorskip("sae_lens", exc_type=ImportError)
+    from persona_lens.vectors.contents.autoencoders import import_sae_lens
+
+    x, scale = torch.randn(9, D_MODEL), 0.25
+    threshold = make_weights(threshold=torch.full((N,), 0.7))
+    folder = write(tmp_path, threshold, architecture="jumprelu", normalize_activations="expected_average_only_in")
+    theirs = import_sae_lens().SAE.load_from_disk(folder)
+    scaled = theirs.encode(scale * x).detach()
+    theirs.fold_activation_norm_scaling_factor(scale)
+    theirs.save_model(tmp_path / "folded")
+    torch.testing.assert_close(read_autoencoder(tmp_path / "folded").encode(x), scaled, atol=1e-5, rtol=1e-5)
 
 
 def test_damaged_files_and_shapes_are_refused(tmp_path):

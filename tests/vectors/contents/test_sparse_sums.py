@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.linear_model import orthogonal_mp
 
 import persona_lens as pl
 from persona_lens.vectors import sum_sparsely, sum_token_directions
@@ -34,6 +35,38 @@ def test_each_term_explains_more_and_length_and_sign_do_not_matter(seed):
     assert 0 < float(once.explained[0]) <= 1
     assert once.chosen == turned.chosen
     assert once.coefficients == pytest.approx([-one for one in turned.coefficients], abs=1e-4)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10_000), st.integers(5, 40), st.integers(4, 16), st.integers(1, 4))
+def test_terms_coefficients_and_shares_are_those_of_scikit_learn(seed, n_atoms, width, n_terms):
+    generator = torch.Generator().manual_seed(seed)
+    dictionary = torch.nn.functional.normalize(torch.randn(n_atoms, width, generator=generator), dim=1)
+    unit = torch.nn.functional.normalize(torch.randn(1, width, generator=generator), dim=1)
+    (found,) = sum_sparsely(unit, dictionary, n_terms)
+    for n in range(1, n_terms + 1):
+        theirs = torch.from_numpy(
+            orthogonal_mp(dictionary.double().T.numpy(), unit[0].double().numpy(), n_nonzero_coefs=n)
+        )
+        assert set(theirs.nonzero().flatten().tolist()) == set(found.chosen[:n])
+        left = unit[0].double() - theirs @ dictionary.double()
+        assert float(found.explained[n - 1]) == pytest.approx(1 - float(left.square().sum()), abs=1e-5)
+    assert found.coefficients == pytest.approx(theirs[list(found.chosen)].tolist(), abs=1e-4)
+
+
+def test_a_dictionary_of_many_atoms_needs_little_beside_itself():
+    """A table of atoms by atoms would be 80 GB."""
+    dictionary = torch.randn(100_000, 8, generator=torch.Generator().manual_seed(0))
+    (found,) = sum_sparsely(dictionary[77_000:77_001] + 0.3 * dictionary[5], dictionary, 4)
+    assert len(set(found.chosen)) == 4
+    assert float(found.explained[-1]) > 0.9
+
+
+def test_atoms_that_stand_there_twice_and_do_not_span_the_direction_end_the_sum():
+    atoms = torch.tensor([[1.0, 2.0, 0.0], [1.0, 2.0, 0.0], [3.0, 6.0, 0.0]])
+    (found,) = sum_sparsely(torch.tensor([[1.0, 2.0, 5.0]]), atoms, 3)
+    assert len(found.chosen) == 1
+    assert float(found.explained[0]) == pytest.approx(5 / 30)
 
 
 def test_a_sum_that_is_exact_ends_early_and_without_a_warning():
