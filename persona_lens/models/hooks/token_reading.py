@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
+from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
@@ -20,22 +21,23 @@ from persona_lens.tensors.operations import Operation, apply_in_order
 class TokenReader:
     """Does an intervention in each pass of one text, and then reads the pass's last token, in one hook a layer.
 
-    A layer keeps one number a direction, made by one matrix product; nothing leaves the device before :meth:`read`.
+    A layer keeps the last token's row; one product for all layers makes the coordinates in :meth:`read`, and nothing
+    leaves the device before.
 
     Args:
         units: Unit vectors.
     """
 
     def __init__(self, units: Float[Tensor, "layer direction d_model"]) -> None:
-        self._units = [one.float() for one in units]
+        self._units = units.float()
         self._last = self._before = NOTHING
         self._operations: dict[Site, tuple[tuple[Operation, ...], tuple[Operation, ...]]] = {}
-        self._found: dict[int, Tensor] = {}
+        self._rows: dict[int, Tensor] = {}
         self._changes: dict[int, Tensor] = {}
 
     def expect(self, last: Intervention, before: Intervention = NOTHING) -> None:
         """Say what is done in the next pass, to its last token and to those before it."""
-        self._found, self._changes = {}, {}
+        self._rows, self._changes = {}, {}
         if (last.steps, before.steps) == (self._last.steps, self._before.steps):
             return
         self._last, self._before = last, before
@@ -56,11 +58,14 @@ class TokenReader:
         Raises:
             HookNeverFiredError: A layer's hook was not reached since :meth:`expect`.
         """
-        if len(self._found) != len(self._units):
-            missing = sorted(set(range(len(self._units))) - self._found.keys())
+        if len(self._rows) != len(self._units):
+            missing = sorted(set(range(len(self._units))) - self._rows.keys())
             raise HookNeverFiredError(f"No forward pass reached the hooks of layers {missing}.")
-        found = [self._found[layer] for layer in range(len(self._units))]
-        projections = torch.stack([one.to(found[0].device) for one in found], dim=1).cpu()
+        rows = [self._rows[layer] for layer in range(len(self._units))]
+        device = rows[0].device  # layers may lie on several
+        self._units = self._units.to(device)
+        residuals = torch.stack([row.to(device) for row in rows]).float()
+        projections = einsum(self._units, residuals, "layer direction d_model, layer d_model -> direction layer").cpu()
         if not self._changes:
             return projections, ()
         changes = list(self._changes.values())
@@ -75,10 +80,8 @@ class TokenReader:
             last = changed[0, -1]
             if changed is not residual:
                 self._note(layer, (last != residual[0, -1]).any())
-            units = self._units[layer]
-            if units.device != last.device:
-                units = self._units[layer] = units.to(last.device)
-            self._found[layer] = torch.mv(units, last.float())
+            # A row of a longer pass is copied, so that the other tokens' memory is free again.
+            self._rows[layer] = last if changed.shape[1] == 1 else last.clone()
             return None if changed is residual else changed
 
         return act_and_read
