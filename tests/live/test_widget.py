@@ -1,3 +1,4 @@
+import math
 import shutil
 import threading
 
@@ -105,6 +106,25 @@ def test_what_goes_wrong_is_told_on_the_page_and_nothing_is_lost(live, told):
     assert told[-1]["type"] == "error"
     assert "`coefficient` must" in told[-1]["text"]
     assert live.conversation is before
+
+
+def test_where_the_second_answer_goes_wrong_the_page_gets_the_first(live, told):
+    ask(live, type="ask", question="Why?", coefficient=1e37)
+    assert told[-1]["type"] == "error"
+    assert live.conversation.coefficients == (0.0,)
+    assert [one["texts"] for one in live.widget.payload["variants"]] == [list(live.conversation.of(0.0).texts)]
+
+
+def test_a_finished_conversation_that_overflows_is_an_error_on_the_page(tiny_model, vectors, monkeypatch):
+    pytest.importorskip("anywidget", reason="the extra `widget` is not installed")
+    chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes."}]
+    live = pl.live.show(tiny_model, chat, vectors, coefficients=(0.0,), layer=1)
+    sent = []
+    monkeypatch.setattr(live.widget, "send", sent.append)
+    with tiny_model.hooks(fwd_hooks=[("blocks.1.hook_resid_post", lambda residual, hook: residual * math.inf)]):
+        ask(live, type="sample", coefficient=1.0)
+    assert [message["type"] for message in sent] == ["error"]
+    assert live.conversation.coefficients == (0.0,)
 
 
 def test_a_notebook_gets_a_page_that_the_kernel_finds_again(live):

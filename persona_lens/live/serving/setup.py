@@ -20,6 +20,7 @@ from persona_lens.monitoring.monitor import PersonaMonitor
 from persona_lens.monitoring.readings import TraitMonitor
 from persona_lens.vectors.ordinary import OrdinaryProjections
 from persona_lens.vectors.persona_vector import PersonaVector
+from persona_lens.vectors.tried import read_tried
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,8 +69,9 @@ class Setup:
                 raise InvalidArgumentError.of(name, f"be of traits of `vectors`, {list(vectors)}", strange)
         for trait, vector in vectors.items():
             vector.check_model(model)
+            read_tried(vector)  # refused here if it is none, not where the page asks for it
             if trait not in given:
-                given[trait] = _find_tried(trait, vector)
+                given[trait] = _require_tried_layer(trait, vector)
             check_layer(given[trait], vector.model.n_layers)
             vector.check_layer(given[trait])
         for trait, one in known.items():
@@ -95,8 +97,8 @@ class Setup:
         watched = {} if self.monitor is None else {one.trait: one for one in self.monitor.traits}
         traits = []
         for trait, vector in self.vectors.items():
-            layer, tried = self.layers[trait], _read_tried(vector)
-            usual = tried.get("coefficient") if tried.get("layer") == layer else None
+            layer, tried = self.layers[trait], read_tried(vector)
+            usual = tried.coefficient if tried.layer == layer else None
             known, monitor = self.ordinary.get(trait), watched.get(trait)
             traits.append(
                 {
@@ -135,14 +137,9 @@ def write_finite(values: Sequence[float]) -> list[float | None]:
     return [round(value, 3) if math.isfinite(value) else None for value in values]
 
 
-def _read_tried(vector: PersonaVector) -> Mapping[str, Any]:
-    setting = vector.provenance.get("setting")
-    return setting if isinstance(setting, Mapping) else {}
-
-
-def _find_tried(trait: str, vector: PersonaVector) -> int:
-    layer = _read_tried(vector).get("layer")
-    if not isinstance(layer, int):
+def _require_tried_layer(trait: str, vector: PersonaVector) -> int:
+    layer = read_tried(vector).layer
+    if layer is None:
         rule = f"say where the vector of {trait!r} acts, as it was tried nowhere"
         hint = f"layers={{{trait!r}: {vector.model.n_layers // 2}}} is a beginning; sweep_layers finds a layer."
         raise InvalidArgumentError.of("layers", rule, None, hint)
