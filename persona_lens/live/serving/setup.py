@@ -16,6 +16,7 @@ from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.intervention import NOTHING, Intervention
 from persona_lens.models.hooks.sites import check_layer
 from persona_lens.models.loading import describe_model
+from persona_lens.models.text.templates import TemplateArguments, freeze_arguments
 from persona_lens.monitoring.monitor import PersonaMonitor
 from persona_lens.monitoring.readings import TraitMonitor
 from persona_lens.vectors.ordinary import OrdinaryProjections
@@ -34,6 +35,7 @@ class Setup:
         monitor: Knows what is ordinary before an answer; None without.
         ordinary: What is ordinary at a token, for some of the traits.
         sampling: How answers are drawn if the page says nothing else.
+        template_arguments: What the chat template reads besides the messages.
     """
 
     model: HookedModel
@@ -42,6 +44,7 @@ class Setup:
     monitor: PersonaMonitor | None
     ordinary: Mapping[str, OrdinaryProjections]
     sampling: Sampling
+    template_arguments: TemplateArguments | None = None
 
     @classmethod
     def of(
@@ -52,12 +55,13 @@ class Setup:
         monitor: PersonaMonitor | None,
         ordinary: Mapping[str, OrdinaryProjections] | None,
         sampling: Sampling,
+        template_arguments: TemplateArguments | None = None,
     ) -> Setup:
         """Check all of it against the model and each other.
 
         Raises:
-            InvalidArgumentError: No vectors, traits that are not among them, or a vector of which nothing says where
-                it acts.
+            InvalidArgumentError: No vectors, traits that are not among them, a vector of which nothing says where it
+                acts, or template arguments that the template does not read.
             ModelMismatchError: A vector, a monitor or what is ordinary, of another model.
             LayerOutOfRangeError: A layer that the model does not have.
         """
@@ -82,7 +86,8 @@ class Setup:
             if strange := [one.trait for one in monitor.traits if one.trait not in vectors]:
                 rule = f"watch traits of `vectors` alone, {list(vectors)}"
                 raise InvalidArgumentError.of("monitor", rule, strange, "Give their vectors too.")
-        return cls(model, dict(vectors), given, monitor, known, sampling)
+        freeze_arguments(model.tokenizer, template_arguments)
+        return cls(model, dict(vectors), given, monitor, known, sampling, template_arguments)
 
     def steer(self, coefficients: Mapping[str, float]) -> Intervention:
         """Return what adds each vector so many times, at its own layer."""
