@@ -156,9 +156,7 @@ def test_ordinary_answers_are_measured_as_long_as_the_chats_own_are(setting, mon
     assert "ordinary answers had at most 24 tokens" in done.err
 
 
-@pytest.mark.parametrize(
-    ("error", "status"), [(KeyboardInterrupt(), 130), (pl.errors.NonFiniteError("too strong"), 2)]
-)
+@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt(), 130), (pl.errors.NonFiniteError("too strong"), 2)])
 def test_through_a_pipe_what_breaks_an_answer_off_ends_the_command(setting, monkeypatch, error, status):
     shown = []
 

@@ -88,10 +88,7 @@ def test_what_is_ordinary_gives_mean_deviation_and_threshold(tiny_model, vectors
 
 def test_an_answer_that_was_given_is_read_only_while_the_numbers_are_finite(tiny_model, vectors):
     overflowing = [("blocks.1.hook_resid_post", lambda residual, hook: residual * math.inf)]
-    with (
-        tiny_model.hooks(fwd_hooks=overflowing),
-        pytest.raises(NonFiniteError, match="residual stream of layer 1"),
-    ):
+    with tiny_model.hooks(fwd_hooks=overflowing), pytest.raises(NonFiniteError, match="residual stream of layer 1"):
         pl.live.read_conversation(tiny_model, CHAT, vectors)
 
 

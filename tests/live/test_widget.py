@@ -1,3 +1,4 @@
+import base64
 import math
 import shutil
 import threading
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 import persona_lens as pl
+from persona_lens.live.static_page import read_module
 from tests.live.jupyter import open_page, serve_lab
 
 SAMPLING = pl.Sampling(max_new_tokens=5)
@@ -130,6 +132,81 @@ def test_a_finished_conversation_that_overflows_is_an_error_on_the_page(tiny_mod
 def test_a_notebook_gets_a_page_that_the_kernel_finds_again(live):
     assert f'data-persona-lens="{live.widget.key}"' in live._repr_html_()
     assert live.widget.payload["variants"][1]["coefficient"] == 1.0
+
+
+KERNEL = """async ([source, payload]) => {
+    const heard = {};
+    const model = {
+        payload, sent: [],
+        get: () => model.payload,
+        send: (message) => model.sent.push(message),
+        on: (name, hear) => { heard[name] = hear; },
+        off: () => {},
+        tell: (message) => heard["msg:custom"](message),
+        keep: (payload) => { model.payload = payload; heard["change:payload"](); },
+    };
+    const {default: widget} = await import(`data:text/javascript;base64,${source}`);
+    widget.render({model, el: document.body.appendChild(document.createElement("div"))});
+    window.model = model;
+}"""
+
+
+@pytest.mark.slow
+def test_the_page_follows_a_kernel_that_is_broken_off_fails_and_goes(live, told):
+    ask(live, type="sample", coefficient=2.5)
+    begin, *tokens, end = told
+    full, first = live._pack(), {**live._pack(), "variants": live._pack()["variants"][:2]}
+    with open_page() as (page, wrong):
+        source = base64.b64encode(read_module().encode()).decode()
+        page.evaluate(KERNEL, [source, first])
+
+        def tell(message):
+            page.evaluate("(message) => model.tell(message)", message)
+
+        def shown():
+            return page.locator(".panel h4").all_text_contents()
+
+        exact, stop = page.get_by_label("exactly"), page.get_by_role("button", name="Stop")
+        exact.fill("2.5")
+        exact.press("Enter")
+        page.wait_for_function("model.sent.length === 1")
+        # What came before, a new question's payload say, does not take the coefficient away that is waited for.
+        page.evaluate("(payload) => model.keep(payload)", first)
+        assert exact.input_value() == "2.5"
+        # Another that is asked for breaks it off, and can be stopped itself.
+        exact.fill("2.25")
+        exact.press("Enter")
+        page.wait_for_function("model.sent.length === 2")
+        tell(begin)
+        tell({"type": "end", "text": "stopped"})
+        assert stop.is_disabled()
+        tell({**begin, "coefficient": 2.25})
+        assert stop.is_enabled()
+        assert shown() == ["Unsteered", "Coefficient 2.25"]
+        # It fails: what had come of it goes, and what was read stands.
+        for message in tokens:
+            tell({**message, "coefficient": 2.25})
+        tell({"type": "error", "text": "It overflows."})
+        assert page.locator(".status.wrong").inner_text() == "It overflows."
+        assert shown() == ["Unsteered", "Coefficient 1.00"]
+        assert exact.input_value() == "1"
+        # One that came whole stays.
+        exact.fill("2.5")
+        exact.press("Enter")
+        page.wait_for_function("model.sent.length === 3")
+        for message in (begin, *tokens):
+            tell(message)
+        page.evaluate("(payload) => model.keep(payload)", full)
+        tell(end)
+        assert shown() == ["Unsteered", "Coefficient 2.50"]
+        # Chosen, and then one that is there: nothing is about to be sampled any more.
+        for value in ("3", "1"):
+            exact.fill(value)
+            exact.press("Enter")
+        assert page.locator(".root > .status").inner_text() == ""
+        page.wait_for_timeout(500)
+        assert page.evaluate("model.sent.length") == 3
+        assert not wrong
 
 
 CELL = """
