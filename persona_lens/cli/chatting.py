@@ -90,7 +90,7 @@ def check_text(text: str) -> None:
         raise _refuse_text(error) from None
 
 
-def _refuse_text(error: UnicodeError) -> InvalidArgumentError:
+def _refuse_text(error: UnicodeError) -> PersonaLensError:
     return InvalidArgumentError.of("standard input", "be UTF-8", str(error), "`iconv -t UTF-8` makes it so.")
 
 

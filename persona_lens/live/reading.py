@@ -17,7 +17,8 @@ from persona_lens.interventions.from_vectors import steer
 from persona_lens.interventions.hooks import intervention_hooks
 from persona_lens.live.conversation import ReadConversation, ReadVariant
 from persona_lens.models.engine.activations import project_residual_stream
-from persona_lens.models.engine.requests import OVERFLOW_HINT, SampleRequest, Sampling
+from persona_lens.models.engine.finite import OVERFLOW_HINT
+from persona_lens.models.engine.requests import SampleRequest, Sampling
 from persona_lens.models.engine.sampling import sample_stream
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.intervention import NOTHING, Intervention

@@ -261,6 +261,7 @@ def test_jupyterlab_shows_it_and_its_kernel_samples_what_is_asked_for(tiny_folde
         assert not wrong
 
         # Saved, and opened with another kernel: the page stays, and there is nothing to ask.
+        page.locator(".jp-CodeCell .jp-InputArea-editor").first.click()  # out of the view, which keeps keys to itself
         page.keyboard.press("Escape")
         page.keyboard.press("Control+s")
         for _ in range(200):
@@ -268,6 +269,7 @@ def test_jupyterlab_shows_it_and_its_kernel_samples_what_is_asked_for(tiny_folde
             if "data-persona-lens" in saved:
                 break
             page.wait_for_timeout(100)
+        assert "data-persona-lens" in saved
         assert len(saved) < 100_000
         shutil.copy(tmp_path / "book.ipynb", tmp_path / "again.ipynb")
         # In a workspace of its own: beside the first notebook, that one's kernel would take it over.
