@@ -119,8 +119,9 @@ class Chat:
 
     Each token is coloured by its projection on a trait's vector as it comes; after an answer stands above how many
     ordinary answers of this model the traits are, and an alarm where one is above what ordinary answers reach. In the
-    chat /help says what can be typed: /evil 1.5 steers, /drift draws the projections over the turns, /save chat.json keeps
-    the chat with its readings. Ctrl-C stops an answer, Ctrl-D ends. Through a pipe each line is a question or command.
+    chat /help says what can be typed: /evil 1.5 steers, /drift draws the projections over the turns, /save chat.json
+    keeps the chat with its readings. Ctrl-C stops an answer, Ctrl-D ends. Through a pipe each line is a question or
+    command.
 
     Try:
 
