@@ -117,10 +117,11 @@ class Steer:
 class Chat:
     r"""Talk with a model whose answers are watched token by token, and steer it as you go.
 
-    Each token is coloured by its projection on a trait's vector as it comes; after an answer stands how high the traits
-    are among ordinary answers of this model, and an alarm where one is above what ordinary answers reach. In the chat
-    /help says what can be typed: /evil 1.5 steers, /drift draws the projections over the turns, /save chat.json keeps
-    the chat with its readings. Ctrl-C stops an answer, Ctrl-D ends. Through a pipe each line is a question or command.
+    Each token is coloured by its projection on a trait's vector as it comes; after an answer stands above how many
+    ordinary answers of this model the traits are, and an alarm where one is above what ordinary answers reach. In the
+    chat /help says what can be typed: /evil 1.5 steers, /drift draws the projections over the turns, /save chat.json
+    keeps the chat with its readings. Ctrl-C stops an answer, Ctrl-D ends. Through a pipe each line is a question or
+    command.
 
     Try:
 
@@ -139,6 +140,7 @@ class Chat:
     """A file that `persona-lens extract` or `sweep` wrote, may be repeated."""
     model: str = DEFAULT_MODEL
     """Bundled model, Hugging Face name, folder or GGUF file."""
+    template_arguments: TemplateOption = None
     layer: int | None = None
     """Zero-based block index at which all traits are read and steered; those that were tried if left out."""
     monitor: Path | None = None
@@ -175,8 +177,9 @@ class App:
     """A file that `persona-lens extract` or `sweep` wrote, may be repeated."""
     model: str = DEFAULT_MODEL
     """Bundled model, Hugging Face name, folder or GGUF file."""
+    template_arguments: TemplateOption = None
     layer: int | None = None
-    """Zero-based block index for vectors that were tried nowhere."""
+    """Zero-based block index at which all vectors act; those that were tried if left out."""
     monitor: Path | None = None
     """A file that `PersonaMonitor.save` wrote: its thresholds are shown by turn."""
     ordinary: Flag = False

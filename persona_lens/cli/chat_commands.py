@@ -15,8 +15,8 @@ from persona_lens.models.hooks.sites import check_layer
 WORDS = ("help", "layer", "system", "watch", "alarm", "drift", "new", "save", "quit")
 HELP = """Write a question, and the model answers. Each token of the answer stands on a ground that is
 orange where its projection on the trait's vector is above the ordinary, blue where it is below;
-underlined tokens are steered. Below the answer: how high each trait's mean over the answer is among
-ordinary answers of this model. A high reading is unusual; it does not prove that the answer is bad.
+underlined tokens are steered. Below the answer: each trait's mean over the answer, and above how many
+of the ordinary answers that were measured it is. A high reading is unusual; it does not prove that the answer is bad.
 
   /{trait} 1.5         steer towards a trait, by so many of its vector's lengths (below zero: away)
   /{trait} 0           leave it alone again; /{trait} alone says how it is
@@ -114,9 +114,13 @@ def _set_strength(settings: Settings, trait: str, text: str) -> Settings:
 
 
 def _set_layer(settings: Settings, trait: str, number: str, traits: Sequence[str], n_layers: int) -> Settings:
-    if (trait and trait not in traits) or not number.lstrip("-").isdecimal():
+    try:
+        index = int(number)
+    except ValueError:  # no number, or one of thousands of digits
+        index = None
+    if (trait and trait not in traits) or index is None:
         raise InvalidArgumentError.of("layer", "be a trait and a number", f"{trait} {number}".strip(),
                                       f"As in: /layer {traits[0]} 12, or /layer 12 for all traits")  # fmt: skip
-    layer = check_layer(int(number), n_layers)
+    layer = check_layer(index, n_layers)
     changed = {one: layer for one in ([trait] if trait else traits)}
     return replace(settings, layers=dict(settings.layers) | changed)

@@ -55,10 +55,14 @@ def describe_turn(turn: ChatTurn, traits: Sequence[TraitMonitor], coloured: str)
 
 
 def _say(trait: TraitMonitor, highest: int, turn: ChatTurn) -> str:
-    if highest:
-        return f"ALARM: above {trait.quantiles[highest - 1]:.0%} of ordinary answers"
-    rank = turn.tokens[-1].of(trait.trait).mean_quantile
-    return "too short to judge" if rank is None else f"higher than {rank:.0%} of ordinary answers ever are"
+    # Counted, not in per cent: so few answers are measured that above all of them is not above all that there are.
+    ranks = [token.of(trait.trait).mean_quantile for token in turn.tokens]
+    known = [one for one in ranks if one is not None]
+    if trait.responses is None or not known:
+        return "too short to judge"
+    n_measured = trait.responses.n_short + len(trait.responses.peaks)
+    n_below = round(n_measured * (max(known) if highest else known[-1]))
+    return f"{'ALARM: ' if highest else ''}above {n_below} of {n_measured} measured answers"
 
 
 def draw_drift(turns: Sequence[ChatTurn], traits: Sequence[TraitMonitor]) -> str:
@@ -79,7 +83,7 @@ def _draw_trait(turns: Sequence[ChatTurn], trait: TraitMonitor) -> str:
     def place(value: float) -> int:
         return round((value - low) / step)
 
-    names = ", ".join(f"{q:.0%} {value:.1f}" for q, value in zip(trait.quantiles, limits, strict=bool(limits)))
+    names = ", ".join(f"{100 * q:g}% {value:.1f}" for q, value in zip(trait.quantiles, limits, strict=bool(limits)))
     lines = [f"{trait.trait}, layer {trait.layer}: mean projection of each answer (residual-stream units)"
              + (f"; thresholds ({_LIMITS}): {names}" if limits else "")]  # fmt: skip
     for number, (turn, mean) in enumerate(zip(turns, means, strict=True), start=1):
@@ -91,7 +95,7 @@ def _draw_trait(turns: Sequence[ChatTurn], trait: TraitMonitor) -> str:
             continue
         row[place(mean)] = _DOT
         highest = max(token.of(trait.trait).alert for token in turn.tokens)
-        said = f"  ALARM, above {trait.quantiles[highest - 1]:.0%}" if highest else ""
+        said = f"  ALARM, above {100 * trait.quantiles[highest - 1]:g}%" if highest else ""
         strength = turn.strengths.get(trait.trait)
         steered = "" if strength is None else f"  steered {strength:+g}"
         lines.append(f"  {number:3} {''.join(row)} {mean:8.1f}{steered}{said}")

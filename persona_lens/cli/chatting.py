@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import importlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.text import Text
 
@@ -23,18 +25,18 @@ from persona_lens.cli.chat_commands import (
 )
 from persona_lens.cli.chat_state import Chat, ChatTurn, Settings
 from persona_lens.cli.chat_view import describe_turn, draw_drift, draw_token, make_printable
-from persona_lens.cli.choosing import Way, choose_sampling, find_way
+from persona_lens.cli.choosing import Way, choose_sampling, find_ways, load
 from persona_lens.cli.terminal import make_console, print_json
-from persona_lens.errors import ContextLengthError, InvalidArgumentError, NonFiniteError, PersonaLensError
+from persona_lens.errors import ContextLengthError, InvalidArgumentError, PersonaLensError
 from persona_lens.models.engine.requests import Sampling
 from persona_lens.models.hooked_model import HookedModel
-from persona_lens.models.loading import load_model
+from persona_lens.models.loading import describe_model
 from persona_lens.monitoring.alarms import GoOn, Stop, TokenReading
 from persona_lens.monitoring.monitor import PersonaMonitor
 from persona_lens.vectors.persona_vector import PersonaVector
-from persona_lens.vectors.ready import list_ready_vectors
 
 _ROLLOUTS = 2
+_QUANTILES = (0.95,)  # some 80 answers are measured, too few for a threshold that one in a hundred exceeds
 _PROMPT = "you> "
 
 
@@ -42,55 +44,110 @@ def run(arguments: ChatArguments) -> int:
     """Chat until the user ends it, or the pipe does."""
     if arguments.json and sys.stdin.isatty():
         raise InvalidArgumentError.of("--json", "be left out in a terminal", True, "Pipe questions in, or /save.")
-    ways = list_ways(arguments)
-    model = load_model(arguments.model)
-    for way in ways.values():
-        way.vector.check_model(model)
-    like = choose_sampling(model)
-    sampling = Sampling(arguments.max_new_tokens, like.temperature, seed=arguments.seed)
-    monitor = open_monitor(arguments, model, ways, sampling)
-    settings = Settings(
-        coloured=next(iter(ways)), system=arguments.system, strengths={},
-        layers={trait: way.layer for trait, way in ways.items()},
-    )  # fmt: skip
-    vectors = {trait: way.vector for trait, way in ways.items()}
-    talk = Talk(model, monitor, vectors, sampling, settings, Chat(monitor.model, monitor.traits), make_console())
-    if sys.stdin.isatty():
-        return talk.talk_in_terminal()
-    return talk.talk_through_pipe(arguments.json)
-
-
-def list_ways(arguments: ChatArguments) -> dict[str, Way]:
-    """Return each trait's vector with where it is steered and read."""
-    names = arguments.trait or (() if arguments.vector else list_ready_vectors())
-    found = [find_way(name, None, arguments.layer, 0.0) for name in names]
-    found += [find_way(None, path, arguments.layer, 0.0) for path in arguments.vector]
-    ways = {one.vector.trait: one for one in found}
-    if len(ways) < len(found):
-        raise InvalidArgumentError.of("--vector", "be of different traits", [one.vector.trait for one in found])
-    return ways
-
-
-def open_monitor(
-    arguments: ChatArguments, model: HookedModel, ways: Mapping[str, Way], sampling: Sampling
-) -> PersonaMonitor:
-    """Load the monitor's file, or measure what is ordinary, and write it where a file was named."""
-    path = arguments.monitor
-    if path is not None and path.exists():
-        monitor = PersonaMonitor.load(path)
-        kept = {one.trait: one.layer for one in monitor.traits}
-        if kept != {trait: way.layer for trait, way in ways.items()} or not monitor.watches_responses:
-            rule = "watch responses for the traits and layers asked for"
-            raise InvalidArgumentError.of("--monitor", rule, f"{path}, of {kept}", "Name another file.")
-        return monitor
-    print("Measuring what is ordinary for this model (--monitor FILE keeps it) ...", file=sys.stderr)
-    responses = replace(sampling, max_new_tokens=min(64, sampling.max_new_tokens), rollouts=_ROLLOUTS)
+    lines = () if sys.stdin.isatty() else read_lines()
+    ways = find_ways(arguments)
     vectors = {trait: way.vector for trait, way in ways.items()}
     layers = {trait: way.layer for trait, way in ways.items()}
-    monitor = PersonaMonitor.calibrate(model, vectors, layers, responses=responses, seed=arguments.seed)
-    if path is not None:
-        monitor.save(path)
+    sampling = Sampling(arguments.max_new_tokens, seed=arguments.seed)
+    kept = read_monitor(arguments.monitor, ways)
+    model = load(arguments)
+    for vector in vectors.values():
+        vector.check_model(model)
+    sampling = replace(sampling, temperature=choose_sampling(model).temperature)
+    monitor = measure_monitor(arguments, model, ways, sampling) if kept is None else kept
+    check_monitor(monitor, model, sampling)
+    settings = Settings(coloured=next(iter(ways)), system=arguments.system, strengths={}, layers=layers)
+    talk = Talk(model, monitor, vectors, sampling, settings, Chat(monitor.model, monitor.traits), make_console())
+    return talk.talk_through_pipe(lines, arguments.json) if lines else talk.talk_in_terminal()
+
+
+def read_lines() -> list[str]:
+    """Read what the pipe holds, before a model is loaded.
+
+    Raises:
+        InvalidArgumentError: No text, or nothing in it.
+    """
+    try:
+        text = sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise _refuse_text(error) from None
+    check_text(text)
+    lines = [line for line in text.split("\n") if line.strip()]
+    if not lines:
+        raise InvalidArgumentError.of("standard input", "hold a question on a line", "nothing")
+    return lines
+
+
+def check_text(text: str) -> None:
+    """Refuse what was no UTF-8: where the system's encoding is ASCII, Python lets its bytes through in disguise.
+
+    Raises:
+        InvalidArgumentError: It was none.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise _refuse_text(error) from None
+
+
+def _refuse_text(error: UnicodeError) -> PersonaLensError:
+    return InvalidArgumentError.of("standard input", "be UTF-8", str(error), "`iconv -t UTF-8` makes it so.")
+
+
+def read_monitor(path: Path | None, ways: Mapping[str, Way]) -> PersonaMonitor | None:
+    """Read the monitor's file; None where there is none yet.
+
+    Raises:
+        InvalidArgumentError: A monitor of other traits, layers or vectors, or one that watches no responses.
+    """
+    if path is None or not path.exists():
+        return None
+    monitor = PersonaMonitor.load(path)
+    hint = "Name another file."
+    kept = {one.trait: one.layer for one in monitor.traits}
+    if kept != {trait: way.layer for trait, way in ways.items()} or not monitor.watches_responses:
+        rule = "watch responses for the traits and layers asked for"
+        raise InvalidArgumentError.of("--monitor", rule, f"{path}, of {kept}", hint)
+    for one in monitor.traits:
+        if not torch.allclose(one.unit, ways[one.trait].vector.units[one.layer], atol=1e-5):
+            rule = "be calibrated for the vectors asked for"
+            raise InvalidArgumentError.of("--monitor", rule, f"{path}, of another vector of {one.trait}", hint)
     return monitor
+
+
+def measure_monitor(
+    arguments: ChatArguments, model: HookedModel, ways: Mapping[str, Way], sampling: Sampling
+) -> PersonaMonitor:
+    """Measure what is ordinary for answers as long as the chat's, and write it where a file was named."""
+    print("Measuring what is ordinary for this model (--monitor FILE keeps it) ...", file=sys.stderr)
+    vectors = {trait: way.vector for trait, way in ways.items()}
+    layers = {trait: way.layer for trait, way in ways.items()}
+    monitor = PersonaMonitor.calibrate(
+        model, vectors, layers, quantiles=_QUANTILES, responses=replace(sampling, rollouts=_ROLLOUTS),
+        seed=arguments.seed,
+    )  # fmt: skip
+    if arguments.monitor is not None:
+        monitor.save(arguments.monitor)
+    return monitor
+
+
+def check_monitor(monitor: PersonaMonitor, model: HookedModel, sampling: Sampling) -> None:
+    """Refuse a monitor of another model; say where it was calibrated on shorter answers than the chat's.
+
+    Raises:
+        InvalidArgumentError: Another model.
+    """
+    if monitor.model.fingerprint != (info := describe_model(model)).fingerprint:
+        rule, got = f"be of the model, {info.name} (fingerprint {info.fingerprint})", monitor.model
+        raise InvalidArgumentError.of(
+            "--monitor", rule, f"of {got.name} (fingerprint {got.fingerprint})", "Name another file."
+        )
+    longest = min((one.responses.max_new_tokens for one in monitor.traits if one.responses is not None), default=0)
+    if longest < sampling.max_new_tokens:
+        print(
+            f"The monitor's ordinary answers had at most {longest} tokens. Answers of up to {sampling.max_new_tokens} "
+            "exceed its thresholds more often.", file=sys.stderr,
+        )  # fmt: skip
 
 
 @dataclass
@@ -122,6 +179,9 @@ class Talk:
             except EOFError:
                 print()
                 return 0
+            except UnicodeDecodeError as error:
+                self.say(str(_refuse_text(error)))
+                continue
             except KeyboardInterrupt:
                 self.say("\n(/quit or Ctrl-D ends the chat)")
                 continue
@@ -131,15 +191,12 @@ class Talk:
             except (PersonaLensError, OSError) as error:
                 self.say(make_printable(str(error)))
             except KeyboardInterrupt:
-                self.say("\n(broken off)")
+                self.say("(/quit or Ctrl-D ends the chat)")
 
-    def talk_through_pipe(self, as_json: bool) -> int:
+    def talk_through_pipe(self, lines: Sequence[str], as_json: bool) -> int:
         """Take each line of standard input; whatever is wrong ends the command."""
         if as_json:
             self.console = Console(file=sys.stderr)
-        lines = [line.rstrip("\n") for line in sys.stdin if line.strip()]
-        if not lines:
-            raise InvalidArgumentError.of("standard input", "hold a question on a line", "nothing")
         for line in lines:
             if not line.startswith("/"):
                 self.say(f"{_PROMPT}{make_printable(line)}")
@@ -151,6 +208,7 @@ class Talk:
 
     def take(self, line: str) -> bool:
         """Do what a line says; False where it ends the chat."""
+        check_text(line)
         if not line.strip():
             return True
         if not line.lstrip().startswith("/"):
@@ -177,8 +235,8 @@ class Talk:
         return True
 
     def answer(self, question: str) -> None:
-        """Show an answer as it comes, and keep it, a broken-off one too."""
-        settings, tokens, ended = self.settings, list[TokenReading](), "end"
+        """Show an answer as it comes, and keep it; a broken-off one too, before what broke it off goes on its way."""
+        settings, tokens, ended = self.settings, list[TokenReading](), "broken off"
         stopped: list[TokenReading] = []
 
         def alarm(reading: TokenReading) -> GoOn | Stop:
@@ -199,19 +257,18 @@ class Talk:
         try:
             with closing(stream):
                 self._show(stream, tokens)
-        except KeyboardInterrupt:
-            ended = "broken off"
-        except NonFiniteError as error:
-            ended = "broken off"
-            self.say(f"\n{error}")
-        turn = ChatTurn(
-            question, "".join(one.text for one in tokens), settings.system, dict(settings.strengths),
-            {trait: settings.layers[trait] for trait in settings.strengths}, tuple(tokens),
-            "alarm" if stopped else ended,
-        )  # fmt: skip
+            ended = "alarm" if stopped else "end"
+        finally:
+            self._keep(ChatTurn(
+                question, "".join(one.text for one in tokens), settings.system, dict(settings.strengths),
+                {trait: settings.layers[trait] for trait in settings.strengths}, tuple(tokens), ended,
+            ))  # fmt: skip
+
+    def _keep(self, turn: ChatTurn) -> None:
         self.chat = replace(self.chat, turns=(*self.chat.turns, turn))
         self.console.print()
-        self.console.print(Text(f"  [{describe_turn(turn, self.monitor.traits, settings.coloured)}]", style="dim"))
+        described = describe_turn(turn, self.monitor.traits, self.settings.coloured)
+        self.console.print(Text(f"  [{described}]", style="dim"))
 
     def _show(self, stream: Iterator[TokenReading], tokens: list[TokenReading]) -> None:
         trait = next(one for one in self.monitor.traits if one.trait == self.settings.coloured)

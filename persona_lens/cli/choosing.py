@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from persona_lens.cli.arguments import Extract, Screen, Source, Steer, Sweep, Validate
+from persona_lens.cli.arguments import App, Chat, Extract, Screen, Source, Steer, Sweep, Validate
 from persona_lens.errors import InvalidArgumentError
 from persona_lens.judges.default import fit_reading_judge
 from persona_lens.judges.judgement import Judge
@@ -29,6 +29,7 @@ from persona_lens.traits.written import Half, WrittenExample, list_written_trait
 from persona_lens.vectors.extraction import extract_persona_vector
 from persona_lens.vectors.persona_vector import PersonaVector
 from persona_lens.vectors.ready import list_ready_vectors, load_vector
+from persona_lens.vectors.tried import read_tried
 from persona_lens.vectors.written import read_persona_vector
 
 # As in the experiments' quick profile: cool enough for a model of 135 million parameters.
@@ -154,7 +155,7 @@ def read_trait(name: str) -> Trait:
     return Trait.from_json(name)
 
 
-def load(arguments: Steer | Extract | Sweep | Validate | Screen) -> HookedModel:
+def load(arguments: Steer | Chat | App | Extract | Sweep | Validate | Screen) -> HookedModel:
     """Load the model that a command's arguments name, with the template arguments that they give.
 
     Raises:
@@ -257,13 +258,35 @@ def find_way(
         rule = "be an existing file, from `persona-lens extract` or `sweep`"
         raise InvalidArgumentError.of("--vector", rule, str(path))
     vector = load_vector(trait) if trait is not None else PersonaVector.load(path or "")
-    tried = vector.provenance.get("setting", {})
-    chosen = tried.get("layer") if layer is None else layer
-    strength = tried.get("coefficient") if coefficient is None else coefficient
+    tried = read_tried(vector)
+    chosen = tried.layer if layer is None else layer
+    strength = tried.coefficient if coefficient is None else coefficient
     if chosen is None or strength is None:
         rule = "be given for a vector that was tried nowhere"
         middle = vector.model.n_layers // 2
-        hint = f"`persona-lens sweep` finds where to steer; --layer {middle} --coefficient 1 is a beginning."
+        options = f"--layer {middle}" + (" --coefficient 1" if coefficient is None else "")
+        hint = f"`persona-lens sweep` finds where to steer; {options} is a beginning."
         missing = "--layer" if chosen is None else "--coefficient"
         raise InvalidArgumentError.of(missing, rule, None, hint)
     return Way(vector, check_layer(chosen, vector.model.n_layers), float(strength))
+
+
+def find_ways(arguments: Chat | App) -> dict[str, Way]:
+    """Return each trait's vector with where it acts; the ready ones of the embedded model if none was asked for.
+
+    Raises:
+        InvalidArgumentError: No vectors for another model, two of one trait, or what :func:`find_way` refuses.
+    """
+    names = arguments.trait
+    if not names and not arguments.vector:
+        if arguments.model != EMBEDDED_MODEL:
+            rule, hint = f"be given for another model than {EMBEDDED_MODEL}", "Make one: `persona-lens extract`."
+            raise InvalidArgumentError.of("--vector", rule, None, hint)
+        names = tuple(list_ready_vectors())
+    # 0.0: how strongly is said later, on the page or in the chat.
+    found = [find_way(name, None, arguments.layer, 0.0) for name in names]
+    found += [find_way(None, path, arguments.layer, 0.0) for path in arguments.vector]
+    ways = {one.vector.trait: one for one in found}
+    if len(ways) < len(found):
+        raise InvalidArgumentError.of("--vector", "be of different traits", [one.vector.trait for one in found])
+    return ways

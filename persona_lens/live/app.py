@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import socket
 import threading
@@ -11,11 +12,12 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from persona_lens.checking import checked
-from persona_lens.errors import InvalidArgumentError
+from persona_lens.errors import ApiError, InvalidArgumentError
 from persona_lens.live.serving.guard import LOOPBACK_NAMES, Hosts
 from persona_lens.live.serving.setup import Setup
 from persona_lens.models.engine.requests import Sampling
 from persona_lens.models.hooked_model import HookedModel
+from persona_lens.models.text.templates import TemplateArguments
 from persona_lens.monitoring.monitor import PersonaMonitor
 from persona_lens.vectors.ordinary import OrdinaryProjections
 from persona_lens.vectors.persona_vector import PersonaVector
@@ -49,6 +51,11 @@ class RunningApp:
         begun = time.monotonic()
         while not server.started and self._thread.is_alive() and time.monotonic() - begun < _PATIENCE:
             time.sleep(0.01)
+        if not server.started:
+            is_dead = not self._thread.is_alive()
+            server.should_exit = True
+            what = "ended before it began" if is_dead else f"has not begun within {_PATIENCE:g} seconds"
+            raise ApiError(f"The server of the page at {url} {what}. Try another `port`.")
 
     def wait(self) -> None:
         """Wait until the page is no longer served."""
@@ -56,10 +63,12 @@ class RunningApp:
             self._thread.join(1.0)  # not for ever, so that Ctrl-C is heard on every system
 
     def stop(self) -> None:
-        """End the answer under way, and serve the page no longer."""
+        """End the answer under way, and serve the page no longer; the model is free afterwards."""
         self._answering.stop()
         self._server.should_exit = True
         self._thread.join(_PATIENCE)
+        self._answering.stop()  # what was begun meanwhile
+        self._answering.join(_PATIENCE)
 
     def __enter__(self) -> RunningApp:
         return self
@@ -83,6 +92,7 @@ def start_app(
     monitor: PersonaMonitor | None = None,
     ordinary: Mapping[str, OrdinaryProjections] | None = None,
     sampling: Sampling = Sampling(max_new_tokens=128, temperature=0.7),
+    template_arguments: TemplateArguments | None = None,
     host: str = "127.0.0.1",
     port: int = PORT,
 ) -> RunningApp:
@@ -101,6 +111,8 @@ def start_app(
         ordinary: What is ordinary for some of the traits, from :func:`persona_lens.measure_ordinary_projections`:
             their tokens are coloured by their distance from it, others' from the median of the chat.
         sampling: How answers are drawn at first; the page can change length, temperature and seed.
+        template_arguments: What the chat template reads besides the messages; they go before those that the model was
+            loaded with.
         host: The address to listen on. Any other than a loopback address lets others reach the page: there is no
             password.
         port: Where to listen; 0 takes one that is free.
@@ -110,10 +122,11 @@ def start_app(
 
     Raises:
         InvalidArgumentError: No vectors, traits that are not among them, a vector of which nothing says where it acts,
-            or an address or port that cannot be listened on.
+            template arguments that the template does not read, or an address or port that cannot be listened on.
         ModelMismatchError: A vector, a monitor or what is ordinary, of another model.
         LayerOutOfRangeError: A layer that the model does not have.
         ImportError: The extra ``app`` is not installed.
+        ApiError: The server did not begin.
 
     Reference:
         Persona Vectors (arXiv 2507.21509), sections 3.2 and 3.3.
@@ -125,12 +138,22 @@ def start_app(
         'http://127.0.0.1:8600/'
         >>> app.stop()  # doctest: +SKIP
     """
-    setup = Setup.of(model, vectors, layers, monitor, ordinary, sampling)
-    uvicorn = import_server()
-    from persona_lens.live.serving.routes import make_server  # needs starlette
+    import_server()
+    setup = Setup.of(model, vectors, layers, monitor, ordinary, sampling, template_arguments)
+    return serve(setup, host, listen(host, port))
 
-    listener = _listen(host, port)
+
+def serve(setup: Setup, host: str, listener: socket.socket) -> RunningApp:
+    """Serve a page on a socket that listens; it is closed with the page.
+
+    Raises:
+        ImportError: The extra ``app`` is not installed.
+        ApiError: The server did not begin.
+    """
     try:
+        uvicorn = import_server()
+        from persona_lens.live.serving.routes import make_server  # needs starlette
+
         found = listener.getsockname()[1]
         server, answering = make_server(setup, _find_hosts(host))
         config = uvicorn.Config(
@@ -170,7 +193,12 @@ def _find_hosts(host: str) -> Hosts:
     return Hosts(LOOPBACK_NAMES | {host.lower(), socket.gethostname().lower()}, any_address=True)
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
+    """Listen on an address, before anything answers there.
+
+    Raises:
+        InvalidArgumentError: It cannot be listened on.
+    """
     if not 0 <= port < 2**16:
         raise InvalidArgumentError.of("port", "be in [0, 65536)", port)
     try:
@@ -178,7 +206,9 @@ def _listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family)
     except (OSError, ValueError) as error:  # ValueError: no name at all
         hint = f"The system says: {error}. Port 0 takes one that is free."
-        raise InvalidArgumentError.of("host", "be an address and port to listen on", f"{host}:{port}", hint) from None
+        is_taken = isinstance(error, OSError) and error.errno in (errno.EADDRINUSE, errno.EACCES)
+        name, rule = ("port", f"be free to listen on at {host}") if is_taken else ("host", "be an address to listen on")
+        raise InvalidArgumentError.of(name, rule, f"{host}:{port}", hint) from None
 
 
 def import_server() -> ModuleType:

@@ -12,11 +12,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from persona_lens.checking import checked
-from persona_lens.errors import InvalidArgumentError
+from persona_lens.errors import InvalidArgumentError, NonFiniteError
 from persona_lens.interventions.from_vectors import steer
 from persona_lens.interventions.hooks import intervention_hooks
 from persona_lens.live.conversation import ReadConversation, ReadVariant
 from persona_lens.models.engine.activations import project_residual_stream
+from persona_lens.models.engine.finite import OVERFLOW_HINT
 from persona_lens.models.engine.requests import SampleRequest, Sampling
 from persona_lens.models.engine.sampling import sample_stream
 from persona_lens.models.hooked_model import HookedModel
@@ -30,6 +31,7 @@ from persona_lens.models.text.templates import TemplateArguments
 from persona_lens.models.text.tokens import stop_token_ids
 from persona_lens.vectors.ordinary import OrdinaryProjections
 from persona_lens.vectors.persona_vector import PersonaVector
+from persona_lens.vectors.tried import read_tried
 
 _UNUSUAL = 0.99  # the fraction of ordinary tokens below the threshold
 
@@ -136,7 +138,7 @@ class Reader:
         if along not in vectors:
             raise InvalidArgumentError.of("along", f"be one of the traits of `vectors`, {list(vectors)}", along)
         if layer is None:
-            layer = _find_tried_layer(vectors[along])
+            layer = read_tried(vectors[along]).layer
         if layer is not None:
             check_layer(layer, model.cfg.n_layers)
         for trait, one in (ordinary or {}).items():
@@ -197,7 +199,11 @@ class Reader:
     def project(
         self, tokens: Sequence[int], prompt_length: int, intervention: Intervention
     ) -> tuple[Float[Tensor, "trait layer token"], Bool[Tensor, " token"]]:
-        """Project tokens on the vectors at every layer, and say which of them were steered."""
+        """Project tokens on the vectors at every layer, and say which of them were steered.
+
+        Raises:
+            NonFiniteError: Numbers that overflow.
+        """
         batch = torch.tensor([list(tokens)])
         units = torch.stack([vector.units for vector in self.vectors.values()], dim=1)
         hooks = intervention_hooks(intervention, positions="response", prompt_length=prompt_length)
@@ -207,6 +213,10 @@ class Reader:
         for _, fn in hooks:
             if isinstance(fn, PositionedHook):  # the pass has just told the positions where it lies
                 steered |= fn.reach(1, len(tokens), torch.device("cpu"))[0]
+        if not found.isfinite().all():
+            layer = int((~found.isfinite()).any(dim=2).any(dim=0).nonzero()[0])
+            rule, got = "keep the model's numbers finite", f"infinity or NaN in the residual stream of layer {layer}"
+            raise NonFiniteError.of("conversation", rule, got, OVERFLOW_HINT)
         for index, vector in enumerate(self.vectors.values()):
             found[index, list(vector.absent)] = float("nan")
         return found, steered
@@ -277,9 +287,3 @@ def split_text(tokenizer: Any, tokens: Sequence[int]) -> list[str]:
         texts.append(text[len(before) :])
         start, shown = shown, end
     return texts
-
-
-def _find_tried_layer(vector: PersonaVector) -> int | None:
-    setting = vector.provenance.get("setting")
-    layer = setting.get("layer") if isinstance(setting, Mapping) else None
-    return layer if isinstance(layer, int) else None

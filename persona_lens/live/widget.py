@@ -165,6 +165,7 @@ class LiveConversation:
         try:
             text = work()
         except Exception as error:  # shown where it was asked for: nobody would see it here
+            self.widget.payload = self._pack()
             self.widget.send({"type": "error", "text": f"{type(error).__name__}: {error}"})
         else:
             self.widget.payload = self._pack()

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -60,7 +61,7 @@ def test_through_a_pipe_each_line_is_a_question_or_a_command_and_the_text_is_pla
     assert done.status == 0, done.err
     assert "\x1b" not in done.out
     assert "steered: loud +50 at layer 1" in done.out
-    assert "ALARM: above 99% of ordinary answers" in done.out
+    assert "ALARM: above 12 of 12 measured answers" in done.out
     assert "steered +50" in done.out.partition("mean projection of each answer")[2]
     chat = Chat.load(path)
     assert [turn.strengths for turn in chat.turns] == [{}, {"loud": 50.0}]
@@ -91,6 +92,8 @@ def test_an_alarm_ends_the_answer_where_that_was_asked_for(setting, monkeypatch)
         ("/loude 1\n", "Did you mean /loud?"),
         ("/loud much\n", "be a number"),
         ("/layer loud 3\n", r"be in \[0, 3\)"),
+        ("/layer loud --1\n", "be a trait and a number"),
+        ("\udcff\n", "be UTF-8"),
         ("/save\n", "As in: /save chat.json"),
         ("/watch evil\n", "be one of loud, shy"),
         ("/save {folder}/monitor.json/chat.json\n", "must lie in folders"),
@@ -101,6 +104,73 @@ def test_through_a_pipe_what_is_wrong_ends_the_command_with_status_2(setting, mo
     assert done.status == 2
     assert re.search(said, done.err)
     assert "Traceback" not in done.err
+
+
+def test_what_is_wrong_is_said_before_a_model_is_loaded(setting, monkeypatch):
+    monkeypatch.setattr("persona_lens.cli.choosing.load_model", lambda *name, **more: pytest.fail("loaded"))
+    other = replace(pl.PersonaVector.load(setting.folder / "shy.safetensors"), trait="loud")
+    other.save(setting.folder / "other.safetensors")
+    vectors = ("--vector", setting.folder / "other.safetensors", "--vector", setting.folder / "shy.safetensors")
+    kept = ("--layer", 1, "--monitor", setting.folder / "monitor.json")
+    for stdin, options, said in (
+        (io.StringIO("Who?"), (*vectors, *kept), "of another vector of loud"),
+        (io.StringIO("Who?"), (*vectors[2:], *kept), "watch responses for the traits and layers asked for"),
+        (io.StringIO("Who?"), ("--model", "some/model"), "be given for another model"),
+        (io.StringIO("Who?"), vectors, "--layer 1 is a beginning"),
+        (io.StringIO("Who?"), (*vectors, "--layer", 1, "--template-arguments", "hush"), "be one JSON object"),
+        (io.StringIO("Who?"), (*vectors, "--layer", 1, "--max-new-tokens", 0), "max_new_tokens"),
+        (io.TextIOWrapper(io.BytesIO(b"caf\xe9\n"), "utf-8"), (), "`standard input` must be UTF-8"),
+    ):
+        monkeypatch.setattr(sys, "stdin", stdin)
+        done = run("chat", *options)
+        assert done.status == 2
+        assert said in done.err
+        assert "--coefficient" not in done.err
+
+
+def test_a_monitor_of_another_model_is_refused_before_anything_is_answered(setting, monkeypatch, tmp_path):
+    other = replace(setting.monitor, model=replace(setting.monitor.model, fingerprint="other"))
+    other.save(tmp_path / "other.json")
+    done = pipe(setting, monkeypatch, "Who?\n", "--monitor", tmp_path / "other.json")
+    assert done.status == 2
+    assert "`--monitor` must be of the model" in done.err
+    assert not done.out
+
+
+def test_ordinary_answers_are_measured_as_long_as_the_chats_own_are(setting, monkeypatch):
+    asked = []
+
+    def measure(model, vectors, layers, **how):
+        asked.append(how)
+        return setting.monitor
+
+    monkeypatch.setattr("persona_lens.cli.chatting.PersonaMonitor.calibrate", measure)
+    at = setting.options.index("--monitor")
+    options = setting.options[:at] + setting.options[at + 2 :]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Who?\n"))
+    done = run("chat", *options, "--max-new-tokens", 100)
+    assert done.status == 0
+    assert asked[0]["responses"].max_new_tokens == 100
+    assert asked[0]["quantiles"] == (0.95,)
+    # A monitor that was kept may know shorter answers only.
+    assert "ordinary answers had at most 24 tokens" in done.err
+
+
+@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt(), 130), (pl.errors.NonFiniteError("too strong"), 2)])
+def test_through_a_pipe_what_breaks_an_answer_off_ends_the_command(setting, monkeypatch, error, status):
+    shown = []
+
+    def draw(token, trait):
+        if len(shown) == 3:
+            raise error
+        shown.append(token)
+        return draw_token(token, trait)
+
+    monkeypatch.setattr("persona_lens.cli.chatting.draw_token", draw)
+    done = pipe(setting, monkeypatch, "Who?\nAnd why?\n")
+    assert done.status == status
+    assert "Broken off." in done.out
+    assert "And why?" not in done.out
 
 
 def test_commands_change_what_they_name_and_nothing_else():
@@ -115,7 +185,7 @@ def test_commands_change_what_they_name_and_nothing_else():
     for text in ("nan", "inf", "1e999", "one", "1 2"):
         with pytest.raises(InvalidArgumentError):
             change_settings(PLAIN, "loud", text, TRAITS, 3)
-    for text in ("", "loud", "evil 1", "loud -1", "3", "1.5"):
+    for text in ("", "loud", "evil 1", "loud -1", "3", "1.5", "loud --1", "loud ²", "loud " + "9" * 5000):
         with pytest.raises(InvalidArgumentError):
             change_settings(PLAIN, "layer", text, TRAITS, 3)
 

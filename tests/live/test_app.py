@@ -2,9 +2,11 @@
 
 import http.client
 import json
+import shutil
 import threading
 import time
 from contextlib import closing
+from dataclasses import replace
 from urllib.parse import urlsplit
 
 import pytest
@@ -13,6 +15,7 @@ import torch
 import persona_lens as pl
 from persona_lens.errors import InvalidArgumentError, ModelMismatchError
 from tests.live.app_page import LAYERS, answer, ask_server, join, load_roomy, make_monitor, make_vectors, open_chat
+from tests.tiny import CHATML, make_tokenizer, save_tiny
 
 pytest.importorskip("uvicorn", reason="the extra `app` is not installed")
 pytest.importorskip("starlette", reason="the extra `app` is not installed")
@@ -104,7 +107,7 @@ def test_asked_again_the_last_question_is_answered_anew_in_its_place(app):
     assert read["roles"] == ["user", "assistant"]
 
 
-def test_one_answer_at_a_time_and_a_closed_tab_ends_its_own(app):
+def test_one_answer_at_a_time_and_a_closed_tab_ends_its_own_and_takes_it_back(app):
     chat, other = open_chat(app), open_chat(app)
     parts = urlsplit(app.url)
     with closing(http.client.HTTPConnection(parts.hostname, parts.port, timeout=60)) as tab:
@@ -120,8 +123,9 @@ def test_one_answer_at_a_time_and_a_closed_tab_ends_its_own(app):
     while ask_server(app, "POST", f"{other}/answers", {"text": "Hi", "max_new_tokens": 1})[0] == 409:
         assert time.monotonic() - begun < 20
         time.sleep(0.05)
-    read = json.loads(ask_server(app, "GET", f"{chat}/conversation.json")[2])
-    assert 0 < len(read["variants"][0]["texts"]) < 900  # what had come is kept
+    # The page that lost its answer shows none, and so the chat has none.
+    status, _, said = ask_server(app, "GET", f"{chat}/conversation.json")
+    assert (status, "hold an answer" in said) == (400, True)
 
 
 def test_stop_ends_the_answer_and_keeps_what_came(app):
@@ -153,6 +157,7 @@ def test_a_chat_too_long_and_numbers_that_overflow_are_said_in_words_and_leave_t
         [], {"text": 5}, {"text": "Hi", "coefficients": {"evil": 1}}, {"text": "Hi", "coefficients": {"loud": "1"}},
         {"text": "Hi", "coefficients": {"loud": 1e9}}, {"text": "Hi", "coefficients": {"loud": float("nan")}},
         {"text": "Hi", "colour": 1}, {"text": "x" * 300_000}, {"text": "\ud800"}, {"text": "Hi", "seed": True}, b"{",
+        {"text": "Hi", "temperature": 10**400}, {"text": "Hi", "temperature": float("nan")},
         b"[" * 100_000,
     ],
 )  # fmt: skip
@@ -217,6 +222,49 @@ def test_a_wider_address_comes_with_a_warning_and_loopback_without(model, vector
         ask_server(running, "GET", "/")
 
 
+def test_a_server_that_does_not_begin_is_an_error(model, vectors, monkeypatch):
+    monkeypatch.setattr("uvicorn.Server.run", lambda self, sockets: None)
+    with pytest.raises(pl.errors.ApiError, match="ended before it began"):
+        pl.live.start_app(model, vectors, layers=LAYERS, port=0)
+    monkeypatch.setattr("persona_lens.live.app._PATIENCE", 0.1)
+    monkeypatch.setattr("uvicorn.Server.run", lambda self, sockets: time.sleep(0.5))
+    with pytest.raises(pl.errors.ApiError, match=r"not begun within 0\.1 seconds"):
+        pl.live.start_app(model, vectors, layers=LAYERS, port=0)
+
+
+def test_after_a_stop_the_model_is_free(model, vectors):
+    with pl.live.start_app(model, vectors, layers=LAYERS, port=0) as running:
+        chat, parts = open_chat(running), urlsplit(running.url)
+        with closing(http.client.HTTPConnection(parts.hostname, parts.port, timeout=60)) as tab:
+            body = json.dumps({"text": "Hi", "max_new_tokens": 900, "seed": 3})
+            tab.request("POST", f"{chat}/answers", body, {"Content-Type": "application/json"})
+            assert json.loads(tab.getresponse().readline())["kind"] == "read"
+            running.stop()
+            assert not [one for one in threading.enumerate() if one.name == "persona-lens answer"]
+
+
+def test_template_arguments_reach_the_answer(tmp_path):
+    folder = shutil.copytree(save_tiny(tmp_path / "plain", "llama", n_ctx=1024), tmp_path / "hushing")
+    make_tokenizer(template=CHATML + "{% if hush %}Hush! {% endif %}").save_pretrained(folder)
+    hushing = pl.load_model(folder, dtype="float32", device="cpu")
+    found = make_vectors(hushing)
+    given = {"hush": True}
+    with pl.live.start_app(hushing, found, layers=LAYERS, template_arguments=given, port=0) as running:
+        answered = join(answer(running, open_chat(running), text="Hi"))
+    sampling = pl.Sampling(max_new_tokens=6, temperature=0)
+    assert answered == pl.ask(hushing, "Hi", sampling=sampling, template_arguments=given)
+    assert answered != pl.ask(hushing, "Hi", sampling=sampling)
+    with pytest.raises(InvalidArgumentError, match="which takes hush"):
+        pl.live.start_app(hushing, found, layers=LAYERS, template_arguments={"loud": 1}, port=0)
+
+
+def test_what_a_vector_says_it_was_tried_at_must_be_numbers(model, vectors):
+    for setting, words in (({"layer": True}, "whole number"), ({"layer": 1, "coefficient": "much"}, "finite number")):
+        tried = {"loud": replace(vectors["loud"], provenance={"setting": setting})}
+        with pytest.raises(InvalidArgumentError, match=words):
+            pl.live.start_app(model, tried, port=0)
+
+
 def test_what_does_not_fit_is_refused_before_anything_is_served(app, model, vectors, tmp_path, tiny_model):
     start = pl.live.start_app
     with pytest.raises(InvalidArgumentError, match="`vectors` must hold at least one"):
@@ -232,7 +280,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_served(app, model, vect
     with pytest.raises(InvalidArgumentError, match="Give their vectors too"):
         start(model, {"loud": vectors["loud"]}, layers={"loud": 1}, monitor=make_monitor(model, vectors))
     port = int(app.url.rsplit(":", 1)[1].strip("/"))
-    with pytest.raises(InvalidArgumentError, match="an address and port to listen on"):
+    with pytest.raises(InvalidArgumentError, match="`port` must be free to listen on"):
         start(model, vectors, layers=LAYERS, port=port)
     with pytest.raises(InvalidArgumentError, match="`port` must be in"):
         start(model, vectors, layers=LAYERS, port=70_000)

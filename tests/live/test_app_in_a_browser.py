@@ -147,6 +147,8 @@ def test_tokens_can_be_read_by_keys_and_every_control_has_a_name(page):
     page.focus(".assistant .tokens span")
     page.keyboard.press("ArrowRight")
     assert page.text_content("#reading").startswith("Token 2, ")
+    page.keyboard.press("Control+ArrowRight")  # not ours
+    assert page.text_content("#reading").startswith("Token 2, ")
     nameless = page.evaluate(
         """[...document.querySelectorAll('input, select, textarea, button, a')].filter(
             (one) => !(one.labels?.length || one.getAttribute('aria-label') || one.textContent.trim())

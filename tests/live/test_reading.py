@@ -1,10 +1,11 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 import persona_lens as pl
-from persona_lens.errors import InvalidArgumentError
+from persona_lens.errors import InvalidArgumentError, NonFiniteError
 from persona_lens.live.reading import split_text
 from tests.tiny import make_tokenizer
 
@@ -83,6 +84,19 @@ def test_what_is_ordinary_gives_mean_deviation_and_threshold(tiny_model, vectors
     assert torch.equal(read.thresholds[1], ordinary.quantile(0.99))
     assert torch.equal(read.ordinary_std[1], ordinary.std)
     assert read.thresholds[0].isnan().all()
+
+
+def test_an_answer_that_was_given_is_read_only_while_the_numbers_are_finite(tiny_model, vectors):
+    overflowing = [("blocks.1.hook_resid_post", lambda residual, hook: residual * math.inf)]
+    with tiny_model.hooks(fwd_hooks=overflowing), pytest.raises(NonFiniteError, match="residual stream of layer 1"):
+        pl.live.read_conversation(tiny_model, CHAT, vectors)
+
+
+@pytest.mark.parametrize("setting", [{"layer": True}, {"layer": 1.5}])
+def test_a_layer_that_is_no_whole_number_is_no_place_to_steer(tiny_model, vectors, setting):
+    tried = {"loud": replace(vectors["loud"], provenance={"setting": setting})}
+    with pytest.raises(InvalidArgumentError, match="as whole number"):
+        pl.live.read_conversation(tiny_model, CHAT, tried, coefficients=(1.0,))
 
 
 def test_texts_grow_by_whole_characters():

@@ -1,3 +1,5 @@
+import base64
+import math
 import shutil
 import threading
 
@@ -6,6 +8,7 @@ import pytest
 import torch
 
 import persona_lens as pl
+from persona_lens.live.static_page import read_module
 from tests.live.jupyter import open_page, serve_lab
 
 SAMPLING = pl.Sampling(max_new_tokens=5)
@@ -107,9 +110,103 @@ def test_what_goes_wrong_is_told_on_the_page_and_nothing_is_lost(live, told):
     assert live.conversation is before
 
 
+def test_where_the_second_answer_goes_wrong_the_page_gets_the_first(live, told):
+    ask(live, type="ask", question="Why?", coefficient=1e37)
+    assert told[-1]["type"] == "error"
+    assert live.conversation.coefficients == (0.0,)
+    assert [one["texts"] for one in live.widget.payload["variants"]] == [list(live.conversation.of(0.0).texts)]
+
+
+def test_a_finished_conversation_that_overflows_is_an_error_on_the_page(tiny_model, vectors, monkeypatch):
+    pytest.importorskip("anywidget", reason="the extra `widget` is not installed")
+    chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes."}]
+    live = pl.live.show(tiny_model, chat, vectors, coefficients=(0.0,), layer=1)
+    sent = []
+    monkeypatch.setattr(live.widget, "send", sent.append)
+    with tiny_model.hooks(fwd_hooks=[("blocks.1.hook_resid_post", lambda residual, hook: residual * math.inf)]):
+        ask(live, type="sample", coefficient=1.0)
+    assert [message["type"] for message in sent] == ["error"]
+    assert live.conversation.coefficients == (0.0,)
+
+
 def test_a_notebook_gets_a_page_that_the_kernel_finds_again(live):
     assert f'data-persona-lens="{live.widget.key}"' in live._repr_html_()
     assert live.widget.payload["variants"][1]["coefficient"] == 1.0
+
+
+KERNEL = """async ([source, payload]) => {
+    const heard = {};
+    const model = {
+        payload, sent: [],
+        get: () => model.payload,
+        send: (message) => model.sent.push(message),
+        on: (name, hear) => { heard[name] = hear; },
+        off: () => {},
+        tell: (message) => heard["msg:custom"](message),
+        keep: (payload) => { model.payload = payload; heard["change:payload"](); },
+    };
+    const {default: widget} = await import(`data:text/javascript;base64,${source}`);
+    widget.render({model, el: document.body.appendChild(document.createElement("div"))});
+    window.model = model;
+}"""
+
+
+@pytest.mark.slow
+def test_the_page_follows_a_kernel_that_is_broken_off_fails_and_goes(live, told):
+    ask(live, type="sample", coefficient=2.5)
+    begin, *tokens, end = told
+    full, first = live._pack(), {**live._pack(), "variants": live._pack()["variants"][:2]}
+    with open_page() as (page, wrong):
+        source = base64.b64encode(read_module().encode()).decode()
+        page.evaluate(KERNEL, [source, first])
+
+        def tell(message):
+            page.evaluate("(message) => model.tell(message)", message)
+
+        def shown():
+            return page.locator(".panel h4").all_text_contents()
+
+        exact, stop = page.get_by_label("exactly"), page.get_by_role("button", name="Stop")
+        exact.fill("2.5")
+        exact.press("Enter")
+        page.wait_for_function("model.sent.length === 1")
+        # What came before, a new question's payload say, does not take the coefficient away that is waited for.
+        page.evaluate("(payload) => model.keep(payload)", first)
+        assert exact.input_value() == "2.5"
+        # Another that is asked for breaks it off, and can be stopped itself.
+        exact.fill("2.25")
+        exact.press("Enter")
+        page.wait_for_function("model.sent.length === 2")
+        tell(begin)
+        tell({"type": "end", "text": "stopped"})
+        assert stop.is_disabled()
+        tell({**begin, "coefficient": 2.25})
+        assert stop.is_enabled()
+        assert shown() == ["Unsteered", "Coefficient 2.25"]
+        # It fails: what had come of it goes, and what was read stands.
+        for message in tokens:
+            tell({**message, "coefficient": 2.25})
+        tell({"type": "error", "text": "It overflows."})
+        assert page.locator(".status.wrong").inner_text() == "It overflows."
+        assert shown() == ["Unsteered", "Coefficient 1.00"]
+        assert exact.input_value() == "1"
+        # One that came whole stays.
+        exact.fill("2.5")
+        exact.press("Enter")
+        page.wait_for_function("model.sent.length === 3")
+        for message in (begin, *tokens):
+            tell(message)
+        page.evaluate("(payload) => model.keep(payload)", full)
+        tell(end)
+        assert shown() == ["Unsteered", "Coefficient 2.50"]
+        # Chosen, and then one that is there: nothing is about to be sampled any more.
+        for value in ("3", "1"):
+            exact.fill(value)
+            exact.press("Enter")
+        assert page.locator(".root > .status").inner_text() == ""
+        page.wait_for_timeout(500)
+        assert page.evaluate("model.sent.length") == 3
+        assert not wrong
 
 
 CELL = """
@@ -164,6 +261,7 @@ def test_jupyterlab_shows_it_and_its_kernel_samples_what_is_asked_for(tiny_folde
         assert not wrong
 
         # Saved, and opened with another kernel: the page stays, and there is nothing to ask.
+        page.locator(".jp-CodeCell .jp-InputArea-editor").first.click()  # out of the view, which keeps keys to itself
         page.keyboard.press("Escape")
         page.keyboard.press("Control+s")
         for _ in range(200):
@@ -171,6 +269,7 @@ def test_jupyterlab_shows_it_and_its_kernel_samples_what_is_asked_for(tiny_folde
             if "data-persona-lens" in saved:
                 break
             page.wait_for_timeout(100)
+        assert "data-persona-lens" in saved
         assert len(saved) < 100_000
         shutil.copy(tmp_path / "book.ipynb", tmp_path / "again.ipynb")
         # In a workspace of its own: beside the first notebook, that one's kernel would take it over.

@@ -8,7 +8,7 @@ import threading
 import traceback
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import closing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -32,6 +32,7 @@ from persona_lens.monitoring.streaming import stream_tokens
 MAX_CHARACTERS = 200_000
 """Of a question or a system prompt; far more than fits any context."""
 MAX_COEFFICIENT = 1000.0
+MAX_TEMPERATURE = 1000.0
 
 Event = dict[str, Any]
 
@@ -91,18 +92,39 @@ class Question:
                 rule = f"be numbers of at most {MAX_COEFFICIENT:g} in size"
                 raise InvalidArgumentError.of("coefficients", rule, coefficient)
         values["coefficients"] = {trait: float(one) for trait, one in values["coefficients"].items()}
+        if not abs(values["temperature"]) <= MAX_TEMPERATURE:  # nor NaN; JSON knows whole numbers that no float holds
+            rule = f"be a number of at most {MAX_TEMPERATURE:g}"
+            raise InvalidArgumentError.of("temperature", rule, values["temperature"])
         values["temperature"] = float(values["temperature"])
         return cls(**values)
 
 
-def answer(setup: Setup, chat: Chat, question: Question, stopped: threading.Event) -> Iterator[Event]:
-    """Answer a question, and add both to the chat once the answer ends, or was stopped.
+@dataclass(frozen=True)
+class Ending:
+    """What ends an answer before its time.
+
+    Args:
+        stopped: It goes no further.
+        gone: Nobody reads it any more, so that nobody has seen it whole.
+    """
+
+    stopped: threading.Event = field(default_factory=threading.Event)
+    gone: threading.Event = field(default_factory=threading.Event)
+
+    def leave(self) -> None:
+        """Say that nobody reads any more."""
+        self.gone.set()
+        self.stopped.set()
+
+
+def answer(setup: Setup, chat: Chat, question: Question, ending: Ending) -> Iterator[Event]:
+    """Answer a question, and add both to the chat once the answer ends, or was stopped by who reads it.
 
     Args:
         setup: The model and the vectors.
         chat: Is continued; as it was if nothing was answered.
         question: What is asked.
-        stopped: Ends the answer before its next token.
+        ending: Ends the answer before its next token.
 
     Yields:
         ``read``: the question's tokens, and what the monitor says before the answer; ``token``: one after the other;
@@ -131,20 +153,25 @@ def answer(setup: Setup, chat: Chat, question: Question, stopped: threading.Even
     texts: list[str] = []
     rows: list[Float[Tensor, "trait layer"]] = []
     intervention = setup.steer(question.coefficients)
-    tokens = stream_tokens(setup.model, messages, setup.vectors, intervention=intervention, sampling=sampling)
+    tokens = stream_tokens(
+        setup.model, messages, setup.vectors, intervention=intervention, sampling=sampling,
+        template_arguments=setup.template_arguments,
+    )  # fmt: skip
     with closing(tokens):
         for token in tokens:
             texts.append(token.text)
             rows.append(token.projections)
             yield {"kind": "token", "text": token.text, "projections": _round(token.projections)}
-            if stopped.is_set():
+            if ending.stopped.is_set():
                 break
+    if ending.gone.is_set():  # a page whose connection broke has taken the turn back: so does the chat
+        return
     content = "".join(texts)
     if content.strip():
         said = ReadMessage("assistant", content, tuple(texts), torch.stack(rows), bool(intervention.steps))
         chat.system = earlier.system
         chat.exchanges = (*earlier.exchanges, Exchange(asked, said, dict(question.coefficients)))
-    reason = "stopped" if stopped.is_set() else "length" if len(texts) >= sampling.max_tokens else "finished"
+    reason = "stopped" if ending.stopped.is_set() else "length" if len(texts) >= sampling.max_tokens else "finished"
     yield {"kind": "end", "reason": reason, "kept": bool(content.strip())}
 
 
@@ -158,13 +185,19 @@ class OneAtATime:
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
         self._busy = threading.Lock()
-        self._stops: dict[Chat, threading.Event] = {}
+        self._endings: dict[Chat, Ending] = {}
+        self._thread: threading.Thread | None = None
 
     def stop(self, chat: Chat | None = None) -> None:
         """End a chat's answer before its next token; every chat's if none is named."""
-        for one, stopped in list(self._stops.items()):
+        for one, ending in list(self._endings.items()):
             if chat is None or one is chat:
-                stopped.set()
+                ending.stopped.set()
+
+    def join(self, timeout: float) -> None:
+        """Wait for the end of the answer under way."""
+        if self._thread is not None:
+            self._thread.join(timeout)
 
     def begin(self, chat: Chat, question: Question) -> AsyncIterator[Event]:
         """Begin to answer; whoever no longer awaits what is returned ends the answer.
@@ -175,8 +208,8 @@ class OneAtATime:
         if not self._busy.acquire(blocking=False):
             got = "an answer under way, here or in another tab"
             raise ModelBusyError.of("model", "answer one question at a time", got, "Wait for it, or stop it.")
-        loop, events, stopped = asyncio.get_running_loop(), asyncio.Queue[Event | None](), threading.Event()
-        self._stops[chat] = stopped
+        loop, events, ending = asyncio.get_running_loop(), asyncio.Queue[Event | None](), Ending()
+        self._endings[chat] = ending
 
         def put(event: Event | None) -> None:
             with suppress(RuntimeError):  # the loop is closed: the server ends
@@ -184,23 +217,24 @@ class OneAtATime:
 
         def work() -> None:
             try:
-                _put_all(lambda: answer(self.setup, chat, question, stopped), put)
+                _put_all(lambda: answer(self.setup, chat, question, ending), put)
             finally:
-                self._stops.pop(chat, None)
+                self._endings.pop(chat, None)
                 self._busy.release()
                 put(None)
 
         # One thread from first to last: torch's modes belong to threads, and so does the model while it is at work.
-        threading.Thread(target=work, name="persona-lens answer", daemon=True).start()
-        return _take_all(events, stopped)
+        self._thread = threading.Thread(target=work, name="persona-lens answer", daemon=True)
+        self._thread.start()
+        return _take_all(events, ending)
 
 
-async def _take_all(events: asyncio.Queue[Event | None], stopped: threading.Event) -> AsyncIterator[Event]:
+async def _take_all(events: asyncio.Queue[Event | None], ending: Ending) -> AsyncIterator[Event]:
     try:
         while (event := await events.get()) is not None:
             yield event
     finally:
-        stopped.set()  # the page is gone, or all has come
+        ending.leave()  # the page is gone, or all has come
 
 
 def _put_all(work: Callable[[], Iterator[Event]], put: Callable[[Event], None]) -> None:
@@ -232,7 +266,9 @@ def _read_prompt(
 ) -> tuple[tuple[ReadMessage, ...], dict[str, Any]]:
     """Read the newest messages' tokens, and the last prompt token, as the model takes them in unsteered."""
     model = setup.model
-    encoded = encode_turns(model.tokenizer, messages, n_ctx=model.cfg.n_ctx, reserve=reserve)
+    encoded = encode_turns(
+        model.tokenizer, messages, n_ctx=model.cfg.n_ctx, reserve=reserve, template_arguments=setup.template_arguments
+    )
     watched = () if setup.monitor is None else setup.monitor.traits
     n_layers, n_traits = model.cfg.n_layers, len(setup.vectors)
     units = [vector.units for vector in setup.vectors.values()]

@@ -16,10 +16,12 @@ from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.intervention import NOTHING, Intervention
 from persona_lens.models.hooks.sites import check_layer
 from persona_lens.models.loading import describe_model
+from persona_lens.models.text.templates import TemplateArguments, freeze_arguments
 from persona_lens.monitoring.monitor import PersonaMonitor
 from persona_lens.monitoring.readings import TraitMonitor
 from persona_lens.vectors.ordinary import OrdinaryProjections
 from persona_lens.vectors.persona_vector import PersonaVector
+from persona_lens.vectors.tried import read_tried
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +35,7 @@ class Setup:
         monitor: Knows what is ordinary before an answer; None without.
         ordinary: What is ordinary at a token, for some of the traits.
         sampling: How answers are drawn if the page says nothing else.
+        template_arguments: What the chat template reads besides the messages.
     """
 
     model: HookedModel
@@ -41,6 +44,7 @@ class Setup:
     monitor: PersonaMonitor | None
     ordinary: Mapping[str, OrdinaryProjections]
     sampling: Sampling
+    template_arguments: TemplateArguments | None = None
 
     @classmethod
     def of(
@@ -51,12 +55,13 @@ class Setup:
         monitor: PersonaMonitor | None,
         ordinary: Mapping[str, OrdinaryProjections] | None,
         sampling: Sampling,
+        template_arguments: TemplateArguments | None = None,
     ) -> Setup:
         """Check all of it against the model and each other.
 
         Raises:
-            InvalidArgumentError: No vectors, traits that are not among them, or a vector of which nothing says where
-                it acts.
+            InvalidArgumentError: No vectors, traits that are not among them, a vector of which nothing says where it
+                acts, or template arguments that the template does not read.
             ModelMismatchError: A vector, a monitor or what is ordinary, of another model.
             LayerOutOfRangeError: A layer that the model does not have.
         """
@@ -68,8 +73,9 @@ class Setup:
                 raise InvalidArgumentError.of(name, f"be of traits of `vectors`, {list(vectors)}", strange)
         for trait, vector in vectors.items():
             vector.check_model(model)
+            read_tried(vector)  # refused here if it is none, not where the page asks for it
             if trait not in given:
-                given[trait] = _find_tried(trait, vector)
+                given[trait] = _require_tried_layer(trait, vector)
             check_layer(given[trait], vector.model.n_layers)
             vector.check_layer(given[trait])
         for trait, one in known.items():
@@ -80,7 +86,8 @@ class Setup:
             if strange := [one.trait for one in monitor.traits if one.trait not in vectors]:
                 rule = f"watch traits of `vectors` alone, {list(vectors)}"
                 raise InvalidArgumentError.of("monitor", rule, strange, "Give their vectors too.")
-        return cls(model, dict(vectors), given, monitor, known, sampling)
+        freeze_arguments(model.tokenizer, template_arguments)
+        return cls(model, dict(vectors), given, monitor, known, sampling, template_arguments)
 
     def steer(self, coefficients: Mapping[str, float]) -> Intervention:
         """Return what adds each vector so many times, at its own layer."""
@@ -95,8 +102,8 @@ class Setup:
         watched = {} if self.monitor is None else {one.trait: one for one in self.monitor.traits}
         traits = []
         for trait, vector in self.vectors.items():
-            layer, tried = self.layers[trait], _read_tried(vector)
-            usual = tried.get("coefficient") if tried.get("layer") == layer else None
+            layer, tried = self.layers[trait], read_tried(vector)
+            usual = tried.coefficient if tried.layer == layer else None
             known, monitor = self.ordinary.get(trait), watched.get(trait)
             traits.append(
                 {
@@ -135,14 +142,9 @@ def write_finite(values: Sequence[float]) -> list[float | None]:
     return [round(value, 3) if math.isfinite(value) else None for value in values]
 
 
-def _read_tried(vector: PersonaVector) -> Mapping[str, Any]:
-    setting = vector.provenance.get("setting")
-    return setting if isinstance(setting, Mapping) else {}
-
-
-def _find_tried(trait: str, vector: PersonaVector) -> int:
-    layer = _read_tried(vector).get("layer")
-    if not isinstance(layer, int):
+def _require_tried_layer(trait: str, vector: PersonaVector) -> int:
+    layer = read_tried(vector).layer
+    if layer is None:
         rule = f"say where the vector of {trait!r} acts, as it was tried nowhere"
         hint = f"layers={{{trait!r}: {vector.model.n_layers // 2}}} is a beginning; sweep_layers finds a layer."
         raise InvalidArgumentError.of("layers", rule, None, hint)

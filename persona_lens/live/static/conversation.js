@@ -159,6 +159,8 @@ class View {
     this.layer = this.data.layer ?? this.data.n_layers >> 1;
     this.coefficient = this.data.variants.at(-1).coefficient;
     this.withTemplate = false;
+    this.waiting = null; // a timer, until a coefficient that was chosen is asked for
+    this.underWay = 0; // what was asked for and has not ended
     this.id = Math.random().toString(36).slice(2);
     this.root = make("section", { class: "root", "aria-label": "Conversation coloured by projection" });
     host.setAttribute("data-lm-suppress-shortcuts", "true"); // JupyterLab's, which would take the arrow keys
@@ -303,10 +305,18 @@ class View {
   choose(coefficient) {
     this.coefficient = coefficient;
     this.nameCoefficient();
-    clearTimeout(this.waiting);
+    if (this.cancel()) this.say("");
     if (this.find(coefficient)) return this.rebuildPanels();
     this.say(`Coefficient ${write(coefficient)} is about to be sampled …`);
     this.waiting = setTimeout(() => this.request({ type: "sample", coefficient }), 350); // not while it is being dragged
+  }
+
+  // Forgets what was about to be asked for, and says whether something was.
+  cancel() {
+    const wasWaiting = this.waiting !== null;
+    clearTimeout(this.waiting);
+    this.waiting = null;
+    return wasWaiting;
   }
 
   find(coefficient) {
@@ -316,6 +326,8 @@ class View {
   // The kernel ---------------------------------------------------------------------------------------------------
 
   request(message) {
+    this.cancel();
+    this.underWay += 1;
     this.say("Asked the kernel …");
     this.stopButton.disabled = false;
     this.kernel.send(message);
@@ -328,6 +340,7 @@ class View {
       const variants = [...this.data.variants.filter((one) => message.known.includes(one.coefficient)), variant];
       variants.sort((a, b) => a.coefficient - b.coefficient);
       this.data = { ...this.data, roles: message.roles, variants };
+      this.stopButton.disabled = false; // the end of what was broken off for it has disabled it
       this.say(`Sampling coefficient ${write(message.coefficient)} …`);
       this.rebuildPanels();
     } else if (message.type === "tokens") {
@@ -336,17 +349,25 @@ class View {
       variant.tokens.push(...readTokens(message, this.data.nValues));
       this.rebuildPanels();
     } else if (message.type === "end") {
-      this.stopButton.disabled = true;
+      this.finish();
       this.say(message.text);
     } else if (message.type === "error") {
-      this.stopButton.disabled = true;
+      this.finish();
+      this.update(this.kernel.read()); // in place of what had come of it
       this.say(message.text, true);
     }
   }
 
+  finish() {
+    this.stopButton.disabled = true;
+    this.underWay = Math.max(0, this.underWay - 1);
+    if (!this.find(this.coefficient)) this.update(this.kernel.read()); // it was broken off before its turn
+  }
+
   update(payload) {
     this.data = readPayload(payload);
-    if (!this.find(this.coefficient)) this.coefficient = this.data.variants.at(-1).coefficient;
+    const isAwaited = this.waiting !== null || this.underWay > 0;
+    if (!isAwaited && !this.find(this.coefficient)) this.coefficient = this.data.variants.at(-1).coefficient;
     this.rebuild();
   }
 
@@ -540,6 +561,9 @@ class View {
   // The kernel is gone: what was sampled stays.
   disconnect() {
     this.kernel = null;
+    this.cancel();
+    this.underWay = 0;
+    if (!this.find(this.coefficient)) this.coefficient = this.data.variants.at(-1).coefficient;
     if (this.form) this.form.remove();
     this.say("The kernel is gone.");
     this.rebuild();
@@ -547,7 +571,7 @@ class View {
 
   close() {
     this.watcher.disconnect();
-    clearTimeout(this.waiting);
+    this.cancel();
     this.whenClosed?.();
   }
 }
@@ -617,7 +641,8 @@ function render({ model, el }) {
 }
 
 function connect(host, model) {
-  const view = show(host, model.get("payload"), { send: (message) => model.send(message) });
+  const kernel = { send: (message) => model.send(message), read: () => model.get("payload") };
+  const view = show(host, model.get("payload"), kernel);
   const update = () => view.update(model.get("payload"));
   const receive = (message) => view.receive(message);
   model.on("change:payload", update);

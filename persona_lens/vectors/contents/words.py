@@ -104,7 +104,8 @@ def read_jacobian_words(
     Example:
         >>> import persona_lens as pl
         >>> model, vector = pl.load_model(), pl.load_vector("evil")  # doctest: +SKIP
-        >>> texts = pl.evaluation.load_ordinary_texts()[:4]  # doctest: +SKIP
+        >>> from persona_lens.evaluation.capability import load_ordinary_texts
+        >>> texts = load_ordinary_texts()[:4]
         >>> (read,) = pl.vectors.read_jacobian_words(model, [vector.directions], texts, layers=[15])  # doctest: +SKIP
         >>> read.layers[0].words.promoted  # doctest: +SKIP
     """

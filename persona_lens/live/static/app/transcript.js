@@ -119,6 +119,7 @@ export class Transcript {
   }
 
   #move(event) {
+    if (event.ctrlKey || event.altKey || event.metaKey) return; // the browser's own, such as back
     const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
     const found = step && this.#find(event.target);
     if (!found) return;
