@@ -16,16 +16,6 @@ CHAT = [
 ]
 
 
-@pytest.fixture(scope="module")
-def vectors(tiny_model):
-    info = pl.describe_model(tiny_model)
-    directions = torch.randn(2, 3, 48, generator=torch.Generator().manual_seed(0))
-    return {
-        name: pl.PersonaVector(name, info, {"response_mean": one})
-        for name, one in zip(("loud", "kind"), directions, strict=True)
-    }
-
-
 def test_each_token_has_its_message_and_texts_join_up_to_the_rendering(tiny_model, vectors):
     read = pl.live.read_conversation(tiny_model, CHAT, vectors)
     variant = read.of(0.0)

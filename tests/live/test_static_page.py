@@ -1,6 +1,7 @@
 import base64
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -139,6 +140,11 @@ def test_the_page_works_in_a_browser_without_a_kernel(read, tmp_path):
         page.goto((tmp_path / "dark.html").as_uri())
         page.locator(".root.dark").wait_for()
         assert not wrong
+
+
+def test_the_guides_example_is_drawn_by_the_module_as_it_is():
+    page = Path(__file__).parents[2] / "docs" / "howto" / "watch_example.html"
+    assert f'<script type="module">{read_module()}\nshowPages(' in page.read_text(encoding="utf-8")
 
 
 def read_label(token):

@@ -14,16 +14,6 @@ from tests.live.jupyter import open_page, serve_lab
 SAMPLING = pl.Sampling(max_new_tokens=5)
 
 
-@pytest.fixture(scope="module")
-def vectors(tiny_model):
-    info = pl.describe_model(tiny_model)
-    directions = torch.randn(2, 3, 48, generator=torch.Generator().manual_seed(0))
-    return {
-        name: pl.PersonaVector(name, info, {"response_mean": one})
-        for name, one in zip(("loud", "kind"), directions, strict=True)
-    }
-
-
 @pytest.fixture
 def live(tiny_model, vectors):
     pytest.importorskip("anywidget", reason="the extra `widget` is not installed")

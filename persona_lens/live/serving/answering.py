@@ -244,8 +244,8 @@ def _put_all(work: Callable[[], Iterator[Event]], put: Callable[[Event], None]) 
             put(event)
     except PersonaLensError as error:
         put({"kind": "error", "message": explain(error)})
-    except Exception as error:
-        traceback.print_exc(file=sys.stderr)  # a fault of ours, or of the machine's memory
+    except Exception as error:  # a fault of ours or of memory: said on the page too
+        traceback.print_exc(file=sys.stderr)
         message = f"The model failed: {type(error).__name__}. The terminal has the whole report."
         put({"kind": "error", "message": message})
 
