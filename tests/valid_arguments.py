@@ -96,7 +96,8 @@ class ValidArguments:
             else {"loud": self.vector} if "Mapping" in str(hint) else [self.vector],
             "layers": lambda hint: {"loud": 1} if "Mapping" in str(hint) or "dict" in str(hint)
             else (0, 1, 2) if hint == tuple[int, ...] else [1],
-            "thresholds": lambda hint: {"loud": 1.0},
+            "thresholds": lambda hint: make_array(hint) if isinstance(hint, type) and issubclass(hint, AbstractArray)
+            else {"loud": 1.0},
             "base_url": lambda hint: "http://127.0.0.1:9",
             "name": lambda hint: "evil",
             "kind": lambda hint: "cities" if hint is str

@@ -63,6 +63,19 @@ def answer(app, chat, **content):
     return [json.loads(line) for line in body.splitlines()]
 
 
+def answer_and_stop(app, chat, **content):
+    """Ask something, and stop it once a token has come; return the events."""
+    parts = urlsplit(app.url)
+    with closing(http.client.HTTPConnection(parts.hostname, parts.port, timeout=60)) as connection:
+        body = json.dumps({"max_new_tokens": 900, "temperature": 0, **content})
+        connection.request("POST", f"{chat}/answers", body, {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        assert response.status == 200
+        events = [json.loads(response.readline()) for _ in range(2)]
+        assert ask_server(app, "POST", f"{chat}/stop", {})[0] == 200
+        return [*events, *(json.loads(line) for line in response)]
+
+
 def join(events):
     """The answer's text."""
     return "".join(one["text"] for one in events if one["kind"] == "token")

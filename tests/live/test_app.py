@@ -14,7 +14,17 @@ import torch
 
 import persona_lens as pl
 from persona_lens.errors import InvalidArgumentError, ModelMismatchError
-from tests.live.app_page import LAYERS, answer, ask_server, join, load_roomy, make_monitor, make_vectors, open_chat
+from tests.live.app_page import (
+    LAYERS,
+    answer,
+    answer_and_stop,
+    ask_server,
+    join,
+    load_roomy,
+    make_monitor,
+    make_vectors,
+    open_chat,
+)
 from tests.tiny import CHATML, make_tokenizer, save_tiny
 
 pytest.importorskip("uvicorn", reason="the extra `app` is not installed")
@@ -130,10 +140,7 @@ def test_one_answer_at_a_time_and_a_closed_tab_ends_its_own_and_takes_it_back(ap
 
 def test_stop_ends_the_answer_and_keeps_what_came(app):
     chat = open_chat(app)
-    stopper = threading.Timer(0.5, lambda: ask_server(app, "POST", f"{chat}/stop", {}))
-    stopper.start()
-    events = answer(app, chat, text="Hi", max_new_tokens=900, seed=3)
-    stopper.join()
+    events = answer_and_stop(app, chat, text="Hi")
     assert events[-1] == {"kind": "end", "reason": "stopped", "kept": True}
     assert len(events) < 900
 
