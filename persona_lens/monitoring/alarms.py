@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from persona_lens.checking import checked
+from persona_lens.errors import InvalidArgumentError
 from persona_lens.models.hooks.intervention import Intervention
 from persona_lens.records import Record
 
@@ -62,9 +63,12 @@ class TokenReading(Record):
         """Return one trait's reading.
 
         Raises:
-            KeyError: The trait is not watched.
+            InvalidArgumentError: The trait is not watched.
         """
-        return {one.trait: one for one in self.traits}[trait]
+        found = {one.trait: one for one in self.traits}
+        if trait not in found:
+            raise InvalidArgumentError.of("trait", f"be one of {', '.join(found)}", trait)
+        return found[trait]
 
 
 @checked

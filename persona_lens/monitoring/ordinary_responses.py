@@ -70,7 +70,13 @@ class OrdinaryResponses(Record):
         return bisect_left(self.peaks, mean) / len(self.peaks)
 
     def list_thresholds(self, quantiles: Sequence[float]) -> tuple[float, ...]:
-        """Return the running means that a fraction ``q`` of the ordinary responses with a peak never exceeds."""
+        """Return the running means that a fraction ``q`` of the ordinary responses with a peak never exceeds.
+
+        Raises:
+            InvalidArgumentError: A quantile outside [0, 1].
+        """
+        if not all(0 <= q <= 1 for q in quantiles):
+            raise InvalidArgumentError.of("quantiles", "be in [0, 1]", quantiles)
         return tuple(float(q) for q in np.quantile(self.peaks, quantiles))
 
 

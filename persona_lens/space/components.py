@@ -36,8 +36,14 @@ class Components:
         return self.variances / self.total
 
     def cosines(self, vectors: Float[Tensor, "vector d_model"]) -> Float[Tensor, "vector component"]:
-        """Return the cosine of each vector, less the center, with each component; 0 for the center itself."""
-        return unit_or_zero(vectors.double() - self.center) @ self.directions.T
+        """Return the cosine of each vector, less the center, with each component; 0 for the center itself.
+
+        Raises:
+            InvalidArgumentError: Vectors that are not finite.
+        """
+        if not vectors.isfinite().all():
+            raise InvalidArgumentError.of("vectors", "be finite", vectors)
+        return unit_or_zero(vectors.double() - self.center) @ self.directions.double().T
 
 
 @checked

@@ -140,9 +140,13 @@ class PersonaSpace(Record):
 
         A component that explains much lies near every role, so that a cosine says little by itself; among roles drawn
         alike the assistant's would have an even rank.
+
+        Raises:
+            InvalidArgumentError: There is no such component.
         """
+        ranked = self.rank(component)
         own = abs(self.assistant.cosines[component].estimate)
-        return sum(abs(one.cosines[component].estimate) > own for one in self.rank(component))
+        return sum(abs(one.cosines[component].estimate) > own for one in ranked)
 
     def project(self, means: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch component"]:
         """Return the coordinates of residual streams of :attr:`layer`, from the mean over roles.
