@@ -166,6 +166,12 @@ class WaysToSteer(Result):
             f"{', '.join(better)}; surely worse: {', '.join(worse)}"
         )
 
+    def say_counts(self) -> str:
+        """Say in a line how many ways both judges see do better than adding the mean difference."""
+        better = {equal: len(self.compare(BASELINE, equal)[0]) for equal in _EQUALS}
+        counts = " and ".join(f"{n or 'none'} at equal {equal}" for equal, n in better.items())
+        return f"of {len(self.ways) - 1} ways, better than adding the mean difference for both judges: {counts}"
+
     def list_figures(self) -> dict[str, go.Figure]:
         """Draw the comparison, and the front of trait against coherence."""
         return {"": self.plot(), "_front": self.plot_front()}
@@ -206,52 +212,53 @@ class WaysToSteer(Result):
             f"{len(self.rises(0, BASELINE, 'coherence'))} questions (random: over directions too), "
             "uncorrected for their number"
         )
-        lay_out(figure, self.say_verdict(), subtitle, width=1150, height=1250, bottom=110, legend=-0.08)
+        lay_out(figure, self.say_counts(), subtitle, width=1150, height=1250, bottom=110, legend=-0.08)
         figure.update_layout(margin={"l": 220})
         return figure
 
     def plot_front(self) -> go.Figure:
-        """Draw each way's trait score against coherence over its levels: estimators above, interventions below."""
-        names = [one.trait for one in self.traits]
+        """Draw how far each way raises the traits against coherence, over its levels: estimators above, acts below."""
+        kinds = ("estimators, added", "the mean difference, ways to act")
         figure = make_subplots(
-            rows=2, cols=len(names), shared_yaxes=True, horizontal_spacing=0.03, vertical_spacing=0.12,
-            subplot_titles=[f"{one}: {what}" for what in ("estimators, add", "mean difference, acts") for one in names],
+            rows=2, cols=2, shared_yaxes=True, horizontal_spacing=0.03, vertical_spacing=0.12,
+            subplot_titles=[f"{what}<br>{html.escape(judge)}" for what in kinds for judge in self.judge_names],
         )  # fmt: skip
-        for column, one in enumerate(self.traits, start=1):
-            for line, keep in enumerate(("add", "mean difference"), start=1):
-                ways = [way for way in one.ways if keep in (way.estimator, way.intervention)]
-                for index, way in enumerate(ways):
-                    label = way.estimator if line == 1 else way.intervention
-                    color = GREY if way.estimator.startswith(RANDOM) else COLORS[index % len(COLORS)]
-                    if way.estimator.startswith(RANDOM):
-                        label = RANDOM
-                    x, y = self._trace_front(one, way)
+        for line, keep in enumerate(("add", "mean difference"), start=1):
+            ways = [way for way in self.traits[0].ways if keep in (way.estimator, way.intervention)]
+            for index, way in enumerate(ways):
+                label = way.estimator if line == 1 else way.intervention
+                color = GREY if way.estimator.startswith(RANDOM) else COLORS[index % len(COLORS)]
+                label = RANDOM if way.estimator.startswith(RANDOM) else label
+                look = {
+                    "mode": "lines+markers",
+                    "line": {"color": color, "width": 1.5, "dash": "dot" if index >= len(COLORS) else "solid"},
+                    "marker": {"symbol": SYMBOLS[index % len(SYMBOLS)], "size": 8, "color": color},
+                }
+                for judge in (0, 1):
+                    x, y = self._trace_front(judge, way)
                     first = not any(trace.name == html.escape(label) for trace in figure.data)
-                    look = {
-                        "mode": "lines+markers",
-                        "line": {"color": color, "width": 1.5, "dash": "dot" if index >= len(COLORS) else "solid"},
-                        "marker": {"symbol": SYMBOLS[index % len(SYMBOLS)], "size": 8, "color": color},
-                    }
                     add_points(
-                        figure, line, column, x, y, label, look, in_legend=first, bars={"thickness": 0.4, "width": 0}
+                        figure, line, judge + 1, x, y, label, look, in_legend=first, bars={"thickness": 0.4, "width": 0}
                     )
         figure.update_xaxes(title_text="coherence (0–100)", row=2)
-        figure.update_yaxes(range=[0, 100])
-        figure.update_yaxes(title_text="trait score (0–100)", col=1)
-        title = f"what a trait costs in coherence; {self.say_verdict()}"
+        figure.update_yaxes(title_text="points above unsteered", col=1)
         subtitle = (
-            f"{self.model_name}; scores by {html.escape(self.judge_names[1])}; points: unsteered, then "
-            "rising strengths, on the questions that set them; bars: 95 % over questions"
+            f"{self.model_name}; mean of {', '.join(one.trait for one in self.traits)}; from the unsteered model (0 "
+            "points) on, rising strengths, on the questions that set them; bars: 95 % over questions"
         )
-        lay_out(figure, title, subtitle, width=1150, height=950, bottom=150, legend=-0.1)
+        title = f"what a trait costs in coherence; {self.say_counts()}"
+        lay_out(figure, title, subtitle, width=1150, height=1050, bottom=150, legend=-0.09)
         return figure
 
-    def _trace_front(self, one: TraitWays, way: TriedWay) -> tuple[list[float], list[Interval]]:
-        """Return coherence and score of the unsteered model and of a way's levels, on the trial questions."""
-        scores = list(one.trial_scores.values())[1].nanmean(dim=-1)
-        rows = [0, *(one.trials.conditions.index(f"{way.name}, level {level}") for level in range(len(way.levels)))]
-        coherence = one.trials.coherence_by_question.nanmean(dim=1)
-        return [float(coherence[row]) for row in rows], [mean_interval(scores[row]) for row in rows]
+    def _trace_front(self, judge: int, way: TriedWay) -> tuple[list[float], list[Interval]]:
+        """Return coherence, and points above unsteered, of the unsteered model and of a way's levels, over traits."""
+        coherences, rises = [], []
+        for one in self.traits:
+            scores = list(one.trial_scores.values())[judge].nanmean(dim=-1)
+            rows = [0, *(one.trials.conditions.index(f"{way.name}, level {level}") for level in range(len(way.levels)))]
+            coherences.append(one.trials.coherence_by_question[rows].nanmean(dim=1))
+            rises.append(scores[rows] - scores[0])
+        return (torch.stack(coherences).mean(dim=0).tolist(), [mean_interval(row) for row in torch.cat(rises, dim=1)])
 
     def to_markdown(self) -> str:
         """Write the verdict and the table: rise by judge, coherence, other traits, capability."""
