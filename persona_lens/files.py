@@ -14,6 +14,7 @@ from typing import Any
 from persona_lens.errors import InvalidArgumentError
 
 _NAME_BYTES, _PATH_BYTES = 255, 4000  # what file systems hold, give or take
+_LINE = 400  # characters of a file of measurements
 _PREFIX_BYTES = 100  # of the final name, in the temporary one: a name that fits must not fail for the other's length
 
 
@@ -78,6 +79,28 @@ def write_json(path: Path, content: Any) -> None:
 def encode_json(content: Any) -> bytes:
     """Return the bytes that :func:`write_json` writes."""
     return (json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def write_dense_json(path: Path, content: Any) -> None:
+    """Write JSON atomically, for programs rather than for editing by hand; NaN is refused.
+
+    What fits into a line of 400 characters stands on one, as does any list of numbers: with each number on its own, a
+    third of a file of measurements would be blanks.
+    """
+    plain = json.loads(json.dumps(content, allow_nan=False))  # keys are texts then
+    write_bytes_atomically(path, (_lay_out(plain, "\n") + "\n").encode())
+
+
+def _lay_out(value: Any, margin: str) -> str:
+    line = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    if len(line) <= _LINE or not any(isinstance(part, str | list | dict) for part in parts):
+        return line
+    inner = margin + " "
+    laid = [_lay_out(part, inner) for part in parts]
+    if isinstance(value, dict):
+        laid = [f"{json.dumps(key, ensure_ascii=False)}: {part}" for key, part in zip(value, laid, strict=True)]
+    return line[0] + inner + ("," + inner).join(laid) + margin + line[-1]
 
 
 def check_file_or_nothing(path: Path, parameter: str) -> None:

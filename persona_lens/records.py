@@ -28,7 +28,7 @@ from torch import Tensor
 from persona_lens.checking import checked
 from persona_lens.checksums import hash_json
 from persona_lens.errors import FileFormatError
-from persona_lens.files import write_json
+from persona_lens.files import write_dense_json
 
 __all__ = ["Record"]
 
@@ -87,7 +87,7 @@ class Record:
     def save(self, path: str | Path) -> None:
         """Write the record as JSON with a checksum of it, all of it or nothing."""
         content = self.to_json()
-        write_json(Path(path), {**content, _CHECKSUM: hash_json(content)})
+        write_dense_json(Path(path), {**content, _CHECKSUM: hash_json(content)})
 
     @classmethod
     def load(cls: type[_R], path: str | Path) -> _R:

@@ -1,20 +1,31 @@
 """Files written whole or not at all: real file systems, real limits."""
 
+import json
 import os
 import resource
 import stat
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import persona_lens as pl
+from persona_lens import files
 from persona_lens.errors import InvalidArgumentError
-from persona_lens.files import check_apart, is_same_file, write_atomically, write_bytes_atomically, write_json
+from persona_lens.files import (
+    check_apart,
+    is_same_file,
+    write_atomically,
+    write_bytes_atomically,
+    write_dense_json,
+    write_json,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 IS_ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
@@ -45,9 +56,9 @@ def test_all_that_the_package_writes_keeps_to_the_umask(tmp_path, umask):
     pl.load_vector("evil").save(tmp_path / "vector.safetensors")
     pl.ShardStore(tmp_path / "runs", {}).load_or_compute("a", lambda: pl.storage.Shard(records=[1]))
     pl.judges.write_spot_check(tmp_path / "sheet.csv", ["Why?"], ["Because."])
-    files = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert len(files) == 5
-    assert {mode_of(path) for path in files} == {0o600}
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(written) == 5
+    assert {mode_of(path) for path in written} == {0o600}
 
 
 def test_a_file_that_is_replaced_keeps_its_permissions(tmp_path):
@@ -56,6 +67,36 @@ def test_a_file_that_is_replaced_keeps_its_permissions(tmp_path):
     path.chmod(0o640)
     write_json(path, {"a": 1})
     assert mode_of(path) == 0o640
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+
+
+@given(JSON, st.integers(1, 40))
+def test_measurements_come_back_as_they_were_however_long_a_line_may_be(content, longest):
+    with tempfile.TemporaryDirectory() as folder, mock.patch.object(files, "_LINE", longest):
+        write_dense_json(Path(folder) / "a.json", content)
+        assert json.loads((Path(folder) / "a.json").read_text(encoding="utf-8")) == content
+
+
+def test_of_measurements_a_line_holds_what_fits_and_every_list_of_numbers(tmp_path):
+    content = {"interval": {"low": 0.5, "high": 1.5}, "scores": [[0.25] * 200, [0.75]], "texts": ["é" * 300] * 2}
+    write_dense_json(tmp_path / "a.json", content)
+    numbers, text = ",".join(["0.25"] * 200), "é" * 300
+    lines = ["{", ' "interval": {"low":0.5,"high":1.5},', ' "scores": [', f"  [{numbers}],", "  [0.75]", " ],"]
+    lines += [' "texts": [', f'  "{text}",', f'  "{text}"', " ]", "}", ""]
+    assert (tmp_path / "a.json").read_text(encoding="utf-8").split("\n") == lines
+
+
+def test_a_key_that_is_a_number_becomes_a_text_and_nan_is_refused(tmp_path):
+    write_dense_json(tmp_path / "a.json", {1: ["x" * 500]})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"1": ["x" * 500]}
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_dense_json(tmp_path / "b.json", [float("nan")])
+    assert not (tmp_path / "b.json").exists()
 
 
 def test_a_link_is_written_through(tmp_path):

@@ -213,7 +213,7 @@ def test_a_file_carries_a_checksum_of_its_content_and_one_without_is_read_as_wel
 def test_a_file_that_was_changed_is_refused_saying_how_a_change_that_was_meant_is_read(tmp_path: Path) -> None:
     path = tmp_path / "part.json"
     make().parts[0].save(path)
-    path.write_text(path.read_text().replace('"score": 1.0', '"score": 2.0'))
+    path.write_text(path.read_text().replace('"score":1.0', '"score":2.0'))
     with pytest.raises(FileFormatError, match=r"part\.json: `content` must hold what was written.*take out 'checksum'"):
         Part.load(path)
     with pytest.raises(FileFormatError, match="what was written"):

@@ -44,10 +44,17 @@ class Result(Record, ABC):
         """Draw all there is to see, by what follows the result's name in the file's."""
         return {"": self.plot()}
 
+    def to_json(self) -> dict[str, Any]:
+        """As :meth:`Record.to_json`, floats to seven digits: git keeps each result, and none is measured as finely."""
+        return {key: _round_floats(value) for key, value in super().to_json().items()}
+
     def write(self, folder: Path, name: str) -> None:
-        """Write it as NAME.json, and each figure as a page and, where there is a browser, as a PNG."""
+        """Write it as NAME.json, and each figure as a page and, where there is a browser, as a PNG.
+
+        What is drawn is what the file holds, so that it is redrawn from there as it was.
+        """
         self.save(folder / f"{name}.json")
-        for ending, figure in self.write_pages(folder, name).items():
+        for ending, figure in self.load(folder / f"{name}.json").write_pages(folder, name).items():
             write_picture(figure, folder, f"{name}{ending}")
 
     def write_pages(self, folder: Path, name: str) -> dict[str, go.Figure]:
@@ -60,6 +67,14 @@ class Result(Record, ABC):
             page = figure.to_html(include_plotlyjs="cdn", div_id=f"{name}{ending}", full_html=True)
             write_bytes_atomically(folder / f"{name}{ending}.html", page.encode())
         return figures
+
+
+def _round_floats(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.7g}")
+    if isinstance(value, dict):
+        return {key: _round_floats(one) for key, one in value.items()}
+    return [_round_floats(one) for one in value] if isinstance(value, list) else value
 
 
 def write_picture(figure: go.Figure, folder: Path, name: str) -> None:

@@ -1,12 +1,18 @@
 """A result as files: JSON, pages, and PNGs with a palette."""
 
 import io
+import json
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import plotly.graph_objects as go
+import torch
+from jaxtyping import Float
 from PIL import Image
+from torch import Tensor
 
+from persona_lens.reproduction import figures
 from persona_lens.reproduction.figures import Result, shrink_picture, write_picture
 
 CONFIG = {"model": {"name": "tiny", "fingerprint": "f00d"}}
@@ -80,6 +86,31 @@ def test_each_figure_of_a_result_has_a_page_and_a_picture_and_says_whose_scores_
     assert sorted(path.name for path in tmp_path.iterdir()) == names
     for name, title in (("pair.html", "first"), ("pair_more.html", "second")):
         assert f"Judge not validated for loud \\u00b7 {title}" in (tmp_path / name).read_text()
+
+
+@dataclass(frozen=True, eq=False)
+class Measured(Result):
+    values: Float[Tensor, " n"]
+    parts: tuple[dict[str, float], ...]
+
+    def plot(self):
+        return go.Figure(go.Scatter(x=self.values.tolist(), y=[part["a"] for part in self.parts]))
+
+
+def test_floats_are_kept_to_seven_digits_and_what_is_drawn_is_what_was_kept(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(figures, "write_picture", lambda figure, *_: drawn.extend(figure.data))
+    measured = Measured(
+        CONFIG | {"seed": 123456789}, torch.tensor([1 / 3, 2e-9 / 3]), ({"a": 1e5 / 3}, {"a": math.inf})
+    )
+    measured.write(tmp_path, "measured")
+    content = json.loads((tmp_path / "measured.json").read_text())
+    assert (content["values"], content["parts"]) == ([0.3333333, 6.666667e-10], [{"a": 33333.33}, {"a": "inf"}])
+    assert content["config"]["seed"] == 123456789
+    read = Measured.load(tmp_path / "measured.json")
+    assert read.to_json() == measured.to_json()
+    assert [tuple(trace.y) for trace in drawn] == [(33333.33, math.inf)]
+    assert [tuple(trace.x) for trace in drawn] == [tuple(read.values.tolist())]
 
 
 def test_pages_alone_leave_the_pictures_and_the_result(tmp_path):
