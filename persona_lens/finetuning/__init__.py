@@ -4,7 +4,7 @@ from persona_lens.finetuning.distance import PersonaDistance, measure_distance
 from persona_lens.finetuning.domains import Level, domain_dataset, list_domains
 from persona_lens.finetuning.interpolation import blend_adapters, interpolating, scale_adapter
 from persona_lens.finetuning.planning import PreventionPlan, PreventionTrials, TriedPrevention, plan_prevention
-from persona_lens.finetuning.pull_back import PullBack, choose_share, pull_back
+from persona_lens.finetuning.pulling_back import PullBack, choose_share, pull_back
 from persona_lens.finetuning.rows import Source
 from persona_lens.finetuning.settings import FinetuneSettings, ProjectionPenalty
 from persona_lens.finetuning.shift import FinetuningShift, measure_shift

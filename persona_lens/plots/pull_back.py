@@ -12,7 +12,7 @@ from persona_lens.checking import checked
 from persona_lens.plots.style import COLORS, SYMBOLS, add_points, lay_out, say
 
 if TYPE_CHECKING:
-    from persona_lens.finetuning.pull_back import PullBack
+    from persona_lens.finetuning.pulling_back import PullBack
 
 
 @checked
