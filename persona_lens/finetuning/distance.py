@@ -40,11 +40,20 @@ class PersonaDistance(Record):
         questions: What both were asked.
         by_question: Model less control, the projection of each question's last prompt token on each unit vector, in
             residual-stream units.
+
+    Raises:
+        InvalidArgumentError: Projections of another number of traits or questions.
     """
 
     traits: tuple[str, ...]
     questions: tuple[str, ...]
     by_question: Float[Tensor, "trait layer question"]
+
+    def __post_init__(self) -> None:
+        shape = (len(self.traits), self.by_question.shape[1], len(self.questions))
+        if tuple(self.by_question.shape) != shape or 0 in shape:
+            rule = "hold a projection for each trait, layer and question, at least one of each"
+            raise InvalidArgumentError.of("by_question", rule, tuple(self.by_question.shape))
 
     def shift(self, layer: int) -> Float[Tensor, " trait"]:
         """Return the mean shift along each trait's vector at a layer.

@@ -46,6 +46,9 @@ class PullBack(Record):
         capability: Of each share, as it was measured; empty where it was not.
         max_rise: The rule: the largest share whose trait score is at most so many points above the control's.
         examples: Of each share, the response to the first question that it is judged by.
+
+    Raises:
+        InvalidArgumentError: Shares without 0 and 1, or measurements of another number of them.
     """
 
     shares: tuple[float, ...]
@@ -56,6 +59,16 @@ class PullBack(Record):
     capability: tuple[Interval, ...]
     max_rise: float
     examples: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        n, n_questions = len(self.shares), len(self.is_choosing_question)
+        if not {0.0, 1.0} <= set(self.shares):
+            raise InvalidArgumentError.of("shares", "hold 0, the control, and 1, the model", self.shares)
+        if tuple(self.scores.shape) != (n, len(self.judges), n_questions) or not self.judges:
+            rule = f"hold a score for each of {n} shares, {len(self.judges)} judges and {n_questions} questions"
+            raise InvalidArgumentError.of("scores", rule, tuple(self.scores.shape))
+        if len(self.losses) != n or len(self.capability) not in (0, n):
+            raise InvalidArgumentError.of("losses", f"be of {n} shares, as the capability is", len(self.losses))
 
     @property
     def chosen(self) -> float:

@@ -45,24 +45,20 @@ class WeightCosine(Record):
     @property
     def cosine(self) -> float:
         """Over all modules; NaN where one of the changes is none."""
-        return self.group(lambda _: "")[""]
+        return self._group(lambda _: "")[""]
 
     @property
     def by_kind(self) -> dict[str, float]:
         """Over the layers of each kind of module, such as ``self_attn.q_proj``."""
-        return self.group(lambda name: _NUMBER.split(name, maxsplit=1)[-1].strip("."))
+        return self._group(lambda name: _NUMBER.split(name, maxsplit=1)[-1].strip("."))
 
     @property
     def by_layer(self) -> dict[str, float]:
         """Over the modules of each layer; what lies in none stands under an empty name."""
-        return self.group(lambda name: found.group() if (found := _NUMBER.search(name)) else "")
+        return self._group(lambda name: found.group() if (found := _NUMBER.search(name)) else "")
 
-    def group(self, key: Callable[[str], str]) -> dict[str, float]:
-        """Return the cosine over each group of modules.
-
-        Args:
-            key: Names a module's group.
-        """
+    def _group(self, key: Callable[[str], str]) -> dict[str, float]:
+        """Return the cosine over each group of modules, which the key names."""
         sums: dict[str, list[float]] = {}
         for name, dot in self.dots.items():
             own = sums.setdefault(key(name), [0.0, 0.0, 0.0])
