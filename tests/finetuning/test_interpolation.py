@@ -122,7 +122,7 @@ def test_a_share_outside_0_and_1_is_refused(tuned, tiny_model, adapters, tmp_pat
 
 def test_models_whose_weights_do_not_correspond_are_refused(tuned, tiny_folder, tiny_bridge):
     qwen = pl.load_model(tiny_folder("qwen3"), dtype="float32", device="cpu")
-    for other in (qwen, tiny_bridge):
+    for other in (qwen, tiny_bridge)[: len(BACKENDS)]:  # where there are bridges alone, that one corresponds
         with pytest.raises(ModelMismatchError, match="`control`"), interpolating(tuned[0], other, 0.5):
             pass
 
