@@ -153,7 +153,7 @@ class ControlModel(Result):
             self._draw_front(figure, judge)
         self._draw_accuracy(figure)
         self._draw_models(figure)
-        lay_out(figure, self._find(), self._describe(), width=1350, height=1060, bottom=170, legend=-0.2)
+        lay_out(figure, self._find(), self._describe(), width=1350, height=1000, bottom=130, legend=-0.13)
         return figure
 
     def _draw_front(self, figure: go.Figure, judge: int) -> None:

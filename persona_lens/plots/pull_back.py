@@ -29,7 +29,7 @@ def plot_pull_back(result: PullBack) -> go.Figure:
         look = {
             "mode": "lines+markers+text",
             "text": [f"{share:g}" for share in result.shares],
-            "textposition": "top center",
+            "textposition": "top right",
             "textfont": {"color": color},
             "line": {"color": color},
             "marker": {
