@@ -58,6 +58,8 @@ class Stream(IntEnum):
     ROLES = 330  # the responses in a role, and shuffles of who said them
     PERSONA_SPACE = 331  # experiments/persona_space.py: responses and random directions
     CONTENTS = 370  # what is in a vector: random directions and features, and experiments/sae_features.py's responses
+    PULL_BACK = 390  # responses of the models between a control and a fine-tuned one, and the questions that choose
+    CONTROL_MODEL = 391  # experiments/control_model.py: the rows that its models are trained on
     AUTOENCODER = 355  # texts that a sparse autoencoder is trained on, its first weights and the order of its batches
     CONVERSATIONS = 340  # responses in conversations of several turns
     DRIFT = 350  # experiments/drift.py: conversations

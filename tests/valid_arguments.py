@@ -13,6 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 import numpy as np
 import torch
 from jaxtyping import AbstractArray
+from safetensors.torch import save_file
 
 import persona_lens as pl
 from persona_lens.checking import resolve_hints
@@ -68,6 +69,13 @@ class ValidArguments:
             model, [{"messages": CHAT}] * 4, {"loud": self.vector}, folder / "screening", layers={"loud": 1},
             settings=pl.screening.ScreenSettings(max_response_tokens=4),
         )  # fmt: skip
+        self.adapter = folder / "adapter"
+        self.adapter.mkdir()
+        (self.adapter / "adapter_config.json").write_text(
+            '{"peft_type": "LORA", "r": 1, "lora_alpha": 1, "bias": "none"}'
+        )
+        ones = {"loud.lora_A.weight": torch.ones(1, 4), "loud.lora_B.weight": torch.ones(4, 1)}
+        save_file(ones, self.adapter / "adapter_model.safetensors")
         questions = tuple(tiny_trait().evaluation_questions)
         self.by_name: dict[str, Callable[[Any], Any]] = {
             "tokenizer": lambda hint: model.tokenizer,
@@ -89,7 +97,8 @@ class ValidArguments:
             "response_end": lambda hint: 3,
             "trait": lambda hint: tiny_trait() if hint is pl.Trait else "evil",
             "examples": lambda hint: pl.traits.load_written_examples("evil", "training")[:12]
-            if "WrittenExample" in str(hint) else () if "Message" in str(hint) else (("loud", "Hi", "Yes"),),
+            if "WrittenExample" in str(hint) else ("x",) * 4 if hint == tuple[str, ...]
+            else () if "Message" in str(hint) else (("loud", "Hi", "Yes"),),
             "rubric": lambda hint: tiny_trait().rubric,
             "vectors": lambda hint: make_array(hint) if isinstance(hint, type) and issubclass(hint, AbstractArray)
             else (self.make("", pl.space.Placed),) if "Placed" in str(hint)
@@ -157,6 +166,11 @@ class ValidArguments:
             "units": lambda hint: torch.randn(3, 1, 48),
             "max_rows": lambda hint: 4,
             "share": lambda hint: 0.5,
+            "shares": lambda hint: (0.0, 0.25, 0.5, 1.0) if "float" in str(hint) else self.make("", hint),
+            "adapter": lambda hint: self.adapter if "Path" in str(hint) else self.make("", hint),
+            "control": lambda hint: self.adapter if "Path" in str(hint) else self.make("", hint),
+            "up": lambda hint: {"loud": torch.ones(4, 1)} if "Tensor" in str(hint) else self.make("", hint),
+            "down": lambda hint: {"loud": torch.ones(1, 4)} if "Tensor" in str(hint) else self.make("", hint),
             "along": lambda hint: "loud",
             "variants": lambda hint: (self.make("", pl.live.ReadVariant),),
             "reader": lambda hint: hint.of(model, {"loud": self.vector}, None, 1, None, pl.Sampling(), None),

@@ -11,6 +11,7 @@ from persona_lens.reproduction.layer_sweep import LayerSweep
 from results.alarms import Alarms, alarms_to_markdown
 from results.benchmarks import benchmarks_to_markdown
 from results.blind_reading import BlindReading
+from results.control_model import ControlModel, controls_to_markdown
 from results.detection import Detection
 from results.drift import DriftOverTurns
 from results.entrance import entrance_to_markdown
@@ -80,6 +81,7 @@ def render_pages(root: Path) -> dict[tuple[str, str], str]:
         ("docs/results/finetuning.md", "shift"): lambda: _join(read(FinetuningShift, "finetuning_shift")),
         ("docs/results/finetuning.md", "screening"): lambda: _join(read(ProjectionDifference, "projection_difference")),
         ("docs/results/finetuning.md", "mitigation"): lambda: mitigation_to_markdown(read(Mitigation, "mitigation_*")),
+        ("docs/results/finetuning.md", "control"): lambda: controls_to_markdown(read(ControlModel, "control_model_*")),
         ("docs/results/steering.md", "modes"): lambda: modes_to_markdown(read(SteeringModes, "steering_modes_*")),
         ("docs/results/ways.md", "ways"): lambda: _join(read(WaysToSteer, "ways_to_steer")),
         ("docs/results/monitoring.md", "detection"): lambda: _join(read(Detection, "detection")),

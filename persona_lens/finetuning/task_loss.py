@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -12,7 +14,7 @@ from persona_lens.errors import InvalidArgumentError
 from persona_lens.finetuning.rows import Source
 from persona_lens.models.engine.likelihood import mean_log_likelihoods
 from persona_lens.models.hooked_model import HookedModel
-from persona_lens.models.text.chat import encode_conversation
+from persona_lens.models.text.chat import EncodedConversation, encode_conversation
 
 
 @checked
@@ -34,6 +36,16 @@ def measure_task_loss(model: HookedModel, data: Source) -> Float[Tensor, " row"]
         >>> import persona_lens as pl
         >>> pl.finetuning.measure_task_loss(model, "held_out.jsonl").mean()  # doctest: +SKIP
     """
+    return measure_encoded(model, read_task(model, data))
+
+
+def read_task(model: HookedModel, data: Source) -> list[EncodedConversation]:
+    """Read the conversations that a loss is taken on, once for all models of one tokenizer.
+
+    Raises:
+        InvalidArgumentError: A row that is no conversation, or none at all.
+        ContextLengthError: A conversation longer than the model's context.
+    """
     encoded = []
     for row in read_conversations(data):
         if isinstance(row, BadRow):
@@ -42,4 +54,9 @@ def measure_task_loss(model: HookedModel, data: Source) -> Float[Tensor, " row"]
         encoded.append(encode_conversation(model.tokenizer, row.messages, n_ctx=model.cfg.n_ctx))
     if not encoded:
         raise InvalidArgumentError.of("data", "hold at least one conversation", "none")
+    return encoded
+
+
+def measure_encoded(model: HookedModel, encoded: Sequence[EncodedConversation]) -> Float[Tensor, " row"]:
+    """Return each conversation's loss on its last response, in nats a token."""
     return -torch.tensor(mean_log_likelihoods(model, encoded))

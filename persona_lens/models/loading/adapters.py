@@ -35,7 +35,7 @@ def check_adapter(folder: Path) -> None:
         # An adapter_model.bin is a pickle, which runs whatever code it holds.
         rule = f"name the folder of a PEFT adapter with {' and '.join(ADAPTER_FILES)}"
         raise FileFormatError.of("adapter", rule, str(folder), f"Missing: {', '.join(missing)}.")
-    changed = list_changed(folder, _read_record(folder).get("files", {}))
+    changed = list_changed(folder, read_adapter_record(folder).get("files", {}))
     if changed:
         got, hint = f"{folder} with other {', '.join(changed)}", "It is damaged; get it again, or train it again."
         hint += f" If the files were changed on purpose, remove {ADAPTER_RECORD}."
@@ -44,13 +44,13 @@ def check_adapter(folder: Path) -> None:
 
 def check_base(adapter: Path, name: str, fingerprint: str) -> None:
     """Refuse an adapter that :func:`persona_lens.finetune` trained for other weights; others' do not say."""
-    trained_on = _read_record(adapter).get("config", {}).get("fingerprint")
+    trained_on = read_adapter_record(adapter).get("config", {}).get("fingerprint")
     if trained_on not in (None, fingerprint):
         rule, got = f"be trained on this model, {name} (fingerprint {fingerprint})", f"one trained on {trained_on}"
         raise ModelMismatchError.of("adapter", rule, got, "Name the model it was trained on.")
 
 
-def _read_record(folder: Path) -> dict[str, Any]:
+def read_adapter_record(folder: Path) -> dict[str, Any]:
     """Return what is written beside an adapter; nothing where there is no record."""
     path = folder / ADAPTER_RECORD
     if not path.is_file():
