@@ -9,9 +9,10 @@ from persona_lens.finetuning.task_loss import measure_task_loss
 from persona_lens.finetuning.tracking import Tracker
 from persona_lens.finetuning.training import Finetuned, finetune
 from persona_lens.finetuning.trait_data import trait_dataset
+from persona_lens.finetuning.vector_tracking import VectorTracker, VectorTurn
 
 __all__ = [
     "FinetuneSettings", "Finetuned", "FinetuningShift", "Level", "PreventionPlan", "PreventionTrials",
-    "ProjectionPenalty", "Source", "Tracker", "TriedPrevention", "domain_dataset", "finetune", "list_domains",
-    "measure_shift", "measure_task_loss", "plan_prevention", "trait_dataset",
+    "ProjectionPenalty", "Source", "Tracker", "TriedPrevention", "VectorTracker", "VectorTurn", "domain_dataset",
+    "finetune", "list_domains", "measure_shift", "measure_task_loss", "plan_prevention", "trait_dataset",
 ]  # fmt: skip

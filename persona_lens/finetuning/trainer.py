@@ -160,7 +160,6 @@ def make_trainer(
         trainer = PenalizedTrainer(peft_model, **given)
         trainer.penalty = penalty
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(SealingCallback())
     return trainer
 
 
