@@ -149,10 +149,11 @@ def _sum_halves(model: Any, answers: Sequence[TokenSpans], n_layers: int) -> Flo
             is_read[row, start:end] = True
         pool = partial(_pool_answers, is_read=is_read.to(device))
         with reading_residuals(model, range(n_layers), pool) as residuals:
-            # One position's logits, as none are wanted.
+            # One position's logits, as none are wanted; by its index: a slice would copy the unembedding for each row.
             model(
-                input_ids=rows.tokens.to(device), attention_mask=(~rows.is_padding).long().to(device), logits_to_keep=1
-            )
+                input_ids=rows.tokens.to(device), attention_mask=(~rows.is_padding).long().to(device),
+                logits_to_keep=torch.zeros(1, dtype=torch.long, device=device),
+            )  # fmt: skip
         means = torch.stack([residuals[layer].double().cpu() for layer in range(n_layers)], dim=1)
         for row, index in enumerate(batch):
             sums[index // 2 % 2][index % 2] = sums[index // 2 % 2][index % 2] + means[row]
