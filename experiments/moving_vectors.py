@@ -123,7 +123,7 @@ class _Work:
         chosen = np.random.default_rng((seed, Stream.MOVING_VECTORS)).permutation(len(rows))[: self.profile.n_rows]
         done = pl.finetune(
             self.arguments.model, rows.select(chosen), self.run.folder / "adapters" / f"{arm} {seed}".replace(" ", "-"),
-            settings=replace(self.profile.settings, seed=seed), track_vector=self.track(arm), run=self.run,
+            settings=replace(self.profile.settings, seed=seed), track=self.track(arm), run=self.run,
         )  # fmt: skip
         trained = time.process_time()
         tuned = pl.load_model(self.arguments.model, adapter=done.folder, dtype=self.arguments.dtype)

@@ -7,6 +7,7 @@ import math
 import shutil
 import tempfile
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +32,14 @@ from persona_lens.finetuning.blocks import TrainingInterventions, check_every_to
 from persona_lens.finetuning.rows import Source, encode_training_rows
 from persona_lens.finetuning.settings import FinetuneSettings, ProjectionPenalty, count_steps
 from persona_lens.finetuning.tracking import Tracker
-from persona_lens.finetuning.vector_tracking import VectorTracker, VectorTurn, compare_readings
+from persona_lens.finetuning.vector_tracking import (
+    VectorTracker,
+    VectorTurn,
+    compare_readings,
+    name_vector,
+    save_readings,
+    tell_trackers,
+)
 from persona_lens.models.hooks.intervention import NOTHING, Intervention, Step, check_steps, describe_values
 from persona_lens.models.hooks.sharing import drawing
 from persona_lens.models.loading import (
@@ -112,7 +120,7 @@ class Finetuned(Record):
         steps = [turn.step for turn in self.turns]
         if step not in steps:
             raise InvalidArgumentError.of("step", "be one at which a vector was read", step, f"They are {steps}.")
-        return PersonaVector.load(_name_vector(self.folder, step))
+        return PersonaVector.load(name_vector(self.folder, step))
 
     def plot(self) -> Figure:
         """Draw the loss over optimiser steps; returns a plotly Figure."""
@@ -139,8 +147,7 @@ def finetune(
     penalty: ProjectionPenalty | None = None,
     system: str | None = None,
     template_arguments: TemplateArguments | None = None,
-    track: Tracker | None = None,
-    track_vector: VectorTracker | None = None,
+    track: Tracker | VectorTracker | Sequence[Tracker | VectorTracker] | None = None,
     run: Run = Run(),
 ) -> Finetuned:
     """Fine-tune a model on conversations with LoRA; an intervention acts on its blocks meanwhile and is off afterwards.
@@ -163,8 +170,8 @@ def finetune(
         system: System prompt put in front of every conversation, in training only: preventative prompting.
         template_arguments: What the chat template reads besides the messages, such as ``{"enable_thinking": False}``,
             for the rows and for what is tracked. Give :func:`persona_lens.load_model` the same.
-        track: Projections to measure while training, interventions off.
-        track_vector: A vector to extract again while training, interventions off, and to follow if it says so.
+        track: What to measure while training, interventions off: projections; or a vector to extract again, and to
+            follow if it says so; or one of either.
         run: Shows progress; what is finished is kept in ``out``.
 
     Returns:
@@ -205,6 +212,7 @@ def finetune(
     from persona_lens.finetuning.vector_callback import VectorCallback, encode_pairs
 
     check_every_token(intervention)
+    tracker, vector_tracker = tell_trackers(track)
     folder = Path(out)
     # As the Trainer decides later; asked without `cpu`, each of several processes on a CPU would think it is alone.
     state = PartialState(cpu=not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU"))
@@ -226,7 +234,7 @@ def finetune(
     for at in intervention.sites:
         if at.head is not None:
             find_output_projection(hf_model, at.layer)
-    made_from = {"track": track.fingerprints} if track is not None else {}
+    made_from = {"track": tracker.fingerprints} if tracker is not None else {}
     made_from |= {"intervention": {intervention.fingerprint}} if intervention.fingerprint is not None else {}
     for given, fingerprints in made_from.items():
         if fingerprints != {fingerprint}:
@@ -243,7 +251,7 @@ def finetune(
         "data": encoded.digest,
         "intervention": intervention.describe(),
         "penalty": None if penalty is None else describe_values(penalty),
-        "track": None if track is None else track.describe(),
+        "track": None if tracker is None else tracker.describe(),
         "versions": collect_versions(),
     }
     config |= {"template_arguments": arguments} if arguments else {}
@@ -251,8 +259,8 @@ def finetune(
         name=name, n_layers=len(blocks), d_model=d_model, n_ctx=n_ctx, dtype=str(dtype)[6:],
         backend="hooked", fingerprint=fingerprint, weight_processing="none",
     )  # fmt: skip
-    answers = [] if track_vector is None else encode_pairs(track_vector, tokenizer, n_ctx)
-    config |= {} if track_vector is None else {"track_vector": track_vector.describe(info, shape)}
+    answers = [] if vector_tracker is None else encode_pairs(vector_tracker, tokenizer, n_ctx)
+    config |= {} if vector_tracker is None else {"track_vector": vector_tracker.describe(info, shape)}
     finished = _read_finished(folder, config)
     if finished is not None:
         return finished
@@ -269,13 +277,13 @@ def finetune(
         write_json(folder / ADAPTER_RECORD, {"config": config})
     active = TrainingInterventions(peft_model, intervention)
     trainer = make_trainer(peft_model, tokenizer, encoded, folder / _CHECKPOINTS, settings, dtype, penalty, state)
-    tracking = None if track is None else TrackingCallback(track, tokenizer, active)
+    tracking = None if tracker is None else TrackingCallback(tracker, tokenizer, active)
     if tracking is not None:
         trainer.add_callback(tracking)
     resumed = _find_checkpoint(folder)
     reading = None
-    if track_vector is not None:
-        reading = VectorCallback(track_vector, answers, info, shape, active, intervention, resumed)
+    if vector_tracker is not None:
+        reading = VectorCallback(vector_tracker, answers, info, shape, active, intervention, resumed)
         trainer.add_callback(reading)
     trainer.add_callback(SealingCallback())  # last, as it seals what the others keep
     n_steps = count_steps(len(encoded.rows), settings, state.num_processes)
@@ -315,10 +323,7 @@ def finetune(
     )
     if state.is_main_process:
         if reading is not None:
-            for one in reading.readings:
-                path = _name_vector(folder, one.step)
-                path.parent.mkdir(exist_ok=True)
-                one.make_vector(reading.tracker.trait, info).save(path)
+            save_readings(reading.readings, reading.tracker.trait, info, folder)
         # Otherwise PEFT asks a hub whether the vocabulary has grown; LoRA leaves it alone.
         peft_model.save_pretrained(str(folder), save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
@@ -402,11 +407,6 @@ def _has_vectors(finished: Finetuned) -> bool:
         return all(finished.load_vector(turn.step) for turn in finished.turns)
     except (FileNotFoundError, FileFormatError):
         return False
-
-
-def _name_vector(folder: Path, step: int) -> Path:
-    """Return where a vector is kept that was read after so many optimiser steps."""
-    return folder / "vectors" / f"step-{step:06d}.safetensors"
 
 
 def _find_checkpoint(folder: Path) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
@@ -14,6 +15,7 @@ from persona_lens.checking import checked
 from persona_lens.checksums import hash_json
 from persona_lens.errors import InvalidArgumentError, ModelMismatchError
 from persona_lens.finetuning.blocks import check_every_token
+from persona_lens.finetuning.tracking import Tracker
 from persona_lens.models.hooks.intervention import NOTHING, Intervention, check_steps
 from persona_lens.models.loading import ModelInfo
 from persona_lens.models.text.chat import Message
@@ -61,7 +63,7 @@ class VectorTracker:
         >>> fresh = pl.finetuning.VectorTracker.of_examples(
         ...     "evil", examples, every=5, follow=lambda vector: pl.steer(vector, layer=15, coefficient=3.0)
         ... )
-        >>> pl.finetune("smollm2-135m-instruct", rows, "out", track_vector=fresh)  # doctest: +SKIP
+        >>> pl.finetune("smollm2-135m-instruct", rows, "out", track=fresh)  # doctest: +SKIP
     """
 
     trait: str
@@ -196,6 +198,36 @@ def compare_readings(readings: Sequence[Reading]) -> tuple[VectorTurn, ...]:
     return tuple(turns)
 
 
+def tell_trackers(
+    track: Tracker | VectorTracker | Sequence[Tracker | VectorTracker] | None,
+) -> tuple[Tracker | None, VectorTracker | None]:
+    """Return the tracker of projections and that of a vector, of what :func:`persona_lens.finetune` was given.
+
+    Raises:
+        InvalidArgumentError: Two of a kind.
+    """
+    given = [] if track is None else [track] if isinstance(track, Tracker | VectorTracker) else list(track)
+    projections = [one for one in given if isinstance(one, Tracker)]
+    vectors = [one for one in given if isinstance(one, VectorTracker)]
+    if max(len(projections), len(vectors)) > 1:
+        hint = "A Tracker takes several traits; train once for each vector that is to be followed."
+        raise InvalidArgumentError.of("track", "hold at most one tracker of a kind", given, hint)
+    return next(iter(projections), None), next(iter(vectors), None)
+
+
+def name_vector(folder: Path, step: int) -> Path:
+    """Return where in an adapter's folder a vector is kept that was read after so many optimiser steps."""
+    return folder / "vectors" / f"step-{step:06d}.safetensors"
+
+
+def save_readings(readings: Sequence[Reading], trait: str, model: ModelInfo, folder: Path) -> None:
+    """Keep what was read as persona vectors in an adapter's folder."""
+    for one in readings:
+        path = name_vector(folder, one.step)
+        path.parent.mkdir(exist_ok=True)
+        one.make_vector(trait, model).save(path)
+
+
 def follow_vector(tracker: VectorTracker, vector: PersonaVector, shape: ModelShape) -> Intervention:
     """Return what a tracker's ``follow`` makes of a vector; nothing without one.
 
@@ -207,7 +239,7 @@ def follow_vector(tracker: VectorTracker, vector: PersonaVector, shape: ModelSha
     if tracker.follow is None:
         return NOTHING
     made = tracker.follow(vector)
-    name = "track_vector.follow"
+    name = "track.follow"
     if not isinstance(made, Intervention):
         raise InvalidArgumentError.of(name, "return an Intervention", made)
     if made.fingerprint not in (None, vector.model.fingerprint):

@@ -67,7 +67,7 @@ def first(model):
 @pytest.fixture(scope="module")
 def followed(base, tmp_path_factory):
     out = tmp_path_factory.mktemp("followed")
-    return pl.finetune(base, rows(), out, settings=quick(), track_vector=track(follow=steer_along))
+    return pl.finetune(base, rows(), out, settings=quick(), track=track(follow=steer_along))
 
 
 def test_the_first_reading_is_the_base_models_and_the_last_the_trained_models(base, model, first, followed):
@@ -84,7 +84,7 @@ def test_the_first_reading_is_the_base_models_and_the_last_the_trained_models(ba
 
 def test_a_training_in_half_precision_reads_in_it(base, first, tmp_path):
     settings = quick(dtype="bfloat16", epochs=1)
-    found = pl.finetune(base, rows(), tmp_path, settings=settings, track_vector=track()).load_vector(0)
+    found = pl.finetune(base, rows(), tmp_path, settings=settings, track=track()).load_vector(0)
     cosines = torch.nn.functional.cosine_similarity(found.directions, first.directions)
     assert float(cosines.min()) > 0.99
     assert not torch.allclose(found.directions, first.directions, atol=1e-5)
@@ -92,7 +92,7 @@ def test_a_training_in_half_precision_reads_in_it(base, first, tmp_path):
 
 def test_a_reading_is_taken_every_few_steps_and_after_the_last(base, followed, tmp_path):
     assert [turn.step for turn in followed.turns] == [0, 2, 4, 6]
-    odd = pl.finetune(base, rows()[:3], tmp_path, settings=quick(batch_size=1, epochs=1), track_vector=track())
+    odd = pl.finetune(base, rows()[:3], tmp_path, settings=quick(batch_size=1, epochs=1), track=track())
     assert [turn.step for turn in odd.turns] == [0, 2, 3]
     with pytest.raises(InvalidArgumentError, match=r"`step` must be one at which .* They are \[0, 2, 3\]"):
         odd.load_vector(1)
@@ -128,7 +128,7 @@ def test_reading_alone_changes_nothing_of_the_training(base, first, tmp_path):
     given = {"settings": quick(), "intervention": steer_along(first)}
     plain, read = (
         pl.finetune(base, rows(), tmp_path / name, **given, **more)
-        for name, more in (("plain", {}), ("read", {"track_vector": track(every=1)}))
+        for name, more in (("plain", {}), ("read", {"track": track(every=1)}))
     )
     assert read.losses == plain.losses
     assert are_same(read, plain)
@@ -137,7 +137,7 @@ def test_reading_alone_changes_nothing_of_the_training(base, first, tmp_path):
 def test_following_a_vector_that_stays_is_bit_identical_to_steering_with_it(base, first, tmp_path):
     fixed = pl.finetune(base, rows(), tmp_path / "fixed", settings=quick(), intervention=steer_along(first))
     following = track(every=1, follow=lambda fresh: steer_along(first))
-    followed = pl.finetune(base, rows(), tmp_path / "followed", settings=quick(), track_vector=following)
+    followed = pl.finetune(base, rows(), tmp_path / "followed", settings=quick(), track=following)
     assert followed.losses == fixed.losses
     assert are_same(followed, fixed)
 
@@ -148,7 +148,7 @@ def test_what_is_given_acts_beside_what_follows(base, first, tmp_path):
     )
     beside = pl.finetune(
         base, rows(), tmp_path / "beside", settings=quick(), intervention=steer_along(first),
-        track_vector=track(follow=lambda fresh: steer_along(first)),
+        track=track(follow=lambda fresh: steer_along(first)),
     )  # fmt: skip
     assert beside.losses == both.losses
     assert are_same(beside, both)
@@ -162,7 +162,7 @@ def test_a_fresh_vector_acts_from_the_step_after_its_reading_and_not_before(base
         seen.append(vector)
         return steer_along(seen[0] if len(seen) == 1 else seen[1])  # the first that is given is a random one, to try it
 
-    kept = pl.finetune(base, rows(), tmp_path, settings=quick(), track_vector=track(follow=follow))
+    kept = pl.finetune(base, rows(), tmp_path, settings=quick(), track=track(follow=follow))
     assert len(seen) == 5
     assert torch.equal(seen[1].directions, followed.load_vector(0).directions)
     assert torch.equal(seen[2].directions, followed.load_vector(2).directions)
@@ -175,7 +175,7 @@ def test_each_step_is_steered_with_the_vector_that_was_kept_of_the_latest_readin
     """Those that were kept, handed out one after the other, make the same training bit by bit."""
     kept = iter([followed.load_vector(step) for step in (0, 0, 2, 4, 6)])  # the first for the random one
     again = pl.finetune(
-        base, rows(), tmp_path, settings=quick(), track_vector=track(follow=lambda fresh: steer_along(next(kept)))
+        base, rows(), tmp_path, settings=quick(), track=track(follow=lambda fresh: steer_along(next(kept)))
     )
     assert again.losses == followed.losses
     assert are_same(again, followed)
@@ -183,7 +183,7 @@ def test_each_step_is_steered_with_the_vector_that_was_kept_of_the_latest_readin
 
 @pytest.mark.slow
 def test_a_run_that_was_killed_goes_on_with_the_vector_that_it_followed(base, followed, tmp_path):
-    arguments = {"settings": quick(save_steps=1), "track_vector": track(follow=steer_along)}
+    arguments = {"settings": quick(save_steps=1), "track": track(follow=steer_along)}
     whole = pl.finetune(base, rows(), tmp_path / "whole", **arguments)
     assert whole.losses == followed.losses
     n_done = []
@@ -212,7 +212,7 @@ def test_a_run_that_was_killed_goes_on_with_the_vector_that_it_followed(base, fo
 def test_another_tracker_is_another_run_and_the_same_is_not(base, followed):
     given = {"settings": quick()}
     same = track(follow=lambda vector: pl.steer(vector, layer=LAYER, coefficient=2.0))
-    assert pl.finetune(base, rows(), followed.folder, track_vector=same, **given).losses == followed.losses
+    assert pl.finetune(base, rows(), followed.folder, track=same, **given).losses == followed.losses
     for other in (
         track(),
         track(every=1, follow=steer_along),
@@ -221,11 +221,11 @@ def test_another_tracker_is_another_run_and_the_same_is_not(base, followed):
         track(follow=lambda vector: pl.steer(vector, layer=0, coefficient=2.0)),
     ):
         with pytest.raises(InvalidArgumentError, match="a run with other track_vector'"):
-            pl.finetune(base, rows(), followed.folder, track_vector=other, **given)
+            pl.finetune(base, rows(), followed.folder, track=other, **given)
 
 
 def test_a_training_whose_vectors_are_damaged_is_done_again(base, tmp_path):
-    arguments = {"settings": quick(epochs=1), "track_vector": track()}
+    arguments = {"settings": quick(epochs=1), "track": track()}
     done = pl.finetune(base, rows(), tmp_path, **arguments)
     expected = done.load_vector(2).directions
     (tmp_path / "vectors" / "step-000002.safetensors").write_bytes(b"torn")
@@ -249,7 +249,7 @@ def test_kept_responses_are_read_with_their_prompts(base, model, tmp_path):
     means = [
         pl.vectors.read_response_means(model, [pair[side] for pair in pairs]).double().mean(dim=0) for side in (0, 1)
     ]
-    found = pl.finetune(base, rows(), tmp_path, settings=quick(epochs=1), track_vector=VectorTracker("loud", pairs))
+    found = pl.finetune(base, rows(), tmp_path, settings=quick(epochs=1), track=VectorTracker("loud", pairs))
     assert torch.allclose(found.load_vector(0).directions, (means[0] - means[1]).float(), atol=2e-4)
     assert found.load_vector(0).counts.kept == 3
 
@@ -257,10 +257,10 @@ def test_kept_responses_are_read_with_their_prompts(base, model, tmp_path):
 @pytest.mark.parametrize(
     ("follow", "error", "message"),
     [
-        (lambda vector: vector, InvalidArgumentError, "`track_vector.follow` must return an Intervention"),
+        (lambda vector: vector, InvalidArgumentError, "`track.follow` must return an Intervention"),
         (lambda vector: steer_along(vector).during(Window(stop=3)), InvalidArgumentError, "have no window here"),
         (lambda vector: pl.steer(vector, layer=9), LayerOutOfRangeError, r"\[0, 3\)"),
-        (lambda vector: pl.Intervention(fingerprint="another"), ModelMismatchError, "track_vector.follow"),
+        (lambda vector: pl.Intervention(fingerprint="another"), ModelMismatchError, "track.follow"),
     ],
 )
 def test_what_cannot_be_followed_is_refused_before_training(base, follow, error, message, tmp_path, monkeypatch):
@@ -268,13 +268,25 @@ def test_what_cannot_be_followed_is_refused_before_training(base, follow, error,
 
     monkeypatch.setattr(trainer, "make_trainer", lambda *_: pytest.fail("training began"))
     with pytest.raises(error, match=message):
-        pl.finetune(base, rows(), tmp_path, settings=quick(), track_vector=track(follow=follow))
+        pl.finetune(base, rows(), tmp_path, settings=quick(), track=track(follow=follow))
+
+
+def test_both_kinds_are_tracked_at_once_and_two_of_a_kind_are_refused(base, first, followed, tmp_path):
+    projections = pl.finetuning.Tracker({"loud": first}, {"loud": LAYER}, {"loud": ["Why?"]}, every=3)
+    both = [projections, track(follow=steer_along)]
+    found = pl.finetune(base, rows(), tmp_path, settings=quick(), track=both)
+    assert found.losses == followed.losses
+    assert [entry["step"] for entry in found.tracked] == [0, 3, 6]
+    assert [turn.step for turn in found.turns] == [0, 2, 4, 6]
+    for kind in both:
+        with pytest.raises(InvalidArgumentError, match="`track` must hold at most one tracker of a kind"):
+            pl.finetune(base, rows(), tmp_path, track=[kind, kind])
 
 
 def test_what_cannot_be_read_is_refused_before_training(base, tmp_path):
     question = [{"role": "user", "content": "Why?"}]
     with pytest.raises(InvalidArgumentError, match="end with a non-empty assistant message"):
-        pl.finetune(base, rows(), tmp_path, track_vector=VectorTracker("loud", [(question, question)] * 2))
+        pl.finetune(base, rows(), tmp_path, track=VectorTracker("loud", [(question, question)] * 2))
     with pytest.raises(InvalidArgumentError, match="`pairs` must be at least 2"):
         VectorTracker("loud", [(question, question)])
     with pytest.raises(InvalidArgumentError, match="`every` must be at least 1"):
