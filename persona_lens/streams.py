@@ -66,3 +66,5 @@ class Stream(IntEnum):
     ORDINARY_RESPONSES = 326  # a monitor's ordinary responses, then prompt and rollout
     ALARMS = 321  # experiments/alarms.py: responses, plus the condition's index
     NULL_MARGIN = 360  # the responses and random directions that a vector's null margin is measured with
+    VECTOR_TRACKER = 400  # the random vector that tells what a vector tracker's `follow` makes of one
+    MOVING_VECTORS = 401  # experiments/moving_vectors.py: which rows a training takes, then responses

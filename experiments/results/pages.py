@@ -24,6 +24,7 @@ from results.known_entities import KnownEntities, entities_to_markdown
 from results.layer_sweep import sweeps_to_markdown
 from results.mitigation import Mitigation, mitigation_to_markdown
 from results.monitoring import Monitoring, monitoring_to_markdown
+from results.moving_vectors import MovingVectors, moving_to_markdown
 from results.persona_space import PersonaSpaceResult
 from results.projection_difference import ProjectionDifference
 from results.sae_features import SaeFeatures
@@ -82,6 +83,7 @@ def render_pages(root: Path) -> dict[tuple[str, str], str]:
         ("docs/results/finetuning.md", "screening"): lambda: _join(read(ProjectionDifference, "projection_difference")),
         ("docs/results/finetuning.md", "mitigation"): lambda: mitigation_to_markdown(read(Mitigation, "mitigation_*")),
         ("docs/results/finetuning.md", "control"): lambda: controls_to_markdown(read(ControlModel, "control_model_*")),
+        ("docs/results/finetuning.md", "moving"): lambda: moving_to_markdown(read(MovingVectors, "moving_vectors_*")),
         ("docs/results/steering.md", "modes"): lambda: modes_to_markdown(read(SteeringModes, "steering_modes_*")),
         ("docs/results/ways.md", "ways"): lambda: _join(read(WaysToSteer, "ways_to_steer")),
         ("docs/results/monitoring.md", "detection"): lambda: _join(read(Detection, "detection")),

@@ -12,6 +12,7 @@ from persona_lens.finetuning.task_loss import measure_task_loss
 from persona_lens.finetuning.tracking import Tracker
 from persona_lens.finetuning.training import Finetuned, finetune
 from persona_lens.finetuning.trait_data import trait_dataset
+from persona_lens.finetuning.vector_tracking import VectorTracker, VectorTurn
 from persona_lens.finetuning.weight_change import (
     WeightChange,
     WeightCosine,
@@ -23,8 +24,9 @@ from persona_lens.finetuning.weight_change import (
 
 __all__ = [
     "FinetuneSettings", "Finetuned", "FinetuningShift", "Level", "PersonaDistance", "PreventionPlan",
-    "PreventionTrials", "ProjectionPenalty", "PullBack", "Source", "Tracker", "TriedPrevention", "WeightChange",
-    "WeightCosine", "WeightDetection", "blend_adapters", "choose_share", "compare_weights", "detect_by_weights",
-    "domain_dataset", "finetune", "interpolating", "list_domains", "measure_distance", "measure_shift",
-    "measure_task_loss", "plan_prevention", "pull_back", "read_weight_change", "scale_adapter", "trait_dataset",
+    "PreventionTrials", "ProjectionPenalty", "PullBack", "Source", "Tracker", "TriedPrevention", "VectorTracker",
+    "VectorTurn", "WeightChange", "WeightCosine", "WeightDetection", "blend_adapters", "choose_share",
+    "compare_weights", "detect_by_weights", "domain_dataset", "finetune", "interpolating", "list_domains",
+    "measure_distance", "measure_shift", "measure_task_loss", "plan_prevention", "pull_back", "read_weight_change",
+    "scale_adapter", "trait_dataset",
 ]  # fmt: skip

@@ -38,32 +38,53 @@ class TrainingInterventions:
     """
 
     def __init__(self, hf_model: nn.Module, intervention: Intervention) -> None:
-        check_every_token(intervention)
+        self._model = hf_model
         self._blocks = find_blocks(hf_model)
         self._stack = _find_parent(hf_model, self._blocks)
-        self._intervention = intervention
         self._is_token: Bool[Tensor, "row pos"] | None = None
         self._is_on = True
+        self._held: ExitStack | None = None
+        self.change_to(intervention)
+
+    def change_to(self, intervention: Intervention) -> None:
+        """Apply another intervention in place of the present one, from the next forward pass on.
+
+        Raises:
+            InvalidArgumentError: A step with a window of a response.
+            UnsupportedModelError: A step on a head of a model whose output projection cannot be told.
+        """
+        check_every_token(intervention)
+        projections = {
+            at.layer: find_output_projection(self._model, at.layer) for at in intervention.sites if at.head is not None
+        }
+        self._intervention, self._projections = intervention, projections
         self._watch = FiringWatch()
         self._apply = {at: self._watch.watch(f"intervention at {at}", apply_operations) for at in intervention.sites}
-        self._projections = {
-            at.layer: find_output_projection(hf_model, at.layer) for at in intervention.sites if at.head is not None
-        }
+        if self._held is not None:
+            self._held.close()
+            self._hold(self._held)
 
     @contextmanager
     def attached(self) -> Iterator[TrainingInterventions]:
         """Hold the interventions on the blocks for the length of a ``with`` block; none is left behind."""
-        with ExitStack() as stack:
-            if self._intervention:
-                handle = self._stack.register_forward_pre_hook(self._see_padding, with_kwargs=True)
-                stack.callback(handle.remove)
-            for at in self._intervention.sites:
-                if at.head is None:
-                    handle = self._blocks[at.layer].register_forward_hook(self._make_hook(at))
-                else:
-                    handle = self._projections[at.layer].register_forward_pre_hook(self._make_head_hook(at, at.head))
-                stack.callback(handle.remove)
-            yield self
+        with ExitStack() as held:
+            self._held = held
+            try:
+                self._hold(held)
+                yield self
+            finally:
+                self._held = None
+
+    def _hold(self, stack: ExitStack) -> None:
+        if self._intervention:
+            handle = self._stack.register_forward_pre_hook(self._see_padding, with_kwargs=True)
+            stack.callback(handle.remove)
+        for at in self._intervention.sites:
+            if at.head is None:
+                handle = self._blocks[at.layer].register_forward_hook(self._make_hook(at))
+            else:
+                handle = self._projections[at.layer].register_forward_pre_hook(self._make_head_hook(at, at.head))
+            stack.callback(handle.remove)
 
     @contextmanager
     def switched_off(self) -> Iterator[None]:
@@ -113,13 +134,14 @@ class TrainingInterventions:
 
 @contextmanager
 def reading_residuals(
-    hf_model: nn.Module, layers: Sequence[int]
-) -> Iterator[dict[int, Float[Tensor, "row pos d_model"]]]:
+    hf_model: nn.Module, layers: Sequence[int], pool: Callable[[Tensor], Tensor] = lambda residual: residual
+) -> Iterator[dict[int, Float[Tensor, "row *pooled d_model"]]]:
     """Give the residual stream of the latest forward pass after the given blocks, gradients included.
 
     Args:
         hf_model: A Hugging Face model.
         layers: Zero-based block indices.
+        pool: Makes what is kept of each, ``"row pos d_model"``; all of it if left out.
 
     Yields:
         By layer, filled by each forward pass; read after whatever else is hooked there before.
@@ -128,7 +150,7 @@ def reading_residuals(
 
     def make_hook(layer: int) -> Any:
         def read(module: nn.Module, args: Any, output: Any) -> None:
-            found[layer] = _residual(output)
+            found[layer] = pool(_residual(output))
 
         return read
 

@@ -160,7 +160,6 @@ def make_trainer(
         trainer = PenalizedTrainer(peft_model, **given)
         trainer.penalty = penalty
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(SealingCallback())
     return trainer
 
 
@@ -217,8 +216,9 @@ class TrackingCallback(TrainerCallback):
             for at in range(0, len(prompts), _ROWS_AT_ONCE):
                 rows = pad_right(prompts[at : at + _ROWS_AT_ONCE])
                 mask = (~rows.is_padding).long().to(device)
-                # One position's logits, as none are wanted.
-                model(input_ids=rows.tokens.to(device), attention_mask=mask, logits_to_keep=1)
+                # One position's logits, as none are wanted; by its index, for the reason above.
+                kept = torch.zeros(1, dtype=torch.long, device=device)
+                model(input_ids=rows.tokens.to(device), attention_mask=mask, logits_to_keep=kept)
                 found += (rows.take_last(residuals[layer]).float() @ unit).tolist()
         model.train(was_training)
         return found

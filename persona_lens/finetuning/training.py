@@ -7,6 +7,7 @@ import math
 import shutil
 import tempfile
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,11 +32,20 @@ from persona_lens.finetuning.blocks import TrainingInterventions, check_every_to
 from persona_lens.finetuning.rows import Source, encode_training_rows
 from persona_lens.finetuning.settings import FinetuneSettings, ProjectionPenalty, count_steps
 from persona_lens.finetuning.tracking import Tracker
+from persona_lens.finetuning.vector_tracking import (
+    VectorTracker,
+    VectorTurn,
+    compare_readings,
+    name_vector,
+    save_readings,
+    tell_trackers,
+)
 from persona_lens.models.hooks.intervention import NOTHING, Intervention, Step, check_steps, describe_values
 from persona_lens.models.hooks.sharing import drawing
 from persona_lens.models.loading import (
     ADAPTER_FILES,
     ADAPTER_RECORD,
+    ModelInfo,
     find_blocks,
     find_checkpoint,
     find_output_projection,
@@ -57,6 +67,7 @@ from persona_lens.records import Record
 from persona_lens.run import Run
 from persona_lens.storage import collect_versions
 from persona_lens.tensors.operations import Ablate
+from persona_lens.vectors.persona_vector import PersonaVector
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -82,6 +93,8 @@ class Finetuned(Record):
         config: Everything that the run depended on.
         files: SHA-256 of each of the adapter's files; :func:`persona_lens.load_model` refuses others.
         n_with_controls: Rows whose texts spell control tokens, such as ``<|im_end|>``; trained on as text.
+        turns: How far a vector turned that was extracted again, if one was; see
+            :class:`persona_lens.finetuning.VectorTracker`.
     """
 
     folder: Path
@@ -93,6 +106,21 @@ class Finetuned(Record):
     config: dict[str, Any] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
     n_with_controls: int = 0
+    turns: tuple[VectorTurn, ...] = ()
+
+    def load_vector(self, step: int) -> PersonaVector:
+        """Return the vector as it was read after so many optimiser steps.
+
+        It fits the model before training and the trained one.
+
+        Raises:
+            InvalidArgumentError: None was read then.
+            FileFormatError: A file that is damaged.
+        """
+        steps = [turn.step for turn in self.turns]
+        if step not in steps:
+            raise InvalidArgumentError.of("step", "be one at which a vector was read", step, f"They are {steps}.")
+        return PersonaVector.load(name_vector(self.folder, step))
 
     def plot(self) -> Figure:
         """Draw the loss over optimiser steps; returns a plotly Figure."""
@@ -119,7 +147,7 @@ def finetune(
     penalty: ProjectionPenalty | None = None,
     system: str | None = None,
     template_arguments: TemplateArguments | None = None,
-    track: Tracker | None = None,
+    track: Tracker | VectorTracker | Sequence[Tracker | VectorTracker] | None = None,
     run: Run = Run(),
 ) -> Finetuned:
     """Fine-tune a model on conversations with LoRA; an intervention acts on its blocks meanwhile and is off afterwards.
@@ -142,7 +170,8 @@ def finetune(
         system: System prompt put in front of every conversation, in training only: preventative prompting.
         template_arguments: What the chat template reads besides the messages, such as ``{"enable_thinking": False}``,
             for the rows and for what is tracked. Give :func:`persona_lens.load_model` the same.
-        track: Projections to measure while training, interventions off.
+        track: What to measure while training, interventions off: projections; or a vector to extract again, and to
+            follow if it says so; or one of either.
         run: Shows progress; what is finished is kept in ``out``.
 
     Returns:
@@ -173,9 +202,17 @@ def finetune(
         >>> model = pl.load_model("smollm2-135m-instruct", adapter=tuned.folder)  # doctest: +SKIP
     """
     # Slow to import, as PEFT is, and only needed here.
-    from persona_lens.finetuning.trainer import ProgressCallback, TrackingCallback, add_adapter, make_trainer
+    from persona_lens.finetuning.trainer import (
+        ProgressCallback,
+        SealingCallback,
+        TrackingCallback,
+        add_adapter,
+        make_trainer,
+    )
+    from persona_lens.finetuning.vector_callback import VectorCallback, encode_pairs
 
     check_every_token(intervention)
+    tracker, vector_tracker = tell_trackers(track)
     folder = Path(out)
     # As the Trainer decides later; asked without `cpu`, each of several processes on a CPU would think it is alone.
     state = PartialState(cpu=not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU"))
@@ -197,25 +234,33 @@ def finetune(
     for at in intervention.sites:
         if at.head is not None:
             find_output_projection(hf_model, at.layer)
-    made_from = {"track": track.fingerprints} if track is not None else {}
+    made_from = {"track": tracker.fingerprints} if tracker is not None else {}
     made_from |= {"intervention": {intervention.fingerprint}} if intervention.fingerprint is not None else {}
-    for name, fingerprints in made_from.items():
+    for given, fingerprints in made_from.items():
         if fingerprints != {fingerprint}:
             rule = f"come from vectors of the model that is trained, fingerprint {fingerprint}"
-            raise ModelMismatchError.of(name, rule, sorted(fingerprints))
-    max_tokens = min(settings.max_tokens, hf_model.config.get_text_config().max_position_embeddings)
+            raise ModelMismatchError.of(given, rule, sorted(fingerprints))
+    n_ctx = hf_model.config.get_text_config().max_position_embeddings
+    max_tokens = min(settings.max_tokens, n_ctx)
     encoded = encode_training_rows(tokenizer, data, max_tokens=max_tokens, system=system)
+    name = Path(model).expanduser().resolve().name if Path(model).expanduser().exists() else str(model)
     config = {
-        "model": Path(model).expanduser().resolve().name if Path(model).expanduser().exists() else str(model),
+        "model": name,
         "fingerprint": fingerprint,
         "settings": asdict(settings),
         "data": encoded.digest,
         "intervention": intervention.describe(),
         "penalty": None if penalty is None else describe_values(penalty),
-        "track": None if track is None else track.describe(),
+        "track": None if tracker is None else tracker.describe(),
         "versions": collect_versions(),
     }
     config |= {"template_arguments": arguments} if arguments else {}
+    info = ModelInfo(
+        name=name, n_layers=len(blocks), d_model=d_model, n_ctx=n_ctx, dtype=str(dtype)[6:],
+        backend="hooked", fingerprint=fingerprint, weight_processing="none",
+    )  # fmt: skip
+    answers = [] if vector_tracker is None else encode_pairs(vector_tracker, tokenizer, n_ctx)
+    config |= {} if vector_tracker is None else {"track_vector": vector_tracker.describe(info, shape)}
     finished = _read_finished(folder, config)
     if finished is not None:
         return finished
@@ -232,9 +277,15 @@ def finetune(
         write_json(folder / ADAPTER_RECORD, {"config": config})
     active = TrainingInterventions(peft_model, intervention)
     trainer = make_trainer(peft_model, tokenizer, encoded, folder / _CHECKPOINTS, settings, dtype, penalty, state)
-    tracking = None if track is None else TrackingCallback(track, tokenizer, active)
+    tracking = None if tracker is None else TrackingCallback(tracker, tokenizer, active)
     if tracking is not None:
         trainer.add_callback(tracking)
+    resumed = _find_checkpoint(folder)
+    reading = None
+    if vector_tracker is not None:
+        reading = VectorCallback(vector_tracker, answers, info, shape, active, intervention, resumed)
+        trainer.add_callback(reading)
+    trainer.add_callback(SealingCallback())  # last, as it seals what the others keep
     n_steps = count_steps(len(encoded.rows), settings, state.num_processes)
     if n_steps <= settings.warmup_steps:
         warnings.warn(
@@ -245,7 +296,7 @@ def finetune(
         )
     with active.attached(), run.progress("fine-tuning (steps)", n_steps) as advance:
         trainer.add_callback(ProgressCallback(advance))
-        trainer.train(resume_from_checkpoint=_find_checkpoint(folder))
+        trainer.train(resume_from_checkpoint=resumed)
         active.check_fired()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     if not all(map(math.isfinite, losses)):
@@ -268,8 +319,11 @@ def finetune(
         bad_rows=tuple(encoded.bad[:_N_LISTED]),
         tracked=() if tracking is None else tuple(tracking.measured),
         config=config,
+        turns=() if reading is None else compare_readings(reading.readings),
     )
     if state.is_main_process:
+        if reading is not None:
+            save_readings(reading.readings, reading.tracker.trait, info, folder)
         # Otherwise PEFT asks a hub whether the vocabulary has grown; LoRA leaves it alone.
         peft_model.save_pretrained(str(folder), save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
@@ -343,7 +397,16 @@ def _read_finished(folder: Path, config: dict[str, Any]) -> Finetuned | None:
     except FileFormatError:
         return None  # begun and not finished, or damaged since
     are_there = finished.files.keys() == set(ADAPTER_FILES) and not list_changed(folder, finished.files)
-    return replace(finished, folder=folder) if are_there else None
+    finished = replace(finished, folder=folder)
+    return finished if are_there and _has_vectors(finished) else None
+
+
+def _has_vectors(finished: Finetuned) -> bool:
+    """Whether each vector that was read is there and whole."""
+    try:
+        return all(finished.load_vector(turn.step) for turn in finished.turns)
+    except (FileNotFoundError, FileFormatError):
+        return False
 
 
 def _find_checkpoint(folder: Path) -> str | None:

@@ -346,3 +346,55 @@ def test_gradients_reach_the_blocks_below_through_what_is_read():
     reached = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
     assert reached
     assert all("layers.0." in name for name in reached)
+
+
+def test_interventions_changed_between_steps_are_those_of_contexts_of_their_own():
+    """Weights after four steps, two with each of two interventions: the same bit by bit."""
+
+    def learn(model, optimizer):
+        optimizer.zero_grad()
+        inputs = pad(ROWS)
+        model(**inputs, labels=inputs["input_ids"]).loss.backward()
+        optimizer.step()
+
+    weights, hooks = [], []
+    for is_changed in (True, False):
+        model = with_lora()
+        optimizer = torch.optim.AdamW([one for one in model.parameters() if one.requires_grad], lr=1e-2)
+        first, second = site(0) + site(1, Ablate), site(2, seed=1)
+        if is_changed:
+            with TrainingInterventions(model, first).attached() as active:
+                for step in range(4):
+                    if step == 2:
+                        active.change_to(second)
+                    learn(model, optimizer)
+        else:
+            for step in range(4):
+                with TrainingInterventions(model, first if step < 2 else second).attached():
+                    learn(model, optimizer)
+        weights.append([one.detach().clone() for one in model.parameters() if one.requires_grad])
+        hooks.append(count_hooks(model))
+    assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
+    assert hooks == [0, 0]
+
+
+def test_what_a_change_brings_must_be_reached_too(llama):
+    active = TrainingInterventions(llama, site(0))
+    with active.attached():
+        run(llama, pad(ROWS))
+        active.check_fired()
+        active.change_to(site(1))
+        with pytest.raises(HookNeverFiredError, match="layer 1"):
+            active.check_fired()
+        run(llama, pad(ROWS))
+        active.check_fired()
+        with pytest.raises(InvalidArgumentError, match="have no window here"):
+            active.change_to(site(1).during(pl.interventions.Window(stop=2)))
+
+
+def test_a_change_before_the_blocks_are_held_acts_once_they_are(llama):
+    active = TrainingInterventions(llama, site(0))
+    active.change_to(site(1, seed=1))
+    with active.attached():
+        found = run(llama, pad(ROWS))
+    assert torch.equal(found, run_with(llama, site(1, seed=1), pad(ROWS)))
