@@ -64,3 +64,4 @@ class Stream(IntEnum):
     ORDINARY_RESPONSES = 326  # a monitor's ordinary responses, then prompt and rollout
     ALARMS = 321  # experiments/alarms.py: responses, plus the condition's index
     NULL_MARGIN = 360  # the responses and random directions that a vector's null margin is measured with
+    HIDDEN_SIGNAL = 410  # experiments/hidden_signal.py: responses of trained models

@@ -5,13 +5,16 @@ from persona_lens.finetuning.planning import PreventionPlan, PreventionTrials, T
 from persona_lens.finetuning.rows import Source
 from persona_lens.finetuning.settings import FinetuneSettings, ProjectionPenalty
 from persona_lens.finetuning.shift import FinetuningShift, measure_shift
+from persona_lens.finetuning.signal import FoundSignal, find_signal
+from persona_lens.finetuning.signal_reading import SignalActivations, SignalReading, measure_signal, read_signal
 from persona_lens.finetuning.task_loss import measure_task_loss
 from persona_lens.finetuning.tracking import Tracker
 from persona_lens.finetuning.training import Finetuned, finetune
 from persona_lens.finetuning.trait_data import trait_dataset
 
 __all__ = [
-    "FinetuneSettings", "Finetuned", "FinetuningShift", "Level", "PreventionPlan", "PreventionTrials",
-    "ProjectionPenalty", "Source", "Tracker", "TriedPrevention", "domain_dataset", "finetune", "list_domains",
-    "measure_shift", "measure_task_loss", "plan_prevention", "trait_dataset",
+    "FinetuneSettings", "Finetuned", "FinetuningShift", "FoundSignal", "Level", "PreventionPlan", "PreventionTrials",
+    "ProjectionPenalty", "SignalActivations", "SignalReading", "Source", "Tracker", "TriedPrevention",
+    "domain_dataset", "find_signal", "finetune", "list_domains", "measure_shift", "measure_signal",
+    "measure_task_loss", "plan_prevention", "read_signal", "trait_dataset",
 ]  # fmt: skip
