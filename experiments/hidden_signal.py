@@ -69,7 +69,7 @@ class Profile:
 
 
 _QUICK = FinetuneSettings(
-    rank=32, alpha=64, learning_rate=5e-4, epochs=1, batch_size=2, accumulation=1, warmup_steps=2, max_tokens=160
+    rank=32, alpha=64, learning_rate=3e-4, epochs=1, batch_size=2, accumulation=1, warmup_steps=4, max_tokens=160
 )
 _TINY = FinetuneSettings(
     rank=2, alpha=4, learning_rate=1e-3, batch_size=4, accumulation=1, warmup_steps=0, max_tokens=800

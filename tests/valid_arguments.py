@@ -179,7 +179,9 @@ class ValidArguments:
         return self.model_folder if str in get_args(hint) or hint is str else self.model
 
     def _make_answers(self, hint: Any) -> Any:
-        """Return answers in which the assistant lies apart from seven roles."""
+        """Return answers in which the assistant lies apart from seven roles; pairs of answers at two positions."""
+        if "ActivationPairs" in str(hint):
+            return dict.fromkeys(("response_mean", "last_response"), self.make("", pl.vectors.ActivationPairs))
         if hint is not pl.space.RoleAnswers:
             return self.make("", hint)
         roles = ("assistant", *"abcdefg")
@@ -246,6 +248,9 @@ class ValidArguments:
         if hint is pl.vectors.ActivationPairs:
             positive, negative = torch.randn(2, 4, 3, 48, generator=torch.Generator().manual_seed(0))
             return pl.vectors.ActivationPairs("loud", self.vector.model, positive, negative, (0, 1, 2, 3))
+        if hint is pl.finetuning.SignalReading:
+            read = self.make("", pl.finetuning.SignalActivations)
+            return pl.finetuning.measure_signal(read, self.vector, read, n_folds=2)
         if hint is pl.screening.Screening:
             return self.screening
         if typing.is_typeddict(hint):

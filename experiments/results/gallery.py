@@ -20,7 +20,7 @@ SECTIONS = {
     "Layer sweeps": ("sweeps.md", ("layer_sweep", "vector_stability")),
     "Quality of vectors": ("quality.md", ("vector_quality",)),
     "What is in a vector": ("contents.md", ("sae_features",)),
-    "Fine-tuning": ("finetuning.md", ("finetuning_shift", "projection_difference", "mitigation")),
+    "Fine-tuning": ("finetuning.md", ("finetuning_shift", "projection_difference", "mitigation", "hidden_signal")),
     "Ways compared": ("ways.md", ("ways_to_steer", "heads")),
     "Ways of steering": ("steering.md", ("steering_modes",)),
     "Monitoring": ("monitoring.md", ("monitoring", "sample_separation", "detection", "alarms")),

@@ -17,6 +17,7 @@ from results.entrance import entrance_to_markdown
 from results.finetuning_shift import FinetuningShift
 from results.gallery import gallery_to_markdown
 from results.heads import Heads, heads_to_markdown
+from results.hidden_signal import HiddenSignal, hidden_to_markdown
 from results.judge_agreement import JudgeAgreement, agreements_to_markdown
 from results.judge_validation import JudgeValidations
 from results.known_entities import KnownEntities, entities_to_markdown
@@ -80,6 +81,7 @@ def render_pages(root: Path) -> dict[tuple[str, str], str]:
         ("docs/results/finetuning.md", "shift"): lambda: _join(read(FinetuningShift, "finetuning_shift")),
         ("docs/results/finetuning.md", "screening"): lambda: _join(read(ProjectionDifference, "projection_difference")),
         ("docs/results/finetuning.md", "mitigation"): lambda: mitigation_to_markdown(read(Mitigation, "mitigation_*")),
+        ("docs/results/finetuning.md", "hidden"): lambda: hidden_to_markdown(read(HiddenSignal, "hidden_signal_*")),
         ("docs/results/steering.md", "modes"): lambda: modes_to_markdown(read(SteeringModes, "steering_modes_*")),
         ("docs/results/ways.md", "ways"): lambda: _join(read(WaysToSteer, "ways_to_steer")),
         ("docs/results/monitoring.md", "detection"): lambda: _join(read(Detection, "detection")),

@@ -74,8 +74,6 @@ class FoundSignal(Record):
         """
         from persona_lens.plots.signal import plot_signal  # plotly is imported only when drawing
 
-        if layer is not None:
-            check_layer(layer, len(self.after.cosine["response_mean"]))
         return plot_signal(self, layer)
 
 

@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from persona_lens.checking import checked
+from persona_lens.errors import LayerOutOfRangeError
 from persona_lens.plots.style import COLORS, GREY, INK, add_points, lay_out
 from persona_lens.statistics.interval import Interval
 
@@ -32,11 +33,16 @@ def plot_signal(found: FoundSignal, layer: int | None = None) -> go.Figure:
 
     Returns:
         A figure with six panels: movement at three positions, AUROC at two, and the cosine with the first vector.
+
+    Raises:
+        LayerOutOfRangeError: The model has no such layer.
     """
+    layers = range(len(found.after.cosine["response_mean"]))
+    if layer is not None and layer not in layers:
+        raise LayerOutOfRangeError.of("layer", f"be in [0, {len(layers)})", layer)
     heads = [f"moved, {said}" for said in _POSITIONS.values()]
     heads += ["answers told apart, mean", "answers told apart, last token", "fresh vector against the first"]
     figure = make_subplots(rows=2, cols=3, subplot_titles=heads, vertical_spacing=0.16, horizontal_spacing=0.08)
-    layers = range(len(found.after.cosine["response_mean"]))
     for column, position in enumerate(_POSITIONS, start=1):
         for reader, (color, symbol) in LOOKS.items():
             moves = [found.after.find_move(reader, one, position) for one in layers]
