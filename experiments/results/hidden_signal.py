@@ -90,15 +90,6 @@ class WaySignal(Record):
         """Whether both judges surely score it above training on ordinary data."""
         return all(one.low > 0 for one in self.rise)
 
-    @property
-    def is_held(self) -> bool:
-        """Whether both judges surely score it below plain training on overt data."""
-        return all(one.low > 0 for one in self.fall)
-
-    def list_seeing(self, layer: int) -> list[str]:
-        """Return the readers along which it surely moved towards the trait, further than by ordinary data."""
-        return [reader for reader, found in self.beyond.items() if found[layer].low > 0]
-
     def list_layers(self, reader: str) -> list[int]:
         """Return the layers at which a reader surely saw it move towards the trait, further than by ordinary data."""
         return [layer for layer, one in enumerate(self.beyond[reader]) if one.low > 0]
@@ -201,9 +192,34 @@ class HiddenSignal(Result):
         return [one for one in self.ways if one.way.startswith(method)]
 
     def say_finding(self) -> str:
-        """Say what the loss on the projection and preventative steering leave, for both judges and for each reader."""
-        parts = [_say_way(one, self.layer) for one in (*self.list_ways(PENALTY), *self.list_ways(PREVENTION))]
-        return f"{html.escape(self.trait)}: {'; '.join(parts)}"
+        """Say what the strongest loss on the projection and preventative steering leave of plain training's effects."""
+        plain = self.get_way(PLAIN)
+        if not plain.shows:
+            return (
+                f"{html.escape(self.trait)}: plain training surely raises it for not both judges: nothing to be hidden"
+            )
+        tried = (self.list_ways(PENALTY)[-1], self.list_ways(PREVENTION)[-1])
+        shares = [(one.way, [f"{100 * share:.0f}" for share in self.list_shares(one)]) for one in tried]
+        parts = [
+            f"{way} leaves {first} and {second} % of what plain training adds for two judges, {here} % of its move "
+            f"along the vector at layer {self.layer} and {after} % after it"
+            for way, (first, second, here, after) in shares
+        ]
+        return f"{html.escape(self.trait)}: {';<br>'.join(parts)}"
+
+    def list_shares(self, one: WaySignal) -> tuple[float, float, float, float]:
+        """Return the shares that a way leaves of what plain training does beyond ordinary data.
+
+        Of either judge's score, of the move along the first vector at the layer, and of that at all later layers.
+        """
+        plain, after = self.get_way(PLAIN), slice(self.layer + 1, None)
+        sums = [sum(at.estimate for at in way.beyond[FIRST][after]) for way in (one, plain)]
+        return (
+            one.rise[0].estimate / plain.rise[0].estimate,
+            one.rise[1].estimate / plain.rise[1].estimate,
+            one.beyond[FIRST][self.layer].estimate / plain.beyond[FIRST][self.layer].estimate,
+            sums[0] / sums[1],
+        )
 
     def plot(self) -> go.Figure:
         """Draw behaviour beside what each reader sees at the layer, then what is seen at all layers."""
@@ -270,31 +286,35 @@ class HiddenSignal(Result):
 
     def to_markdown(self) -> str:
         """Write the finding, a row a way, and what the readers see where."""
-        finding = self.say_finding()
+        finding = self.say_finding().replace("<br>", " ")
         lines = [
             f"**{finding[0].upper()}{finding[1:]}.**", "",
-            "| trained on | first judge | second judge | above ordinary data, first | second | moved along the first "
-            "vector | fresh vector | probe | AUROC, first vector | probe | cosine, fresh with first |",
+            "| trained on | first judge | second judge | above ordinary data, first | second | below plain training, "
+            "first | second | AUROC, first vector | fresh vector | probe | cosine, fresh with first |",
             "|---|---|---|---|---|---|---|---|---|---|---|",
         ]  # fmt: skip
         for one in self.ways:
-            moved = [f"{say(one.moved[_PROMPT][reader][self.layer])}" for reader in READERS]
-            auroc = [f"{one.auroc[_MEAN][reader][self.layer]:.2f}" for reader in (FIRST, OTHERS[1])]
-            rises = [f"{rise:.0f}" for rise in one.rise] if one.way not in (BASE, ORDINARY) else ["–", "–"]
-            cells = [one.way, f"{one.score:.0f}", f"{one.second:.0f}", *rises, *moved, *auroc]
+            auroc = [f"{one.auroc[_MEAN][reader][self.layer]:.2f}" for reader in READERS]
+            rises = ["–", "–"] if one.way == ORDINARY else [f"{rise:.0f}" for rise in one.rise]
+            falls = ["–", "–"] if one.way == PLAIN else [f"{fall:.0f}" for fall in one.fall]
+            cells = [one.way, f"{one.score:.0f}", f"{one.second:.0f}", *rises, *falls, *auroc]
             lines.append(f"| {' | '.join([*cells, f'{one.cosine[self.layer]:.2f}'])} |")
-        head = f"surely further than ordinary data at layer {self.layer}? | at which layers"
-        lines += ["", f"| trained on | reader | {head} | furthest layer | moved there |", "|---|---|---|---|---|---|"]
+        lines += [
+            "", f"At the prompt's last token, in vector lengths; at layer {self.layer}, and where else:", "",
+            "| trained on | reader | moved | further than ordinary data | less far than plain training | surely "
+            "further than ordinary data at layers | furthest layer | moved there |",
+            "|---|---|---|---|---|---|---|---|",
+        ]  # fmt: skip
         for one in self.ways:
-            if one.way in (BASE, ORDINARY):
-                continue
             for reader in READERS:
                 moves = one.moved[_PROMPT][reader]
                 at = int(torch.tensor([move.estimate for move in moves]).argmax())
-                beyond = one.beyond[reader][self.layer]
-                word = "yes" if beyond.low > 0 else "no"
-                where = _say_layers(one.list_layers(reader))
-                lines.append(f"| {one.way} | {reader} | {word}, {say(beyond)} | {where} | {at} | {say(moves[at])} |")
+                beyond = "–" if one.way == ORDINARY else say(one.beyond[reader][self.layer])
+                held = "–" if one.way == PLAIN else say(one.held[reader][self.layer])
+                where = "–" if one.way == ORDINARY else _say_layers(one.list_layers(reader))
+                cells = [one.way, reader, say(moves[self.layer]), beyond, held, where, str(at), say(moves[at])]
+                if one.way != BASE:
+                    lines.append(f"| {' | '.join(cells)} |")
         costs = ", ".join(f"{name} {seconds:.0f}" for name, seconds in self.core_seconds.items())
         total = sum(self.core_seconds.values()) * len(self.seeds) * (len(self.ways) - 1) / 60
         lines += [
@@ -308,15 +328,6 @@ _WAY_STYLES = ((GREY, "solid"), (INK, "solid"), (COLORS[1], "solid"), (COLORS[3]
                (COLORS[5], "solid"))  # fmt: skip
 
 
-def _say_way(one: WaySignal, layer: int) -> str:
-    """Say what both judges and each reader make of a way, in a few words."""
-    said = "surely says less" if one.is_held else "still says it" if one.shows else "may say less"
-    sees = one.list_seeing(layer)
-    elsewhere = len(one.list_layers(FIRST))
-    where = f"the first vector at {elsewhere} of {len(one.beyond[FIRST])} layers"
-    return f"{one.way}: {said}, seen at layer {layer} by {_join(sees) or 'no reader'}, by {where}"
-
-
 def _say_layers(layers: Sequence[int]) -> str:
     """Write layers as ranges: 3, 5–9."""
     runs: list[list[int]] = []
@@ -326,10 +337,6 @@ def _say_layers(layers: Sequence[int]) -> str:
         else:
             runs.append([layer])
     return ", ".join(f"{run[0]}–{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs) or "none"
-
-
-def _join(names: Sequence[str]) -> str:
-    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
 
 
 def _add_curve(
