@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import types
 import typing
@@ -159,9 +160,16 @@ class ValidArguments:
             "share": lambda hint: 0.5,
             "along": lambda hint: "loud",
             "variants": lambda hint: (self.make("", pl.live.ReadVariant),),
-            "reader": lambda hint: hint.of(model, {"loud": self.vector}, None, 1, None, pl.Sampling(), None),
+            "reader": lambda hint: "probe" if hint is str
+            else hint.of(model, {"loud": self.vector}, None, 1, None, pl.Sampling(), None),
             "null_layers": lambda hint: (0, 1, 2, 3),
         }  # fmt: skip
+
+    @functools.cached_property
+    def signal(self) -> pl.finetuning.SignalReading:
+        """How well a model reads what is noise, compared with itself."""
+        read = self.make("", pl.finetuning.SignalActivations)
+        return pl.finetuning.measure_signal(read, self.vector, read, n_folds=2)
 
     def _hold(self) -> Any:
         """Return conversations of one turn with two users."""
@@ -249,8 +257,7 @@ class ValidArguments:
             positive, negative = torch.randn(2, 4, 3, 48, generator=torch.Generator().manual_seed(0))
             return pl.vectors.ActivationPairs("loud", self.vector.model, positive, negative, (0, 1, 2, 3))
         if hint is pl.finetuning.SignalReading:
-            read = self.make("", pl.finetuning.SignalActivations)
-            return pl.finetuning.measure_signal(read, self.vector, read, n_folds=2)
+            return self.signal
         if hint is pl.screening.Screening:
             return self.screening
         if typing.is_typeddict(hint):
