@@ -68,15 +68,24 @@ def plot_signal(found: FoundSignal, layer: int | None = None) -> go.Figure:
     figure.update_yaxes(range=[0, 1.03], row=2, col=2)
     figure.update_yaxes(title_text="cosine", row=2, col=3)
     n = found.after.text["response_mean"]["first vector"].n_questions
-    where = "" if layer is None else f"; dashed line: layer {layer}"
+    where = "" if layer is None else f"; dashed: layer {layer}"
     lay_out(
         figure,
-        f"Where {html.escape(found.trait)} is read after training",
+        _say_finding(found, layer),
         f"{html.escape(found.model)}, {n} held-out questions, 95 % intervals over them; fresh vector and probe tried "
-        f"on questions that they were not found on; dotted: before training{where}",
+        f"on other questions than they were found on; dotted: before training{where}",
         width=1250, height=760, bottom=110, legend=-0.13,
     )  # fmt: skip
     return figure
+
+
+def _say_finding(found: FoundSignal, layer: int | None) -> str:
+    """Say how far the model moved along each reader at the layer, or that nothing was asked about one."""
+    trait = html.escape(found.trait)
+    if layer is None:
+        return f"Where {trait} is read after training"
+    moves = [f"{found.after.find_move(reader, layer).estimate:.2f} along the {reader}" for reader in LOOKS]
+    return f"{trait}: at layer {layer} training moved the model by {', '.join(moves)}"
 
 
 def _add(

@@ -162,6 +162,8 @@ def test_a_found_signal_comes_back_from_its_file_says_itself_and_is_drawn(found,
     assert [line.split(":")[0] for line in said[1:4]] == ["first vector", "fresh vector", "probe"]
     assert str(found.after.find_move("probe", 1)) in said[3]
     figure = again.plot(1)
+    move = found.after.find_move("probe", 1).estimate
+    assert f"{move:.2f} along the probe" in figure.layout.title.text.replace("<br>", " ")
     drawn = [list(trace.y) for trace in figure.data]
     for reader in ("first vector", "fresh vector", "probe"):
         assert [found.after.find_move(reader, layer).estimate for layer in range(LAYERS)] in drawn
