@@ -86,6 +86,15 @@ def test_a_move_is_measured_in_lengths_of_the_vector_that_reads_it(info, first):
         assert straight.find_move("first vector", 1, position).estimate == pytest.approx(1.5, abs=1e-5)
 
 
+def test_a_prompts_end_is_read_along_what_reads_whole_responses(info, first):
+    still = make(info, along(5, 40.0))
+    last = replace(still.answers["last_response"], positive=still.answers["last_response"].negative + along(7, 40.0))
+    still = replace(still, answers={**still.answers, "last_response": last})
+    found = measure_signal(replace(still, prompts=still.prompts + along(5, 20.0)), first, still)
+    assert found.find_move("fresh vector", 1, "last_prompt").estimate == pytest.approx(0.5, abs=0.02)
+    assert found.find_move("fresh vector", 1, "last_response").estimate == 0
+
+
 def test_what_reads_is_tried_on_questions_that_it_was_not_found_on(info, first):
     """Of noise in more dimensions than answers any direction that saw them would tell all of them apart."""
     found = [measure_signal(make(info, along(0, 0.0), seed=seed), first).text["response_mean"] for seed in range(2)]
