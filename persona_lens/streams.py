@@ -68,3 +68,4 @@ class Stream(IntEnum):
     NULL_MARGIN = 360  # the responses and random directions that a vector's null margin is measured with
     VECTOR_TRACKER = 400  # the random vector that tells what a vector tracker's `follow` makes of one
     MOVING_VECTORS = 401  # experiments/moving_vectors.py: which rows a training takes, then responses
+    HIDDEN_SIGNAL = 410  # experiments/hidden_signal.py: responses of trained models

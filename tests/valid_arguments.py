@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import types
 import typing
@@ -173,9 +174,16 @@ class ValidArguments:
             "down": lambda hint: {"loud": torch.ones(1, 4)} if "Tensor" in str(hint) else self.make("", hint),
             "along": lambda hint: "loud",
             "variants": lambda hint: (self.make("", pl.live.ReadVariant),),
-            "reader": lambda hint: hint.of(model, {"loud": self.vector}, None, 1, None, pl.Sampling(), None),
+            "reader": lambda hint: "probe" if hint is str
+            else hint.of(model, {"loud": self.vector}, None, 1, None, pl.Sampling(), None),
             "null_layers": lambda hint: (0, 1, 2, 3),
         }  # fmt: skip
+
+    @functools.cached_property
+    def signal(self) -> pl.finetuning.SignalReading:
+        """How well a model reads what is noise, compared with itself."""
+        read = self.make("", pl.finetuning.SignalActivations)
+        return pl.finetuning.measure_signal(read, self.vector, read, n_folds=2)
 
     def _hold(self) -> Any:
         """Return conversations of one turn with two users."""
@@ -193,7 +201,9 @@ class ValidArguments:
         return self.model_folder if str in get_args(hint) or hint is str else self.model
 
     def _make_answers(self, hint: Any) -> Any:
-        """Return answers in which the assistant lies apart from seven roles."""
+        """Return answers in which the assistant lies apart from seven roles; pairs of answers at two positions."""
+        if "ActivationPairs" in str(hint):
+            return dict.fromkeys(("response_mean", "last_response"), self.make("", pl.vectors.ActivationPairs))
         if hint is not pl.space.RoleAnswers:
             return self.make("", hint)
         roles = ("assistant", *"abcdefg")
@@ -260,6 +270,8 @@ class ValidArguments:
         if hint is pl.vectors.ActivationPairs:
             positive, negative = torch.randn(2, 4, 3, 48, generator=torch.Generator().manual_seed(0))
             return pl.vectors.ActivationPairs("loud", self.vector.model, positive, negative, (0, 1, 2, 3))
+        if hint is pl.finetuning.SignalReading:
+            return self.signal
         if hint is pl.screening.Screening:
             return self.screening
         if typing.is_typeddict(hint):

@@ -8,6 +8,8 @@ from persona_lens.finetuning.pulling_back import PullBack, choose_share, pull_ba
 from persona_lens.finetuning.rows import Source
 from persona_lens.finetuning.settings import FinetuneSettings, ProjectionPenalty
 from persona_lens.finetuning.shift import FinetuningShift, measure_shift
+from persona_lens.finetuning.signal import FoundSignal, find_signal
+from persona_lens.finetuning.signal_reading import SignalActivations, SignalReading, measure_signal, read_signal
 from persona_lens.finetuning.task_loss import measure_task_loss
 from persona_lens.finetuning.tracking import Tracker
 from persona_lens.finetuning.training import Finetuned, finetune
@@ -23,10 +25,12 @@ from persona_lens.finetuning.weight_change import (
 )
 
 __all__ = [
-    "FinetuneSettings", "Finetuned", "FinetuningShift", "Level", "PersonaDistance", "PreventionPlan",
-    "PreventionTrials", "ProjectionPenalty", "PullBack", "Source", "Tracker", "TriedPrevention", "VectorTracker",
-    "VectorTurn", "WeightChange", "WeightCosine", "WeightDetection", "blend_adapters", "choose_share",
-    "compare_weights", "detect_by_weights", "domain_dataset", "finetune", "interpolating", "list_domains",
-    "measure_distance", "measure_shift", "measure_task_loss", "plan_prevention", "pull_back", "read_weight_change",
-    "scale_adapter", "trait_dataset",
+
+    "FinetuneSettings", "Finetuned", "FinetuningShift", "FoundSignal", "Level", "PersonaDistance", "PreventionPlan",
+    "PreventionTrials", "ProjectionPenalty", "PullBack", "SignalActivations", "SignalReading", "Source", "Tracker",
+    "TriedPrevention", "VectorTracker", "VectorTurn", "WeightChange", "WeightCosine", "WeightDetection",
+    "blend_adapters", "choose_share", "compare_weights", "detect_by_weights", "domain_dataset", "find_signal",
+    "finetune", "interpolating", "list_domains", "measure_distance", "measure_shift", "measure_signal",
+    "measure_task_loss", "plan_prevention", "pull_back", "read_signal", "read_weight_change", "scale_adapter",
+    "trait_dataset",
 ]  # fmt: skip

@@ -192,6 +192,31 @@ def pool_heads(
     yield from reading_one_by_one(model, _pool(model, conversations, part, recorder, _pool_response, Tensor.clone))
 
 
+@checked
+def pool_ends(
+    model: HookedModel, conversations: Sequence[TokenSpans], *, part: Part = "answer"
+) -> Iterator[tuple[int, Float[Tensor, "layer 3 d_model"]]]:
+    """Read given conversations' residual stream at the last prompt token, over the response and at its last token.
+
+    As :func:`pool_residual_stream`, with the response's last token in place of the prompt's mean.
+
+    Args:
+        model: HookedTransformer or TransformerBridge.
+        conversations: Token ids and response spans.
+        part: Which part of a response with a thought is pooled.
+
+    Yields:
+        The conversation's index, and what was read in the order named, in order of length.
+
+    Raises:
+        InvalidArgumentError: An empty prompt or response, or a response without that part.
+        ContextLengthError: A conversation longer than the model's context.
+        ModelBusyError: The model does something else.
+    """
+    recorder = ResidualRecorder(model.cfg.n_layers)
+    yield from reading_one_by_one(model, _pool(model, conversations, part, recorder, _pool_ends, Tensor.clone))
+
+
 def _pool(
     model: HookedModel,
     conversations: Sequence[TokenSpans],
@@ -268,3 +293,12 @@ def _pool_spans(
     weights = torch.stack([is_pooled, is_prompt, is_last], dim=1).float()
     weights = weights / weights.sum(dim=-1, keepdim=True)
     return weights @ residual.float()
+
+
+def _pool_ends(
+    residual: Float[Tensor, "row pos d_model"], spans: Int[Tensor, "row 3"]
+) -> Float[Tensor, "row 3 d_model"]:
+    """Return last prompt token, response mean and last response token of each row, in float32."""
+    response, _, prompt_end = _pool_spans(residual, spans).unbind(dim=1)
+    rows = torch.arange(len(residual), device=residual.device)
+    return torch.stack([prompt_end, response, residual[rows, spans[:, 2] - 1].float()], dim=1)

@@ -64,7 +64,7 @@ def measure_separation(directions: Float[Tensor, "layer d_model"], pairs: Activa
     Example:
         >>> separation = measure_separation(vector.directions, held_out)  # doctest: +SKIP
     """
-    return _separate(*project_pairs(directions, pairs), pairs)
+    return separate_pairs(*project_pairs(directions, pairs), pairs)
 
 
 @checked
@@ -92,7 +92,7 @@ def cross_validate_separation(
             raise InvalidArgumentError.of("pairs", "leave at least 2 of them beside any fold", len(rest))
         directions = estimate_layers(pairs.take(rest), estimator)
         projected[:, :, held] = torch.stack(project_pairs(directions, pairs))[:, :, held]
-    return _separate(projected[0], projected[1], pairs)
+    return separate_pairs(projected[0], projected[1], pairs)
 
 
 def project_pairs(
@@ -108,9 +108,10 @@ def project_pairs(
     )
 
 
-def _separate(
+def separate_pairs(
     positive: Float[Tensor, "layer pair"], negative: Float[Tensor, "layer pair"], pairs: ActivationPairs
 ) -> Separation:
+    """Say how far apart two sides of pairs lie at each layer, by their coordinates."""
     layers = list(zip(positive, negative, strict=True))
     return Separation(
         n_pairs=len(pairs),

@@ -3,7 +3,7 @@ import torch
 
 import persona_lens as pl
 from persona_lens.errors import ContextLengthError, InvalidArgumentError
-from persona_lens.models.engine.activations import pool_residual_stream
+from persona_lens.models.engine.activations import pool_ends, pool_residual_stream
 from persona_lens.models.engine.likelihood import mean_log_likelihoods
 from persona_lens.models.text.spans import TokenSpans
 from tests.backends import BACKENDS
@@ -90,6 +90,17 @@ def test_pooled_means_are_those_of_the_cached_stream(model):
             (pooled[index].last_prompt, resid[:, start - 1]),
         ):
             torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
+
+
+def test_ends_are_the_prompts_last_token_the_responses_mean_and_its_last_token(model):
+    conversations = spans((4, 9, 2), (30, 1, 0), (1, 60, 1))
+    ends = dict(pool_ends(model, conversations))
+    assert sorted(ends) == [0, 1, 2]
+    for index, item in enumerate(conversations):
+        resid = pl.cache_residual_stream(model, torch.tensor([item.tokens]))[:, 0]
+        start, end = item.response_start, item.response_end
+        expected = torch.stack([resid[:, start - 1], resid[:, start:end].mean(1), resid[:, end - 1]], dim=1)
+        torch.testing.assert_close(ends[index], expected, atol=1e-4, rtol=1e-3)
 
 
 def test_many_conversations_are_pooled_in_batches_without_changing_any(model):
