@@ -25,7 +25,6 @@ from persona_lens.finetuning.weight_change import (
 )
 
 __all__ = [
-
     "FinetuneSettings", "Finetuned", "FinetuningShift", "FoundSignal", "Level", "PersonaDistance", "PreventionPlan",
     "PreventionTrials", "ProjectionPenalty", "PullBack", "SignalActivations", "SignalReading", "Source", "Tracker",
     "TriedPrevention", "VectorTracker", "VectorTurn", "WeightChange", "WeightCosine", "WeightDetection",
