@@ -8,7 +8,8 @@ the roles by chance. How far roles, traits and prompts that say nothing lie from
 that knows neither the role nor the question. Whether the model plays its roles is said by another model's sentence
 vectors, which see the answers alone. Then the causal test: the axis and both judges are made on even questions; on odd
 ones the roles that are played best answer with a floor under their projection, at percentiles of ordinary answers,
-beside random directions whose floor leaves text as coherent. The assistant axis is kept with the package.
+beside floors under random directions that move the same roles' answers as far (in KL divergence, on even questions).
+The assistant axis is kept with the package.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from numpy import ndarray
-from results.persona_space import Capping, JudgeCard, LayerShare, PersonaSpaceResult
+from results.persona_space import RANDOM, Capping, JudgeCard, LayerShare, PersonaSpaceResult
 from torch import Tensor
 
 import persona_lens as pl
@@ -30,9 +31,11 @@ from persona_lens.interventions import cap
 from persona_lens.judges import CoherentJudge, EmbeddingJudge, TextEncoder, calibrate_likelihood_judge, shuffle_words
 from persona_lens.models import HookedModel
 from persona_lens.models.hooks.intervention import Intervention
+from persona_lens.models.text.spans import TokenSpans
 from persona_lens.reproduction.arguments import CommonArguments
 from persona_lens.reproduction.entrance import enter
 from persona_lens.reproduction.judges import load_encoders
+from persona_lens.reproduction.ways import DivergenceMeter, Strength, Way, find_strengths
 from persona_lens.run import Run
 from persona_lens.space import (
     RoleAnswers,
@@ -57,9 +60,9 @@ NAME = "persona_space"
 PERCENTILES = (5, 25, 50)
 # The paper caps at such depths of its larger models.
 CAP_DEPTHS = (0.7, 0.84)
-# A random direction's floor lies so many of the axis' standard deviations above its ordinary mean.
-NULL_HEIGHTS = (1.0, 2.0, 4.0, 8.0)
-N_PILOTS = 2
+# The lowest floor under a random direction, in the axis' standard deviations below that direction's ordinary mean: it
+# lifts next to nothing.
+LOWEST = 5.0
 
 PLACEBO = Role(
     "placebo",
@@ -90,7 +93,7 @@ class Profile:
         n_shuffles: Deals of answers to roles.
         n_capped: Roles that are capped: those that are played best.
         n_random: Random directions.
-        n_pilot_questions: On which their floors are found.
+        n_meter: Questions whose answers, of every capped role, say how far a floor moves the model.
     """
 
     n_roles: int = 56
@@ -98,19 +101,17 @@ class Profile:
     prompts_each: int | None = 2
     max_new_tokens: int = 32
     temperature: float = 0.7
-    n_traits: int = 6
+    n_traits: int = 12
     n_resamples: int = 500
     n_shuffles: int = 200
     n_capped: int = 4
     n_random: int = 4
-    n_pilot_questions: int = 3
+    n_meter: int = 6
 
 
 PROFILES = {
     "quick": Profile(),
-    "paper": Profile(
-        prompts_each=None, n_traits=12, max_new_tokens=256, temperature=1.0, n_random=16, n_pilot_questions=12
-    ),
+    "paper": Profile(prompts_each=None, max_new_tokens=256, temperature=1.0, n_random=16, n_meter=12),
     "tiny": Profile(7, 8, 1, 6, 0.7, 2, 5, 5, 2, 2, 2),
 }
 
@@ -176,7 +177,7 @@ def run(arguments: CommonArguments) -> PersonaSpaceResult:
         axis_half_cosine=float(axis.split_half_cosine["response_mean"][layer]),
         n_empty=answers.n_empty + prompted.n_empty + base.n_empty,
         examples=show_examples(answers),
-        **vars(capping),
+        capping=capping,
     )
 
 
@@ -292,9 +293,17 @@ def try_capping(
         torch.ones(n_layers), model.cfg.d_model, profile.n_random, sampling.seed + int(Stream.PERSONA_SPACE)
     )
     means = even.assistant.mean(dim=0)
-    height = match_coherence(bench, drawn[:N_PILOTS], means, even.questions[: profile.n_pilot_questions])
-    done = {"role": Intervention()} | {f"floor {one}": bench.cap_axis(one) for one in PERCENTILES}
-    done |= {f"random {i}": bench.cap_random(one, means, height) for i, one in enumerate(drawn)}
+    floors = {one: bench.cap_axis(one) for one in PERCENTILES}
+    meter = DivergenceMeter(model, list_spans(model, even.take([role.name for role in roles]), profile.n_meter))
+    moved = {one: meter.measure(floor) for one, floor in floors.items()}
+    matched = [match_divergence(bench, one, means, meter, sorted(moved.values())) for one in drawn]
+    nulls = {one: [found[kl] for found in matched] for one, kl in moved.items()}
+    done = {"role": Intervention()} | {f"floor {one}": floor for one, floor in floors.items()}
+    done |= {
+        f"{RANDOM} {one}, {i}": bench.cap_random(direction, means, null.strength - LOWEST)
+        for one, found in nulls.items()
+        for i, (direction, null) in enumerate(zip(drawn, found, strict=True))
+    }
     scored = bench.score(done, odd.questions)
     plain = replace(bench, roles=(load_role(ASSISTANT),))
     assistant = plain.score({"assistant": Intervention(), "assistant, floor 25": bench.cap_axis(25)}, odd.questions)
@@ -304,7 +313,9 @@ def try_capping(
         capped_roles=tuple(role.name for role in roles),
         cap_layers=layers,
         conditions=tuple(done),
-        null_height=height,
+        moved=tuple(moved.values()),
+        null_heights=torch.tensor([[null.strength - LOWEST for null in found] for found in nulls.values()]),
+        null_moved=torch.tensor([[null.kl for null in found] for found in nulls.values()]),
         judges_measured=tuple(card(judge, odd, playing.played) for judge in readers),
         scores=torch.stack([one.by_question.reshape(shape) for one in both[0]]),
         coherences=scored.coherence_by_question.reshape(shape),
@@ -345,21 +356,37 @@ def describe_assistant(even: RoleAnswers, odd: RoleAnswers) -> pl.Trait:
     )
 
 
-def match_coherence(
+def list_spans(model: HookedModel, answers: RoleAnswers, n_questions: int) -> list[TokenSpans]:
+    """Return roles' first answers to some questions, each behind its role's first system prompt."""
+    return [
+        pl.models.encode_conversation(
+            model.tokenizer,
+            [
+                {"role": "system", "content": load_role(name).system_prompts[0]},
+                {"role": "user", "content": question},
+                {"role": "assistant", "content": said[0]},
+            ],
+        )
+        for name, texts in zip(answers.roles, answers.texts, strict=True)
+        for question, said in list(zip(answers.questions, texts, strict=True))[:n_questions]
+        if said
+    ]
+
+
+def match_divergence(
     bench: CapBench,
-    drawn: Float[Tensor, "direction layer d_model"],
+    direction: Float[Tensor, "layer d_model"],
     means: Float[Tensor, "layer d_model"],
-    questions: Sequence[str],
-) -> float:
-    """Return the height of random floors under which answers are as coherent as with the axis' 25th percentile."""
-    done = {"axis": bench.cap_axis(25)} | {
-        f"{height:g}, {i}": bench.cap_random(one, means, height)
-        for height in NULL_HEIGHTS
-        for i, one in enumerate(drawn)
-    }
-    scored = bench.score(done, questions).coherence_by_question.reshape(len(done), -1).nanmean(dim=1)
-    tried = scored[1:].reshape(len(NULL_HEIGHTS), -1).mean(dim=1)
-    return NULL_HEIGHTS[int((tried - scored[0]).abs().argmin())]
+    meter: DivergenceMeter,
+    aims: Sequence[float],
+) -> dict[float, Strength]:
+    """Return the floors under a random direction that move the roles' answers so far, above the lowest."""
+
+    def make(above_lowest: float) -> Intervention:
+        return bench.cap_random(direction, means, above_lowest - LOWEST)
+
+    found = find_strengths(Way(RANDOM, "floor", make, start=LOWEST), meter, aims)
+    return dict(zip(aims, found, strict=True))
 
 
 # Judges ---------------------------------------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ from persona_lens.evaluation import (
 )
 from persona_lens.evaluation.capability import load_ordinary_texts
 from persona_lens.evaluation.null_margin import interpolate_strength
+from persona_lens.evaluation.ordinary import sample_ordinary_spans
 from persona_lens.judges.embedding import EmbeddingJudge
 from persona_lens.judges.encoders import TextEncoder
 from persona_lens.judges.judgement import IdentifiedJudge
@@ -142,7 +143,7 @@ def try_ways(
     memory: Memory = {}
     judges = remember(prepare_judges(model, trait, sampling, share, n_examples=profile.n_examples), memory)
     layer = round(profile.depth * model.cfg.n_layers)
-    meter = DivergenceMeter(model, profile.n_meter, sampling)
+    meter = DivergenceMeter(model, sample_ordinary_spans(model, None, sampling)[: profile.n_meter])
     vectors = find_vectors(model, trait, read(), judges.reader, layer, profile, sampling, run)
     ways = make_ways(model, trait, vectors, layer, meter.read_tokens(layer), profile, sampling)
     levels, at_divergence = meet_divergences(ways, meter, profile, run)

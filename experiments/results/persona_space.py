@@ -19,7 +19,6 @@ from persona_lens.space import AxisDistances, PersonaSpace, RolePlaying
 from persona_lens.statistics import Interval, bootstrap_mean, mean_over_directions_interval
 
 RANDOM = "random"
-_EQUAL = 5.0  # points of coherence, of 100, within which texts count as equally coherent
 
 
 @dataclass(frozen=True)
@@ -45,6 +44,11 @@ class JudgeCard:
     shuffled: Interval
 
 
+def find_null(floor: str) -> str:
+    """Name the random floors that move the answers as far as one under the axis."""
+    return f"{RANDOM} {floor.split()[-1]}"
+
+
 @dataclass(frozen=True, eq=False)
 class Capping:
     """Answers in the roles that are played best, with and without a floor, on questions that made neither.
@@ -52,8 +56,11 @@ class Capping:
     Args:
         capped_roles: Those roles.
         cap_layers: The layers that have a floor.
-        conditions: ``role`` has none; ``floor 25`` has it at that percentile of ordinary tokens.
-        null_height: How many of the axis' deviations above an ordinary answer the random floors lie.
+        conditions: ``role`` has none; ``floor 25`` has it at that percentile of ordinary tokens; ``random 25, 0`` is
+            the first random direction's that moves the answers as far.
+        moved: By floor, how far it moves the roles' answers, in nats a token.
+        null_heights: How many of the axis' deviations above an ordinary answer the random floors lie that move as far.
+        null_moved: How far they do.
         judges_measured: Those that score: 100 is the assistant, 0 a role.
         scores: By judge.
         coherences: Of the same answers.
@@ -67,7 +74,9 @@ class Capping:
     capped_roles: tuple[str, ...]
     cap_layers: tuple[int, ...]
     conditions: tuple[str, ...]
-    null_height: float
+    moved: tuple[float, ...]
+    null_heights: Float[Tensor, "floor direction"]
+    null_moved: Float[Tensor, "floor direction"]
     judges_measured: tuple[JudgeCard, ...]
     scores: Float[Tensor, "judge condition role question"]
     coherences: Float[Tensor, "condition role question"]
@@ -76,10 +85,52 @@ class Capping:
     below_floor: tuple[tuple[str, float, float], ...]
     responses: tuple[tuple[str, ...], ...]
 
+    @property
+    def floors(self) -> list[str]:
+        """The conditions with a floor under the axis."""
+        return [name for name in self.conditions if name.startswith("floor")]
+
+    def _rows(self, condition: str) -> list[int]:
+        """Return a condition's rows: one, or those of all random directions."""
+        return [i for i, name in enumerate(self.conditions) if name.split(",")[0] == condition]
+
+    def score(self, judge: int, condition: str) -> Interval:
+        """Return a condition's mean score over questions; of random floors over directions too."""
+        values = self.scores[judge, self._rows(condition)].nanmean(dim=1)
+        return mean_over_directions_interval(values) if condition.startswith(RANDOM) else bootstrap_mean(values[0])
+
+    def rise(self, judge: int, condition: str) -> Interval:
+        """Return how many points a floor brings answers nearer to the assistant's, paired by question."""
+        values = self.scores[judge].nanmean(dim=1)
+        shift = values[self._rows(condition)] - values[self._rows("role")]
+        return mean_over_directions_interval(shift) if condition.startswith(RANDOM) else bootstrap_mean(shift[0])
+
+    def above_random(self, judge: int, condition: str) -> Interval:
+        """Return by how many points more than random floors that move the answers as far."""
+        values = self.scores[judge].nanmean(dim=1)
+        return mean_over_directions_interval(values[self._rows(condition)] - values[self._rows(find_null(condition))])
+
+    def gap(self, judge: int) -> Interval:
+        """Return how many points the assistant scores above the roles, paired by question."""
+        return bootstrap_mean(self.assistant_scores[judge, 0] - self.scores[judge, 0].nanmean(dim=0))
+
+    def coherence(self, condition: str) -> float:
+        """Return a condition's mean coherence."""
+        return float(self.coherences[self._rows(condition)].nanmean())
+
+    def measure_move(self, condition: str) -> float:
+        """Return how far a floor moves the roles' answers, in nats a token; the mean over random directions."""
+        floor = [find_null(name) for name in self.floors].index(find_null(condition))
+        return float(self.null_moved[floor].mean()) if condition.startswith(RANDOM) else self.moved[floor]
+
+    def assistant_cost(self, judge: int) -> Interval:
+        """Return what the floor does to the assistant's own score, paired by question."""
+        return bootstrap_mean(self.assistant_scores[judge, 1] - self.assistant_scores[judge, 0])
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class PersonaSpaceResult(Result):
-    """What experiments/persona_space.py finds; the last fields are those of :class:`Capping`."""
+    """What experiments/persona_space.py finds."""
 
     space: PersonaSpace
     layers: tuple[LayerShare, ...]
@@ -92,68 +143,15 @@ class PersonaSpaceResult(Result):
     axis_half_cosine: float
     n_empty: int
     examples: dict[str, str]
-    capped_roles: tuple[str, ...]
-    cap_layers: tuple[int, ...]
-    conditions: tuple[str, ...]
-    null_height: float
-    judges_measured: tuple[JudgeCard, ...]
-    scores: Float[Tensor, "judge condition role question"]
-    coherences: Float[Tensor, "condition role question"]
-    assistant_scores: Float[Tensor, "judge condition question"]
-    assistant_coherences: Float[Tensor, "condition question"]
-    below_floor: tuple[tuple[str, float, float], ...]
-    responses: tuple[tuple[str, ...], ...]
+    capping: Capping
 
     # What is read off ---------------------------------------------------------------------------------------------
-
-    @property
-    def floors(self) -> list[str]:
-        """The conditions with a floor under the axis."""
-        return [name for name in self.conditions if name.startswith("floor")]
-
-    def _rows(self, condition: str) -> list[int]:
-        """Return a condition's rows: one, or those of all random floors."""
-        return [
-            i for i, name in enumerate(self.conditions) if name.split()[0] == RANDOM == condition or name == condition
-        ]
-
-    def score(self, judge: int, condition: str) -> Interval:
-        """Return a condition's mean score over questions; of random floors over directions too."""
-        values = self.scores[judge, self._rows(condition)].nanmean(dim=1)
-        return mean_over_directions_interval(values) if condition == RANDOM else bootstrap_mean(values[0])
-
-    def rise(self, judge: int, condition: str) -> Interval:
-        """Return how many points a floor brings answers nearer to the assistant's, paired by question."""
-        values = self.scores[judge].nanmean(dim=1)
-        shift = values[self._rows(condition)] - values[self._rows("role")]
-        return mean_over_directions_interval(shift) if condition == RANDOM else bootstrap_mean(shift[0])
-
-    def above_random(self, judge: int, condition: str) -> Interval:
-        """Return by how many points more than random floors."""
-        values = self.scores[judge].nanmean(dim=1)
-        return mean_over_directions_interval(values[self._rows(condition)] - values[self._rows(RANDOM)])
-
-    def gap(self, judge: int) -> Interval:
-        """Return how many points the assistant scores above the roles, paired by question."""
-        return bootstrap_mean(self.assistant_scores[judge, 0] - self.scores[judge, 0].nanmean(dim=0))
-
-    def is_fair(self, condition: str) -> bool:
-        """Whether random floors leave text as coherent as a floor does; else they are no null for it."""
-        return abs(self.coherence(condition) - self.coherence(RANDOM)) <= _EQUAL
 
     def list_beyond_placebo(self, distances: AxisDistances) -> list[str]:
         """Return who lies surely further from the assistant than prompts that say nothing, paired by question."""
         nothing = self.prompt_distances.by_question[self.prompt_distances.roles.index("placebo")]
         found = zip(distances.roles, distances.by_question, strict=True)
         return [name for name, ours in found if bootstrap_mean(ours - nothing).low > 0]
-
-    def coherence(self, condition: str) -> float:
-        """Return a condition's mean coherence."""
-        return float(self.coherences[self._rows(condition)].nanmean())
-
-    def assistant_cost(self, judge: int) -> Interval:
-        """Return what the floor does to the assistant's own score, paired by question."""
-        return bootstrap_mean(self.assistant_scores[judge, 1] - self.assistant_scores[judge, 0])
 
     # Figures ------------------------------------------------------------------------------------------------------
 
@@ -176,6 +174,7 @@ class PersonaSpaceResult(Result):
         self._draw_distances(figure, 2, self.prompt_distances, None)
         self._draw_floors(figure)
         n_beyond = len(self.list_beyond_placebo(self.role_distances))
+        layers = self.capping.cap_layers
         finding = (
             f"{n_beyond} of {len(self.role_distances.roles)} roles lie further from the assistant than empty prompts; "
             f"{self._say_floors()}"
@@ -183,7 +182,7 @@ class PersonaSpaceResult(Result):
         subtitle = (
             f"{self.model_name}. Left, middle: layer {self.space.layer}, by an axis that knows neither role nor "
             f"question; 0 is the assistant, 1 the mean role; open: not told from the assistant. Right: "
-            f"{', '.join(map(_say_name, self.capped_roles))}; layers {self.cap_layers[0]} to {self.cap_layers[-1]}. "
+            f"{', '.join(map(_say_name, self.capping.capped_roles))}; layers {layers[0]} to {layers[-1]}. "
             f"95 % intervals over questions, of random floors over directions too."
         )
         lay_out(figure, finding, subtitle, width=1300, height=1150, bottom=110, legend=-0.07)
@@ -191,19 +190,16 @@ class PersonaSpaceResult(Result):
 
     def _say_floors(self) -> str:
         """Say which floors bring answers nearer to the assistant's for both judges, and what that can mean."""
-        judges = range(len(self.judges_measured))
-        if any(self.gap(one).low <= 0 for one in judges):
+        judges = range(len(self.capping.judges_measured))
+        if any(self.capping.gap(one).low <= 0 for one in judges):
             return "no gap that both judges see for a floor to close"
-        nearer = [name for name in self.floors if all(self.rise(one, name).low > 0 for one in judges)]
+        nearer = [name for name in self.capping.floors if all(self.capping.rise(one, name).low > 0 for one in judges)]
         if not nearer:
             return "no floor surely brings answers back for both judges"
-        surely = [
-            name for name in nearer
-            if self.is_fair(name) and all(self.above_random(one, name).low > 0 for one in judges)
-        ]  # fmt: skip
+        surely = [name for name in nearer if all(self.capping.above_random(one, name).low > 0 for one in judges)]
         shown = " and ".join(f"{name.split()[-1]} %" for name in surely or nearer)
         return f"a floor at {shown} brings answers nearer, " + (
-            "beyond random floors" if surely else "beside no fair null"
+            "beyond random floors" if surely else "not surely beyond random floors"
         )
 
     def _draw_distances(self, figure: go.Figure, column: int, found: AxisDistances, played: set[str] | None) -> None:
@@ -229,13 +225,16 @@ class PersonaSpaceResult(Result):
         figure.update_xaxes(title_text="distance from the assistant", row=1, col=column)
 
     def _draw_floors(self, figure: go.Figure) -> None:
-        rows = ["assistant", *reversed(self.floors), RANDOM, "role"]
+        floors = [name for floor in reversed(self.capping.floors) for name in (floor, find_null(floor))]
+        rows = ["assistant", *floors, "role"]
         labels = [self._say_condition(one) for one in rows]
         for judge, (card, color, symbol) in enumerate(
-            zip(self.judges_measured, (COLORS[2], COLORS[3]), ("circle", "square"), strict=True)
+            zip(self.capping.judges_measured, (COLORS[2], COLORS[3]), ("circle", "square"), strict=True)
         ):
             found = [
-                bootstrap_mean(self.assistant_scores[judge, 0]) if one == "assistant" else self.score(judge, one)
+                bootstrap_mean(self.capping.assistant_scores[judge, 0])
+                if one == "assistant"
+                else self.capping.score(judge, one)
                 for one in rows
             ]
             add_intervals(figure, 3, labels, found, color, symbol, html.escape(card.name))
@@ -244,9 +243,11 @@ class PersonaSpaceResult(Result):
 
     def _say_condition(self, name: str) -> str:
         if name == "assistant":
-            return f"the assistant<br>(coherence {float(self.assistant_coherences[0].nanmean()):.0f})"
-        shown = {"role": "roles, no floor", RANDOM: "random floors"}.get(name, f"{name.split()[-1]}th percentile")
-        return f"{shown}<br>(coherence {self.coherence(name):.0f})"
+            return f"the assistant<br>(coherence {float(self.capping.assistant_coherences[0].nanmean()):.0f})"
+        percentile = name.split()[-1]
+        shown = f"random, as far as {percentile}th" if name.startswith(RANDOM) else f"{percentile}th percentile"
+        shown = "roles, no floor" if name == "role" else shown
+        return f"{shown}<br>(coherence {self.capping.coherence(name):.0f})"
 
     # Page ---------------------------------------------------------------------------------------------------------
 
@@ -294,29 +295,25 @@ class PersonaSpaceResult(Result):
         return "\n\n".join(said)
 
     def _say_caps(self) -> str:
-        judges = range(len(self.judges_measured))
-        apart = [one for one in judges if self.gap(one).low > 0]
-        if len(apart) < len(self.judges_measured):
+        judges = range(len(self.capping.judges_measured))
+        apart = [one for one in judges if self.capping.gap(one).low > 0]
+        if len(apart) < len(self.capping.judges_measured):
             return (
                 f"on the capped roles the assistant's own answers score surely higher by {len(apart)} of "
-                f"{len(self.judges_measured)} judges, so that there is nothing that both could see brought back."
+                f"{len(self.capping.judges_measured)} judges, so that both could see nothing brought back."
             )
         said = []
-        for name in self.floors:
-            surely = [one for one in judges if self.rise(one, name).low > 0]
-            more = [one for one in judges if self.above_random(one, name).low > 0]
-            share = [self.rise(one, name).estimate / self.gap(one).estimate for one in judges]
-            beside = (
-                f"beyond random floors by {_count(more)}" if self.is_fair(name)
-                else f"beside no fair null: random floors leave text at coherence {self.coherence(RANDOM):.0f}, this "
-                f"one at {self.coherence(name):.0f}"
-            )  # fmt: skip
+        for name in self.capping.floors:
+            surely = [one for one in judges if self.capping.rise(one, name).low > 0]
+            more = [one for one in judges if self.capping.above_random(one, name).low > 0]
+            share = [self.capping.rise(one, name).estimate / self.capping.gap(one).estimate for one in judges]
+            beside = f"beyond random floors that move the answers as far by {_count(more)}"
             said.append(
                 f"at the {self._say_condition(name).split('<br>')[0]} answers come nearer to the assistant's by "
                 f"{' and '.join(f'{one:.0%}' for one in share)} of what parts them, surely by {_count(surely)}, "
                 f"{beside}"
             )
-        cost = " and ".join(str(self.assistant_cost(one)) for one in judges)
+        cost = " and ".join(str(self.capping.assistant_cost(one)) for one in judges)
         return f"{'; '.join(said)}. To the assistant itself it does {cost} points."
 
     def _variances_to_markdown(self) -> str:
@@ -375,25 +372,29 @@ class PersonaSpaceResult(Result):
         return "\n".join(lines)
 
     def _caps_to_markdown(self) -> str:
-        heads = [f"{html.escape(card.name)}: points nearer | beyond random floors" for card in self.judges_measured]
-        lines = _head(["condition", "coherence", *" | ".join(heads).split(" | ")])
-        for name in [*self.floors, RANDOM]:
+        capping = self.capping
+        heads = [f"{html.escape(card.name)}: points nearer | beyond random floors" for card in capping.judges_measured]
+        lines = _head(["condition", "moves answers, nats a token", "coherence", *" | ".join(heads).split(" | ")])
+        for name in [name for floor in capping.floors for name in (floor, find_null(floor))]:
             cells = []
-            for judge in range(len(self.judges_measured)):
-                cells += [str(self.rise(judge, name)), "–" if name == RANDOM else str(self.above_random(judge, name))]
+            for judge in range(len(capping.judges_measured)):
+                beyond = "–" if name.startswith(RANDOM) else str(capping.above_random(judge, name))
+                cells += [str(capping.rise(judge, name)), beyond]
+            shown = self._say_condition(name).split("<br>")[0]
             lines.append(
-                f"| {self._say_condition(name).split('<br>')[0]} | {self.coherence(name):.0f} | {' | '.join(cells)} |"
+                f"| {shown} | {capping.measure_move(name):.2f} | {capping.coherence(name):.0f} | {' | '.join(cells)} |"
             )
         gaps = []
-        for judge in range(len(self.judges_measured)):
-            gaps += [str(self.gap(judge)), "–"]
+        for judge in range(len(self.capping.judges_measured)):
+            gaps += [str(capping.gap(judge)), "–"]
         lines.append(
-            f"| the assistant itself | {float(self.assistant_coherences[0].nanmean()):.0f} | {' | '.join(gaps)} |"
+            f"| the assistant itself | – | {float(capping.assistant_coherences[0].nanmean()):.0f} "
+            f"| {' | '.join(gaps)} |"
         )
         cards = "; ".join(
             f"{html.escape(one.name)} tells the assistant from roles at {one.auroc}, shuffled words from words at "
             f"{one.shuffled}"
-            for one in self.judges_measured
+            for one in self.capping.judges_measured
         )
         return "\n".join([*lines, "", f"Judges, on questions that they were not fitted on (AUROC): {cards}."])
 

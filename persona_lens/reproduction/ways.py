@@ -11,15 +11,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from persona_lens.evaluation.ordinary import sample_ordinary_spans
 from persona_lens.interventions.hooks import intervention_hooks
 from persona_lens.models.engine.activations import cache_residual_stream
 from persona_lens.models.engine.divergence import token_divergence
-from persona_lens.models.engine.requests import Sampling
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.intervention import NOTHING, Intervention
 from persona_lens.models.hooks.points import attached
 from persona_lens.models.text.padding import pad_right
+from persona_lens.models.text.spans import TokenSpans
 from persona_lens.records import Record
 
 # A strength meets a divergence if it is as near as this, as a ratio; so many trials are made for each.
@@ -57,7 +56,7 @@ class Strength(Record):
 
     Args:
         strength: In the intervention's own unit.
-        kl: From the unsteered to the steered next-token distributions, in nats a token of ordinary responses.
+        kl: From the unsteered to the steered next-token distributions, in nats a token of the meter's responses.
     """
 
     strength: float
@@ -65,17 +64,16 @@ class Strength(Record):
 
 
 class DivergenceMeter:
-    """Measures how far interventions move the next-token distributions of ordinary responses, unsteered ones read once.
+    """Measures how far interventions move the next-token distributions of responses; without them they are read once.
 
     Args:
         model: The model, unsteered.
-        n_responses: To the bundled everyday questions.
-        sampling: How they are drawn.
+        spans: The responses.
     """
 
-    def __init__(self, model: HookedModel, n_responses: int, sampling: Sampling) -> None:
+    def __init__(self, model: HookedModel, spans: Sequence[TokenSpans]) -> None:
         self.model = model
-        self.spans = sample_ordinary_spans(model, None, sampling)[:n_responses]
+        self.spans = spans
         self.padded = pad_right([span.tokens for span in self.spans])
         self.plain = self._predict(NOTHING)
 
@@ -136,8 +134,8 @@ def _distance(kl: float, target: float) -> float:
 def _guess(known: Sequence[Strength], target: float) -> float:
     """Guess the strength that costs a divergence: between two that are known, or by its growth with the square."""
     for weak, strong in pairwise(known):
-        if weak.kl <= target <= strong.kl and weak.kl > 0:
-            share = math.log(target / weak.kl) / math.log(strong.kl / weak.kl)
+        if weak.kl <= target <= strong.kl:
+            share = math.log(target / weak.kl) / math.log(strong.kl / weak.kl) if weak.kl > 0 else 0.5
             return weak.strength * math.pow(strong.strength / weak.strength, min(max(share, 0.1), 0.9))
     outer = known[-1] if known[-1].kl < target else known[0]
     factor = math.sqrt(target / outer.kl) if outer.kl > 0 else 4.0

@@ -29,15 +29,17 @@ def test_every_role_lies_somewhere_and_is_asked_whether_it_is_played(whole):
     assert "placebo" in whole["prompt_distances"]["roles"]
 
 
-def test_floors_are_tried_beside_random_ones_on_questions_that_made_none(whole):
-    profile = whole["config"]["profile"]
-    n_random = sum(name.startswith("random") for name in whole["conditions"])
-    assert whole["conditions"][:4] == ["role", "floor 5", "floor 25", "floor 50"]
-    assert n_random == profile["n_random"]
-    assert len(whole["scores"]) == len(whole["judges_measured"]) == 2
-    assert len(whole["scores"][0]) == len(whole["conditions"])
-    assert len(whole["scores"][0][0]) == len(whole["capped_roles"]) == profile["n_capped"]
-    assert len(whole["scores"][0][0][0]) == profile["n_questions"] // 2
+def test_floors_are_tried_beside_random_ones_that_move_as_far_on_questions_that_made_none(whole):
+    profile, capping = whole["config"]["profile"], whole["capping"]
+    n_random = sum(name.startswith("random") for name in capping["conditions"])
+    assert capping["conditions"][:4] == ["role", "floor 5", "floor 25", "floor 50"]
+    assert n_random == 3 * profile["n_random"]
+    assert len(capping["scores"]) == len(capping["judges_measured"]) == 2
+    assert len(capping["scores"][0]) == len(capping["conditions"])
+    assert len(capping["scores"][0][0]) == len(capping["capped_roles"]) == profile["n_capped"]
+    assert len(capping["scores"][0][0][0]) == profile["n_questions"] // 2
+    for aim, reached in zip(capping["moved"], capping["null_moved"], strict=True):
+        assert all(aim / 1.3 < one < aim * 1.3 for one in reached)
 
 
 def test_the_axis_is_kept_with_its_layer_and_floors(setting, whole):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import persona_lens as pl
+from persona_lens.evaluation.ordinary import sample_ordinary_spans
 from persona_lens.interventions import NOTHING, Intervention
 from persona_lens.reproduction.ways import DivergenceMeter, Way, find_strengths
 from persona_lens.tensors import Add, Rotate
@@ -13,7 +14,8 @@ from persona_lens.tensors import Add, Rotate
 
 @pytest.fixture(scope="module")
 def meter(tiny_model):
-    return DivergenceMeter(tiny_model, 3, pl.Sampling(max_new_tokens=6))
+    spans = sample_ordinary_spans(tiny_model, None, pl.Sampling(max_new_tokens=6))
+    return DivergenceMeter(tiny_model, spans[:3])
 
 
 @pytest.fixture(scope="module")
