@@ -64,3 +64,5 @@ class Stream(IntEnum):
     ORDINARY_RESPONSES = 326  # a monitor's ordinary responses, then prompt and rollout
     ALARMS = 321  # experiments/alarms.py: responses, plus the condition's index
     NULL_MARGIN = 360  # the responses and random directions that a vector's null margin is measured with
+    REFLECTION = 380  # conversations in which the model is told how its last answer read
+    REFLECTION_PLACEBO = 381  # which other conversation's reading it is told; then rollout and turn

@@ -37,6 +37,7 @@ def test_the_numbers_are_those_that_the_published_figures_rest_on():
         "SHUFFLED_WORDS": 200,
         "REAL_CONVERSATIONS": 230,
         "CONTENTS": 370, "AUTOENCODER": 355,
+        "REFLECTION": 380, "REFLECTION_PLACEBO": 381,
     }  # fmt: skip
 
 
