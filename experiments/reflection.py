@@ -1,6 +1,6 @@
 """A model is told between turns how its last answer read: does the next one change?
 
-    python experiments/reflection.py                                   # ten minutes on one core
+    python experiments/reflection.py                                   # six minutes on one core
 
 Two questions of the trait's own a conversation, all in both places. Between them the model is told nothing, a plain
 reminder of what is wished for, or a reading of its answer before that reminder: in words and as numbers, its own or, as
@@ -28,6 +28,7 @@ from results.reflection import (
 )
 
 import persona_lens as pl
+from persona_lens.judges import JudgeValidation
 from persona_lens.models import HookedModel
 from persona_lens.monitoring import (
     AnotherAnswer,
@@ -119,7 +120,9 @@ def run(arguments: CommonArguments) -> ReflectionResult:
         ),
     )  # fmt: skip
     judged = pl.Sampling(profile.judged_tokens, profile.temperature, seed=arguments.seed)
-    traits, validations, n_answers, n_tokens = [], [], 0, 0
+    traits: list[TraitReflected] = []
+    validations: list[JudgeValidation] = []
+    n_answers = n_tokens = 0
     for index, (name, wish) in enumerate(WISHES.items()):
         own = replace(monitor, traits=(monitor.traits[index],))
         scripts = list_scripts(pl.load_trait(name), profile.n_questions)

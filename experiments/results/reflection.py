@@ -13,6 +13,7 @@ from plotly.subplots import make_subplots
 from torch import Tensor
 
 from persona_lens.judges.validation import JudgeValidation
+from persona_lens.monitoring import AnswerReading, InWords
 from persona_lens.plots.style import COLORS, GREY, SYMBOLS, add_intervals, lay_out
 from persona_lens.reproduction.figures import Result
 from persona_lens.statistics.correlation import bootstrap_pearson_r_by_group
@@ -146,10 +147,21 @@ class ReflectionResult(Result):
             for condition in MESSAGES[1:]:
                 found = [self.follow(one, one.find(name), condition) for name in _list_names(one)]
                 lines.append(f"| {one.trait} | {condition} | {' | '.join(map(str, found))} |")
+        lines += ["", "Placebos in words that say what the own reading would have said: " + self._say_same() + "."]
         lines += ["", "The levels without a message: " + "; ".join(self._list_levels()) + ".", ""]
         lines += [f"Answers: {self.n_answers}, of {self.n_tokens} tokens together.", ""]
         lines += ["![Reflection](../../figures/reflection.png)"]
         return "\n".join(lines)
+
+    def _say_same(self) -> str:
+        said = []
+        for one in self.traits:
+            own, dealt = (
+                [InWords().write((AnswerReading(one.trait, 0.0, q),)) for q in one.given[at].flatten().tolist()]
+                for at in map(self.conditions.index, (WORDS, PLACEBO_WORDS))
+            )
+            said.append(f"{one.trait}, {sum(map(str.__eq__, own, dealt))} of {len(own)}")
+        return "; ".join(said)
 
     def _list_levels(self) -> list[str]:
         at = self.conditions.index(NOTHING)
@@ -161,20 +173,21 @@ class ReflectionResult(Result):
 
     def _find(self) -> str:
         changes = self.list_changes()
-        n = len(self.traits)
-        own = [one for one in changes if one[2] in (PLACEBO_WORDS, PLACEBO_NUMBERS)]
-        beyond = [one for one in changes if one[2] == REMINDER]
-        at_all = [one for one in changes if one[2] == NOTHING]
-        told = (
-            "told how its last answer read, the model's next one differs from that after a placebo by both judges: "
-            + _say(own)
-            if own
-            else f"none of {2 * n} readings does what a placebo reading does not, by both judges"
-        )
-        more = f"beyond a plain reminder: {_say(beyond)}" if beyond else "none does more than a plain reminder"
-        any_message = f"against no message: {_say(at_all)}" if at_all else f"none of {5 * n} messages surely moves it"
-        sentence = f"{told}; {more}; {any_message}"
-        return sentence[0].upper() + sentence[1:]
+        head = "Told how its last answer read, the model"
+        if not changes:
+            return (
+                f"{head} does not surely answer otherwise for both judges: not against a placebo reading, not against "
+                "a plain reminder, not against no message"
+            )
+        said = []
+        for others, what in (
+            ((PLACEBO_WORDS, PLACEBO_NUMBERS), "a placebo reading"),
+            ((REMINDER,), "a plain reminder"),
+            ((NOTHING,), "no message"),
+        ):
+            found = [one for one in changes if one[2] in others]
+            said.append(f"against {what}, {_say(found) if found else 'nothing'}")
+        return f"{head} changes for both judges: {'; '.join(said)}"
 
     def _describe(self) -> str:
         profile = self.config["profile"]
