@@ -60,6 +60,7 @@ def held(model, monitor):
     return reflect(model, monitor, SCRIPTS, REFLECTIONS, sampling=SAMPLING)
 
 
+@pytest.mark.slow
 def test_each_conversation_goes_as_if_it_were_held_alone_with_its_notes_in_the_users_turns(model, held):
     """The oracle: one turn after the other, each prompt computed whole."""
     places = [(c, s, r) for c in range(4) for s in range(3) for r in range(2)]
@@ -130,6 +131,7 @@ def test_nobody_is_dealt_their_own_reading_and_the_only_one_is_told_nothing(n, s
     assert OwnAnswer().choose(readings, lambda monitor: [], (seed,)) == readings
 
 
+@pytest.mark.slow
 def test_a_reading_by_another_monitor_is_told_and_the_own_one_is_measured(model, monitor, held):
     other = replace(monitor, traits=(replace(monitor.traits[0], unit=-monitor.traits[0].unit),))
     turned = reflect(model, monitor, SCRIPTS, [Reflection(InNumbers(), OtherMonitor(other))], sampling=SAMPLING)
@@ -181,6 +183,7 @@ def test_a_judge_scores_what_was_answered_to_what_was_asked_without_the_note(hel
     assert set(asked) == {turn for script in SCRIPTS for turn in script.turns}
 
 
+@pytest.mark.slow
 def test_finished_conversations_are_read_back_and_another_wording_holds_only_its_own(model, monitor, tmp_path):
     run = Run(ShardStore(tmp_path, {}))
     first = reflect(model, monitor, SCRIPTS, REFLECTIONS[2:3], sampling=SAMPLING, run=run)
@@ -191,6 +194,7 @@ def test_finished_conversations_are_read_back_and_another_wording_holds_only_its
             reflect(model, monitor, SCRIPTS, [Reflection(InWords("Other."))], sampling=SAMPLING, run=run)
 
 
+@pytest.mark.slow
 def test_a_wording_and_a_source_of_ones_own_are_conditions_too(model, monitor):
     @dataclass(frozen=True)
     class Grade:
@@ -201,6 +205,7 @@ def test_a_wording_and_a_source_of_ones_own_are_conditions_too(model, monitor):
     assert set(told.notes[0][0][0][1:]) <= {"A", "F"}
 
 
+@pytest.mark.slow
 def test_an_intervention_acts_on_the_answers_and_not_on_their_reading(model, monitor, held):
     shift = pl.Intervention.of(1, Add(monitor.traits[0].unit, 30.0))
     steered = reflect(model, monitor, SCRIPTS[:1], REFLECTIONS[:1], sampling=SAMPLING, intervention=shift)
@@ -209,6 +214,7 @@ def test_an_intervention_acts_on_the_answers_and_not_on_their_reading(model, mon
     assert steered.projections[0, 0, 0, 0, -1] == pytest.approx(readings[0].projection, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_conversation_that_ends_early_does_so_by_name_and_is_shown_so(model, monitor):
     long = UserScript("long", ("x" * 450, "y" * 450, "z" * 50))
     ended = reflect(model, monitor, [long, SCRIPTS[1]], REFLECTIONS[3:], sampling=SAMPLING)
