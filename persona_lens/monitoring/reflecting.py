@@ -30,7 +30,7 @@ from persona_lens.models.text.tokens import stop_token_ids
 from persona_lens.monitoring.answers import AnswerReading, check_knows_answers, read_answers
 from persona_lens.monitoring.monitor import PersonaMonitor, check_fingerprint
 from persona_lens.monitoring.reflected import ReflectedConversations, place_note
-from persona_lens.monitoring.reflection import Readings, Reflection
+from persona_lens.monitoring.reflection import OtherMonitor, Readings, Reflection
 from persona_lens.monitoring.streaming import ANSWERS
 from persona_lens.run import Run
 from persona_lens.storage import Shard
@@ -91,6 +91,9 @@ def reflect(
     info = describe_model(model)
     check_fingerprint("model", monitor.model, info)
     check_knows_answers("monitor", monitor)
+    for one in reflections:
+        if isinstance(one.source, OtherMonitor):
+            check_fingerprint("model", one.source.monitor.model, info)
     check_interventions(model, [intervention])
     least = max(one.source.least_conversations for one in reflections)
     if len(scripts) < least:

@@ -251,6 +251,9 @@ def test_what_cannot_be_held_is_refused_by_name_before_the_model_runs(model, mon
         other = pl.load_model(save_tiny(tmp_path, "llama", seed=7), dtype="float32", device="cpu")
         with pytest.raises(ModelMismatchError):
             reflect(other, monitor, SCRIPTS, sampling=SAMPLING)
+        foreign = replace(monitor, model=pl.describe_model(other))
+        with pytest.raises(ModelMismatchError):
+            reflect(model, monitor, SCRIPTS, [Reflection(source=OtherMonitor(foreign))], sampling=SAMPLING)
         hooked = model.hooks(fwd_hooks=[("blocks.0.hook_resid_post", lambda value, hook: value)])
         with hooked, pytest.raises(HooksPresentError):
             reflect(model, monitor, SCRIPTS, sampling=SAMPLING)
