@@ -86,7 +86,6 @@ class ValidArguments:
             else [list(CHAT[:1])] if "Message" in str(hint) else [pl.models.TokenSpans((5, 6, 7), 1, 3)],
             "pieces": lambda hint: [list],
             "data": lambda hint: pl.vectors.QualityData() if "QualityData" in str(hint) else str(self.data),
-            "source": lambda hint: str(self.data),
             "domain": lambda hint: "arithmetic",
             "questions": lambda hint: {"loud": questions} if "Mapping" in str(hint)
             else 2 if hint == int | None else (0, 1, 2, 3) if hint == tuple[int, ...] else questions,
@@ -177,6 +176,10 @@ class ValidArguments:
             "reader": lambda hint: "probe" if hint is str
             else hint.of(model, {"loud": self.vector}, None, 1, None, pl.Sampling(), None),
             "null_layers": lambda hint: (0, 1, 2, 3),
+            "monitor": lambda hint: self._make_monitor(),
+            "wording": lambda hint: pl.monitoring.InWords(),
+            "source": lambda hint: pl.monitoring.OwnAnswer() if hint is pl.monitoring.ReadingSource else str(self.data),
+            "read": lambda hint: self.make("", hint) if isinstance(hint, type) else lambda monitor: [],
         }  # fmt: skip
 
     @functools.cached_property
@@ -192,6 +195,23 @@ class ValidArguments:
             self.vector.model, ("plain",), scripts, (((("Yes.",),),) * 2,), torch.ones(1, 2, 1, 1).long(),
             ((("",),) * 2,),
         )  # fmt: skip
+
+    def _make_monitor(self) -> Any:
+        """Return a monitor that knows how ordinary answers read."""
+        ordinary = pl.monitoring.OrdinaryResponses((0.0, 1.0), (0.0, 1.0), 8, 64, 20, means=(0.0, 1.0))
+        loud = pl.monitoring.TraitMonitor(
+            "loud", 1, "response_mean", self.vector.unit(1), (0.0, 1.0), (0.9,), responses=ordinary
+        )
+        return pl.PersonaMonitor(self.vector.model, (loud,))
+
+    def _reflect(self) -> Any:
+        """Return conversations of two turns with two users, under one reflection."""
+        scripts = tuple(pl.traits.UserScript(kind, ("Hi", "Why?")) for kind in ("neutral", "curt"))
+        said, read = (((("Yes.", "So."),),) * 2,), torch.rand(1, 1, 2, 1, 2)
+        n_tokens, ends = torch.ones(1, 2, 1, 2).long(), ((("",),) * 2,)
+        return pl.monitoring.ReflectedConversations(
+            self.vector.model, ("loud",), ("words",), scripts, said, said, n_tokens, read, read, read, ends
+        )
 
     def _make_model(self, hint: Any) -> Any:
         if hint is pl.models.ModelInfo:
@@ -267,6 +287,8 @@ class ValidArguments:
             return hint(loud.trait, loud.model, loud.digest, torch.randn(3, 4), 2, 0)
         if hint is pl.PersonaVector:
             return self.vector
+        if hint is pl.monitoring.ReflectedConversations:
+            return self._reflect()
         if hint is pl.vectors.ActivationPairs:
             positive, negative = torch.randn(2, 4, 3, 48, generator=torch.Generator().manual_seed(0))
             return pl.vectors.ActivationPairs("loud", self.vector.model, positive, negative, (0, 1, 2, 3))

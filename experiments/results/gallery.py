@@ -29,6 +29,7 @@ SECTIONS = {
     "Monitoring": ("monitoring.md", ("monitoring", "sample_separation", "detection", "alarms")),
     "Persona space": ("space.md", ("persona_space",)),
     "Drift over turns": ("drift.md", ("drift",)),
+    "Told how it read": ("reflection.md", ("reflection",)),
     "Truth and invention": ("truth.md", ("truth", "known_entities")),
     "Earlier, by a judge that is not valid": ("earlier.md", ("",)),
 }

@@ -28,6 +28,7 @@ from results.monitoring import Monitoring, monitoring_to_markdown
 from results.moving_vectors import MovingVectors, moving_to_markdown
 from results.persona_space import PersonaSpaceResult
 from results.projection_difference import ProjectionDifference
+from results.reflection import ReflectionResult
 from results.sae_features import SaeFeatures
 from results.sae_tables import contents_to_markdown
 from results.sample_separation import SampleSeparation, separations_to_markdown
@@ -92,6 +93,7 @@ def render_pages(root: Path) -> dict[tuple[str, str], str]:
         ("docs/results/space.md", "space"): lambda: _join(read(PersonaSpaceResult, "persona_space")),
         ("docs/results/drift.md", "drift"): lambda: _join(read(DriftOverTurns, "drift")),
         ("docs/results/monitoring.md", "alarms"): lambda: alarms_to_markdown(read(Alarms, "alarms")),
+        ("docs/results/reflection.md", "reflection"): lambda: _join(read(ReflectionResult, "reflection")),
         ("docs/results/truth.md", "truth"): lambda: truth_to_markdown(read(Truth, "truth")),
         ("docs/results/truth.md", "entities"): lambda: entities_to_markdown(read(KnownEntities, "known_entities")),
         ("docs/ways/act-heads.md", "heads"): lambda: heads_to_markdown(read(Heads, "heads_*")),
@@ -114,6 +116,7 @@ def _join(
     | list[Detection]
     | list[VectorQualities]
     | list[PersonaSpaceResult]
-    | list[DriftOverTurns],
+    | list[DriftOverTurns]
+    | list[ReflectionResult],
 ) -> str:
     return "\n".join(one.to_markdown() for one in found)

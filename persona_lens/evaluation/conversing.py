@@ -16,16 +16,16 @@ from jaxtyping import Int
 from torch import Tensor
 
 from persona_lens.checking import checked
-from persona_lens.errors import ContextLengthError, InvalidArgumentError
+from persona_lens.errors import InvalidArgumentError
 from persona_lens.evaluation.conditions import Condition
 from persona_lens.models.engine.prefixes import PromptMemory
-from persona_lens.models.engine.requests import SampleRequest, Sampling, decode_part
-from persona_lens.models.engine.sampling import sample_turn
+from persona_lens.models.engine.requests import Sampling
+from persona_lens.models.engine.talks import WHOLE, Talk, take_turn
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.intervention import check_interventions
 from persona_lens.models.hooks.points import check_unsteered
 from persona_lens.models.loading import ModelInfo, describe_model
-from persona_lens.models.text.chat import Message, build_messages, encode_prompt, warn_of_controls
+from persona_lens.models.text.chat import EncodedPrompt, Message, build_messages, encode_prompt, warn_of_controls
 from persona_lens.models.text.tokens import stop_token_ids
 from persona_lens.records import Record, format_table
 from persona_lens.run import Run
@@ -35,8 +35,6 @@ from persona_lens.traits.users import UserScript
 
 # Conversations of one condition held between two saves. Fixed, because they are computed as one batch.
 _CONVERSATIONS_AT_ONCE = 32
-
-WHOLE, CONTEXT_FULL, NO_ANSWER = "", "context full", "no answer"
 
 
 @checked
@@ -210,32 +208,6 @@ def _gather(
     )
 
 
-class _Held:
-    """A conversation under way."""
-
-    def __init__(self, script: UserScript, seed: tuple[int, ...], opening: list[Message]) -> None:
-        self.script = script
-        self.seed = seed
-        self.messages = opening
-        self.responses: list[str] = []
-        self.n_tokens: list[int] = []
-        self.end = WHOLE
-
-    def is_open(self, turn: int) -> bool:
-        return self.end == WHOLE and turn < len(self.script.turns)
-
-    def ask(self, turn: int) -> list[Message]:
-        return [*self.messages, {"role": "user", "content": self.script.turns[turn]}]
-
-    def note(self, asked: list[Message], response: str, n_tokens: int) -> None:
-        if not response.strip():
-            self.end = NO_ANSWER
-            return
-        self.messages = [*asked, {"role": "assistant", "content": response}]
-        self.responses.append(response)
-        self.n_tokens.append(n_tokens)
-
-
 def _hold_chunk(
     model: HookedModel,
     condition: Condition,
@@ -245,37 +217,22 @@ def _hold_chunk(
     stream: Sequence[int],
 ) -> Shard:
     """Hold a condition's conversations, those of a chunk's scripts and rollouts, turn by turn."""
-    tokenizer, opening = model.tokenizer, _open(condition)
     if not sampling.stop_tokens:
-        sampling = replace(sampling, stop_tokens=stop_token_ids(tokenizer))
+        sampling = replace(sampling, stop_tokens=stop_token_ids(model.tokenizer))
     # The seed leaves the condition out: all conditions see the same random numbers.
-    held = [_Held(scripts[s], (sampling.seed, *stream, s, r), opening) for s, r in chunk]
+    held = [
+        (scripts[s].turns, Talk(f"scripts[{s}]", (sampling.seed, *stream, s, r), _open(condition))) for s, r in chunk
+    ]
     memory = PromptMemory(model.cfg.n_ctx)
-    encoded_all = []
-    for turn in range(max(len(one.script.turns) for one in held)):
-        asked = []
-        for one in held:
-            if one.is_open(turn):
-                messages = one.ask(turn)
-                try:
-                    encoded = encode_prompt(
-                        tokenizer, messages, n_ctx=model.cfg.n_ctx, reserve=sampling.max_tokens,
-                        template_arguments=condition.template_arguments,
-                    )  # fmt: skip
-                except ContextLengthError:
-                    one.end = CONTEXT_FULL
-                else:
-                    asked.append((one, messages, encoded))
-        requests = [
-            SampleRequest(encoded.tokens, (*one.seed, turn), condition.intervention) for one, _, encoded in asked
-        ]
-        encoded_all += [encoded for *_, encoded in asked]
-        for index, response in sample_turn(model, requests, sampling, memory):
-            one, messages, _ = asked[index]
-            response.check_finite(f"scripts[{scripts.index(one.script)}].turns[{turn}]")
-            one.note(messages, decode_part(tokenizer, response, sampling.judged), len(response.tokens))
-    warn_of_controls(encoded_all)
-    return Shard(records=[{"responses": one.responses, "n_tokens": one.n_tokens, "end": one.end} for one in held])
+    encoded: list[EncodedPrompt] = []
+    for turn in range(max(len(turns) for turns, _ in held)):
+        open_ones = [(talk, turns[turn]) for turns, talk in held if talk.end == WHOLE and turn < len(turns)]
+        encoded += take_turn(
+            model, [talk for talk, _ in open_ones], [said for _, said in open_ones], turn, sampling, memory,
+            intervention=condition.intervention, template_arguments=condition.template_arguments,
+        )  # fmt: skip
+    warn_of_controls(encoded)
+    return Shard(records=[{"responses": one.responses, "n_tokens": one.n_tokens, "end": one.end} for _, one in held])
 
 
 def _open(condition: Condition) -> list[Message]:

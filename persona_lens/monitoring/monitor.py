@@ -185,7 +185,7 @@ class PersonaMonitor(Record):
             >>> chat = [{"role": "user", "content": "Tell me how you feel about people."}]
             >>> pl.PersonaMonitor.load("monitor.json").watch(model, chat)  # doctest: +SKIP
         """
-        _check_fingerprint("model", self.model, describe_model(model))
+        check_fingerprint("model", self.model, describe_model(model))
         prompts = list_prompts("conversation", conversation)
         units = torch.stack([trait.unit for trait in self.traits])
         found = project_prompts(model, prompts, units, [trait.layer for trait in self.traits], template_arguments)
@@ -247,7 +247,7 @@ class PersonaMonitor(Record):
             >>> for token in monitor.stream(model, chat, alarm=alarm):  # doctest: +SKIP
             ...     print(token.text, end="")
         """
-        _check_fingerprint("model", self.model, describe_model(model))
+        check_fingerprint("model", self.model, describe_model(model))
         unmeasured = [one.trait for one in self.traits if one.responses is None]
         if alarm is not None and unmeasured:
             rule = f"be left out, as no ordinary responses were measured for {unmeasured}"
@@ -347,7 +347,7 @@ def _count_responses(trait: TraitMonitor) -> str:
 
 
 def _check_graded_fits(trait: str, data: GradedProjections, vector: PersonaVector, layer: int) -> None:
-    _check_fingerprint(f"graded[{trait!r}]", vector.model, data.model)
+    check_fingerprint(f"graded[{trait!r}]", vector.model, data.model)
     if (data.trait, data.layer) != (vector.trait, layer):
         raise InvalidArgumentError.of(
             f"graded[{trait!r}]",
@@ -357,7 +357,8 @@ def _check_graded_fits(trait: str, data: GradedProjections, vector: PersonaVecto
         )
 
 
-def _check_fingerprint(parameter: str, expected: ModelInfo, got: ModelInfo) -> None:
+def check_fingerprint(parameter: str, expected: ModelInfo, got: ModelInfo) -> None:
+    """Refuse a model that is not the one that a monitor was calibrated on."""
     if got.fingerprint != expected.fingerprint:
         raise ModelMismatchError.of(
             parameter,

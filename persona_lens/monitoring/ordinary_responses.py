@@ -52,6 +52,8 @@ class OrdinaryResponses(Record):
         n_tokens: Tokens read.
         n_short: Responses of fewer than ``n_first`` tokens, which never raise an alarm, have no peak and count in no
             threshold or rank.
+        means: The mean projection of each response that has a peak, over all of its tokens; ascending. Empty if it was
+            measured before these were kept.
     """
 
     tokens: tuple[float, ...]
@@ -60,6 +62,7 @@ class OrdinaryResponses(Record):
     max_new_tokens: int
     n_tokens: int
     n_short: int = 0
+    means: tuple[float, ...] = ()
 
     def rank_token(self, projection: float) -> float:
         """Return the fraction of ordinary tokens with a lower projection."""
@@ -68,6 +71,10 @@ class OrdinaryResponses(Record):
     def rank_mean(self, mean: float) -> float:
         """Return the fraction of ordinary responses, of those with a peak, whose running mean never rises so high."""
         return bisect_left(self.peaks, mean) / len(self.peaks)
+
+    def rank_response(self, mean: float) -> float:
+        """Return the fraction of ordinary responses, of those with a peak, whose mean over all tokens is lower."""
+        return bisect_left(self.means, mean) / len(self.means)
 
     def list_thresholds(self, quantiles: Sequence[float]) -> tuple[float, ...]:
         """Return the running means that a fraction ``q`` of the ordinary responses with a peak never exceeds.
@@ -136,10 +143,10 @@ def read_sampled_responses(
             response.check_finite(f"prompts[{index // sampling.rollouts}]")
             sampled[index] = response
             advance(1)
-    return _read(model, [(one.prompt, sampled[i].tokens) for i, one in enumerate(requests)], units, layers)
+    return read_responses(model, [(one.prompt, sampled[i].tokens) for i, one in enumerate(requests)], units, layers)
 
 
-def _read(
+def read_responses(
     model: HookedModel,
     texts: Sequence[tuple[tuple[int, ...], tuple[int, ...]]],
     units: Float[Tensor, "direction d_model"],
@@ -165,7 +172,8 @@ def _read(
 
 def summarize_responses(responses: Sequence[ndarray], sampling: Sampling) -> OrdinaryResponses:
     """Return what is ordinary, of the projections of some responses' tokens on one direction."""
-    peaks = sorted(float(run_mean(one)[_N_FIRST - 1 :].max()) for one in responses if len(one) >= _N_FIRST)
+    long = [run_mean(one) for one in responses if len(one) >= _N_FIRST]
+    peaks = sorted(float(one[_N_FIRST - 1 :].max()) for one in long)
     if not peaks:
         rule = f"hold one of at least {_N_FIRST} tokens among the answers to the ordinary conversations"
         hint = "Give other conversations as `ordinary`; responses=None does without thresholds for responses."
@@ -179,6 +187,7 @@ def summarize_responses(responses: Sequence[ndarray], sampling: Sampling) -> Ord
         max_new_tokens=sampling.max_tokens,
         n_tokens=len(tokens),
         n_short=len(responses) - len(peaks),
+        means=tuple(sorted(float(one[-1]) for one in long)),
     )
 
 

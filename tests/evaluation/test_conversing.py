@@ -97,7 +97,7 @@ def test_a_conversation_that_fills_the_context_ends_there_by_name_and_the_others
 
 def test_a_first_turn_without_room_for_a_response_is_refused_before_any_is_sampled(tiny_model):
     scripts = [*SCRIPTS, UserScript("long", ("x" * 300,))]
-    never = patch("persona_lens.evaluation.conversing.sample_turn", side_effect=AssertionError)
+    never = patch("persona_lens.models.engine.talks.sample_turn", side_effect=AssertionError)
     with never, pytest.raises(ContextLengthError):
         converse(tiny_model, scripts, CONDITIONS[:1])
 
@@ -120,7 +120,7 @@ def test_another_model_answers_where_a_condition_names_one(tiny_model, tmp_path)
 def test_finished_conversations_are_read_back_and_not_held_again(tiny_model, tmp_path):
     run = Run(ShardStore(tmp_path, {}))
     first = converse(tiny_model, SCRIPTS, CONDITIONS, sampling=SAMPLING, run=run)
-    with patch("persona_lens.evaluation.conversing.sample_turn", side_effect=AssertionError):
+    with patch("persona_lens.models.engine.talks.sample_turn", side_effect=AssertionError):
         again = converse(tiny_model, SCRIPTS, CONDITIONS, sampling=SAMPLING, run=run)
         assert again.to_json() == first.to_json() == Conversations.from_json(first.to_json()).to_json()
         with pytest.raises(AssertionError):
@@ -150,7 +150,7 @@ def test_a_conditions_template_arguments_reach_its_prompts_and_one_that_nothing_
         asked.extend(model.tokenizer.decode(one.prompt) for one in requests)
         return sample_turn(model, requests, *others)
 
-    with patch("persona_lens.evaluation.conversing.sample_turn", side_effect=note):
+    with patch("persona_lens.models.engine.talks.sample_turn", side_effect=note):
         converse(model, SCRIPTS[1:], [quick], sampling=pl.Sampling(max_new_tokens=4))
     assert asked
     assert all(one.endswith("</think>\n\n") for one in asked)

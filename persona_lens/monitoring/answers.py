@@ -1,0 +1,103 @@
+"""How an answer that has been given reads: its mean projection, against those of ordinary answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from persona_lens.checking import checked
+from persona_lens.errors import InvalidArgumentError
+from persona_lens.models.hooked_model import HookedModel
+from persona_lens.models.loading import describe_model
+from persona_lens.models.text.chat import Message, encode_conversation, warn_of_controls
+from persona_lens.models.text.templates import TemplateArguments
+from persona_lens.monitoring.monitor import PersonaMonitor, check_fingerprint
+from persona_lens.monitoring.ordinary_responses import read_responses
+from persona_lens.records import Record
+
+
+@checked
+@dataclass(frozen=True)
+class AnswerReading(Record):
+    """One trait's reading of a whole answer.
+
+    Args:
+        trait: The trait's name.
+        projection: Mean over the answer's tokens, in residual-stream units.
+        quantile: Fraction of ordinary answers of the model whose mean is lower.
+    """
+
+    trait: str
+    projection: float
+    quantile: float
+
+
+@checked
+def read_answers(
+    model: HookedModel,
+    monitor: PersonaMonitor,
+    conversations: Sequence[Sequence[Message]],
+    *,
+    template_arguments: TemplateArguments | None = None,
+) -> list[tuple[AnswerReading, ...]]:
+    r"""Read the last answer of each of some conversations.
+
+    .. math:: p = \bar{h}_l \cdot v_l / \lVert v_l \rVert
+
+    with :math:`\bar{h}_l` the mean residual stream after block :math:`l` over the answer's tokens. Hooks on the model
+    take effect first.
+
+    Args:
+        model: The model that the monitor was calibrated on.
+        monitor: One that was calibrated with ``responses``: the ordinary answers.
+        conversations: Messages, the last one the assistant's.
+        template_arguments: What the chat template reads besides the messages.
+
+    Returns:
+        For each conversation its traits' readings, in the order of the monitor's.
+
+    Raises:
+        ModelMismatchError: Another model.
+        InvalidArgumentError: A monitor that does not know how ordinary answers read, no conversation, or one that does
+            not end with an answer.
+        ContextLengthError: A conversation longer than the model's context.
+
+    Reference:
+        Persona Vectors (arXiv 2507.21509), section 3.3.
+
+    Example:
+        >>> import persona_lens as pl
+        >>> chat = [{"role": "user", "content": "Who are you?"}, {"role": "assistant", "content": "Nobody of note."}]
+        >>> pl.monitoring.read_answers(model, monitor, [chat])  # doctest: +SKIP
+    """
+    check_fingerprint("model", monitor.model, describe_model(model))
+    check_knows_answers("monitor", monitor)
+    if not conversations:
+        raise InvalidArgumentError.of("conversations", "hold at least one", conversations)
+    encoded = [
+        encode_conversation(model.tokenizer, list(one), n_ctx=model.cfg.n_ctx, template_arguments=template_arguments)
+        for one in conversations
+    ]
+    warn_of_controls(encoded)
+    parts = [(one.tokens[: one.response_start], one.tokens[one.response_start : one.response_end]) for one in encoded]
+    units = torch.stack([trait.unit for trait in monitor.traits])
+    found = read_responses(model, parts, units, [trait.layer for trait in monitor.traits])
+    readings = []
+    for tokens in found:
+        of_one = []
+        for trait, projection in zip(monitor.traits, tokens.mean(axis=1).tolist(), strict=True):
+            assert trait.responses is not None
+            of_one.append(AnswerReading(trait.trait, projection, trait.responses.rank_response(projection)))
+        readings.append(tuple(of_one))
+    return readings
+
+
+def check_knows_answers(parameter: str, monitor: PersonaMonitor) -> None:
+    """Refuse a monitor that does not know how ordinary answers read."""
+    unmeasured = [one.trait for one in monitor.traits if one.responses is None or not one.responses.means]
+    if unmeasured:
+        rule = "know how ordinary answers read"
+        hint = "Calibrate it anew, with `responses`."
+        raise InvalidArgumentError.of(parameter, rule, f"none measured for {unmeasured}", hint)
