@@ -192,34 +192,30 @@ class HiddenSignal(Result):
         return [one for one in self.ways if one.way.startswith(method)]
 
     def say_finding(self) -> str:
-        """Say what the strongest loss on the projection and preventative steering leave of plain training's effects."""
-        plain = self.get_way(PLAIN)
-        if not plain.shows:
-            return (
-                f"{html.escape(self.trait)}: plain training surely raises it for not both judges: nothing to be hidden"
-            )
-        tried = (self.list_ways(PENALTY)[-1], self.list_ways(PREVENTION)[-1])
-        shares = [(one.way, [f"{100 * share:.0f}" for share in self.list_shares(one)]) for one in tried]
-        parts = [
-            f"{way} leaves {first} and {second} % of what plain training adds for two judges, {here} % of its move "
-            f"along the vector at layer {self.layer} and {after} % after it"
-            for way, (first, second, here, after) in shares
-        ]
-        return f"{html.escape(self.trait)}: {';<br>'.join(parts)}"
+        """Say what vectors and judges see of plain training's effect after each way of preventing it."""
+        trait = html.escape(self.trait)
+        if not self.get_way(PLAIN).shows:
+            return f"{trait}: plain training does not surely raise it for both judges"
+        parts = []
+        for one in (*self.list_ways(PENALTY), *self.list_ways(PREVENTION)):
+            first, fresh, judge, other = (round(100 * share) for share in self.list_shares(one))
+            parts.append(f"{first}, {fresh}, {judge} and {other} % after {one.way}")
+        head = f"{trait}: of plain training's effect the first vector, a fresh one and two judges see"
+        return f"{head} {'; '.join(parts)}"
 
     def list_shares(self, one: WaySignal) -> tuple[float, float, float, float]:
         """Return the shares that a way leaves of what plain training does beyond ordinary data.
 
-        Of either judge's score, of the move along the first vector at the layer, and of that at all later layers.
+        Of the moves along the first vector and along a fresh one, at the prompt's end and the layer, and of the scores
+        of both judges.
         """
-        plain, after = self.get_way(PLAIN), slice(self.layer + 1, None)
-        sums = [sum(at.estimate for at in way.beyond[FIRST][after]) for way in (one, plain)]
-        return (
-            one.rise[0].estimate / plain.rise[0].estimate,
-            one.rise[1].estimate / plain.rise[1].estimate,
-            one.beyond[FIRST][self.layer].estimate / plain.beyond[FIRST][self.layer].estimate,
-            sums[0] / sums[1],
-        )
+        plain = self.get_way(PLAIN)
+        moves = [
+            one.beyond[reader][self.layer].estimate / plain.beyond[reader][self.layer].estimate
+            for reader in (FIRST, OTHERS[0])
+        ]
+        scores = [own.estimate / whole.estimate for own, whole in zip(one.rise, plain.rise, strict=True)]
+        return (moves[0], moves[1], scores[0], scores[1])
 
     def plot(self) -> go.Figure:
         """Draw behaviour beside what each reader sees at the layer, then what is seen at all layers."""
@@ -277,8 +273,8 @@ class HiddenSignal(Result):
         figure.update_xaxes(title={"text": "moved (vector lengths)", "standoff": 2}, row=1, col=2)
         subtitle = (
             f"{self.model_name}; {self.n_rows} rows, {len(self.seeds)} seeds, {self.n_questions} evaluation and "
-            f"{self.n_held_out} held-out questions; bars: 95 % over seeds and questions; dashed: the layer at which "
-            "the projection was held and the vector added"
+            f"{self.n_held_out} held-out questions; bars: 95 % over seeds and questions; effect: beyond ordinary data; "
+            f"dashed: layer {self.layer}, at which the projection was held and the vector added"
         )
         lay_out(figure, self.say_finding(), subtitle, width=1200, height=1500, bottom=120, legend=-0.05)
         figure.update_layout(margin={"l": 190})
@@ -286,7 +282,7 @@ class HiddenSignal(Result):
 
     def to_markdown(self) -> str:
         """Write the finding, a row a way, and what the readers see where."""
-        finding = self.say_finding().replace("<br>", " ")
+        finding = self.say_finding()
         lines = [
             f"**{finding[0].upper()}{finding[1:]}.**", "",
             "| trained on | first judge | second judge | above ordinary data, first | second | below plain training, "

@@ -70,10 +70,8 @@ def test_the_finding_names_what_is_left_of_plain_training(results):
         config={"model": {"name": "tiny"}}, trait="loud", layer=1, reader="a", second_reader="b", validations=(),
         ways=ways, seeds=(0, 1, 2), n_rows=4, n_questions=6, n_held_out=6, core_seconds={"training": 1.0},
     )  # fmt: skip
-    kept, steered = found.say_finding().split(";<br>")
-    assert "leaves 100 and 100 %" in kept
-    assert "0 % of its move along the vector at layer 1 and 100 % after it" in kept
-    assert "leaves 25 and 25 %" in steered
+    said = found.say_finding()
+    assert "see 0, 100, 100 and 100 % after loss on the projection × 1; 0, 0, 25 and 25 % after preventative" in said
     assert results.HiddenSignal.from_json(found.to_json()).to_json() == found.to_json()
     assert "| loss on the projection × 1 | first vector |" in found.to_markdown()
 
