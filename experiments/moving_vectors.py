@@ -274,12 +274,7 @@ def compare(by_arm: dict[str, list[Trained]]) -> list[Contrast]:
 def share_at_equal_loss(
     plain: Float[Tensor, " seed"], first: Float[Tensor, " seed"], fresh: Float[Tensor, " seed"]
 ) -> tuple[Float[Tensor, " seed"], Float[Tensor, " seed"]]:
-    """Return how much of each way's effect is left where both cost the loss of the one that costs less.
-
-    Example:
-        >>> share_at_equal_loss(torch.tensor([3.0]), torch.tensor([3.5]), torch.tensor([4.0]))
-        (tensor([1.]), tensor([0.5000]))
-    """
+    """Return how much of each way's effect is left where both cost the loss of the one that costs less."""
     cheaper = torch.minimum(first, fresh)
     shares = [torch.where(one > cheaper, (cheaper - plain) / (one - plain), 1.0) for one in (first, fresh)]
     return shares[0].clamp(0, 1), shares[1].clamp(0, 1)

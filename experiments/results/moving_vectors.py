@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import plotly.graph_objects as go
+import torch
 from plotly.subplots import make_subplots
 
 from persona_lens.plots.style import COLORS, GREY, INK, add_intervals, add_points, lay_out, say
 from persona_lens.records import Record
 from persona_lens.reproduction.figures import Result
 from persona_lens.statistics.interval import Interval
+from persona_lens.statistics.missing import mean_interval
 
 NO_PREVENTION, FIRST, FRESH = "no prevention", "first vector", "fresh vector"
 _ARMS = {NO_PREVENTION: (COLORS[3], "circle"), FIRST: (COLORS[1], "square"), FRESH: (COLORS[2], "diamond")}
@@ -126,7 +128,7 @@ class MovingVectors(Result):
             _draw_cosines(figure, column, found)
         figure.update_xaxes(title_text="optimiser step", row=1, col=1)
         figure.update_xaxes(title_text="layer (zero-based block)", row=1, col=2)
-        figure.update_yaxes(title_text="cosine", range=[0, 1.05], row=1)
+        figure.update_yaxes(title_text="cosine", range=[-0.1, 1.05], row=1)
         self._draw_scores(figure)
         self._draw_contrasts(figure)
         lay_out(figure, self._find(), self._describe(), width=1200, height=980, bottom=150, legend=-0.1)
@@ -142,7 +144,7 @@ class MovingVectors(Result):
                                                                       "ceiling", "turn")]  # fmt: skip
                 lines.append(f"| {arm} | {step} | {' | '.join(cells)} |")
         lines += ["", "| way | score, first judge | second judge | loss, unseen overt rows |", "|---|---|---|---|"]
-        base = [f"{_mean(scores):.0f}" for scores in self.base.scores]
+        base = [f"{one:.0f}" for one in self._score_base()]
         lines.append(f"| model before training | {' | '.join(base)} | {_mean(self.base.held_out_losses):.2f} |")
         for arm, scores in self.scores.items():
             lines.append(f"| {arm} | {' | '.join(f'{one:.0f}' for one in scores)} | {self.task_losses[arm]} |")
@@ -163,22 +165,22 @@ class MovingVectors(Result):
         return "\n".join(lines)
 
     def _draw_scores(self, figure: go.Figure) -> None:
+        ways = [("before training", INK, "star", _mean(self.base.held_out_losses), self._score_base())]
         for arm, (color, symbol) in _ARMS.items():
+            ways.append((arm, color, symbol, self.task_losses[arm].estimate, self.scores[arm]))
+        for way, color, symbol, loss, scores in ways:
             for judge, style in enumerate(("", "-open")):
-                look = {"mode": "markers", "marker": {"symbol": symbol + style, "color": color, "size": 11,
-                                                      "line": {"width": 2, "color": color}}}  # fmt: skip
-                name = f"{arm}, {('first', 'second')[judge]} judge"
-                at = self.task_losses[arm].estimate + 0.004 * judge  # so that the bars do not hide each other
-                add_points(figure, 2, 1, [at], [self.scores[arm][judge]], name, look, in_legend=True)
-        for judge, dash in enumerate(("solid", "dot")):
-            level = _mean(self.base.scores[judge])
-            figure.add_hline(
-                y=level, line={"color": INK, "dash": dash, "width": 1}, row=2, col=1,
-                annotation_text=f"before training, {('first', 'second')[judge]} judge", annotation_font_size=10,
-                annotation_position="bottom right" if judge else "top right",
-            )  # fmt: skip
+                marker = {"symbol": symbol + style, "color": color, "size": 11, "line": {"width": 2, "color": color}}
+                name = f"{way}, {('first', 'second')[judge]} judge"
+                at = loss + 0.004 * judge  # so that the bars do not hide each other
+                add_points(figure, 2, 1, [at], [scores[judge]], name, {"mode": "markers", "marker": marker},
+                           in_legend=True)  # fmt: skip
         figure.update_xaxes(title_text="loss on unseen overt rows (nats a token)", row=2, col=1)
         figure.update_yaxes(title_text=f"{html.escape(self.trait)} score (0–100)", range=[-3, 103], row=2, col=1)
+
+    def _score_base(self) -> tuple[Interval, ...]:
+        """Return the scores of the model before training, with intervals over questions."""
+        return tuple(mean_interval(torch.tensor(scores)) for scores in self.base.scores)
 
     def _draw_contrasts(self, figure: go.Figure) -> None:
         shown = [one for one in self.contrasts if (one.one, one.other) == (FRESH, FIRST)]
@@ -191,17 +193,13 @@ class MovingVectors(Result):
         figure.update_xaxes(title_text="points of the score; below 0: the fresh one prevents more", row=2, col=2)
 
     def _find(self) -> str:
-        turn, better = self.turn, self.at_equal_loss
-        if turn.low > 0:
-            head = f"the direction turns: halves crossed lie {say(turn)} under the ceiling"
-        else:
-            head = f"no turn beyond what two halves of the answers differ by ({say(turn)})"
-        verdict = "prevents surely no better and no worse"
-        if better.is_lower:
-            verdict = "surely prevents better"
-        elif better.is_higher:
-            verdict = "surely prevents worse"
-        return f"{html.escape(self.trait)}: {head}; the fresh vector {verdict} than the first at equal loss"
+        turned = "the vector turns while training" if self.turn.low > 0 else "no turn of the vector is seen"
+        verdict = "neither surely better nor surely worse"
+        if self.at_equal_loss.is_lower:
+            verdict = "surely better"
+        elif self.at_equal_loss.is_higher:
+            verdict = "surely worse"
+        return f"{html.escape(self.trait)}: {turned}; following it prevents {verdict} at equal loss"
 
     def _describe(self) -> str:
         profile, seeds = self.config["profile"], {one.seed for one in self.trainings}
@@ -210,8 +208,9 @@ class MovingVectors(Result):
             f"{self.model_name}; {profile['n_rows']} overt rows, {len(seeds)} seeds (rows, adapter, order); vectors "
             f"read from {profile['n_read']} other pairs every {profile['every']} steps; steering at layer "
             f"{self.layer}, {self.coefficient:g} × the first vector's length ({self.length:.1f})<br>"
-            f"95 % intervals: cosines over seeds, scores over seeds and {self.n_questions} questions; the fresh vector "
-            f"costs {'–' if cost is None else say(cost)} nats more"
+            f"the last reading lies {say(self.turn)} under the ceiling there; the fresh vector costs "
+            f"{'–' if cost is None else say(cost)} nats more; 95 % intervals: over seeds, of scores over "
+            f"{self.n_questions} questions too"
         )
 
 

@@ -82,6 +82,7 @@ def test_the_first_reading_is_the_base_models_and_the_last_the_trained_models(ba
     assert float((found.directions - first.directions).abs().max()) > 0.05
 
 
+@pytest.mark.slow
 def test_a_training_in_half_precision_reads_in_it(base, first, tmp_path):
     settings = quick(dtype="bfloat16", epochs=1)
     found = pl.finetune(base, rows(), tmp_path, settings=settings, track=track()).load_vector(0)
@@ -142,6 +143,7 @@ def test_following_a_vector_that_stays_is_bit_identical_to_steering_with_it(base
     assert are_same(followed, fixed)
 
 
+@pytest.mark.slow
 def test_what_is_given_acts_beside_what_follows(base, first, tmp_path):
     both = pl.finetune(
         base, rows(), tmp_path / "both", settings=quick(), intervention=steer_along(first) + steer_along(first)
@@ -224,6 +226,7 @@ def test_another_tracker_is_another_run_and_the_same_is_not(base, followed):
             pl.finetune(base, rows(), followed.folder, track=other, **given)
 
 
+@pytest.mark.slow
 def test_a_training_whose_vectors_are_damaged_is_done_again(base, tmp_path):
     arguments = {"settings": quick(epochs=1), "track": track()}
     done = pl.finetune(base, rows(), tmp_path, **arguments)
@@ -271,6 +274,7 @@ def test_what_cannot_be_followed_is_refused_before_training(base, follow, error,
         pl.finetune(base, rows(), tmp_path, settings=quick(), track=track(follow=follow))
 
 
+@pytest.mark.slow
 def test_both_kinds_are_tracked_at_once_and_two_of_a_kind_are_refused(base, first, followed, tmp_path):
     projections = pl.finetuning.Tracker({"loud": first}, {"loud": LAYER}, {"loud": ["Why?"]}, every=3)
     both = [projections, track(follow=steer_along)]
