@@ -203,6 +203,7 @@ def test_a_judge_that_cannot_be_measured_is_refused_before_any_model_runs(argume
     assert words in done.err
 
 
+@pytest.mark.slow
 def test_the_demo_shows_both_answers_and_writes_a_page_in_which_their_text_is_escaped(tmp_path, monkeypatch):
     monkeypatch.setattr("persona_lens.cli.demo.EMBEDDED_SAMPLING", pl.Sampling(8, temperature=0.7))
     page = tmp_path / "demo.html"
@@ -296,6 +297,7 @@ def write_examples(folder):
     return path
 
 
+@pytest.mark.slow
 def test_written_answers_of_ones_own_make_a_vector_and_judge_a_sweep(loud, tmp_path, monkeypatch):
     monkeypatch.setattr("persona_lens.cli.sweeping.choose_sampling", lambda model: pl.Sampling(4))
     examples = write_examples(tmp_path)
@@ -317,6 +319,7 @@ def test_written_answers_of_ones_own_make_a_vector_and_judge_a_sweep(loud, tmp_p
     assert "--examples" in refused.err
 
 
+@pytest.mark.slow
 def test_a_judge_of_ones_own_trait_is_validated_on_answers_of_ones_own(loud, tmp_path, monkeypatch):
     monkeypatch.setattr("persona_lens.cli.validating.choose_sampling", lambda model: pl.Sampling(4))
     given = ["--trait", loud.trait, "--examples", write_examples(tmp_path), "--model", loud.model, "--json"]
