@@ -198,10 +198,10 @@ class HiddenSignal(Result):
             return f"{trait}: plain training does not surely raise it for both judges"
         parts = []
         for one in (*self.list_ways(PENALTY), *self.list_ways(PREVENTION)):
-            first, fresh, judge, other = (round(100 * share) for share in self.list_shares(one))
-            parts.append(f"{first}, {fresh}, {judge} and {other} % after {one.way}")
-        head = f"{trait}: of plain training's effect the first vector, a fresh one and two judges see"
-        return f"{head} {'; '.join(parts)}"
+            shares = " · ".join(str(round(100 * share)) for share in self.list_shares(one))
+            parts.append(f"{shares} % after {one.way}")
+        head = f"{trait}: what the first vector · a fresh one · either judge see of plain training's effect:"
+        return f"{head}<br>{'; '.join(parts)}"
 
     def list_shares(self, one: WaySignal) -> tuple[float, float, float, float]:
         """Return the shares that a way leaves of what plain training does beyond ordinary data.
@@ -273,8 +273,8 @@ class HiddenSignal(Result):
         figure.update_xaxes(title={"text": "moved (vector lengths)", "standoff": 2}, row=1, col=2)
         subtitle = (
             f"{self.model_name}; {self.n_rows} rows, {len(self.seeds)} seeds, {self.n_questions} evaluation and "
-            f"{self.n_held_out} held-out questions; bars: 95 % over seeds and questions; effect: beyond ordinary data; "
-            f"dashed: layer {self.layer}, at which the projection was held and the vector added"
+            f"{self.n_held_out} held-out questions; bars: 95 % over both; effect: beyond ordinary data; "
+            f"loss and vector at layer {self.layer}, dashed"
         )
         lay_out(figure, self.say_finding(), subtitle, width=1200, height=1500, bottom=120, legend=-0.05)
         figure.update_layout(margin={"l": 190})
@@ -282,7 +282,7 @@ class HiddenSignal(Result):
 
     def to_markdown(self) -> str:
         """Write the finding, a row a way, and what the readers see where."""
-        finding = self.say_finding()
+        finding = self.say_finding().replace("<br>", " ")
         lines = [
             f"**{finding[0].upper()}{finding[1:]}.**", "",
             "| trained on | first judge | second judge | above ordinary data, first | second | below plain training, "

@@ -71,7 +71,7 @@ def test_the_finding_names_what_is_left_of_plain_training(results):
         ways=ways, seeds=(0, 1, 2), n_rows=4, n_questions=6, n_held_out=6, core_seconds={"training": 1.0},
     )  # fmt: skip
     said = found.say_finding()
-    assert "see 0, 100, 100 and 100 % after loss on the projection × 1; 0, 0, 25 and 25 % after preventative" in said
+    assert "0 · 100 · 100 · 100 % after loss on the projection × 1; 0 · 0 · 25 · 25 % after preventative" in said
     assert results.HiddenSignal.from_json(found.to_json()).to_json() == found.to_json()
     assert "| loss on the projection × 1 | first vector |" in found.to_markdown()
 
