@@ -73,7 +73,14 @@ class OrdinaryResponses(Record):
         return bisect_left(self.peaks, mean) / len(self.peaks)
 
     def rank_response(self, mean: float) -> float:
-        """Return the fraction of ordinary responses, of those with a peak, whose mean over all tokens is lower."""
+        """Return the fraction of ordinary responses, of those with a peak, whose mean over all tokens is lower.
+
+        Raises:
+            InvalidArgumentError: No ``means`` were kept.
+        """
+        if not self.means:
+            rule = "hold ordinary responses' mean projections"
+            raise InvalidArgumentError.of("means", rule, self.means, "Calibrate the monitor anew.")
         return bisect_left(self.means, mean) / len(self.means)
 
     def list_thresholds(self, quantiles: Sequence[float]) -> tuple[float, ...]:

@@ -265,6 +265,8 @@ def test_what_cannot_be_held_is_refused_by_name_before_the_model_runs(model, mon
     ):
         with pytest.raises(InvalidArgumentError, match="Calibrate it anew"):
             refused()
+    with pytest.raises(InvalidArgumentError, match="`means`"):
+        replace(monitor.traits[0].responses, means=()).rank_response(0.0)
     with pytest.raises(InvalidArgumentError, match="`conversations`"):
         read_answers(model, monitor, [])
     with pytest.raises(InvalidArgumentError, match="`text`"):
