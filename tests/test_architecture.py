@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import sys
 import tomllib
@@ -123,8 +124,9 @@ def parse(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
 
 
-def list_imports(path: Path) -> list[Import]:
-    return list(_walk_imports(parse(path), path.relative_to(ROOT).parent.parts, function=""))
+@functools.cache
+def list_imports(path: Path) -> tuple[Import, ...]:
+    return tuple(_walk_imports(parse(path), path.relative_to(ROOT).parent.parts, function=""))
 
 
 def _walk_imports(node: ast.AST, package: tuple[str, ...], function: str) -> Iterator[Import]:
@@ -275,14 +277,22 @@ def test_nothing_unpickles(path: Path):
 @each_source("persona_lens", "experiments", "benchmarks")
 def test_every_imported_package_is_a_declared_dependency(path: Path):
     ours = {"persona_lens", "experiments", "benchmarks", "results"} | {other.stem for other in path.parent.glob("*.py")}
+    for name in {found.module.split(".")[0] for found in list_imports(path)} - ours - sys.stdlib_module_names:
+        owners = {_normalize(owner) for owner in list_owners().get(name, [name])}
+        assert owners & list_declared(), f"{name} (of {sorted(owners)}) is missing from pyproject's dependencies"
+
+
+@functools.cache  # every file of the environment is looked at, which takes a third of a second
+def list_owners() -> Mapping[str, list[str]]:
+    return packages_distributions()
+
+
+@functools.cache
+def list_declared() -> set[str]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = {name: packages for name, packages in project["optional-dependencies"].items() if name != "dev"}
     requirements = [*project["dependencies"], *chain.from_iterable(extras.values())]
-    declared = {_normalize(re.split(r"[<>=!~\[; ]", requirement)[0]) for requirement in requirements}
-    distributions = packages_distributions()
-    for name in {found.module.split(".")[0] for found in list_imports(path)} - ours - sys.stdlib_module_names:
-        owners = {_normalize(owner) for owner in distributions.get(name, [name])}
-        assert owners & declared, f"{name} (of {sorted(owners)}) is missing from pyproject's dependencies"
+    return {_normalize(re.split(r"[<>=!~\[; ]", requirement)[0]) for requirement in requirements}
 
 
 def _normalize(distribution: str) -> str:
