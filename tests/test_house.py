@@ -158,13 +158,13 @@ def test_the_licence_of_every_locked_package_is_listed():
     assert listed == {(name, version) for name, (version, _) in locked.items()}
 
 
-def test_what_is_not_run_on_transformer_lens_4_loads_no_model():
-    makefile = (ROOT / "Makefile").read_text().replace("\\\n", " ")
-    left_out = re.search(r"^WITHOUT_A_MODEL := \$\(addprefix tests/,(.+?)\)", makefile, re.MULTILINE)[1].split()
-    for name in left_out:
-        assert (ROOT / "tests" / name).exists(), name
-    loading = r"\b(tiny_model|tiny_bridge|tiny_folder|roomy_folder|embedded_model|load_model|save_tiny|make_hf_model)\b"
-    places = [ROOT / "tests" / name for name in left_out if name != "test_house.py"]
-    sources = [path for place in places for path in ([place] if place.is_file() else place.rglob("*.py"))]
-    assert len(sources) > 20
-    assert not [path.name for path in sources if re.search(loading, path.read_text(encoding="utf-8"))]
+def test_every_room_that_touches_transformer_lens_is_tested_on_version_4():
+    """Its names, its models' hooks, or their forward pass (Hugging Face's takes `input_ids`)."""
+    makefile = (ROOT / "Makefile").read_text()
+    listed = re.search(r"^ON_TL4 := \$\(addprefix tests/,(.+?)\)", makefile, re.MULTILINE)[1].split()
+    assert all((ROOT / "tests" / room).is_dir() for room in listed)
+    touching = r"\btransformer_lens\b|\.hook_dict\b|\.run_with_(hooks|cache)\(|\bmodel\((?!input_ids=)"
+    package = ROOT / "persona_lens"
+    sources = {path.relative_to(package): path.read_text(encoding="utf-8") for path in package.rglob("*.py")}
+    found = {path.parts[0] for path, source in sources.items() if re.search(touching, source)}
+    assert {"models", "diagnosis"} < found <= set(listed), found - set(listed)
