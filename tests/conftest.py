@@ -3,6 +3,7 @@ import sys
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import jaxtyping
 import pytest
 import torch
 from hypothesis import settings
@@ -30,6 +31,14 @@ def pytest_collection_modifyitems(items):
     """Files with slow tests first, so that the last ones to end are short, whichever process they fall to."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+@pytest.fixture
+def own_checks_alone():
+    """Without the tests' own run-time type checks, which would come before the package's."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session")

@@ -155,8 +155,9 @@ def test_importing_prints_nothing():
     assert (done.stdout, done.stderr) == ("", "")
 
 
+@pytest.mark.slow
 def test_importing_takes_under_three_seconds_beyond_torch_and_transformer_lens():
-    # Processor time, so that a busy machine does not matter; the better of two, as the first may compile.
+    # Processor time, so that a busy machine does not matter; a second try, as the first may compile.
     code = (
         "import time, torch, transformer_lens, transformer_lens.model_bridge\n"
         "start = time.process_time()\n"
@@ -164,5 +165,4 @@ def test_importing_takes_under_three_seconds_beyond_torch_and_transformer_lens()
         "[getattr(persona_lens, name) for name in persona_lens.__all__ if name != 'plots']\n"
         "print(time.process_time() - start)"
     )
-    seconds = min(float(run_python(code).stdout) for _ in range(2))
-    assert seconds < MAX_IMPORT_SECONDS
+    assert any(float(run_python(code).stdout) < MAX_IMPORT_SECONDS for _ in range(2))

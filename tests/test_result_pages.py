@@ -18,6 +18,7 @@ def read_part(page, part):
     return found.group(1)
 
 
+@pytest.mark.slow
 def test_every_part_of_every_page_is_what_the_results_say(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "experiments")
     render_pages = importlib.import_module("results.pages").render_pages

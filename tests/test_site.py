@@ -162,6 +162,7 @@ def test_a_judge_is_added_as_the_page_says(capsys):
     assert capsys.readouterr().out == "not valid\n"
 
 
+@pytest.mark.slow
 def test_an_operation_is_added_as_the_page_says():
     """In a process of its own, as a user would run it."""
     code = read_marked(DOCS / "developing" / "adding.md", "operation")

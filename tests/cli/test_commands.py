@@ -203,6 +203,7 @@ def test_a_judge_that_cannot_be_measured_is_refused_before_any_model_runs(argume
     assert words in done.err
 
 
+@pytest.mark.slow
 def test_the_demo_shows_both_answers_and_writes_a_page_in_which_their_text_is_escaped(tmp_path, monkeypatch):
     monkeypatch.setattr("persona_lens.cli.demo.EMBEDDED_SAMPLING", pl.Sampling(8, temperature=0.7))
     page = tmp_path / "demo.html"

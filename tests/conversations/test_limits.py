@@ -98,6 +98,7 @@ def test_rows_of_python_nested_without_end_are_bad_rows():
     assert all("cannot be shown" in row.detail for row in found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
 def test_a_file_compressed_too_far_is_read_to_its_limit_and_no_further(tmp_path, suffix):
     n_rows = 1 + (1 << 26) // 10_000

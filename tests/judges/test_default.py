@@ -76,6 +76,7 @@ def test_its_progress_is_shown(model, calibrated):
     assert labels == ["calibrating the judge (responses)"]
 
 
+@pytest.mark.slow
 def test_a_bundled_trait_with_written_examples_is_read_by_the_model_itself_and_fitted_once(model, calibrated):
     evil = pl.load_trait("evil")
     few = replace(evil, extraction_questions=evil.extraction_questions[:2])
@@ -107,6 +108,7 @@ def test_the_embedded_models_judge_comes_with_the_package_for_that_model_and_tha
     assert default._load_ready(parts.model, swapped) is None
 
 
+@pytest.mark.slow
 def test_a_ready_judge_is_taken_without_calibration_and_tells_overt_from_opposite_answers(calibrated):
     model = pl.load_model(dtype="bfloat16", device="cpu")
     judge = default.default_judge(model, pl.load_trait("empathy"))

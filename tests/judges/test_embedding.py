@@ -83,6 +83,7 @@ def test_lists_of_unequal_length_and_too_few_examples_are_refused(judge):
         fit_embedding_judge("loud", EXAMPLES[:9], encoder=WordEncoder())
 
 
+@pytest.mark.slow
 def test_on_the_bundled_model_it_tells_formal_from_casual_answers_that_it_was_not_fitted_on():
     judge = fit_embedding_judge("formality", load_written_examples("formality", "training")[:15])
     assert isinstance(judge, EmbeddingJudge)

@@ -110,6 +110,7 @@ def bench(tmp_path_factory):
     return Bench(model, trait, judges, training, measure_lengths(model, training), sampling, Stream.EVIDENCE, run)
 
 
+@pytest.mark.slow
 def test_everything_that_is_compared_is_as_long_as_the_choice(bench, monkeypatch):
     vector = pl.read_persona_vector(bench.model, "formality", bench.training)
     added = []
