@@ -38,7 +38,7 @@ def save_vector(model, folder):
 
 @pytest.fixture
 def screen(folder, tmp_path, tiny_model, monkeypatch):
-    """Run the command in this process, on a model that is loaded already, in a folder of its own."""
+    """Run the command in this process, on a model that is loaded already, in a folder of its own, on short answers."""
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     loaded = []
 
@@ -51,7 +51,7 @@ def screen(folder, tmp_path, tiny_model, monkeypatch):
             contextlib.chdir(tmp_path), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err),
             pytest.raises(SystemExit) as ended,
         ):  # fmt: skip
-            main(["screen", *where, *arguments])
+            main(["screen", *where, "--max-response-tokens", "16", *arguments])
         return SimpleNamespace(
             status=ended.value.code, out=out.getvalue(), err=err.getvalue(), loaded=bool(loaded), folder=tmp_path
         )
@@ -197,7 +197,7 @@ def test_what_is_read_is_never_written_over(screen, tmp_path, name, role, link):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--max-response-tokens", "5"], "settings.max_response_tokens 64, not 5"),
+        (["--max-response-tokens", "5"], "settings.max_response_tokens 16, not 5"),
         (["--layer", "2"], "layers.loud 1, not 2"),
         (["--max-rows", "3"], "max_rows"),
     ],
