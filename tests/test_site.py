@@ -72,6 +72,7 @@ def read_inventory(site):
     return {line.split(" ")[0] for line in zlib.decompress(compressed).decode().splitlines()}
 
 
+@pytest.mark.slow
 def test_every_public_name_is_in_the_reference(site):
     known = read_inventory(site)
     public = {name: getattr(pl, name) for name in pl.__all__ if not name.startswith("_")}
@@ -86,6 +87,7 @@ def test_every_public_name_is_in_the_reference(site):
     assert not missing
 
 
+@pytest.mark.slow
 def test_every_page_of_the_site_is_in_llms_txt_with_a_line_about_it(site):
     lines = (site / "llms.txt").read_text().splitlines()
     listed = {re.search(r"\]\(([^)]+)\)", line)[1]: line for line in lines if line.startswith("- [")}
@@ -94,6 +96,7 @@ def test_every_page_of_the_site_is_in_llms_txt_with_a_line_about_it(site):
     assert not [line for line in listed.values() if len(line.partition("): ")[2]) < 20]
 
 
+@pytest.mark.slow
 def test_figures_and_notebooks_are_on_the_site(site):
     for pattern in ("figures/*.png", "notebooks/*.ipynb"):
         for path in ROOT.glob(pattern):
@@ -102,6 +105,7 @@ def test_figures_and_notebooks_are_on_the_site(site):
     assert "data:image/png;base64" in (site / "notebooks" / "01_tour.html").read_text()
 
 
+@pytest.mark.slow
 def test_no_page_of_the_reference_shows_a_role_of_another_markup(site):
     for path in (site / "reference").glob("*.html"):
         assert not re.findall(r":(?:func|class|meth|attr|data):", path.read_text()), path.name

@@ -297,6 +297,7 @@ def write_examples(folder):
     return path
 
 
+@pytest.mark.slow
 def test_written_answers_of_ones_own_make_a_vector_and_judge_a_sweep(loud, tmp_path, monkeypatch):
     monkeypatch.setattr("persona_lens.cli.sweeping.choose_sampling", lambda model: pl.Sampling(4))
     examples = write_examples(tmp_path)
@@ -318,6 +319,7 @@ def test_written_answers_of_ones_own_make_a_vector_and_judge_a_sweep(loud, tmp_p
     assert "--examples" in refused.err
 
 
+@pytest.mark.slow
 def test_a_judge_of_ones_own_trait_is_validated_on_answers_of_ones_own(loud, tmp_path, monkeypatch):
     monkeypatch.setattr("persona_lens.cli.validating.choose_sampling", lambda model: pl.Sampling(4))
     given = ["--trait", loud.trait, "--examples", write_examples(tmp_path), "--model", loud.model, "--json"]

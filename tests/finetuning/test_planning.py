@@ -96,6 +96,7 @@ def plan(training, out, **more):
     )
 
 
+@pytest.mark.slow
 def test_every_way_is_trained_and_measured_against_training_alone(training, tmp_path):
     found = plan(training, tmp_path, max_shift=1e-6, all_layers=(1.0,))
     assert [(one.method, one.coefficient) for one in found.tried] == [

@@ -239,6 +239,7 @@ def penalty_by_hand(base, folder, data, penalty):
     return penalty.weight * (moved[penalty.layer] @ along).square().mean().item()
 
 
+@pytest.mark.slow
 def test_the_penalty_is_added_in_nats_however_the_batch_is_divided(base, tmp_path):
     """The first loss has none, as the adapter starts at zero; the second has the penalty of the first step."""
     data = rows(4, length=3)
@@ -502,6 +503,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(broken_off, tmp_pat
     assert [path.name for path in kept.iterdir()] == ["checkpoint-2"]  # so that whatever the damage, it goes on alike
 
 
+@pytest.mark.slow
 def test_from_the_checkpoint_before_a_damaged_one_training_comes_to_the_same(base, uninterrupted, broken_off, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(broken_off, out)
@@ -511,6 +513,7 @@ def test_from_the_checkpoint_before_a_damaged_one_training_comes_to_the_same(bas
     assert are_equal(resumed, uninterrupted)
 
 
+@pytest.mark.slow
 def test_a_run_whose_checkpoints_are_all_damaged_begins_anew(base, uninterrupted, broken_off, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(broken_off, out)
