@@ -507,7 +507,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(broken_off, tmp_pat
 def test_from_the_checkpoint_before_a_damaged_one_training_comes_to_the_same(base, uninterrupted, broken_off, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(broken_off, out)
-    CHECKPOINT_DAMAGES["a bit of the optimizer"](out / "checkpoints" / "checkpoint-3")
+    CHECKPOINT_DAMAGES["a zeroed optimizer"](out / "checkpoints" / "checkpoint-3")
     resumed = pl.finetune(base, rows(), out, settings=quick(**MANY, save_steps=1), intervention=adding(1.0))
     assert resumed.losses == uninterrupted.losses
     assert are_equal(resumed, uninterrupted)
