@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -15,7 +16,6 @@ from persona_lens.finetuning import PullBack
 from persona_lens.plots.style import COLORS, GREY, INK, add_points, error_bars, lay_out, say, say_estimate
 from persona_lens.reproduction.figures import Result
 from persona_lens.statistics import Interval, bootstrap_auroc, mean_over_directions_interval
-from persona_lens.statistics.missing import mean_interval
 
 SPOILT, HARMLESS, REFERENCE = "spoilt", "harmless", "reference"
 CONTROL_STYLES = {
@@ -116,9 +116,18 @@ class ControlModel(Result):
         return float((base - own) / (base - spoilt))
 
     def accuracy(self, control: str, share: float) -> Interval:
-        """Return the mean accuracy over seeds."""
-        found = [front.capability[front.shares.index(share)].estimate for front in self.fronts[control]]
-        return mean_interval(torch.tensor(found))
+        """Return the mean accuracy over seeds, each with items of its own; the interval is over items.
+
+        Of independent intervals, by recovering the variance at each end (Zou and Donner, Statistics in Medicine 27,
+        2008).
+        """
+        found = [front.capability[front.shares.index(share)] for front in self.fronts[control]]
+        mean, n = sum(one.estimate for one in found) / len(found), len(found)
+        low, high = (
+            math.sqrt(sum((one.estimate - end) ** 2 for one, end in zip(found, ends, strict=True))) / n
+            for ends in ([one.low for one in found], [one.high for one in found])
+        )
+        return Interval(mean, mean - low, mean + high)
 
     def separate(self, scores: Sequence[float]) -> Interval:
         """Return the AUROC of a score of the models, spoilt against harmless."""
@@ -225,21 +234,23 @@ class ControlModel(Result):
             scores = " and ".join(
                 f"{say_estimate(a, '.0f')} to {say_estimate(b, '.0f')}" for a, b in zip(before, after, strict=True)
             )
-            sure = all(self.falls(control, judge) for judge in range(2))
+            sure = all(self.fall(control, judge, None).low > 0 for judge in range(2))
             surely = "surely, for both judges" if sure else "not surely for both judges"
             parts.append(f"{name}, the score falls from {scores} ({surely}), {self.kept(control):.0%} of the task kept")
         return (
             f"{html.escape(self.trait)}: {'; '.join(parts)}; by the weights' direction alone spoilt models are told "
-            f"with AUROC {say(self.weights)}"
+            f"with AUROC {say(self.weights)}, by their mere length with "
+            f"{say(self.detectors['length of the change of weights'])}"
         )
 
-    def falls(self, control: str, judge: int) -> bool:
-        """Whether the chosen shares surely score below the spoilt models, paired by seed and question."""
+    def fall(self, control: str, judge: int, share: float | None) -> Interval:
+        """Return how much lower than the spoilt model a share scores, paired; arguments as :meth:`measure`."""
         rows = []
         for front in self.fronts[control]:
             scores = front.scores[:, judge, ~front.is_choosing_question]
-            rows.append(scores[front.shares.index(front.chosen)] - scores[front.shares.index(1.0)])
-        return mean_over_directions_interval(torch.stack(rows)).high < 0
+            own = front.chosen if share is None else share
+            rows.append(scores[front.shares.index(1.0)] - scores[front.shares.index(own)])
+        return mean_over_directions_interval(torch.stack(rows))
 
     def _describe(self) -> str:
         front = self.fronts["base"][0]
@@ -265,16 +276,19 @@ def controls_to_markdown(found: Sequence[ControlModel]) -> str:
     lines = []
     for one in found:
         lines += [
-            f"| {one.trait}: towards | share | score, first judge | second judge | loss of the task | accuracy |",
-            "|---|---|---|---|---|---|",
+            f"| {one.trait}: towards | share | score, first judge | second judge | below the spoilt model, first judge "
+            "| second judge | loss of the task | accuracy |",
+            "|---" * 8 + "|",
         ]
         for control in one.fronts:
             for share in one.shares:
                 cells = [f"{one.measure(control, 'score', share, judge):.0f}" for judge in range(2)]
+                cells += [f"{one.fall(control, judge, share):.0f}" for judge in range(2)]
                 cells += [str(one.measure(control, "loss", share)), str(one.accuracy(control, share))]
                 lines.append(f"| {control} | {share:g} | {' | '.join(cells)} |")
             chosen = ", ".join(f"{share:g}" for share in one.chosen(control))
             cells = [f"{one.measure(control, 'score', None, judge):.0f}" for judge in range(2)]
+            cells += [f"{one.fall(control, judge, None):.0f}" for judge in range(2)]
             cells += [str(one.measure(control, "loss", None)), f"{one.kept(control):.0%} of the task kept"]
             lines.append(f"| {control} | chosen: {chosen} | {' | '.join(cells)} |")
         lines += ["", f"| detector of {one.trait}, no answer read | AUROC, spoilt against harmless |", "|---|---|"]
