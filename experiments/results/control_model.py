@@ -13,7 +13,7 @@ import torch
 from plotly.subplots import make_subplots
 
 from persona_lens.finetuning import PullBack
-from persona_lens.plots.style import COLORS, GREY, INK, add_points, error_bars, lay_out, say, say_estimate
+from persona_lens.plots.style import COLORS, GREY, INK, add_points, error_bars, lay_out, say
 from persona_lens.reproduction.figures import Result
 from persona_lens.statistics import Interval, bootstrap_auroc, mean_over_directions_interval
 
@@ -226,22 +226,18 @@ class ControlModel(Result):
             figure.update_yaxes(autorange="reversed", showticklabels=column == 1, row=2, col=column)
 
     def _find(self) -> str:
-        parts = []
-        for control, name in (("base", "scaled towards the base"), ("accepted", "averaged with an accepted model")):
-            before, after = (
-                [self.measure(control, "score", share, judge) for judge in range(2)] for share in (1.0, None)
-            )
-            scores = " and ".join(
-                f"{say_estimate(a, '.0f')} to {say_estimate(b, '.0f')}" for a, b in zip(before, after, strict=True)
-            )
-            sure = all(self.fall(control, judge, None).low > 0 for judge in range(2))
-            surely = "surely, for both judges" if sure else "not surely for both judges"
-            parts.append(f"{name}, the score falls from {scores} ({surely}), {self.kept(control):.0%} of the task kept")
-        return (
-            f"{html.escape(self.trait)}: {'; '.join(parts)}; by the weights' direction alone spoilt models are told "
-            f"with AUROC {say(self.weights)}, by their mere length with "
-            f"{say(self.detectors['length of the change of weights'])}"
+        """Say what averaging surely does for both judges, and whether the weights' direction tells spoilt models."""
+        mixed = [
+            f"{share:g} towards the {control}"
+            for control in self.fronts
+            for share in self.shares
+            if 0 < share < 1 and all(self.fall(control, judge, share).low > 0 for judge in range(2))
+        ]
+        lowered = (
+            f"averaging surely lowers it for both judges at {', '.join(mixed) or 'no share but the control itself'}"
         )
+        told = "surely" if self.weights.low > 0.5 else "not surely"
+        return f"{html.escape(self.trait)}: {lowered}; weights {told} tell spoilt models (AUROC {say(self.weights)})"
 
     def fall(self, control: str, judge: int, share: float | None) -> Interval:
         """Return how much lower than the spoilt model a share scores, paired; arguments as :meth:`measure`."""

@@ -192,16 +192,26 @@ class HiddenSignal(Result):
         return [one for one in self.ways if one.way.startswith(method)]
 
     def say_finding(self) -> str:
-        """Say what vectors and judges see of plain training's effect after each way of preventing it."""
+        """Say after which ways of preventing it both judges surely see the trait and the first vector does not."""
         trait = html.escape(self.trait)
         if not self.get_way(PLAIN).shows:
             return f"{trait}: plain training does not surely raise it for both judges"
+        tried = [*self.list_ways(PENALTY), *self.list_ways(PREVENTION)]
+        seen = [one for one in tried if all(rise.low > 0 for rise in one.rise)]
+        unseen = [one.way for one in seen if one.beyond[FIRST][self.layer].low <= 0]
+        if not unseen:
+            return (
+                f"{trait}: where both judges surely see it, so does the first vector ({len(seen)} of {len(tried)} ways)"
+            )
+        return f"{trait}: both judges surely see it after {' and '.join(unseen)}, the first vector does not"
+
+    def say_shares(self) -> str:
+        """Say what vectors and judges see of plain training's effect after each way."""
         parts = []
         for one in (*self.list_ways(PENALTY), *self.list_ways(PREVENTION)):
             shares = " · ".join(str(round(100 * share)) for share in self.list_shares(one))
             parts.append(f"{shares} % after {one.way}")
-        head = f"{trait}: what the first vector · a fresh one · either judge see of plain training's effect:"
-        return f"{head}<br>{'; '.join(parts)}"
+        return f"of plain training's effect the first vector · a fresh one · either judge see {'; '.join(parts)}"
 
     def list_shares(self, one: WaySignal) -> tuple[float, float, float, float]:
         """Return the shares that a way leaves of what plain training does beyond ordinary data.
@@ -273,8 +283,8 @@ class HiddenSignal(Result):
         figure.update_xaxes(title={"text": "moved (vector lengths)", "standoff": 2}, row=1, col=2)
         subtitle = (
             f"{self.model_name}; {self.n_rows} rows, {len(self.seeds)} seeds, {self.n_questions} evaluation and "
-            f"{self.n_held_out} held-out questions; bars: 95 % over both; effect: beyond ordinary data; "
-            f"loss and vector at layer {self.layer}, dashed"
+            f"{self.n_held_out} held-out questions; bars: 95 % over both; loss and vector at layer {self.layer}, "
+            f"dashed; effect: beyond ordinary data; {self.say_shares()}"
         )
         lay_out(figure, self.say_finding(), subtitle, width=1200, height=1500, bottom=120, legend=-0.05)
         figure.update_layout(margin={"l": 190})
@@ -282,9 +292,9 @@ class HiddenSignal(Result):
 
     def to_markdown(self) -> str:
         """Write the finding, a row a way, and what the readers see where."""
-        finding = self.say_finding().replace("<br>", " ")
+        finding, shares = self.say_finding(), self.say_shares()
         lines = [
-            f"**{finding[0].upper()}{finding[1:]}.**", "",
+            f"**{finding[0].upper()}{finding[1:]}.** {shares[0].upper()}{shares[1:]}.", "",
             "| trained on | first judge | second judge | above ordinary data, first | second | below plain training, "
             "first | second | AUROC, first vector | fresh vector | probe | cosine, fresh with first |",
             "|---|---|---|---|---|---|---|---|---|---|---|",

@@ -64,13 +64,17 @@ def test_a_hidden_signal_is_seen_by_the_others_and_by_the_first_vector_at_other_
     assert steered.fall[1].estimate == pytest.approx(30, abs=1)
 
 
-def test_the_finding_names_what_is_left_of_plain_training(results):
+def test_the_finding_names_what_judges_see_and_the_first_vector_does_not(results):
     ways = tuple(put_together(results).values())
     found = results.HiddenSignal(
         config={"model": {"name": "tiny"}}, trait="loud", layer=1, reader="a", second_reader="b", validations=(),
         ways=ways, seeds=(0, 1, 2), n_rows=4, n_questions=6, n_held_out=6, core_seconds={"training": 1.0},
     )  # fmt: skip
-    said = found.say_finding()
+    assert found.say_finding() == (
+        "loud: both judges surely see it after loss on the projection × 1 and preventative steering × 3, "
+        "the first vector does not"
+    )
+    said = found.say_shares()
     assert "0 · 100 · 100 · 100 % after loss on the projection × 1; 0 · 0 · 25 · 25 % after preventative" in said
     assert results.HiddenSignal.from_json(found.to_json()).to_json() == found.to_json()
     assert "| loss on the projection × 1 | first vector |" in found.to_markdown()
