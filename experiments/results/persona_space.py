@@ -198,9 +198,10 @@ class PersonaSpaceResult(Result):
             return "no floor surely brings answers back for both judges"
         surely = [name for name in nearer if all(self.capping.above_random(one, name).low > 0 for one in judges)]
         shown = " and ".join(f"{name.split()[-1]} %" for name in surely or nearer)
-        return f"a floor at {shown} brings answers nearer, " + (
-            "beyond random floors" if surely else "not surely beyond random floors"
-        )
+        if not surely:
+            return f"a floor at {shown} brings answers nearer, not surely beyond random floors"
+        own, null = (self.capping.coherence(one) for one in (surely[-1], find_null(surely[-1])))
+        return f"a floor at {shown} brings answers nearer, beyond random ones (coherence {own:.0f}, theirs {null:.0f})"
 
     def _draw_distances(self, figure: go.Figure, column: int, found: AxisDistances, played: set[str] | None) -> None:
         order = sorted(range(len(found.roles)), key=lambda i: found.distances[i].estimate)
@@ -307,14 +308,17 @@ class PersonaSpaceResult(Result):
             surely = [one for one in judges if self.capping.rise(one, name).low > 0]
             more = [one for one in judges if self.capping.above_random(one, name).low > 0]
             share = [self.capping.rise(one, name).estimate / self.capping.gap(one).estimate for one in judges]
-            beside = f"beyond random floors that move the answers as far by {_count(more)}"
+            beside = (
+                f"beyond random floors that move the answers as far by {_count(more)} (coherence "
+                f"{self.capping.coherence(name):.0f} against {self.capping.coherence(find_null(name)):.0f})"
+            )
             said.append(
                 f"at the {self._say_condition(name).split('<br>')[0]} answers come nearer to the assistant's by "
                 f"{' and '.join(f'{one:.0%}' for one in share)} of what parts them, surely by {_count(surely)}, "
                 f"{beside}"
             )
         cost = " and ".join(str(self.capping.assistant_cost(one)) for one in judges)
-        return f"{'; '.join(said)}. To the assistant itself it does {cost} points."
+        return f"{'; '.join(said)}. To the assistant itself the floor at the 25th percentile does {cost} points."
 
     def _variances_to_markdown(self) -> str:
         heads = (

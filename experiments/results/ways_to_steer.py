@@ -144,9 +144,12 @@ class WaysToSteer(Result):
         return mean_interval(self.rises(judge, way, equal) - self.rises(judge, other, equal))
 
     def compare(self, other: str, equal: Equal) -> tuple[list[str], list[str]]:
-        """Return the ways that both judges see surely above another way, and those surely below it."""
+        """Return the ways that both judges see surely above another way, and those surely below it.
+
+        The system prompt is none of them: nothing sets how strong it is.
+        """
         better, worse = [], []
-        for way in (*self.ways, PROMPT):
+        for way in self.ways:
             if way == other:
                 continue
             found = [self.above(judge, way, other, equal) for judge in (0, 1)]
@@ -162,9 +165,29 @@ class WaysToSteer(Result):
         better, worse = ([f"{ways[side]} at equal {equal}" for ways, equal in zip(found, _EQUALS, strict=True)]
                          for side in (0, 1))  # fmt: skip
         return (
-            f"of {len(self.ways) - 1} ways, surely better than adding the mean difference, for both judges: "
-            f"{', '.join(better)}; surely worse: {', '.join(worse)}"
+            f"of {len(self.ways) - 1} ways, better than adding the mean difference, for both judges (intervals "
+            f"uncorrected, and without the noise of setting strengths): {', '.join(better)}; worse: {', '.join(worse)}"
         )
+
+    def say_better(self) -> list[str]:
+        """Say by how much each better way rises more than adding the mean difference, a line a way and trait."""
+        said = []
+        for equal in _EQUALS:
+            for way in self.compare(BASELINE, equal)[0]:
+                for one in self.traits:
+                    more = [
+                        mean_interval(one.rises(judge, way, equal) - one.rises(judge, BASELINE, equal))
+                        for judge in (0, 1)
+                    ]
+                    coherence = [
+                        float(one.responses.coherence_by_question[one.find(name, equal)].nanmean())
+                        for name in (way, BASELINE)
+                    ]
+                    said.append(
+                        f"- {way} less mean difference, add, at equal {equal}, {one.trait}: {more[0]:.0f} and "
+                        f"{more[1]:.0f} points; coherence {coherence[0]:.0f} against {coherence[1]:.0f}"
+                    )
+        return said
 
     def say_counts(self) -> str:
         """Say in a line how many ways both judges see do better than adding the mean difference."""
@@ -295,7 +318,7 @@ class WaysToSteer(Result):
             f"| unsteered | 0 | 0 | 0 | 0 | {mean_interval(coherence):.0f} | 0 | × 1.00 | "
             f"{self._say_accuracy(UNSTEERED)} |"
         )
-        return "\n".join([*lines, "", *self._say_best(), ""])
+        return "\n".join([*lines, "", *self._say_best(), "", *self.say_better(), ""])
 
     def _say_accuracy(self, way: str) -> str:
         """Return the mean accuracy over traits, where it was measured."""
