@@ -359,7 +359,7 @@ def describe_assistant(even: RoleAnswers, odd: RoleAnswers) -> pl.Trait:
 def list_spans(model: HookedModel, answers: RoleAnswers, n_questions: int) -> list[TokenSpans]:
     """Return roles' first answers to some questions, each behind its role's first system prompt.
 
-    Not all were given under that one; they are texts for a meter to read, behind the prompt under which floors are tried.
+    Not all were given under that one: a meter reads them behind the prompt that floors are tried under.
     """
     return [
         pl.models.encode_conversation(
