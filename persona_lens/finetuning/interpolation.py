@@ -236,7 +236,7 @@ def read_factors(adapter: Path) -> LoraFactors:
         rank, alpha = config["r"], config["lora_alpha"]
     except Exception as error:  # whatever JSON and safetensors make of damaged files
         raise FileFormatError.of("adapter", "be a whole LoRA adapter", str(adapter), str(error)[:200]) from error
-    plain: dict[str, tuple[Any, Any]] = {
+    plain: dict[str, tuple[Any, ...]] = {
         "use_dora": (False, None),
         "bias": ("none", None),
         "modules_to_save": (None, []),
