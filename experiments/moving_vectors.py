@@ -208,11 +208,12 @@ def measure_turn(one: Trained) -> dict[str, Float[Tensor, "reading layer"]]:
     """Return a training's cosines; ``turn`` is how far ``crossed`` lies under ``ceiling``.
 
     The ceiling is what halves of a direction that does not turn would have crossed: the geometric mean of both
-    readings' halves, as chance takes the root of it from either side.
+    readings' halves, as chance takes the root of it from either side. NaN where halves of a reading do not agree.
     """
     found = {name: torch.tensor(getattr(one, name)) for name in ("with_first", "with_previous", "crossed")}
     halves = torch.tensor(one.halves)
-    found["ceiling"] = (halves[:1] * halves).clamp(min=0).sqrt()
+    agree = (halves[:1] > 0) & (halves > 0)
+    found["ceiling"] = (halves[:1] * halves).sqrt().where(agree, torch.nan)
     found["turn"] = found["ceiling"] - found["crossed"]
     return found
 

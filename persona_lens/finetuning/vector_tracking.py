@@ -126,7 +126,7 @@ class VectorTurn(Record):
 
     The same answers are read each time, and their chance counts twice in ``with_first``; ``crossed`` shares none. Were
     there no turn, it would be the geometric mean of ``halves`` in the first reading and in this one: the turn is
-    ``sqrt(halves_first * halves_now) - crossed``.
+    ``sqrt(halves_first * halves_now) - crossed``, and unknown where either is negative.
 
     Args:
         step: Optimiser steps done.

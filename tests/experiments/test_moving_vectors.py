@@ -1,5 +1,6 @@
 import importlib
 import json
+import math
 
 import pytest
 import torch
@@ -103,9 +104,22 @@ def test_each_way_is_trained_with_each_seed_and_read(whole):
 def test_the_turn_is_the_ceiling_less_halves_crossed(whole):
     found = whole["turning"]["no prevention"]["cosines"]
     own = [one for one in whole["trainings"] if one["arm"] == "no prevention"]
-    layer = whole["layer"]
-    crossed = sum(one["crossed"][-1][layer] for one in own) / 2
-    ceiling = sum(max(one["halves"][0][layer] * one["halves"][-1][layer], 0) ** 0.5 for one in own) / 2
-    assert found["turn"][-1]["estimate"] == pytest.approx(ceiling - crossed, abs=1e-5)
-    assert found["turn"][0]["estimate"] == pytest.approx(0, abs=1e-6)
-    assert whole["at_the_end"]["cosines"]["turn"][layer] == found["turn"][-1]
+    by_layer = whole["at_the_end"]["cosines"]["turn"]
+    assert by_layer[whole["layer"]] == found["turn"][-1]
+    for layer, turn in enumerate(by_layer):
+        halves = [(one["halves"][0][layer], one["halves"][-1][layer]) for one in own]
+        if min(min(pair) for pair in halves) < 0:  # of a random model's readings, which have no ceiling
+            assert turn["estimate"] is None
+        else:
+            ceiling = sum((first * last) ** 0.5 for first, last in halves) / 2
+            crossed = sum(one["crossed"][-1][layer] for one in own) / 2
+            assert turn["estimate"] == pytest.approx(ceiling - crossed, abs=1e-5)
+
+
+def test_where_halves_of_a_reading_do_not_agree_the_turn_is_unknown(experiment):
+    rows = {name: ((0.5, -0.5), (0.4, -0.4)) for name in ("with_first", "with_previous", "halves", "crossed")}
+    own = [experiment.Trained("no prevention", seed, (), (), "", steps=(0, 4), norms=((1.0, 1.0),) * 2, **rows)
+           for seed in (0, 1)]  # fmt: skip
+    known, unknown = experiment.find_layers(own).cosines["turn"]
+    assert known.estimate == pytest.approx(0.2**0.5 - 0.4)
+    assert math.isnan(unknown.estimate)
