@@ -60,7 +60,7 @@ class ControlProfile(Profile):
     Args:
         settings: How models are trained.
         n_seeds: Spoilt models, and accepted ones.
-        n_rows: Rows of the task in each training, and as many answers.
+        n_rows: Rows of the task in each training, and as many answers; each seed has its own of 40 written ones.
         n_held_out: Rows that the task's loss is taken on.
         n_items: Multiple-choice items of each seed.
         shares: Of the spoilt model, beside 0 and 1.
@@ -81,7 +81,7 @@ _TINY = replace(_QUICK, rank=2, alpha=4, epochs=1, batch_size=4, warmup_steps=0,
 PROFILES = {
     "quick": ControlProfile(0.7, 48, 1, 1, _QUICK, 3, 12, 8, 20, (0.3, 0.6)),
     "paper": ControlProfile(
-        1.0, 1000, 10, 10, replace(FinetuneSettings(), learning_rate=1e-4), 5, 200, 100, 200, (0.2, 0.4, 0.6, 0.8)
+        1.0, 1000, 10, 10, replace(FinetuneSettings(), learning_rate=1e-4), 5, 8, 100, 200, (0.2, 0.4, 0.6, 0.8)
     ),
     "tiny": ControlProfile(0.7, 6, 1, 1, _TINY, 2, 4, 3, 3, (0.5,), n_pairs=1, n_questions=4, n_examples=10),
 }

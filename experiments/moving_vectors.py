@@ -9,11 +9,11 @@ and order. Vectors are read from answers that are not trained on, and the task l
 
 Rules, fixed before anything was seen. The layer is layer_sweep.py's. *The direction turns* where either half of the
 answers in the first reading lies surely less close to the other half in the last one than the halves of one reading lie
-to each other (interval over seeds, at the steering layer, without prevention): the same answers are read each time, so
-the plain cosine with the first vector shares their chance, and two halves share none. *The fresh vector prevents
-better* if, at equal task loss, the trait's score lies surely lower for both judges (interval over seeds and questions).
-Equal loss: the way that cost more is taken back along the line to the training without prevention, seed by seed, until
-it costs what the other does.
+to each other, the geometric mean of both (interval over seeds, at the steering layer, without prevention): the same
+answers are read each time, so the plain cosine with the first vector shares their chance, and two halves share none.
+*The fresh vector prevents better* if, at equal task loss, the trait's score lies surely lower for both judges (interval
+over seeds and questions). Equal loss: the way that cost more is taken back along the line to the training without
+prevention, seed by seed, until it costs what the other does; a seed where it nowhere does says nothing.
 """
 
 from __future__ import annotations
@@ -205,10 +205,15 @@ def run(model: HookedModel, trait: pl.Trait, profile: MovingProfile, arguments: 
 
 
 def measure_turn(one: Trained) -> dict[str, Float[Tensor, "reading layer"]]:
-    """Return a training's cosines; ``ceiling`` is the mean of both readings' halves, ``turn`` what lies under it."""
+    """Return a training's cosines; ``turn`` is how far ``crossed`` lies under ``ceiling``.
+
+    The ceiling is what halves of a direction that does not turn would have crossed: the geometric mean of both
+    readings' halves, as chance takes the root of it from either side. NaN where halves of a reading do not agree.
+    """
     found = {name: torch.tensor(getattr(one, name)) for name in ("with_first", "with_previous", "crossed")}
     halves = torch.tensor(one.halves)
-    found["ceiling"] = (halves[:1] + halves) / 2
+    agree = (halves[:1] > 0) & (halves > 0)
+    found["ceiling"] = (halves[:1] * halves).sqrt().where(agree, torch.nan)
     found["turn"] = found["ceiling"] - found["crossed"]
     return found
 
@@ -274,10 +279,14 @@ def compare(by_arm: dict[str, list[Trained]]) -> list[Contrast]:
 def share_at_equal_loss(
     plain: Float[Tensor, " seed"], first: Float[Tensor, " seed"], fresh: Float[Tensor, " seed"]
 ) -> tuple[Float[Tensor, " seed"], Float[Tensor, " seed"]]:
-    """Return how much of each way's effect is left where both cost the loss of the one that costs less."""
+    """Return how much of each way's effect is left where both cost the loss of the one that costs less.
+
+    NaN where no share between none and all of it costs that.
+    """
     cheaper = torch.minimum(first, fresh)
     shares = [torch.where(one > cheaper, (cheaper - plain) / (one - plain), 1.0) for one in (first, fresh)]
-    return shares[0].clamp(0, 1), shares[1].clamp(0, 1)
+    reached = [share.where((share >= 0) & (share <= 1), torch.nan) for share in shares]
+    return reached[0], reached[1]
 
 
 if __name__ == "__main__":

@@ -227,15 +227,16 @@ class ControlModel(Result):
 
     def _find(self) -> str:
         """Say what averaging surely does for both judges, and whether the weights' direction tells spoilt models."""
-        mixed = [
-            f"{share:g} towards the {control}"
+        lower = [
+            (control, share)
             for control in self.fronts
             for share in self.shares
-            if 0 < share < 1 and all(self.fall(control, judge, share).low > 0 for judge in range(2))
+            if share < 1 and all(self.fall(control, judge, share).low > 0 for judge in range(2))
         ]
-        lowered = (
-            f"averaging surely lowers it for both judges at {', '.join(mixed) or 'no share but the control itself'}"
-        )
+        mixed = [f"{share:g} towards the {control}" for control, share in lower if share > 0]
+        alone = {control for control, share in lower if share == 0}
+        without = "no share but the control itself" if alone == self.fronts.keys() else "no share between"
+        lowered = f"averaging surely lowers it for both judges at {', '.join(mixed) or without}"
         told = "surely" if self.weights.low > 0.5 else "not surely"
         return f"{html.escape(self.trait)}: {lowered}; weights {told} tell spoilt models (AUROC {say(self.weights)})"
 

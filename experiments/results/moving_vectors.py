@@ -21,7 +21,7 @@ _ARMS = {NO_PREVENTION: (COLORS[3], "circle"), FIRST: (COLORS[1], "square"), FRE
 _COSINES = {
     "with_first": ("with the first, same answers", COLORS[2], "solid", "circle"),
     "crossed": ("with the first, other half of the answers", COLORS[3], "dash", "diamond"),
-    "ceiling": ("ceiling: between halves of one reading", GREY, "dot", "square"),
+    "ceiling": ("ceiling: between halves of one reading, geometric mean", GREY, "dot", "square"),
 }
 
 Readings = tuple[tuple[float, ...], ...]
@@ -52,7 +52,10 @@ class Trained(Record):
 
 @dataclass(frozen=True)
 class Turning:
-    """Cosines over seeds, by name, at each of some steps or layers; ``turn`` is the ceiling less ``crossed``."""
+    """Cosines over seeds, by name, at each of some steps or layers; ``turn`` is the ceiling less ``crossed``.
+
+    The ceiling is the geometric mean of the halves of the first reading and of this one.
+    """
 
     places: tuple[int, ...]
     cosines: dict[str, tuple[Interval, ...]]

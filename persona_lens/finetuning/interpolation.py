@@ -90,7 +90,7 @@ def pair_weights(model: HookedModel, control: HookedModel) -> dict[str, tuple[Te
     """Return the weights of two models side by side, by name, without copying any.
 
     Raises:
-        ModelMismatchError: Weights of other names or shapes.
+        ModelMismatchError: Weights of other names, shapes or dtypes.
         UnsupportedModelError: Weights that are no floating-point numbers in memory.
     """
     own, others = (_name_weights(one) for one in (model, control))
@@ -106,6 +106,10 @@ def pair_weights(model: HookedModel, control: HookedModel) -> dict[str, tuple[Te
             if not one.is_floating_point() or one.itemsize < 2 or one.is_meta:
                 got = f"{str(one.dtype).removeprefix('torch.')} at {name}"
                 raise UnsupportedModelError.of("model", "have floating-point weights in memory", got)
+        if weight.dtype != others[name].dtype:  # what lies between them would be rounding as well
+            got, rule = (str(one.dtype).removeprefix("torch.") for one in (others[name], weight))
+            hint = "Load both with the same `dtype`."
+            raise ModelMismatchError.of("control", f"have weights of `model`'s dtype, {rule} at {name}", got, hint)
     return {name: (weight, others[name]) for name, weight in own.items()}
 
 
@@ -146,7 +150,7 @@ def scale_adapter(adapter: str | Path, share: float, out: str | Path) -> Path:
 
     Returns:
         The folder, for ``load_model(base, adapter=...)`` or for PEFT. Whoever trained the first and on what stays
-        written beside it, with the share.
+        written beside it, with the share; what was measured while it was trained does not, as it is not of this one.
 
     Raises:
         InvalidArgumentError: A share outside [0, 1], or ``out`` holds something.
@@ -186,7 +190,8 @@ def blend_adapters(adapter: str | Path, control: str | Path, share: float, out: 
 
     Raises:
         InvalidArgumentError: A share outside [0, 1], or ``out`` holds something.
-        ModelMismatchError: Adapters that were trained on other weights, or of other modules.
+        ModelMismatchError: Adapters that were trained on other weights, or of other modules or shapes. What was not
+            trained here does not say on which weights; then the base models' names are compared, without folders.
         FileFormatError: No whole LoRA adapter.
         UnsupportedModelError: As for :func:`scale_adapter`.
 
@@ -197,11 +202,18 @@ def blend_adapters(adapter: str | Path, control: str | Path, share: float, out: 
     check_share(share)
     first, second = read_factors(Path(adapter)), read_factors(Path(control))
     bases = [one.record.get("config", {}).get("fingerprint") for one in (first, second)]
+    if None in bases:  # one that was not trained here
+        names = [one.config.get("base_model_name_or_path") for one in (first, second)]
+        bases = [None if name is None else Path(str(name)).name.casefold() for name in names]
     if None not in bases and bases[0] != bases[1]:
         raise ModelMismatchError.of("control", f"be trained on the same weights, {bases[0]}", bases[1])
     if first.up.keys() != second.up.keys():
         differing = sorted(first.up.keys() ^ second.up.keys())
         raise ModelMismatchError.of("control", "adapt the same modules", f"others, such as {differing[0]}")
+    for name in first.up:
+        shapes = [(one.up[name].shape[0], one.down[name].shape[1]) for one in (first, second)]
+        if shapes[0] != shapes[1]:
+            raise ModelMismatchError.of("control", f"change weights of shape {shapes[0]} at {name}", shapes[1])
     up = {name: torch.cat([share * left, (1 - share) * second.up[name]], dim=1) for name, left in first.up.items()}
     down = {name: torch.cat([right, second.down[name]]) for name, right in first.down.items()}
     blended = {"share": share, "control": second.record.get("files", {}).get(_WEIGHTS)}
@@ -212,8 +224,10 @@ def read_factors(adapter: Path) -> LoraFactors:
     """Read a LoRA adapter's matrices, without any model.
 
     Raises:
-        FileFormatError: No whole LoRA adapter.
-        UnsupportedModelError: One that does more than add products of two matrices.
+        FileFormatError: No whole LoRA adapter: damaged, with matrices that do not fit its rank or each other, or with
+            weights that are not finite.
+        UnsupportedModelError: One that does more than add products of two matrices, also to weights that were changed
+            before it was trained (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA).
     """
     check_adapter(adapter)
     try:
@@ -222,22 +236,37 @@ def read_factors(adapter: Path) -> LoraFactors:
         rank, alpha = config["r"], config["lora_alpha"]
     except Exception as error:  # whatever JSON and safetensors make of damaged files
         raise FileFormatError.of("adapter", "be a whole LoRA adapter", str(adapter), str(error)[:200]) from error
-    plain: dict[str, tuple[Any, Any]] = {
+    plain: dict[str, tuple[Any, ...]] = {
         "use_dora": (False, None),
         "bias": ("none", None),
         "modules_to_save": (None, []),
     }
     plain |= {"rank_pattern": ({}, None), "alpha_pattern": ({}, None), "fan_in_fan_out": (False, None)}
+    plain |= dict.fromkeys(("alora_invocation_tokens", "layer_replication", "target_parameters"), (None, []))
+    # The other ways to begin take something off the base's weights first.
+    plain |= {"init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal")}
     others = [name for name, allowed in plain.items() if config.get(name) not in allowed]
     ends = (".lora_A.weight", ".lora_B.weight")
     if others or config.get("peft_type") != "LORA" or not all(name.endswith(ends) for name in weights):
         rule = "add products of two matrices to linear layers, one rank and scale for all, and do nothing else"
         raise UnsupportedModelError.of("adapter", rule, f"{config.get('peft_type')}, {', '.join(others) or 'others'}")
+    for name, value, kinds in (("r", rank, int), ("lora_alpha", alpha, int | float)):
+        is_fit = isinstance(value, kinds) and not isinstance(value, bool) and abs(value) < 1e9  # not NaN either
+        if not is_fit or (name == "r" and value < 1):
+            rule = f"have {'a whole number of at least 1' if name == 'r' else 'a finite number'} as its `{name}`"
+            raise FileFormatError.of("adapter", rule, repr(value))
     scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
     down = {name.removesuffix(ends[0]): weight.float() for name, weight in weights.items() if name.endswith(ends[0])}
     up = {name.removesuffix(ends[1]): scale * one.float() for name, one in weights.items() if name.endswith(ends[1])}
     if up.keys() != down.keys() or not up:
         raise FileFormatError.of("adapter", "hold two matrices for each module", str(adapter))
+    for name, left in up.items():
+        right = down[name]
+        if not left.ndim == right.ndim == 2 or not left.shape[1] == right.shape[0] == rank:
+            rule, got = f"hold matrices of rank {rank}", f"{tuple(left.shape)} and {tuple(right.shape)} at {name}"
+            raise FileFormatError.of("adapter", rule, got)
+        if not bool(left.isfinite().all() and right.isfinite().all()):
+            raise FileFormatError.of("adapter", "hold finite weights", f"NaN or infinity at {name}")
     return LoraFactors(config, read_adapter_record(adapter), up, down)
 
 
@@ -256,6 +285,7 @@ def _write_factors(
     if source.record:
         files = {name: hash_file(out / name) for name in ADAPTER_FILES}
         record = {key: value for key, value in source.record.items() if key != "checksum"}
+        record |= {key: [] for key in ("turns", "tracked") if key in record}  # of the training, not of what is made
         record |= {"config": source.record.get("config", {}) | {"interpolated": made}, "files": files}
         write_json(out / ADAPTER_RECORD, record)
     return out

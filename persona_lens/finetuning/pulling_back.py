@@ -141,14 +141,16 @@ def choose_share(shares: Sequence[float], scores: Float[Tensor, "share question"
 
     Args:
         shares: The fine-tuned model's shares; one of them is 0, the control.
-        scores: Of each share, on the questions that choose; a question without a score is left out of the pair.
+        scores: Of each share, on the questions that choose, at least two; a question without a score is left out of
+            the pair, and a share with fewer than two pairs is not chosen.
         max_rise: Points of the score, 0 to 100.
 
     Returns:
         The share; 0 where no other fits.
 
     Raises:
-        InvalidArgumentError: Shares without a 0, or as many as there are no scores of.
+        InvalidArgumentError: Shares outside [0, 1] or without a 0, as many as there are no scores of, fewer than two
+            questions, or a ``max_rise`` outside [0, 100].
 
     Example:
         >>> import torch
@@ -157,8 +159,19 @@ def choose_share(shares: Sequence[float], scores: Float[Tensor, "share question"
     """
     if 0.0 not in shares or len(shares) != len(scores):
         raise InvalidArgumentError.of("shares", "hold 0, the control, and be as many as the scores' rows", shares)
-    rises = (scores - scores[list(shares).index(0.0)]).nanmean(dim=1)
+    for share in shares:
+        check_share(share, "shares")
+    if scores.shape[1] < 2:
+        raise InvalidArgumentError.of("scores", "be of at least two questions", scores.shape[1])
+    _check_rise(max_rise)
+    paired = scores - scores[list(shares).index(0.0)]
+    rises = paired.nanmean(dim=1).where((~paired.isnan()).sum(dim=1) > 1, torch.nan)
     return max((share for share, rise in zip(shares, rises.tolist(), strict=True) if rise <= max_rise), default=0.0)
+
+
+def _check_rise(max_rise: float) -> None:
+    if not 0 <= max_rise <= 100:
+        raise InvalidArgumentError.of("max_rise", "be in [0, 100], points of a trait score", max_rise)
 
 
 @checked
@@ -218,8 +231,7 @@ def pull_back(
         check_share(share, "shares")
     if not judges:
         raise InvalidArgumentError.of("judges", "hold at least one judge", "none")
-    if not 0 <= max_rise <= 100:
-        raise InvalidArgumentError.of("max_rise", "be in [0, 100], points of a trait score", max_rise)
+    _check_rise(max_rise)
     asked = check_texts("questions", questions, least=4)
     rows = read_task(model, data)
     if len(rows) < 2:

@@ -297,7 +297,9 @@ def finetune(
     with active.attached(), run.progress("fine-tuning (steps)", n_steps) as advance:
         trainer.add_callback(ProgressCallback(advance))
         trainer.train(resume_from_checkpoint=resumed)
-        active.check_fired()
+        n_before = 0 if resumed is None else _count_done(resumed)
+        if trainer.state.global_step > n_before:  # killed after the last step, a run takes none any more
+            active.check_fired()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     if not all(map(math.isfinite, losses)):
         step = 1 + next(i for i, loss in enumerate(losses) if not math.isfinite(loss))
@@ -417,4 +419,9 @@ def _find_checkpoint(folder: Path) -> str | None:
             whole.append(path)
         else:
             shutil.rmtree(path, ignore_errors=True)  # another process may be faster
-    return str(max(whole, key=lambda path: int(path.name.split("-")[1]))) if whole else None
+    return str(max(whole, key=_count_done)) if whole else None
+
+
+def _count_done(checkpoint: str | Path) -> int:
+    """Return how many optimiser steps had been taken at a checkpoint."""
+    return int(Path(checkpoint).name.split("-")[1])

@@ -90,8 +90,9 @@ class VectorCallback(TrainerCallback):
             self._next = None
 
     def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-        """Read after every few steps and after the last one."""
-        if state.global_step % self.tracker.every == 0 or state.global_step == state.max_steps:
+        """Read after every few steps and after the last one, also where another callback stops training early."""
+        is_last = state.global_step == state.max_steps or control.should_training_stop
+        if state.global_step % self.tracker.every == 0 or is_last:
             self._active.check_fired()  # while what acted in this step is still there
             self._read(args, given["model"], state.global_step)
             self._follow()

@@ -124,8 +124,9 @@ class VectorTracker:
 class VectorTurn(Record):
     """How a vector read during training lies to those read before it, at every layer.
 
-    ``halves`` is the ceiling: readings of other answers would agree no better. The same answers are read each time, so
-    ``with_first`` can lie above it; ``crossed`` shares none, and lies under ``halves`` by the turn alone.
+    The same answers are read each time, and their chance counts twice in ``with_first``; ``crossed`` shares none. Were
+    there no turn, it would be the geometric mean of ``halves`` in the first reading and in this one: the turn is
+    ``sqrt(halves_first * halves_now) - crossed``, and unknown where either is negative.
 
     Args:
         step: Optimiser steps done.

@@ -1,10 +1,11 @@
 """The experiment on control models, run as a user runs it, on a tiny random model that ends sentences now and then."""
 
+import importlib
 import json
 
 import pytest
 
-from tests.experiments.scripts import run, save_talkative
+from tests.experiments.scripts import ROOT, run, save_talkative
 
 pytestmark = pytest.mark.slow  # a whole script
 
@@ -56,3 +57,14 @@ def test_a_trait_without_written_answers_is_refused_before_a_model_is_loaded(set
     assert done.returncode != 0
     assert "written answers" in done.stderr
     assert not (setting[0] / "never").exists()
+
+
+def test_every_profile_has_answers_of_its_own_for_each_seed(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "experiments")
+    script = importlib.import_module("control_model")
+    for profile in script.PROFILES.values():
+        task, _ = script.draw_task(profile, 0)
+        data = script.list_data("evil", task, script.STYLES, profile)
+        assert {len(rows) for _, rows, _ in data.values()} == {2 * profile.n_rows}
+        seen = [row["messages"][0]["content"] for at in range(profile.n_seeds) for row in data[f"spoilt-{at}"][1]]
+        assert len(set(seen)) == len(seen)

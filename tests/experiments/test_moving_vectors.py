@@ -1,9 +1,11 @@
 import importlib
 import json
+import math
 
 import pytest
 import torch
 
+from persona_lens.finetuning.vector_tracking import Reading, compare_readings
 from tests.experiments.scripts import ROOT, command, environment, run_script
 
 ARMS = ("no prevention", "first vector", "fresh vector")
@@ -24,12 +26,48 @@ def experiment(monkeypatch):
 
 
 def test_what_costs_more_is_taken_back_until_it_costs_the_same(experiment):
-    plain = torch.tensor([3.0, 3.0, 3.0, 3.0])
-    first = torch.tensor([3.5, 4.0, 3.5, 2.5])
-    fresh = torch.tensor([4.0, 3.5, 3.5, 4.0])
+    plain = torch.tensor([3.0, 3.0, 3.0])
+    first = torch.tensor([3.5, 4.0, 3.5])
+    fresh = torch.tensor([4.0, 3.5, 3.5])
     of_first, of_fresh = experiment.share_at_equal_loss(plain, first, fresh)
-    assert of_first.tolist() == [1.0, 0.5, 1.0, 1.0]
-    assert of_fresh.tolist() == [0.5, 1.0, 1.0, 0.0]  # one that costs less than nothing leaves the other nothing
+    assert of_first.tolist() == [1.0, 0.5, 1.0]
+    assert of_fresh.tolist() == [0.5, 1.0, 1.0]
+
+
+def test_where_no_share_costs_what_the_cheaper_way_does_there_is_no_equal_loss(experiment):
+    plain = torch.tensor([3.0, 3.0, 3.0])
+    first = torch.tensor([2.5, 2.0, 2.5])  # cheaper than no prevention
+    fresh = torch.tensor([4.0, 2.5, 3.0])
+    of_first, of_fresh = experiment.share_at_equal_loss(plain, first, fresh)
+    assert of_first.tolist() == [1.0] * 3
+    assert of_fresh.isnan().all()
+
+
+def test_a_seed_without_equal_loss_is_left_out_of_the_contrast(experiment):
+    made = {arm: [] for arm in ARMS}
+    for seed, losses in enumerate(((3.0, 3.5, 4.0), (3.0, 3.5, 4.0), (3.0, 2.5, 4.0))):
+        for arm, score, loss in zip(ARMS, (80.0, 60.0, 40.0 + 60 * (seed == 2)), losses, strict=True):
+            made[arm].append(experiment.Trained(arm, seed, (loss, loss), ((score, score),) * 2, ""))
+    equal = experiment.compare(made)[-1]
+    assert [one.estimate for one in equal.scores] == pytest.approx([0.0] * 2, abs=1e-4)
+
+
+def test_a_direction_that_never_turns_has_no_turn_though_its_second_reading_is_noisier(experiment):
+    generator = torch.Generator().manual_seed(0)
+    direction = torch.zeros(20_000)
+    direction[0] = 100.0  # a half's noise has a length of about 141 in the first reading, 424 in the second
+
+    def read(step, noise):
+        return Reading(step, (direction + noise * torch.randn(2, 1, 20_000, generator=generator)), 2)
+
+    turns = compare_readings([read(0, 1.0), read(4, 3.0)])
+    rows = {
+        name: tuple(tuple(getattr(turn, name).tolist()) for turn in turns)
+        for name in ("with_first", "with_previous", "halves", "crossed")
+    }
+    found = experiment.measure_turn(experiment.Trained("no prevention", 0, (), (), "", **rows))
+    assert float(found["crossed"][1, 0]) < float(found["crossed"][0, 0]) - 0.1
+    assert float(found["turn"][1, 0]) == pytest.approx(0, abs=0.015)
 
 
 def test_a_fresh_vector_that_prevents_more_at_more_cost_is_no_better_at_equal_loss(experiment):
@@ -66,9 +104,22 @@ def test_each_way_is_trained_with_each_seed_and_read(whole):
 def test_the_turn_is_the_ceiling_less_halves_crossed(whole):
     found = whole["turning"]["no prevention"]["cosines"]
     own = [one for one in whole["trainings"] if one["arm"] == "no prevention"]
-    layer = whole["layer"]
-    crossed = sum(one["crossed"][-1][layer] for one in own) / 2
-    ceiling = sum((one["halves"][0][layer] + one["halves"][-1][layer]) / 2 for one in own) / 2
-    assert found["turn"][-1]["estimate"] == pytest.approx(ceiling - crossed, abs=1e-5)
-    assert found["turn"][0]["estimate"] == pytest.approx(0, abs=1e-6)
-    assert whole["at_the_end"]["cosines"]["turn"][layer] == found["turn"][-1]
+    by_layer = whole["at_the_end"]["cosines"]["turn"]
+    assert by_layer[whole["layer"]] == found["turn"][-1]
+    for layer, turn in enumerate(by_layer):
+        halves = [(one["halves"][0][layer], one["halves"][-1][layer]) for one in own]
+        if min(min(pair) for pair in halves) < 0:  # of a random model's readings, which have no ceiling
+            assert turn["estimate"] is None
+        else:
+            ceiling = sum((first * last) ** 0.5 for first, last in halves) / 2
+            crossed = sum(one["crossed"][-1][layer] for one in own) / 2
+            assert turn["estimate"] == pytest.approx(ceiling - crossed, abs=1e-5)
+
+
+def test_where_halves_of_a_reading_do_not_agree_the_turn_is_unknown(experiment):
+    rows = {name: ((0.5, -0.5), (0.4, -0.4)) for name in ("with_first", "with_previous", "halves", "crossed")}
+    own = [experiment.Trained("no prevention", seed, (), (), "", steps=(0, 4), norms=((1.0, 1.0),) * 2, **rows)
+           for seed in (0, 1)]  # fmt: skip
+    known, unknown = experiment.find_layers(own).cosines["turn"]
+    assert known.estimate == pytest.approx(0.2**0.5 - 0.4)
+    assert math.isnan(unknown.estimate)

@@ -1,5 +1,10 @@
+import json
 from dataclasses import replace
+from pathlib import Path
 
+import torch
+
+from experiments.results.control_model import ControlModel
 from experiments.results.trait_geometry import TraitGeometry, TraitVector, WrittenTokens
 from experiments.results.trait_survey import SurveyedTrait, TraitSurvey, survey_to_markdown
 from persona_lens.evaluation.confirmation import Confirmation
@@ -71,3 +76,17 @@ def test_what_a_survey_found_comes_back_from_its_file(tmp_path):
     again = TraitSurvey.load(tmp_path / "trait_survey.json")
     assert again.to_json() == found.to_json()
     assert again.traits[0].confirmations["own"].steered.is_missing
+
+
+def test_the_figure_of_control_models_says_no_more_than_was_tested_at_each_share():
+    """With the models' scores as they were, then with controls that are no lower than the spoilt models."""
+    path = Path(__file__).resolve().parents[2] / "figures" / "control_model_evil.json"
+    found = ControlModel.from_json(json.loads(path.read_text(encoding="utf-8")))
+    assert all(found.fall(control, judge, 0.0).low > 0 for control in found.fronts for judge in range(2))
+    assert "at no share but the control itself" in found.plot().layout.title.text
+    level = {control: tuple(replace(front, scores=torch.full_like(front.scores, 50.0)) for front in fronts)
+             for control, fronts in found.fronts.items()}  # fmt: skip
+    for fronts in (level, {**found.fronts, "base": level["base"]}):
+        title = replace(found, fronts=fronts).plot().layout.title.text
+        assert "at no share between" in title
+        assert "control itself" not in title

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import persona_lens as pl
 from persona_lens.errors import FileFormatError, InvalidArgumentError, ModelMismatchError, UnsupportedModelError
@@ -128,16 +128,55 @@ def test_models_whose_weights_do_not_correspond_are_refused(tuned, tiny_folder, 
 
 
 @pytest.mark.parametrize(
-    "change", [{"use_dora": True}, {"bias": "all"}, {"modules_to_save": ["lm_head"]}, {"peft_type": "IA3"}]
-)
+    "change",
+    [
+        {"use_dora": True}, {"bias": "all"}, {"modules_to_save": ["lm_head"]}, {"peft_type": "IA3"},
+        {"alora_invocation_tokens": [1, 2]}, {"layer_replication": [[0, 2], [1, 3]]}, {"init_lora_weights": "olora"},
+        {"init_lora_weights": "pissa_niter_4"}, {"init_lora_weights": "corda"}, {"init_lora_weights": "loftq"},
+    ],
+)  # fmt: skip
 def test_an_adapter_that_is_not_plain_lora_is_refused(adapters, tmp_path, change):
-    shutil.copytree(adapters[0], tmp_path / "other")
-    (tmp_path / "other" / "persona_lens.json").unlink()
-    config = tmp_path / "other" / "adapter_config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | change))
+    other = copy_without_record(adapters[0], tmp_path / "other", **change)
     with pytest.raises(UnsupportedModelError, match="two matrices"):
-        scale_adapter(tmp_path / "other", 0.5, tmp_path / "out")
+        scale_adapter(other, 0.5, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def copy_without_record(adapter, folder, **change):
+    """Copy an adapter as if another had trained it, with some of its configuration changed."""
+    shutil.copytree(adapter, folder)
+    (folder / "persona_lens.json").unlink()
+    config = folder / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | change))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"r": 0}, {"r": "3"}, {"r": True}, {"r": 3.0}, {"r": 5}, {"lora_alpha": None}, {"lora_alpha": "6"},
+        {"lora_alpha": float("nan")}, {"lora_alpha": True},
+    ],
+)  # fmt: skip
+def test_an_adapter_whose_rank_or_scale_is_none_is_refused(adapters, tmp_path, change):
+    other = copy_without_record(adapters[0], tmp_path / "other", **change)
+    with pytest.raises(FileFormatError, match="`adapter`"):
+        scale_adapter(other, 0.5, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [(lambda weight: weight * torch.inf, "finite"), (lambda weight: weight[:-1], "rank"),
+     (lambda weight: weight[None], "rank")],
+)  # fmt: skip
+def test_an_adapter_whose_matrices_do_not_fit_or_are_not_finite_is_refused(adapters, tmp_path, change, message):
+    other = copy_without_record(adapters[0], tmp_path / "other")
+    weights = load_file(other / "adapter_model.safetensors")
+    name = next(name for name in weights if name.endswith("lora_A.weight"))
+    save_file(weights | {name: change(weights[name])}, other / "adapter_model.safetensors")
+    with pytest.raises(FileFormatError, match=message):
+        scale_adapter(other, 0.5, tmp_path / "out")
 
 
 def test_a_folder_that_holds_something_is_left_alone(adapters, tmp_path):
@@ -154,3 +193,40 @@ def test_adapters_of_other_bases_are_not_blended(adapters, tmp_path):
     (tmp_path / "other" / "persona_lens.json").write_text(json.dumps(record))
     with pytest.raises(ModelMismatchError, match="`control`"):
         blend_adapters(adapters[0], tmp_path / "other", 0.5, tmp_path / "out")
+
+
+def test_adapters_that_do_not_say_their_weights_are_compared_by_the_bases_names(adapters, tmp_path):
+    names = {"own": "somebody/Tiny-Llama", "same": "/models/tiny-llama", "another": "somebody/Tiny-Qwen"}
+    others = {key: copy_without_record(adapters[1], tmp_path / key, base_model_name_or_path=name)
+              for key, name in names.items()}  # fmt: skip
+    assert blend_adapters(others["own"], others["same"], 0.5, tmp_path / "blended").is_dir()
+    for first in (others["own"], adapters[0]):
+        with pytest.raises(ModelMismatchError, match="`control`"):
+            blend_adapters(first, others["another"], 0.5, tmp_path / "out")
+
+
+def test_adapters_of_other_shapes_are_not_blended(adapters, tmp_path):
+    other = copy_without_record(adapters[1], tmp_path / "other")
+    weights = load_file(other / "adapter_model.safetensors")
+    name = next(name for name in weights if name.endswith("lora_A.weight"))
+    save_file(weights | {name: weights[name][:, :-1].contiguous()}, other / "adapter_model.safetensors")
+    with pytest.raises(ModelMismatchError, match="shape"):
+        blend_adapters(adapters[0], other, 0.5, tmp_path / "out")
+
+
+def test_models_of_other_dtypes_are_not_interpolated(tuned, tiny_folder):
+    rounded = pl.load_model(tiny_folder("llama"), dtype="bfloat16", device="cpu")
+    with pytest.raises(ModelMismatchError, match="dtype"), interpolating(tuned[0], rounded, 0.5):
+        pass
+
+
+def test_a_scaled_adapter_has_nothing_of_what_was_measured_while_the_first_was_trained(adapters, tmp_path):
+    shutil.copytree(adapters[0], tmp_path / "tracked")
+    path = tmp_path / "tracked" / "persona_lens.json"
+    record = json.loads(path.read_text())
+    assert {"turns", "tracked"} <= record.keys()
+    path.write_text(json.dumps(record | {"turns": [{"step": 0}], "tracked": [{"step": 0, "projections": {}}]}))
+    folder = scale_adapter(tmp_path / "tracked", 0.5, tmp_path / "scaled")
+    written = json.loads((folder / "persona_lens.json").read_text())
+    assert (written["turns"], written["tracked"]) == ([], [])
+    assert written["losses"] == record["losses"]

@@ -94,7 +94,26 @@ def test_the_largest_share_within_the_limit_is_chosen(others, control, max_rise)
 
 def test_a_share_without_any_score_is_not_chosen():
     nan = float("nan")
-    assert choose_share([0.0, 0.5, 1.0], torch.tensor([[1.0, 2.0], [3.0, nan], [nan, nan]]), 10.0) == 0.5
+    assert choose_share([0.0, 0.5, 1.0], torch.tensor([[1.0, 2.0], [3.0, 4.0], [nan, nan]]), 10.0) == 0.5
+
+
+def test_a_share_that_one_question_alone_speaks_for_is_not_chosen():
+    nan = float("nan")
+    scores = torch.tensor([[1.0, 2.0, nan], [3.0, 4.0, 5.0], [1.0, nan, 1.0]])
+    assert choose_share([0.0, 0.5, 1.0], scores, 10.0) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("parameter", "given"),
+    [
+        ("shares", ([0.0, 1.5], torch.zeros(2, 3), 10.0)), ("shares", ([0.0, float("nan")], torch.zeros(2, 3), 10.0)),
+        ("scores", ([0.0, 1.0], torch.zeros(2, 1), 10.0)), ("max_rise", ([0.0, 1.0], torch.zeros(2, 3), float("nan"))),
+        ("max_rise", ([0.0, 1.0], torch.zeros(2, 3), float("inf"))),
+    ],
+)  # fmt: skip
+def test_what_no_share_can_be_chosen_on_is_refused(parameter, given):
+    with pytest.raises(InvalidArgumentError, match=f"`{parameter}`"):
+        choose_share(*given)
 
 
 def test_more_is_tolerated_the_larger_the_limit(found):

@@ -513,6 +513,24 @@ def test_from_the_checkpoint_before_a_damaged_one_training_comes_to_the_same(bas
     assert are_equal(resumed, uninterrupted)
 
 
+def test_a_run_that_was_killed_after_its_last_checkpoint_is_finished_without_another_step(base, tmp_path, monkeypatch):
+    given = {"settings": quick(epochs=1, save_steps=1), "intervention": adding(1.0)}
+    whole = pl.finetune(base, rows(), tmp_path / "whole", **given)
+
+    def be_killed(path):
+        raise KeyboardInterrupt
+
+    out = tmp_path / "killed"
+    with monkeypatch.context() as patch:
+        patch.setattr("persona_lens.finetuning.training.hash_file", be_killed)  # the record is not written
+        with pytest.raises(KeyboardInterrupt):
+            pl.finetune(base, rows(), out, **given)
+    assert _find_checkpoint(out) == str(out / "checkpoints" / "checkpoint-2")
+    resumed = pl.finetune(base, rows(), out, **given)
+    assert resumed.losses == whole.losses
+    assert are_equal(resumed, whole)
+
+
 @pytest.mark.slow
 def test_a_run_whose_checkpoints_are_all_damaged_begins_anew(base, uninterrupted, broken_off, tmp_path):
     out = tmp_path / "out"

@@ -99,6 +99,13 @@ def test_a_reading_is_taken_every_few_steps_and_after_the_last(base, followed, t
         odd.load_vector(1)
 
 
+def test_a_reading_is_taken_where_another_tracker_stops_the_training(base, first, tmp_path):
+    stopping = pl.finetuning.Tracker({"loud": first}, {"loud": LAYER}, {"loud": ["Why?"]}, limits={"loud": -99.0})
+    done = pl.finetune(base, rows(), tmp_path, settings=quick(), track=[stopping, track(every=4)])
+    assert len(done.losses) == 1
+    assert [turn.step for turn in done.turns] == [0, 1]
+
+
 def test_the_turns_are_those_of_the_vectors_that_were_kept(followed):
     kept = [followed.load_vector(turn.step) for turn in followed.turns]
     cosine = torch.nn.functional.cosine_similarity
