@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from persona_lens.finetuning import SignalReading
 from persona_lens.judges.validation import JudgeValidation
 from persona_lens.plots.signal import LOOKS
-from persona_lens.plots.style import COLORS, GREY, INK, add_intervals, add_points, lay_out, say
+from persona_lens.plots.style import COLORS, GREY, INK, add_intervals, add_points, lay_out, say, say_estimate
 from persona_lens.records import Record
 from persona_lens.reproduction.figures import Result
 from persona_lens.statistics import Interval, mean_over_directions_interval
@@ -192,24 +193,34 @@ class HiddenSignal(Result):
         return [one for one in self.ways if one.way.startswith(method)]
 
     def say_finding(self) -> str:
-        """Say after which ways of preventing it both judges surely see the trait and the first vector does not."""
+        """Say after which ways of preventing it both judges surely see the trait and the first vector does not.
+
+        It does not where it sees surely less than after plain training, and not surely more than after ordinary data.
+        """
         trait = html.escape(self.trait)
         if not self.get_way(PLAIN).shows:
             return f"{trait}: plain training does not surely raise it for both judges"
         tried = [*self.list_ways(PENALTY), *self.list_ways(PREVENTION)]
         seen = [one for one in tried if all(rise.low > 0 for rise in one.rise)]
-        unseen = [one.way for one in seen if one.beyond[FIRST][self.layer].low <= 0]
-        if not unseen:
+        if not seen:
+            return f"{trait}: both judges surely see it after none of {len(tried)} ways of preventing it"
+        unsure = [one for one in seen if not one.beyond[FIRST][self.layer].low > 0]
+        unseen = [one for one in unsure if one.held[FIRST][self.layer].low > 0]
+        if unseen:
+            return f"{trait}: both judges surely see it after {_join(unseen)}, the first vector does not"
+        if unsure:
             return (
-                f"{trait}: where both judges surely see it, so does the first vector ({len(seen)} of {len(tried)} ways)"
+                f"{trait}: both judges surely see it after {_join(unsure)}, whether the first vector does is not sure"
             )
-        return f"{trait}: both judges surely see it after {' and '.join(unseen)}, the first vector does not"
+        return f"{trait}: where both judges surely see it, so does the first vector ({len(seen)} of {len(tried)} ways)"
 
     def say_shares(self) -> str:
-        """Say what vectors and judges see of plain training's effect after each way."""
+        """Say what vectors and judges see of plain training's effect after each way; nothing where it has none."""
+        if not self.get_way(PLAIN).shows:
+            return ""
         parts = []
         for one in (*self.list_ways(PENALTY), *self.list_ways(PREVENTION)):
-            shares = " · ".join(str(round(100 * share)) for share in self.list_shares(one))
+            shares = " · ".join("–" if math.isnan(s) else str(round(100 * s)) for s in self.list_shares(one))
             parts.append(f"{shares} % after {one.way}")
         return f"of plain training's effect the first vector · a fresh one · either judge see {'; '.join(parts)}"
 
@@ -217,15 +228,16 @@ class HiddenSignal(Result):
         """Return the shares that a way leaves of what plain training does beyond ordinary data.
 
         Of the moves along the first vector and along a fresh one, at the prompt's end and the layer, and of the scores
-        of both judges.
+        of both judges. NaN of all where both judges do not surely see what plain training does, and of a move where the
+        vector does not.
         """
         plain = self.get_way(PLAIN)
-        moves = [
-            one.beyond[reader][self.layer].estimate / plain.beyond[reader][self.layer].estimate
-            for reader in (FIRST, OTHERS[0])
-        ]
-        scores = [own.estimate / whole.estimate for own, whole in zip(one.rise, plain.rise, strict=True)]
-        return (moves[0], moves[1], scores[0], scores[1])
+        if not plain.shows:
+            return (math.nan,) * 4
+        first, fresh = (
+            _divide(one.beyond[reader][self.layer], plain.beyond[reader][self.layer]) for reader in (FIRST, OTHERS[0])
+        )
+        return (first, fresh, _divide(one.rise[0], plain.rise[0]), _divide(one.rise[1], plain.rise[1]))
 
     def plot(self) -> go.Figure:
         """Draw behaviour beside what each reader sees at the layer, then what is seen at all layers."""
@@ -284,8 +296,10 @@ class HiddenSignal(Result):
         subtitle = (
             f"{self.model_name}; {self.n_rows} rows, {len(self.seeds)} seeds, {self.n_questions} evaluation and "
             f"{self.n_held_out} held-out questions; bars: 95 % over both; loss and vector at layer {self.layer}, "
-            f"dashed; effect: beyond ordinary data; {self.say_shares()}"
+            f"dashed; effect: beyond ordinary data"
         )
+        if shares := self.say_shares():
+            subtitle += f"; {shares}"
         lay_out(figure, self.say_finding(), subtitle, width=1200, height=1500, bottom=120, legend=-0.05)
         figure.update_layout(margin={"l": 190})
         return figure
@@ -294,7 +308,7 @@ class HiddenSignal(Result):
         """Write the finding, a row a way, and what the readers see where."""
         finding, shares = self.say_finding(), self.say_shares()
         lines = [
-            f"**{finding[0].upper()}{finding[1:]}.** {shares[0].upper()}{shares[1:]}.", "",
+            f"**{finding[0].upper()}{finding[1:]}.**" + (f" {shares[0].upper()}{shares[1:]}." if shares else ""), "",
             "| trained on | first judge | second judge | above ordinary data, first | second | below plain training, "
             "first | second | AUROC, first vector | fresh vector | probe | cosine, fresh with first |",
             "|---|---|---|---|---|---|---|---|---|---|---|",
@@ -308,7 +322,7 @@ class HiddenSignal(Result):
         lines += [
             "", f"At the prompt's last token, in vector lengths; at layer {self.layer}, and where else:", "",
             "| trained on | reader | moved | further than ordinary data | less far than plain training | surely "
-            "further than ordinary data at layers | furthest layer | moved there |",
+            "further than ordinary data at layers (uncorrected) | furthest layer, chosen afterwards | moved there |",
             "|---|---|---|---|---|---|---|---|",
         ]  # fmt: skip
         for one in self.ways:
@@ -318,7 +332,16 @@ class HiddenSignal(Result):
                 beyond = "–" if one.way == ORDINARY else say(one.beyond[reader][self.layer])
                 held = "–" if one.way == PLAIN else say(one.held[reader][self.layer])
                 where = "–" if one.way == ORDINARY else _say_layers(one.list_layers(reader))
-                cells = [one.way, reader, say(moves[self.layer]), beyond, held, where, str(at), say(moves[at])]
+                cells = [
+                    one.way,
+                    reader,
+                    say(moves[self.layer]),
+                    beyond,
+                    held,
+                    where,
+                    str(at),
+                    say_estimate(moves[at], ".2f"),
+                ]
                 if one.way != BASE:
                     lines.append(f"| {' | '.join(cells)} |")
         costs = ", ".join(f"{name} {seconds:.0f}" for name, seconds in self.core_seconds.items())
@@ -332,6 +355,14 @@ class HiddenSignal(Result):
 
 _WAY_STYLES = ((GREY, "solid"), (INK, "solid"), (COLORS[1], "solid"), (COLORS[3], "solid"), (COLORS[0], "solid"),
                (COLORS[5], "solid"))  # fmt: skip
+
+
+def _join(ways: Sequence[WaySignal]) -> str:
+    return " and ".join(one.way for one in ways)
+
+
+def _divide(own: Interval, whole: Interval) -> float:
+    return own.estimate / whole.estimate if whole.low > 0 else math.nan
 
 
 def _say_layers(layers: Sequence[int]) -> str:

@@ -18,7 +18,7 @@ from persona_lens.plots.style import COLORS, GREY, SYMBOLS, add_intervals, lay_o
 from persona_lens.reproduction.figures import Result
 from persona_lens.statistics.correlation import bootstrap_pearson_r_by_group
 from persona_lens.statistics.interval import Interval
-from persona_lens.statistics.missing import difference_interval, mean_interval
+from persona_lens.statistics.missing import mean_interval
 
 NOTHING, REMINDER = "no message", "plain reminder"
 WORDS, NUMBERS = "reading in words", "reading as numbers"
@@ -77,9 +77,9 @@ class ReflectionResult(Result):
     n_tokens: int
 
     def compare(self, measured: Measured, condition: str, other: str) -> Interval:
-        """Return by how much higher a condition is than another, paired by question, over questions."""
-        means = measured.values.nanmean(dim=-1)
-        return difference_interval(*(means[self.conditions.index(one)] for one in (condition, other)))
+        """Return by how much higher a condition is than another, paired by question and draw, over questions."""
+        here, there = (measured.values[self.conditions.index(one)] for one in (condition, other))
+        return mean_interval((here - there).nanmean(dim=-1))
 
     def follow(self, one: TraitReflected, measured: Measured, condition: str) -> Interval:
         """Return r of the quantile told with what the answer has beyond that without a message, over questions."""
@@ -156,9 +156,10 @@ class ReflectionResult(Result):
     def _say_same(self) -> str:
         said = []
         for one in self.traits:
+            told = torch.stack([one.given[self.conditions.index(name)].flatten() for name in (WORDS, PLACEBO_WORDS)])
             own, dealt = (
-                [InWords().write((AnswerReading(one.trait, 0.0, q),)) for q in one.given[at].flatten().tolist()]
-                for at in map(self.conditions.index, (WORDS, PLACEBO_WORDS))
+                [InWords().write((AnswerReading(one.trait, 0.0, q),)) for q in quantiles]
+                for quantiles in told[:, ~told.isnan().any(dim=0)].tolist()
             )
             said.append(f"{one.trait}, {sum(map(str.__eq__, own, dealt))} of {len(own)}")
         return "; ".join(said)

@@ -55,7 +55,8 @@ class FoundSignal(Record):
             furthest = max(range(n_layers), key=lambda one: self.after.find_move(reader, one).estimate)
             lines.append(
                 f"{reader}: moved by {self.after.find_move(reader, layer)} of its length at the prompt's end "
-                f"(furthest at layer {furthest}, {self.after.find_move(reader, furthest)}); answers' AUROC "
+                f"(furthest, chosen afterwards: {self.after.find_move(reader, furthest).estimate:.2f} at layer "
+                f"{furthest}); answers' AUROC "
                 f"{self.after.text['response_mean'][reader].auroc[layer]}, before "
                 f"{self.before.text['response_mean'][reader].auroc[layer]}"
             )

@@ -51,7 +51,7 @@ class SignalActivations:
         answers: By position (``response_mean``, ``last_response``), the pairs of answers, one a question.
 
     Raises:
-        InvalidArgumentError: Other positions, or shapes that do not fit together.
+        InvalidArgumentError: Other positions, shapes that do not fit together, or a question that is there twice.
     """
 
     prompts: Float[Tensor, "question layer d_model"]
@@ -61,9 +61,12 @@ class SignalActivations:
         if tuple(self.answers) != ANSWER_POSITIONS:
             raise InvalidArgumentError.of("answers", f"be of {ANSWER_POSITIONS}, in this order", list(self.answers))
         for position, pairs in self.answers.items():
-            if pairs.positive.shape != self.prompts.shape or len(set(pairs.questions)) < len(pairs):
+            name = f"answers[{position!r}]"
+            if pairs.positive.shape != self.prompts.shape:
                 rule = f"be one pair for each prompt, of shape {tuple(self.prompts.shape)}"
-                raise InvalidArgumentError.of(f"answers[{position!r}]", rule, tuple(pairs.positive.shape))
+                raise InvalidArgumentError.of(name, rule, tuple(pairs.positive.shape))
+            if repeated := sorted({one for one in pairs.questions if pairs.questions.count(one) > 1}):
+                raise InvalidArgumentError.of(name, "hold each question once", f"repeated: {repeated}")
 
     @property
     def model(self) -> ModelInfo:
@@ -183,8 +186,8 @@ def measure_signal(
         n_folds: Parts of the questions; every fifth is in the first, and so on.
 
     Raises:
-        InvalidArgumentError: Fewer folds than two or than questions, a vector without a direction at some layer, or a
-            base that read other answers.
+        InvalidArgumentError: Fewer folds than two or more than questions, a vector of another trait or without a
+            direction at some layer, or a base that read other answers.
         ModelMismatchError: A vector of another model, or a base that is none of this model's.
 
     Reference:
@@ -222,6 +225,8 @@ def _check_fits(vector: PersonaVector, read: SignalActivations, base: SignalActi
         raise ModelMismatchError.of(
             "vector", f"come from the model or its base, {sorted(known)}", vector.model.fingerprint
         )
+    if vector.trait != (trait := read.answers["response_mean"].trait):
+        raise InvalidArgumentError.of("vector", f"be of the trait that was read, {trait!r}", vector.trait)
     if not bool((vector.directions.isfinite() & vector.directions.any(dim=-1, keepdim=True)).all()):
         absent = [layer for layer, one in enumerate(vector.directions) if not (one.isfinite().all() and one.any())]
         raise InvalidArgumentError.of("vector", "have a direction at every layer", f"none at {absent}")

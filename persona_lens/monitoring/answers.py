@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 
 from persona_lens.checking import checked
-from persona_lens.errors import InvalidArgumentError
+from persona_lens.errors import ContextLengthError, InvalidArgumentError
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.loading import describe_model
-from persona_lens.models.text.chat import Message, encode_conversation, warn_of_controls
+from persona_lens.models.text.chat import EncodedConversation, Message, encode_conversation, warn_of_controls
 from persona_lens.models.text.templates import TemplateArguments
 from persona_lens.monitoring.monitor import PersonaMonitor, check_fingerprint
 from persona_lens.monitoring.ordinary_responses import read_responses
@@ -27,11 +27,18 @@ class AnswerReading(Record):
         trait: The trait's name.
         projection: Mean over the answer's tokens, in residual-stream units.
         quantile: Fraction of ordinary answers of the model whose mean is lower.
+
+    Raises:
+        InvalidArgumentError: A quantile outside [0, 1].
     """
 
     trait: str
     projection: float
     quantile: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.quantile <= 1:
+            raise InvalidArgumentError.of("quantile", "be in [0, 1]", self.quantile)
 
 
 @checked
@@ -62,7 +69,7 @@ def read_answers(
         ModelMismatchError: Another model.
         InvalidArgumentError: A monitor that does not know how ordinary answers read, no conversation, or one that does
             not end with an answer.
-        ContextLengthError: A conversation longer than the model's context.
+        ContextLengthError: A conversation whose answer ends behind the model's context.
 
     Reference:
         Persona Vectors (arXiv 2507.21509), section 3.3.
@@ -77,8 +84,8 @@ def read_answers(
     if not conversations:
         raise InvalidArgumentError.of("conversations", "hold at least one", conversations)
     encoded = [
-        encode_conversation(model.tokenizer, list(one), n_ctx=model.cfg.n_ctx, template_arguments=template_arguments)
-        for one in conversations
+        encode_answer(model, one, f"conversations[{index}]", template_arguments=template_arguments)
+        for index, one in enumerate(conversations)
     ]
     warn_of_controls(encoded)
     parts = [(one.tokens[: one.response_start], one.tokens[one.response_start : one.response_end]) for one in encoded]
@@ -92,6 +99,24 @@ def read_answers(
             of_one.append(AnswerReading(trait.trait, projection, trait.responses.rank_response(projection)))
         readings.append(tuple(of_one))
     return readings
+
+
+def encode_answer(
+    model: HookedModel, messages: Sequence[Message], name: str, *, template_arguments: TemplateArguments | None = None
+) -> EncodedConversation:
+    """Render a conversation up to its last answer; what the template writes behind that need not fit the context.
+
+    Args:
+        model: Its tokenizer and context.
+        messages: The last one the assistant's.
+        name: For errors.
+        template_arguments: What the chat template reads besides the messages.
+    """
+    found = encode_conversation(model.tokenizer, list(messages), template_arguments=template_arguments)
+    if found.response_end > model.cfg.n_ctx:
+        rule, hint = f"fit the model's context of {model.cfg.n_ctx} tokens", "Shorten the prompt or the response."
+        raise ContextLengthError.of(name, rule, f"an answer up to token {found.response_end}", hint)
+    return found
 
 
 def check_knows_answers(parameter: str, monitor: PersonaMonitor) -> None:

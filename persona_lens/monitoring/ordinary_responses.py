@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -76,8 +77,10 @@ class OrdinaryResponses(Record):
         """Return the fraction of ordinary responses, of those with a peak, whose mean over all tokens is lower.
 
         Raises:
-            InvalidArgumentError: No ``means`` were kept.
+            InvalidArgumentError: No ``means`` were kept, or a mean that is not a number.
         """
+        if math.isnan(mean):
+            raise InvalidArgumentError.of("mean", "be a number", mean)
         if not self.means:
             rule = "hold ordinary responses' mean projections"
             raise InvalidArgumentError.of("means", rule, self.means, "Calibrate the monitor anew.")

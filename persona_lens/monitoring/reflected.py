@@ -15,7 +15,7 @@ from persona_lens.models.loading import ModelInfo
 from persona_lens.models.text.chat import Message
 from persona_lens.records import Record, format_table
 from persona_lens.statistics import Interval
-from persona_lens.statistics.missing import difference_interval
+from persona_lens.statistics.missing import mean_interval
 from persona_lens.traits.users import UserScript
 
 
@@ -102,8 +102,9 @@ class ReflectedConversations(Record):
     ) -> Interval:
         """Return by how much higher something is in the answers under one reflection than under another.
 
-        Of each script's answers from the second on, the first that anything can be told before; averaged over turns
-        and rollouts, paired by script, with a bootstrap interval over scripts.
+        Of each script's answers from the second on, the first that anything can be told before; paired by turn and
+        rollout, so that conversations that end early are compared as far as both go; averaged by script, with a
+        bootstrap interval over scripts.
 
         Args:
             values: Measured of each answer, such as ``projections[0]`` or what :meth:`score` returns; NaN is left out.
@@ -123,8 +124,8 @@ class ReflectedConversations(Record):
             if not 0 <= index < len(self.reflections):
                 rule = f"be in [0, {len(self.reflections)}), as there are so many"
                 raise InvalidArgumentError.of(name, rule, index)
-        means = values[..., 1:].flatten(start_dim=2).nanmean(dim=-1)
-        return difference_interval(means[reflection], means[other])
+        difference = (values[reflection] - values[other])[..., 1:]
+        return mean_interval(difference.flatten(start_dim=1).nanmean(dim=-1))
 
     def _list_places(self) -> list[tuple[int, int, int, int]]:
         return [

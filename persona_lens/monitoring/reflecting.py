@@ -16,18 +16,18 @@ from torch import Tensor
 
 from persona_lens.checking import checked
 from persona_lens.checksums import hash_json
-from persona_lens.errors import InvalidArgumentError
+from persona_lens.errors import ContextLengthError, InvalidArgumentError
 from persona_lens.models.engine.prefixes import PromptMemory
 from persona_lens.models.engine.requests import Sampling
-from persona_lens.models.engine.talks import WHOLE, Talk, take_turn
+from persona_lens.models.engine.talks import CONTEXT_FULL, WHOLE, Talk, take_turn
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.intervention import NOTHING, Intervention, check_interventions
 from persona_lens.models.hooks.points import check_unsteered
 from persona_lens.models.loading import describe_model
-from persona_lens.models.text.chat import Message, build_messages, encode_prompt
+from persona_lens.models.text.chat import EncodedPrompt, Message, build_messages, encode_prompt, warn_of_controls
 from persona_lens.models.text.templates import TemplateArguments, write_arguments
 from persona_lens.models.text.tokens import stop_token_ids
-from persona_lens.monitoring.answers import AnswerReading, check_knows_answers, read_answers
+from persona_lens.monitoring.answers import AnswerReading, check_knows_answers, encode_answer, read_answers
 from persona_lens.monitoring.monitor import PersonaMonitor, check_fingerprint
 from persona_lens.monitoring.reflected import ReflectedConversations, place_note
 from persona_lens.monitoring.reflection import OtherMonitor, Readings, Reflection
@@ -69,14 +69,18 @@ def reflect(
 
     Returns:
         Every response with its readings, and what was told. A conversation whose next turn and response would not fit
-        the model's context ends there, by name.
+        the model's context, or whose response does not once it is rendered anew to be read, ends there, by name.
 
     Raises:
         InvalidArgumentError: No script or too few for a placebo, no reflection, a monitor that does not know how
-            ordinary answers read, an intervention that does not fit, or a template argument that nothing reads.
+            ordinary answers read, an intervention that does not fit, a template argument that nothing reads, or a
+            wording or a source of one's own that returns something else than it has to.
         ModelMismatchError: A monitor or an intervention of another model.
         ContextLengthError: A first turn that leaves no room for a response.
         HooksPresentError: The model carries hooks.
+
+    Warns:
+        ControlTextWarning: What is said or told spells control tokens.
 
     Example:
         >>> import persona_lens as pl
@@ -174,6 +178,11 @@ class _Held:
         self.turns = list(row["turns"])
         self.talk.end = row["end"]
 
+    def take_back(self) -> None:
+        """End before the last turn, as its answer has no room."""
+        del self.talk.messages[-2:], self.talk.responses[-1], self.talk.n_tokens[-1]
+        self.talk.end = CONTEXT_FULL
+
     @property
     def row(self) -> dict[str, Any]:
         return {"turns": self.turns, "end": self.talk.end}
@@ -202,7 +211,7 @@ def _begin(work: _Work, rollout: int) -> list[_Held]:
 def _hold_first(work: _Work, rollout: int) -> Shard:
     """Hold each conversation's first turn, before which nothing is told."""
     held = _begin(work, rollout)
-    _take(work, held, 0, [("", None)] * len(held), PromptMemory(work.model.cfg.n_ctx))
+    warn_of_controls(_take(work, held, 0, [("", None)] * len(held), PromptMemory(work.model.cfg.n_ctx)))
     return Shard(records=[one.row for one in held])
 
 
@@ -212,32 +221,37 @@ def _hold_rest(work: _Work, reflection: Reflection, rollout: int, first: Sequenc
     for one, row in zip(held, first, strict=True):
         one.go_on(row)
     memory = PromptMemory(work.model.cfg.n_ctx)
+    encoded: list[EncodedPrompt] = []
     for turn in range(1, max(len(script.turns) for script in work.scripts)):
-        known = [one for one in held if one.turns]
+        going = [one for one in held if one.talk.end == WHOLE and turn < len(one.script.turns)]
+        if not going:
+            break
         seed = (work.sampling.seed, Stream.REFLECTION_PLACEBO, *work.stream, rollout, turn)
-        read = partial(_read, work, known)
-        chosen = reflection.source.choose([one.read_last(traits) for one in known], read, seed) if known else []
-        told = [
-            (one, ("", None) if given is None else (reflection.wording.write(given), given))
-            for one, given in zip(known, chosen, strict=True)
-            if one.talk.end == WHOLE and turn < len(one.script.turns)
-        ]
-        _take(work, [one for one, _ in told], turn, [note for _, note in told], memory)
+        chosen = reflection.source.choose([one.read_last(traits) for one in going], partial(_read, work, going), seed)
+        if len(chosen) != len(going):
+            rule = f"choose what each of {len(going)} conversations is told, None for nothing"
+            raise InvalidArgumentError.of("source", rule, chosen)
+        told = [("", None) if given is None else (_write(reflection, given), given) for given in chosen]
+        encoded += _take(work, going, turn, told, memory)
+    warn_of_controls(encoded)
     return Shard(records=[one.row for one in held])
 
 
 def _take(
     work: _Work, held: Sequence[_Held], turn: int, told: Sequence[tuple[str, Readings | None]], memory: PromptMemory
-) -> None:
-    """Take a turn of some conversations, and read what was answered."""
+) -> list[EncodedPrompt]:
+    """Take a turn of some conversations, and read what was answered; returns the prompts."""
     said = [place_note(note, one.script.turns[turn]) for one, (note, _) in zip(held, told, strict=True)]
-    take_turn(
+    encoded = take_turn(
         work.model, [one.talk for one in held], said, turn, work.sampling, memory,
         intervention=work.intervention, template_arguments=work.template_arguments,
     )  # fmt: skip
+    for one in held:
+        if len(one.talk.responses) > turn and not _can_read(work, one):
+            one.take_back()
     answered = [(one, *note) for one, note in zip(held, told, strict=True) if len(one.talk.responses) > turn]
     if not answered:
-        return
+        return encoded
     found = _read(work, [one for one, *_ in answered], work.monitor)
     for (one, note, given), readings in zip(answered, found, strict=True):
         one.turns.append(
@@ -250,6 +264,23 @@ def _take(
                 "quantiles": [reading.quantile for reading in readings],
             }
         )
+    return encoded
+
+
+def _write(reflection: Reflection, given: Readings) -> str:
+    note = reflection.wording.write(given)
+    if not isinstance(note, str):
+        raise InvalidArgumentError.of("wording", "write a text, empty for nothing", note)
+    return note
+
+
+def _can_read(work: _Work, one: _Held) -> bool:
+    """Whether a last answer fits the context as it is read, where its text may have other tokens than were drawn."""
+    try:
+        encode_answer(work.model, one.plain_messages, one.talk.name, template_arguments=work.template_arguments)
+    except ContextLengthError:
+        return False
+    return True
 
 
 def _read(work: _Work, held: Sequence[_Held], monitor: PersonaMonitor) -> list[Readings]:

@@ -50,7 +50,7 @@ class ReadingSource(Protocol):
         """Return what each conversation is told, None for nothing.
 
         Args:
-            readings: Of each conversation's last answer.
+            readings: Of the last answer of each conversation that goes on.
             read: Reads these answers by another monitor.
             seed: Of whatever is drawn.
         """
@@ -153,8 +153,8 @@ class OwnAnswer:
 class AnotherAnswer:
     """A placebo: each conversation is told another one's reading, drawn anew at each turn.
 
-    Over all conversations of a rollout the readings that are told are the same, each once; they are only dealt to
-    others. A conversation that is the only one with an answer is told nothing.
+    Over all conversations of a rollout that go on, the readings that are told are the same, each once; they are only
+    dealt to others. A conversation that goes on alone is told nothing.
     """
 
     least_conversations: ClassVar[int] = 2
@@ -203,7 +203,8 @@ class Reflection:
         name: For results and figures.
 
     Raises:
-        InvalidArgumentError: A wording or a source that is no dataclass, so that kept work could not be told apart.
+        InvalidArgumentError: A wording or a source that is no frozen dataclass of JSON-able values and records, so
+            that kept work could not be told apart.
 
     Example:
         >>> Reflection(InWords(), AnotherAnswer(), "placebo").source
@@ -216,12 +217,21 @@ class Reflection:
 
     def __post_init__(self) -> None:
         for name, given in (("wording", self.wording), ("source", self.source)):
-            if isinstance(given, type) or not is_dataclass(given):
+            if isinstance(given, type) or not is_dataclass(given) or not _is_frozen(given):
                 raise InvalidArgumentError.of(name, "be an instance of a frozen dataclass", given)
+            try:
+                hash_json(_describe(given))
+            except (TypeError, ValueError) as error:
+                rule = "hold nothing but JSON-able values and records"
+                raise InvalidArgumentError.of(name, rule, given, f"{error}.") from error
 
     def describe(self) -> dict[str, Any]:
         """Return all that what is told depends on, beside the answers, as JSON-able values."""
         return {"wording": _describe(self.wording), "source": _describe(self.source)}
+
+
+def _is_frozen(part: Any) -> bool:
+    return bool(type(part).__dataclass_params__.frozen)
 
 
 def _describe(part: Any) -> dict[str, Any]:

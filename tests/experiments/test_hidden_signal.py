@@ -2,6 +2,7 @@
 
 import importlib
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -38,6 +39,13 @@ def make(results, score, moved, seed):
     return results.TrainedSignal((1.0,), score + noise, score / 2 + noise, signal, "NO!", {"training": 1.0})
 
 
+def gather(results, ways):
+    return results.HiddenSignal(
+        config={"model": {"name": "tiny"}}, trait="loud", layer=1, reader="a", second_reader="b", validations=(),
+        ways=tuple(ways), seeds=(0, 1, 2), n_rows=4, n_questions=6, n_held_out=6, core_seconds={"training": 1.0},
+    )  # fmt: skip
+
+
 def put_together(results):
     still = {reader: [0.1] * LAYERS for reader in READERS}
     seen = {reader: [0.1, 1.1, 1.1, 1.1] for reader in READERS}
@@ -65,11 +73,7 @@ def test_a_hidden_signal_is_seen_by_the_others_and_by_the_first_vector_at_other_
 
 
 def test_the_finding_names_what_judges_see_and_the_first_vector_does_not(results):
-    ways = tuple(put_together(results).values())
-    found = results.HiddenSignal(
-        config={"model": {"name": "tiny"}}, trait="loud", layer=1, reader="a", second_reader="b", validations=(),
-        ways=ways, seeds=(0, 1, 2), n_rows=4, n_questions=6, n_held_out=6, core_seconds={"training": 1.0},
-    )  # fmt: skip
+    found = gather(results, put_together(results).values())
     assert found.say_finding() == (
         "loud: both judges surely see it after loss on the projection × 1 and preventative steering × 3, "
         "the first vector does not"
@@ -78,6 +82,31 @@ def test_the_finding_names_what_judges_see_and_the_first_vector_does_not(results
     assert "0 · 100 · 100 · 100 % after loss on the projection × 1; 0 · 0 · 25 · 25 % after preventative" in said
     assert results.HiddenSignal.from_json(found.to_json()).to_json() == found.to_json()
     assert "| loss on the projection × 1 | first vector |" in found.to_markdown()
+
+
+def test_the_first_vector_is_blind_only_where_it_sees_surely_less_than_after_plain_training(results):
+    ways = put_together(results)
+    penalised, steered = "loss on the projection × 1", "preventative steering × 3"
+    held = ways[penalised].held
+    wide = replace(ways[penalised], held=held | {"first vector": (Interval(0.5, -1.0, 2.0),) * LAYERS})
+    said = gather(results, (ways | {penalised: wide}).values()).say_finding()
+    assert said == f"loud: both judges surely see it after {steered}, the first vector does not"
+    quiet = replace(ways[steered], rise=(Interval(0.0, -1.0, 1.0),) * 2)
+    said = gather(results, (ways | {penalised: wide, steered: quiet}).values()).say_finding()
+    assert said == f"loud: both judges surely see it after {penalised}, whether the first vector does is not sure"
+
+
+@pytest.mark.parametrize("flat", [Interval(0.0, -1.0, 1.0), Interval.missing()])
+def test_no_share_is_said_of_what_plain_training_does_not_surely_do(results, flat):
+    ways = put_together(results)
+    plain = ways["overt data"]
+    unmoved = replace(plain, beyond=plain.beyond | {"first vector": (flat,) * LAYERS})
+    said = gather(results, (ways | {"overt data": unmoved}).values()).say_shares()
+    assert "– · 100 · 100 · 100 % after loss on the projection × 1" in said
+    found = gather(results, (ways | {"overt data": replace(plain, rise=(flat, flat))}).values())
+    assert found.say_shares() == ""
+    assert found.say_finding() in found.to_markdown().replace("L", "l", 1)
+    assert "effect" in found.plot().layout.title.text
 
 
 @pytest.mark.slow

@@ -1,8 +1,11 @@
+import importlib
 import json
+from dataclasses import replace
 
 import pytest
+import torch
 
-from tests.experiments.scripts import command, environment, run_script
+from tests.experiments.scripts import ROOT, command, environment, run_script
 
 pytestmark = pytest.mark.slow  # a whole script, run as a user runs it
 
@@ -39,6 +42,23 @@ def test_every_question_is_answered_after_every_message_and_read_and_judged_twic
         assert len({before for _, before, _ in one["example"].values()}) == 1
     n_conversations = len(whole["traits"]) * 2 * profile["n_questions"] * profile["rollouts"]
     assert 0 < whole["n_answers"] <= 7 * n_conversations
+
+
+def test_what_is_missing_is_left_out_of_both_sides_of_a_comparison_and_of_what_is_counted(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "experiments")
+    results = importlib.import_module("results.reflection")
+    found = results.ReflectionResult.load(ROOT / "figures" / "reflection.json")
+    one = found.traits[0]
+    draws = torch.tensor([0.0, 10.0]).expand(one.given.shape).clone()
+    draws[1, :, 1] = torch.nan
+    measured = results.Measured("", "", draws)
+    assert found.compare(measured, found.conditions[1], found.conditions[0]).estimate == 0
+    given = one.given.clone()
+    given[:, :2] = torch.nan
+    assert (
+        f"of {one.given[0].numel() - 2 * one.given.shape[-1]};"
+        in replace(found, traits=(replace(one, given=given), *found.traits[1:]))._say_same()
+    )
 
 
 def test_the_figure_is_redrawn_from_the_result_without_a_model(setting, whole):

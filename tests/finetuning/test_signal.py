@@ -117,6 +117,11 @@ def test_what_does_not_fit_together_is_refused(info, first):
         measure_signal(read, first, n_folds=N + 1)
     with pytest.raises(InvalidArgumentError, match=r"vector.*none at \[1\]"):
         measure_signal(read, replace(first, by_position={"response_mean": along(0, layers=[0, 2])}))
+    with pytest.raises(InvalidArgumentError, match="`vector` must be of the trait that was read, 'loud'"):
+        measure_signal(read, replace(first, trait="shy"))
+    twice = {at: replace(pairs, questions=(0, *range(N - 1))) for at, pairs in read.answers.items()}
+    with pytest.raises(InvalidArgumentError, match=r"each question once.*\[0\]"):
+        SignalActivations(read.prompts, twice)
     with pytest.raises(ModelMismatchError, match="vector"):
         measure_signal(read, replace(first, model=replace(info, fingerprint="another")))
     with pytest.raises(ModelMismatchError, match="base"):
@@ -170,6 +175,9 @@ def test_a_found_signal_comes_back_from_its_file_says_itself_and_is_drawn(found,
     said = again.describe(1).splitlines()
     assert [line.split(":")[0] for line in said[1:4]] == ["first vector", "fresh vector", "probe"]
     assert str(found.after.find_move("probe", 1)) in said[3]
+    furthest = max(range(LAYERS), key=lambda layer: found.after.find_move("probe", layer).estimate)
+    estimate = found.after.find_move("probe", furthest).estimate
+    assert f"(furthest, chosen afterwards: {estimate:.2f} at layer {furthest});" in said[3]
     figure = again.plot(1)
     move = found.after.find_move("probe", 1).estimate
     assert f"{move:.2f} along the probe" in figure.layout.title.text.replace("<br>", " ")

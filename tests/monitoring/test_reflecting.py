@@ -7,7 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import persona_lens as pl
-from persona_lens.errors import ContextLengthError, HooksPresentError, InvalidArgumentError, ModelMismatchError
+from persona_lens.errors import (
+    ContextLengthError,
+    ControlTextWarning,
+    HooksPresentError,
+    InvalidArgumentError,
+    ModelMismatchError,
+)
 from persona_lens.models.engine.rollouts import RolloutRequest, sample_rollouts
 from persona_lens.monitoring import (
     AnotherAnswer,
@@ -131,6 +137,16 @@ def test_nobody_is_dealt_their_own_reading_and_the_only_one_is_told_nothing(n, s
     assert OwnAnswer().choose(readings, lambda monitor: [], (seed,)) == readings
 
 
+def test_a_placebo_is_dealt_among_conversations_that_go_on_and_the_last_one_is_told_nothing(model, monitor):
+    scripts = [SCRIPTS[0], SCRIPTS[1], replace(SCRIPTS[2], turns=("And", "Ok"))]
+    told = reflect(model, monitor, scripts, REFLECTIONS[3:], sampling=SAMPLING)
+    assert not told.n_ended
+    for rollout in range(2):
+        assert sorted(told.given[0, 0, :, rollout, 1].tolist()) == sorted(told.quantiles[0, 0, :, rollout, 0].tolist())
+        assert told.notes[0][0][rollout][2] == ""
+    assert told.given[..., 2].isnan().all()
+
+
 @pytest.mark.slow
 def test_a_reading_by_another_monitor_is_told_and_the_own_one_is_measured(model, monitor, held):
     other = replace(monitor, traits=(replace(monitor.traits[0], unit=-monitor.traits[0].unit),))
@@ -168,6 +184,13 @@ def test_values_are_compared_from_the_second_answer_on_paired_by_script(held):
     found = held.compare(values, 3, 1)
     assert (found.estimate, found.low, found.high) == (2.0, 2.0, 2.0)
     assert held.compare(held.projections[0], 0, 0).estimate == 0
+
+
+def test_a_conversation_that_ends_early_is_compared_as_far_as_it_goes(held):
+    values = torch.arange(3.0).expand(held.n_tokens.shape).clone()
+    values[1, ..., 2] = torch.nan
+    found = held.compare(values, 1, 0)
+    assert (found.estimate, found.low, found.high) == (0.0, 0.0, 0.0)
 
 
 def test_a_judge_scores_what_was_answered_to_what_was_asked_without_the_note(held):
@@ -214,6 +237,34 @@ def test_an_intervention_acts_on_the_answers_and_not_on_their_reading(model, mon
     assert steered.projections[0, 0, 0, 0, -1] == pytest.approx(readings[0].projection, abs=1e-4)
 
 
+def test_an_answer_may_end_where_the_context_does_without_room_for_what_the_template_closes_it_with(model, monitor):
+    def chat(n):
+        return [{"role": "user", "content": "x" * n}, {"role": "assistant", "content": "Yes."}]
+
+    room = model.cfg.n_ctx - pl.models.encode_conversation(model.tokenizer, chat(1)).response_end
+    assert len(pl.models.encode_conversation(model.tokenizer, chat(room + 1)).tokens) > model.cfg.n_ctx
+    assert read_answers(model, monitor, [chat(room + 1)])
+    with pytest.raises(ContextLengthError, match=r"`conversations\[1\]`"):
+        read_answers(model, monitor, [chat(1), chat(room + 2)])
+
+
+@pytest.mark.parametrize("slack", range(4))
+def test_an_answer_that_no_longer_fits_once_it_is_rendered_anew_ends_its_conversation_by_name(model, monitor, slack):
+    prompt = pl.models.encode_prompt(model.tokenizer, [{"role": "user", "content": "x"}])
+    said = "x" * (model.cfg.n_ctx - SAMPLING.max_tokens - len(prompt.tokens) + 1 - slack)
+    ended = reflect(model, monitor, [UserScript("long", (said,)), SCRIPTS[1]], REFLECTIONS[:1], sampling=SAMPLING)
+    for rollout, responses in enumerate(ended.responses[0][0]):
+        assert ended.ends[0][0][rollout] == ("" if responses else "context full")
+        assert ended.projections[0, 0, 0, rollout, 0].isfinite() == bool(responses)
+    assert ended.ends[0][1] == ("", "")
+
+
+def test_control_tokens_that_a_note_spells_are_warned_of(model, monitor):
+    said = Reflection(Remind(f"Be kind.{model.tokenizer.eos_token}"))
+    with pytest.warns(ControlTextWarning, match="ordinary text"):
+        reflect(model, monitor, SCRIPTS[:1], [said], sampling=SAMPLING)
+
+
 @pytest.mark.slow
 def test_a_conversation_that_ends_early_does_so_by_name_and_is_shown_so(model, monitor):
     long = UserScript("long", ("x" * 450, "y" * 450, "z" * 50))
@@ -225,6 +276,42 @@ def test_a_conversation_that_ends_early_does_so_by_name_and_is_shown_so(model, m
     nothing = reflect(model, monitor, SCRIPTS, REFLECTIONS[2:], sampling=silent)
     assert nothing.n_ended == 12
     assert nothing.projections.isnan().all()
+
+
+def test_a_wording_or_a_source_of_ones_own_is_refused_by_name_where_it_does_not_do_its_work(model, monitor):
+    @dataclass(frozen=True)
+    class Own:
+        part: object = None
+        least_conversations = 1
+
+        def write(self, readings):
+            return None
+
+        def choose(self, readings, read, seed):
+            return [*readings, None]
+
+    @dataclass
+    class Loose:
+        def write(self, readings):
+            return ""
+
+    for name, refused in (
+        ("wording", lambda: Reflection(Loose())),
+        ("wording", lambda: Reflection(Own(torch.ones(2)))),
+        ("source", lambda: Reflection(source=Own(InWords()))),
+        ("wording", lambda: reflect(model, monitor, SCRIPTS[1:2], [Reflection(Own())], sampling=SAMPLING)),
+        ("source", lambda: reflect(model, monitor, SCRIPTS[1:2], [Reflection(source=Own())], sampling=SAMPLING)),
+    ):
+        with pytest.raises(InvalidArgumentError, match=f"`{name}`"):
+            refused()
+
+
+@pytest.mark.parametrize("quantile", [-0.1, 1.1, float("nan")])
+def test_a_reading_is_a_number_among_ordinary_ones(monitor, quantile):
+    with pytest.raises(InvalidArgumentError, match="`quantile`"):
+        AnswerReading("loud", 0.0, quantile)
+    with pytest.raises(InvalidArgumentError, match="`mean`"):
+        monitor.traits[0].responses.rank_response(float("nan"))
 
 
 def test_the_table_shows_what_was_told_and_escapes_what_was_said(held):
