@@ -278,6 +278,19 @@ def _take_terminal():
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # so that Ctrl-C typed into it becomes a signal
 
 
+def ask_and_break_off(terminal):
+    """Ask until an answer is broken off; on a busy machine one may end before Ctrl-C comes."""
+    for _ in range(5):
+        terminal.type("/new\n")
+        terminal.wait_for("you> ")
+        terminal.type("Who?\n")
+        terminal.wait_for(_GROUND)
+        terminal.type("\x03")
+        if "Broken off." in (shown := terminal.wait_for("you> ")):
+            return shown
+    return ""
+
+
 @pytest.mark.slow
 def test_in_a_terminal_tokens_are_coloured_ctrl_c_stops_an_answer_and_ctrl_d_ends(setting):
     with Terminal("chat", *(one if one != "16" else "200" for one in setting.options)) as terminal:
@@ -285,11 +298,7 @@ def test_in_a_terminal_tokens_are_coloured_ctrl_c_stops_an_answer_and_ctrl_d_end
         terminal.type("/help\n")
         assert "/loud 1.5" in terminal.wait_for("and the same question again")
         terminal.wait_for("you> ")
-        terminal.type("Who?\n")
-        terminal.wait_for(_GROUND)
-        terminal.type("\x03")
-        terminal.wait_for("Broken off.")
-        terminal.wait_for("you> ")
+        assert "Broken off." in ask_and_break_off(terminal)
         terminal.type("/loude 1\n")
         terminal.wait_for("Did you mean /loud?")
         terminal.wait_for("you> ")
