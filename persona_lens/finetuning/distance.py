@@ -7,18 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from einops import rearrange
 from jaxtyping import Float
 from numpy import ndarray
 from torch import Tensor
 
 from persona_lens.checking import checked
 from persona_lens.errors import InvalidArgumentError
-from persona_lens.models.engine.activations import project_residual_stream
+from persona_lens.finetuning.shift import project_prompts
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.sites import check_layer
-from persona_lens.models.text.chat import build_messages, encode_prompt
-from persona_lens.models.text.padding import pad_right
 from persona_lens.records import Record
 from persona_lens.statistics import Interval, bootstrap_mean
 from persona_lens.statistics.bootstrap import Resampled, bootstrap, t_interval
@@ -216,17 +213,5 @@ def measure_distance(
         vector.check_model(control)
         vector.check_model(model)
     units = torch.stack([vector.units for vector in vectors], dim=1)
-    before, after = (_project(one, units, asked) for one in (control, model))
+    before, after = (project_prompts(one, units, asked) for one in (control, model))
     return PersonaDistance(names, tuple(asked), after - before)
-
-
-def _project(
-    model: HookedModel, units: Float[Tensor, "layer trait d_model"], questions: Sequence[str]
-) -> Float[Tensor, "trait layer question"]:
-    prompts = [encode_prompt(model.tokenizer, build_messages(one), n_ctx=model.cfg.n_ctx).tokens for one in questions]
-    found = []
-    for at in range(0, len(prompts), _ROWS_AT_ONCE):
-        rows = pad_right(prompts[at : at + _ROWS_AT_ONCE])
-        projected = project_residual_stream(model, rows.tokens, units, is_padding=rows.is_padding).cpu()
-        found.append(rows.take_last(rearrange(projected, "layer trait row pos -> row pos trait layer")))
-    return rearrange(torch.cat(found), "question trait layer -> trait layer question")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,8 @@ from persona_lens.files import write_json
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.sharing import holding
 from persona_lens.models.loading import ADAPTER_FILES, ADAPTER_RECORD, check_adapter, read_adapter_record
+
+Factors = tuple[Mapping[str, Tensor], Mapping[str, Tensor]]  # by module: out × rank, rank × in
 
 _CONFIG, _WEIGHTS = ADAPTER_FILES
 
@@ -207,17 +209,22 @@ def blend_adapters(adapter: str | Path, control: str | Path, share: float, out: 
         bases = [None if name is None else Path(str(name)).name.casefold() for name in names]
     if None not in bases and bases[0] != bases[1]:
         raise ModelMismatchError.of("control", f"be trained on the same weights, {bases[0]}", bases[1])
-    if first.up.keys() != second.up.keys():
-        differing = sorted(first.up.keys() ^ second.up.keys())
-        raise ModelMismatchError.of("control", "adapt the same modules", f"others, such as {differing[0]}")
-    for name in first.up:
-        shapes = [(one.up[name].shape[0], one.down[name].shape[1]) for one in (first, second)]
-        if shapes[0] != shapes[1]:
-            raise ModelMismatchError.of("control", f"change weights of shape {shapes[0]} at {name}", shapes[1])
+    check_same_weights("control", (first.up, first.down), (second.up, second.down))
     up = {name: torch.cat([share * left, (1 - share) * second.up[name]], dim=1) for name, left in first.up.items()}
     down = {name: torch.cat([right, second.down[name]]) for name, right in first.down.items()}
     blended = {"share": share, "control": second.record.get("files", {}).get(_WEIGHTS)}
     return _write_factors(first, up, down, blended, Path(out))
+
+
+def check_same_weights(parameter: str, first: Factors, second: Factors) -> None:
+    """Refuse factors that change other weights than the first ones do."""
+    if first[0].keys() != second[0].keys():
+        differing = sorted(first[0].keys() ^ second[0].keys())
+        raise ModelMismatchError.of(parameter, "change the same modules", f"others, such as {differing[0]}")
+    for name in first[0]:
+        shapes = [(up[name].shape[0], down[name].shape[1]) for up, down in (first, second)]
+        if shapes[0] != shapes[1]:
+            raise ModelMismatchError.of(parameter, f"change weights of shape {shapes[0]} at {name}", shapes[1])
 
 
 def read_factors(adapter: Path) -> LoraFactors:

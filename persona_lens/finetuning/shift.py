@@ -83,7 +83,7 @@ def measure_shift(
     """
     for model in (base, finetuned):
         _check_projectable(model, vector, questions)
-    before, after = (_project(model, vector, questions) for model in (base, finetuned))
+    before, after = (project_prompts(model, vector.units[:, None], questions)[0] for model in (base, finetuned))
     return FinetuningShift(vector.trait, after - before)
 
 
@@ -116,7 +116,7 @@ def project_questions(
         >>> FinetuningShift("evil", project_questions(tuned, vector, questions) - before)  # doctest: +SKIP
     """
     _check_projectable(model, vector, questions)
-    return _project(model, vector, questions)
+    return project_prompts(model, vector.units[:, None], questions)[0]
 
 
 def _check_projectable(model: HookedModel, vector: PersonaVector, questions: Sequence[str]) -> None:
@@ -124,14 +124,14 @@ def _check_projectable(model: HookedModel, vector: PersonaVector, questions: Seq
     vector.check_model(model)
 
 
-def _project(model: HookedModel, vector: PersonaVector, questions: Sequence[str]) -> Float[Tensor, "layer question"]:
-    prompts = [
-        encode_prompt(model.tokenizer, build_messages(question), n_ctx=model.cfg.n_ctx).tokens for question in questions
-    ]
-    units = vector.units[:, None]
+def project_prompts(
+    model: HookedModel, units: Float[Tensor, "layer trait d_model"], questions: Sequence[str]
+) -> Float[Tensor, "trait layer question"]:
+    """Return where each question's last prompt token lies along unit vectors."""
+    prompts = [encode_prompt(model.tokenizer, build_messages(one), n_ctx=model.cfg.n_ctx).tokens for one in questions]
     found = []
     for at in range(0, len(prompts), _ROWS_AT_ONCE):
         rows = pad_right(prompts[at : at + _ROWS_AT_ONCE])
-        projected = project_residual_stream(model, rows.tokens, units, is_padding=rows.is_padding)[:, 0].cpu()
-        found.append(rows.take_last(rearrange(projected, "layer row pos -> row pos layer")).T)
-    return torch.cat(found, dim=-1)
+        projected = project_residual_stream(model, rows.tokens, units, is_padding=rows.is_padding).cpu()
+        found.append(rows.take_last(rearrange(projected, "layer trait row pos -> row pos trait layer")))
+    return rearrange(torch.cat(found), "question trait layer -> trait layer question")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from persona_lens.checking import checked
 from persona_lens.errors import InvalidArgumentError, ModelMismatchError
-from persona_lens.finetuning.interpolation import pair_weights, read_factors
+from persona_lens.finetuning.interpolation import check_same_weights, pair_weights, read_factors
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.records import Record
 from persona_lens.statistics import Interval, bootstrap_auroc
@@ -106,7 +106,7 @@ class WeightChange:
             raise ModelMismatchError.of("down", rule, list(self.down)[:3])
 
     def __sub__(self, other: WeightChange) -> WeightChange:
-        self._check_modules(other)
+        check_same_weights("reference", (self.up, self.down), (other.up, other.down))
         up = {name: torch.cat([one, -other.up[name]], dim=1) for name, one in self.up.items()}
         return WeightChange(up, {name: torch.cat([one, other.down[name]]) for name, one in self.down.items()})
 
@@ -126,7 +126,7 @@ class WeightChange:
         Raises:
             ModelMismatchError: It is of other modules or shapes.
         """
-        self._check_modules(reference)
+        check_same_weights("reference", (self.up, self.down), (reference.up, reference.down))
         return WeightCosine(self._multiply(reference), self._multiply(self), reference._multiply(reference))
 
     def _multiply(self, other: WeightChange) -> dict[str, float]:
@@ -135,15 +135,6 @@ class WeightChange:
             across = up.double().T @ other.up[name].double()
             found[name] = float((across * (self.down[name].double() @ other.down[name].double().T)).sum())
         return found
-
-    def _check_modules(self, other: WeightChange) -> None:
-        if self.up.keys() != other.up.keys():
-            differing = sorted(self.up.keys() ^ other.up.keys())
-            raise ModelMismatchError.of("reference", "be of the same modules", f"others, such as {differing[0]}")
-        for name in self.up:
-            shapes = [(one.up[name].shape[0], one.down[name].shape[1]) for one in (self, other)]
-            if shapes[0] != shapes[1]:
-                raise ModelMismatchError.of("reference", f"be of shape {shapes[0]} at {name}", shapes[1])
 
     def __repr__(self) -> str:
         return f"WeightChange({len(self.up)} modules, length {self.norm:.3g})"
