@@ -23,7 +23,6 @@ from persona_lens.texts import check_texts
 from persona_lens.traits.everyday import load_ordinary_questions
 from persona_lens.vectors.persona_vector import PersonaVector
 
-_ROWS_AT_ONCE = 16
 _N_RESAMPLES, _LEVEL = 2000, 0.95
 
 
