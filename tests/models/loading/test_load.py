@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging as transformers_logging
 
 import persona_lens as pl
@@ -133,9 +133,10 @@ def test_a_loaded_model_is_taken_as_it_is(tiny_model, tiny_bridge):
         pl.load_model(torch.nn.Linear(1, 1))
 
 
-def test_a_loaded_model_whose_template_writes_the_day_keeps_it_and_says_so(tiny_folder):
+def test_a_loaded_model_whose_template_writes_the_day_keeps_it_and_says_so(tiny_folder, tmp_path):
     model = pl.load_model(tiny_folder("llama"), dtype="float32", device="cpu")
-    model.tokenizer = tokenizer_like("llama3")
+    tokenizer_like("llama3").save_pretrained(tmp_path)  # TransformerLens 4 reads it again by its name
+    model.tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     with pytest.warns(DatedTemplateWarning, match="Today's was fixed"):
         pl.load_model(model)
     pinned = read_settings(model.tokenizer)
