@@ -56,7 +56,7 @@ def read_quality_data(model: HookedModel, trait: str, *, n_examples: int | None 
     which had no part in it, with its lengths and its answers in the trait's style; and of each other trait up to twenty
     pairs of the judging half. Of any other trait, such as one's own, the other traits' alone.
 
-    About 440 answers, a minute on one core for the embedded model.
+    About 520 answers, a minute on one core for the embedded model.
 
     Args:
         model: HookedTransformer or TransformerBridge, unsteered.
