@@ -214,12 +214,15 @@ def _find_kind(other: str) -> str:
 
 
 def _head(judge: str) -> str:
-    return judge.partition("), ")[0] + ")" if "), " in judge else judge
+    return _name_briefly(judge.partition("), ")[0] + ")" if "), " in judge else judge)
 
 
 def _shorten(name: str, one: TraitReflected) -> str:
-    name = name.replace(f" for {one.trait}", "")
-    return name.replace("embedding judge ", "").replace("smollm2-135m-instruct", "own model")
+    return _name_briefly(name.replace(f" for {one.trait}", ""))
+
+
+def _name_briefly(judge: str) -> str:
+    return judge.replace("embedding judge ", "").replace("smollm2-135m-instruct", "own model")
 
 
 def _say(changes: Sequence[tuple[str, str, str, str]]) -> str:
