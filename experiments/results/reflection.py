@@ -214,7 +214,7 @@ def _find_kind(other: str) -> str:
 
 
 def _head(judge: str) -> str:
-    return _name_briefly(judge.partition("), ")[0] + ")" if "), " in judge else judge)
+    return "judge " + _name_briefly(judge.partition("), ")[0] + ")" if "), " in judge else judge)
 
 
 def _shorten(name: str, one: TraitReflected) -> str:
