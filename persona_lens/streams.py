@@ -71,3 +71,4 @@ class Stream(IntEnum):
     HIDDEN_SIGNAL = 410  # experiments/hidden_signal.py: responses of trained models
     REFLECTION = 380  # conversations in which the model is told how its last answer read
     REFLECTION_PLACEBO = 381  # which other conversation's reading it is told; then rollout and turn
+    POSITIVE_TRAITS = 450  # experiments/positive_traits.py: random directions, which rows a training takes, responses
