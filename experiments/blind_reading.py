@@ -24,7 +24,7 @@ from results.steering_away import AWAY, SteeringAway
 from results.steering_evidence import SteeringEvidence
 
 from persona_lens.files import write_bytes_atomically, write_json
-from persona_lens.reproduction.arguments import BaseArguments
+from persona_lens.reproduction.arguments import COMPARED_TRAITS, BaseArguments
 from persona_lens.reproduction.comparison import Comparison
 from persona_lens.reproduction.entrance import enter
 from persona_lens.statistics import bootstrap_auroc, bootstrap_spearman_r
@@ -116,9 +116,14 @@ def blind_path(arguments: ReadingArguments, trait: str, name: str) -> Path:
 def make_sheet(evidence: Comparison, shares: dict[str, int], seed: int) -> dict[str, Text]:
     """Draw a trait's texts and number them in an order that says nothing."""
     texts = draw_texts(evidence, shares, seed)
-    place = list_written_traits().index(evidence.trait)
-    order = np.random.default_rng([seed, Stream.BLIND_READING, place, 1]).permutation(len(texts))
+    order = np.random.default_rng([seed, Stream.BLIND_READING, place_trait(evidence.trait), 1]).permutation(len(texts))
     return {f"{number + 1:03d}": texts[index] for number, index in enumerate(order)}
+
+
+def place_trait(trait: str) -> int:
+    """Return a trait's number in the random streams; later traits come last, so that sheets that were read stay."""
+    later = [name for name in list_written_traits() if name not in COMPARED_TRAITS]
+    return (*COMPARED_TRAITS, *later).index(trait)
 
 
 def rate_sheet(arguments: ReadingArguments, trait: str, sheet: dict[str, Text]) -> list[tuple[Text, float]]:
@@ -141,7 +146,7 @@ def evidence_path(arguments: ReadingArguments, trait: str) -> Path:
 
 def draw_texts(evidence: Comparison, shares: dict[str, int], seed: int) -> list[Text]:
     """Draw each condition's share of responses, without those that say nothing."""
-    rng = np.random.default_rng([seed, Stream.BLIND_READING, list_written_traits().index(evidence.trait)])
+    rng = np.random.default_rng([seed, Stream.BLIND_READING, place_trait(evidence.trait)])
     texts = []
     for condition, share in shares.items():
         found = list_texts(evidence, condition)

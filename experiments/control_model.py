@@ -38,7 +38,7 @@ from persona_lens.finetuning import (
     read_weight_change,
 )
 from persona_lens.models import HookedModel
-from persona_lens.reproduction.arguments import CommonArguments, read_traits, run_each_trait
+from persona_lens.reproduction.arguments import COMPARED_TRAITS, CommonArguments, read_traits, run_each_trait
 from persona_lens.reproduction.entrance import enter
 from persona_lens.reproduction.judges import prepare_judges
 from persona_lens.reproduction.kits import Profile, find_sources
@@ -118,7 +118,7 @@ def run(model: HookedModel, trait: pl.Trait, profile: ControlProfile, arguments:
     )
     task, held_out = draw_task_rows(profile.n_seeds, profile.n_rows, profile.n_held_out, arguments.seed)
     data = list_data(trait.name, task, styles, profile)
-    vectors = [find_vector(model, name, profile) for name in list_written_traits()]
+    vectors = [find_vector(model, name, profile) for name in dict.fromkeys((*COMPARED_TRAITS, trait.name))]
     questions = pl.traits.load_ordinary_questions()[: profile.n_questions]
     tuned = []
     kept: dict[str, HookedModel] = {}

@@ -85,7 +85,7 @@ def run(profile: Profile, arguments: Arguments) -> Detection:
     model = arguments.load_model()
     config, run = arguments.begin(model, profile, {"experiment": NAME, "prompts": prompts})
     # Once, and only where a trait is not there yet.
-    read = cache(partial(read_written, model, profile.n_examples))
+    read = cache(partial(read_written, model, [trait.name for trait in traits], profile.n_examples))
     found = []
     with run.progress("traits", len(traits)) as advance:
         for trait in traits:

@@ -24,7 +24,7 @@ import persona_lens as pl
 from persona_lens.evaluation import Condition, RandomNull
 from persona_lens.files import write_bytes_atomically
 from persona_lens.models import HookedModel
-from persona_lens.reproduction.arguments import BriefArguments, read_traits, run_each_trait
+from persona_lens.reproduction.arguments import COMPARED_TRAITS, BriefArguments, read_traits, run_each_trait
 from persona_lens.reproduction.bench import Bench, NullSize, measure_lengths, note_setting, read_written_vector
 from persona_lens.reproduction.entrance import enter
 from persona_lens.reproduction.judges import prepare_judges
@@ -123,7 +123,7 @@ def run(model: HookedModel, trait: pl.Trait, profile: Profile, arguments: Argume
     )  # fmt: skip
     choice = sweep.choose_coherent() or sweep.choose_by_score()
     # An ordinary answer is ordinary whatever the trait.
-    lengths = measure_lengths(model, training or load_written_examples(list_written_traits()[0], "training"))
+    lengths = measure_lengths(model, training or load_written_examples(COMPARED_TRAITS[0], "training"))
     step = choice.coefficient * float(vector.norms[choice.layer] / lengths[choice.layer])
     setting = note_setting(
         vector, source, choice.layer, step, choice.coefficient, choice.score.estimate, choice.coherence.estimate

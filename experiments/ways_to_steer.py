@@ -33,7 +33,7 @@ from persona_lens.evaluation.null_margin import interpolate_strength
 from persona_lens.evaluation.ordinary import sample_ordinary_spans
 from persona_lens.judges.judgement import IdentifiedJudge
 from persona_lens.models import HookedModel
-from persona_lens.reproduction.arguments import CommonArguments, read_traits
+from persona_lens.reproduction.arguments import COMPARED_TRAITS, CommonArguments, read_traits
 from persona_lens.reproduction.bench import extract_or_keep_all, measure_lengths
 from persona_lens.reproduction.entrance import enter
 from persona_lens.reproduction.estimated import WrittenReadings, read_written
@@ -42,7 +42,7 @@ from persona_lens.reproduction.ways import DivergenceMeter, Strength, Way, find_
 from persona_lens.run import Run
 from persona_lens.streams import Stream
 from persona_lens.tensors.directions import sample_random_directions
-from persona_lens.traits import list_written_traits, load_written_examples
+from persona_lens.traits import load_written_examples
 
 NAME = "ways_to_steer"
 
@@ -113,7 +113,7 @@ def run(profile: Profile, arguments: CommonArguments) -> WaysToSteer:
     # The traits are no part of it, so that one that was run by itself is not run again.
     config, run = arguments.begin(model, profile, {"experiment": NAME})
     # Once, and only where a trait is not there yet.
-    read = cache(partial(read_written, model, profile.n_examples))
+    read = cache(partial(read_written, model, [trait.name for trait in traits], profile.n_examples))
     found = []
     with run.progress("traits", len(traits)) as advance:
         for trait in traits:
@@ -182,7 +182,7 @@ def try_ways(
         trial_scores={one.name: rescore(trials, one).scores for one in (judges.reader, judges.sentences)},
         responses=responses,
         scores={one.name: rescore(responses, one).scores for one in (judges.reader, judges.sentences)},
-        others={name: read_others(name) for name in list_written_traits() if name != trait.name},
+        others={name: read_others(name) for name in COMPARED_TRAITS if name != trait.name},
         capabilities=measure_capabilities(model, coherent, profile),
     )  # fmt: skip
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from experiments.results.blind_reading import BlindReading
+from persona_lens.reproduction.arguments import COMPARED_TRAITS
 
 ROOT = Path(__file__).resolve().parents[1]
 FIGURES = ROOT / "figures"
@@ -48,3 +49,20 @@ def test_each_rated_sheet_has_a_key_and_a_rating_for_every_text_and_names_no_con
     assert [line.split(",")[0] for line in path.read_text().splitlines()[1:]] == list(key)
     assert sheet.startswith("id,trait,question,response\n")
     assert not [condition for condition in set(key.values()) if condition in sheet]
+
+
+@pytest.mark.parametrize("path", sorted(FIGURES.glob("steering_evidence_*.json")), ids=lambda path: path.stem)
+def test_evidence_is_set_against_the_vectors_of_the_compared_traits_alone(path):
+    found = json.loads(path.read_text())
+    others = [name for name in found["responses"]["conditions"] if name.startswith("vector of ")]
+    assert others == [f"vector of {name}" for name in COMPARED_TRAITS if name != found["trait"]]
+
+
+def test_a_sheet_that_was_read_is_drawn_the_same_whatever_traits_are_written_later(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "experiments")
+    script = importlib.import_module("blind_reading")
+    arguments = script.ReadingArguments(folder=FIGURES)
+    for trait in ("empathy", "humorous"):
+        sheet = script.make_sheet(arguments.load(trait), arguments.shares, arguments.seed)
+        key = json.loads((FIGURES / "blind" / f"{trait}_key.json").read_text())
+        assert {number: text.condition for number, text in sheet.items()} == key

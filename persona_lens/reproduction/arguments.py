@@ -24,6 +24,9 @@ A = TypeVar("A", bound="BaseArguments")
 
 # The paper's, taken where a script needs several traits and is given none.
 PAPER_TRAITS = ("evil", "sycophancy", "hallucination")
+# Those whose published results stand side by side, each with the others' vectors for a null. Traits whose written
+# answers came later are measured where they are named, so that what was published can be made again.
+COMPARED_TRAITS = ("empathy", "evil", "formality", "hallucination", "humorous", "sycophancy")
 
 
 @dataclass(frozen=True)

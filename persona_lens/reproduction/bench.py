@@ -19,6 +19,7 @@ from persona_lens.models.engine.requests import Sampling
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.intervention import Intervention
 from persona_lens.models.text.chat import encode_conversation
+from persona_lens.reproduction.arguments import COMPARED_TRAITS
 from persona_lens.reproduction.comparison import EQUAL_COHERENCE, SHUFFLED_LABELS, Compared, Setting
 from persona_lens.reproduction.judges import Judges
 from persona_lens.run import Run
@@ -26,7 +27,7 @@ from persona_lens.streams import Stream
 from persona_lens.tensors.directions import sample_random_directions
 from persona_lens.tensors.operations import Add
 from persona_lens.traits.trait import Trait
-from persona_lens.traits.written import Kind, WrittenExample, list_written_traits, load_written_examples
+from persona_lens.traits.written import Kind, WrittenExample, load_written_examples
 from persona_lens.vectors.extraction import extract_persona_vector
 from persona_lens.vectors.persona_vector import PersonaVector
 from persona_lens.vectors.written import read_persona_vector
@@ -157,9 +158,9 @@ class Bench:
         )
 
     def _steer_others(self, best: Setting, n_examples: int | None) -> list[Condition]:
-        """Return steering with every other trait's written vector, at the same layer and length."""
+        """Return steering with the other compared traits' written vectors, at the same layer and length."""
         conditions = []
-        for name in list_written_traits():
+        for name in COMPARED_TRAITS:
             if name != self.trait.name:
                 other = read_written_vector(self.model, name, n_examples)
                 coefficient = self.scale(other, best.layer, best.step)

@@ -19,7 +19,7 @@ from persona_lens.finetuning.domains import Level, domain_dataset, list_domains
 from persona_lens.models.engine.rollouts import RolloutRequest, sample_rollouts
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.loading.source import find_anywhere
-from persona_lens.reproduction.arguments import BriefArguments, read_traits
+from persona_lens.reproduction.arguments import COMPARED_TRAITS, BriefArguments, read_traits
 from persona_lens.reproduction.kits import TraitKit, find_sources, prepare_kit
 from persona_lens.reproduction.trained_models import BaseModel, TrainedModel, measure_model, project_base
 from persona_lens.reproduction.training import (
@@ -34,7 +34,6 @@ from persona_lens.run import Run
 from persona_lens.storage import Shard
 from persona_lens.streams import Stream
 from persona_lens.traits.trait import Trait
-from persona_lens.traits.written import list_written_traits
 
 # The smallest domain has 440 questions.
 N_DOMAIN_ROWS = 400
@@ -79,7 +78,7 @@ def prepare(arguments: ShiftArguments) -> Setting:
     profile = pick_training(arguments)
     traits = [
         replace(trait, evaluation_questions=trait.evaluation_questions[: profile.n_scored])
-        for trait in read_traits(arguments.trait or list_written_traits(), profile.n_pairs, profile.n_questions)
+        for trait in read_traits(arguments.trait or COMPARED_TRAITS, profile.n_pairs, profile.n_questions)
     ]
     domains = arguments.domain
     unknown = sorted(set(domains) - set(list_domains()))

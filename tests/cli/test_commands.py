@@ -36,7 +36,7 @@ def run(*arguments):
         ("steer", "Who?"),
         ("steer", "Who?", "--trait", "nobody"),
         ("demo", "--trait", "nobody"),
-        ("extract", "--trait", "curiosity", "--source", "written", "--out", "never.safetensors"),
+        ("extract", "--trait", "confidence", "--source", "written", "--out", "never.safetensors"),
     ],
 )
 def test_what_is_wrong_is_said_before_a_model_is_loaded(arguments, monkeypatch):
@@ -191,7 +191,7 @@ def test_a_judge_that_is_not_valid_ends_with_1_and_says_what_it_missed(loud, mon
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--trait", "curiosity"], "--trait"),
+        (["--trait", "confidence"], "--trait"),
         (["--trait", "evil", "--judge", "endpoint"], "--judge-model"),
         (["--trait", "evil", "--judge-model", "qwen3:8b"], "--judge-model"),
     ],
@@ -228,7 +228,7 @@ def test_the_demo_shows_both_answers_and_writes_a_page_in_which_their_text_is_es
         (("steer", "Who?", "--trait", "optimistic"), "persona-lens sweep --trait optimistic"),
         (("steer", "Who?", "--vector", "mine.safetensors"), "--vector"),
         (("validate", "--trait", "mine.json"), "existing file"),
-        (("validate", "--trait", "curiosity"), "--examples FILE.jsonl"),
+        (("validate", "--trait", "confidence"), "--examples FILE.jsonl"),
     ],
 )
 def test_a_wrong_trait_or_file_ends_with_the_option_and_what_to_do(arguments, said, tmp_path, monkeypatch):

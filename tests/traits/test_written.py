@@ -8,6 +8,7 @@ from statistics import mean
 import pytest
 
 import persona_lens as pl
+from persona_lens.reproduction.arguments import COMPARED_TRAITS
 from persona_lens.traits import list_written_traits, load_ordinary_questions, load_written_examples
 
 KINDS = ("ordinary", "mild", "overt", "opposite", "style")
@@ -35,8 +36,8 @@ def write(path, *rows):
     return path
 
 
-def test_six_traits_have_written_examples():
-    assert set(list_written_traits()) == {"empathy", "evil", "formality", "hallucination", "humorous", "sycophancy"}
+def test_the_compared_traits_and_those_written_later_have_written_examples():
+    assert set(list_written_traits()) == {*COMPARED_TRAITS, "honesty"}
     assert set(list_written_traits()) <= set(pl.list_traits())
 
 

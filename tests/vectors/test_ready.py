@@ -68,4 +68,4 @@ def test_a_trait_without_one_is_refused_with_the_nearest_name():
     with pytest.raises(InvalidArgumentError, match="Did you mean 'sycophancy'"):
         pl.load_vector("sycofancy")
     with pytest.raises(InvalidArgumentError, match="extract_persona_vector"):
-        pl.load_vector("curiosity")
+        pl.load_vector("confidence")
