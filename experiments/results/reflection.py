@@ -128,8 +128,9 @@ class ReflectionResult(Result):
         return figure
 
     def to_markdown(self) -> str:
-        """Write all comparisons, what follows the reading, examples, and the figure."""
-        lines = ["| trait | | less | projection | " + " | ".join(map(_head, self.traits[0].judges)) + " | tokens |"]
+        """Write the figure, all comparisons, what follows the reading, and the levels."""
+        lines = ["![Reflection](../../figures/reflection.png)", ""]
+        lines += ["| trait | | less | projection | " + " | ".join(map(_head, self.traits[0].judges)) + " | tokens |"]
         lines += ["|---" * 7 + "|"]
         for one in self.traits:
             for condition, other in COMPARISONS:
@@ -148,9 +149,9 @@ class ReflectionResult(Result):
                 found = [self.follow(one, one.find(name), condition) for name in _list_names(one)]
                 lines.append(f"| {one.trait} | {condition} | {' | '.join(map(str, found))} |")
         lines += ["", "Placebos in words that say what the own reading would have said: " + self._say_same() + "."]
-        lines += ["", "The levels without a message: " + "; ".join(self._list_levels()) + ".", ""]
-        lines += [f"Answers: {self.n_answers}, of {self.n_tokens} tokens together.", ""]
-        lines += ["![Reflection](../../figures/reflection.png)"]
+        lines += ["", "| the level without a message | |", "|---|---|"]
+        lines += [f"| {name} | {level} |" for name, level in self._list_levels()]
+        lines += ["", f"Answers: {self.n_answers}, of {self.n_tokens} tokens together."]
         return "\n".join(lines)
 
     def _say_same(self) -> str:
@@ -164,10 +165,10 @@ class ReflectionResult(Result):
             said.append(f"{one.trait}, {sum(map(str.__eq__, own, dealt))} of {len(own)}")
         return "; ".join(said)
 
-    def _list_levels(self) -> list[str]:
+    def _list_levels(self) -> list[tuple[str, Interval]]:
         at = self.conditions.index(NOTHING)
         return [
-            f"{one.trait}, {_shorten(name, one)}: {mean_interval(one.find(name).values[at].nanmean(dim=-1))}"
+            (f"{one.trait}, {_shorten(name, one)}", mean_interval(one.find(name).values[at].nanmean(dim=-1)))
             for one in self.traits
             for name in _list_names(one)
         ]

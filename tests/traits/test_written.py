@@ -37,7 +37,7 @@ def write(path, *rows):
 
 
 def test_the_compared_traits_and_those_written_later_have_written_examples():
-    assert set(list_written_traits()) == {*COMPARED_TRAITS, "honesty"}
+    assert set(list_written_traits()) == {*COMPARED_TRAITS, "curiosity", "honesty"}
     assert set(list_written_traits()) <= set(pl.list_traits())
 
 
