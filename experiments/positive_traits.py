@@ -1,6 +1,6 @@
 """Steer towards a good trait in place of away from a bad one, when answering and while training: does it do as well?
 
-    python experiments/positive_traits.py              # 45 minutes of one core; one bad trait: --trait evil
+    python experiments/positive_traits.py              # 20 minutes of one core; one bad trait: --trait evil
 
 Answering: the base model is steered towards each good trait, away from the bad one and along random directions, all so
 strongly that ordinary predictions move by the same divergence, and given each good trait's system prompt. Training: on
@@ -35,12 +35,12 @@ from results.positive_traits import (
     MATCHED,
     NONE,
     ORDINARY_ANSWERS,
-    OVERT_ANSWERS,
     PREVENT,
     PROMOTE,
     RANDOM,
     REVERSED,
     TASK,
+    TRAINED,
     UNSTEERED,
     WITH_RANDOM,
     MeasuredWay,
@@ -90,6 +90,7 @@ class PositiveProfile(Profile):
         n_meter: Ordinary responses that divergence is measured on.
         n_random: Random directions when answering.
         n_asked: Questions of each bad trait under steering: its evaluation questions, then written ones.
+        n_scored: Evaluation questions that each trained model answers.
         n_items: Multiple-choice items that each push's cost is taken on.
         n_texts: Ordinary texts, likewise.
         n_seeds: Trainings of each way: rows, adapter, their order, the random direction and responses.
@@ -106,6 +107,7 @@ class PositiveProfile(Profile):
     n_meter: int
     n_random: int
     n_asked: int
+    n_scored: int
     n_items: int
     n_texts: int
     n_seeds: int
@@ -121,18 +123,18 @@ _QUICK = FinetuneSettings(
 _TINY = replace(_QUICK, rank=2, alpha=4, warmup_steps=0, max_tokens=800)
 PROFILES = {
     "quick": PositiveProfile(
-        0.7, 48, 1, 1, settings=_QUICK, divergence=0.2, training_divergence=0.3, n_meter=8, n_random=4, n_asked=40,
-        n_items=40, n_texts=16, n_seeds=4, n_read=24, n_rows=24, n_task=8,
+        0.7, 48, 1, 1, settings=_QUICK, divergence=0.2, training_divergence=0.3, n_meter=8, n_random=3, n_asked=24,
+        n_scored=12, n_items=24, n_texts=8, n_seeds=3, n_read=24, n_rows=24, n_task=8, n_held_out=8,
     ),
     "paper": PositiveProfile(
         1.0, 256, 1, 4, settings=replace(_QUICK, rank=32, alpha=64, learning_rate=1e-4, epochs=10), divergence=0.2,
-        training_divergence=0.3, n_meter=32, n_random=16, n_asked=60, n_items=250, n_texts=40, n_seeds=10, n_read=24,
-        n_rows=32, n_task=8,
+        training_divergence=0.3, n_meter=32, n_random=16, n_asked=60, n_scored=20, n_items=250, n_texts=40, n_seeds=10,
+        n_read=24, n_rows=32, n_task=8,
     ),
     "tiny": PositiveProfile(
         0.7, 6, 1, 1, settings=_TINY, divergence=0.001, training_divergence=0.002, n_meter=2, n_random=2, n_asked=5,
-        n_items=4, n_texts=2, n_seeds=2, n_read=6, n_rows=4, n_task=2, n_held_out=3, n_pairs=1, n_questions=4,
-        n_examples=10,
+        n_scored=3, n_items=4, n_texts=2, n_seeds=2, n_read=6, n_rows=4, n_task=2, n_held_out=3, n_pairs=1,
+        n_questions=4, n_examples=10,
     ),
 }  # fmt: skip
 
@@ -159,17 +161,16 @@ def run(names: tuple[str, ...], profile: PositiveProfile, arguments: CommonArgum
     traits = read_traits(names, profile.n_pairs, profile.n_questions)
     goods = [good for good in GOOD if good in list_written_traits()]
     bench = _Bench(model, profile, arguments, run)
-    tried = []
-    with run.progress("bad traits", len(traits)) as advance:
+    # Trained first: that needs no other good trait than the matched one.
+    trained = {trait.name: tuple(bench.train_all(trait)) for trait in traits if trait.name in TRAINED}
+    steered = {}
+    with run.progress("bad traits steered", len(traits)) as advance:
         for trait in traits:
-            # Trained first: that needs no other good trait than the matched one.
-            trained = tuple(bench.train_all(trait))
             own = run.part({"trait": trait.to_dict(), "goods": goods})
-            steered = own.load_or_measure("steered", SteeredAnswers, partial(bench.steer_all, trait, goods))
-            tried.append(TriedTrait(trait.name, MATCHED[trait.name], steered, trained))
+            work = partial(bench.steer_all, trait, goods)
+            steered[trait.name] = own.load_or_measure("steered", SteeredAnswers, work)
             advance(1)
-    pushes = [*(name_away(trait.name) for trait in traits), *map(name_towards, goods),
-              *(f"{RANDOM} {index + 1}" for index in range(profile.n_random))]  # fmt: skip
+    pushes = [*(name_away(trait.name) for trait in traits), *map(name_towards, goods)]
     capabilities = {
         name: run.load_or_measure(f"capability {name}", Capability, partial(bench.measure_cost, name))
         for name in (UNSTEERED, *pushes)
@@ -181,11 +182,11 @@ def run(names: tuple[str, ...], profile: PositiveProfile, arguments: CommonArgum
         strengths={name: bench.find_strength(name, profile.divergence) for name in pushes},
         training_strengths={
             name: bench.find_strength(name, profile.training_divergence)
-            for bad in names
+            for bad in trained
             for name in (name_towards(bad), name_away(MATCHED[bad][0]), name_towards(MATCHED[bad][0]))
         },
         capabilities=capabilities,
-        traits=tuple(tried),
+        traits=tuple(TriedTrait(name, MATCHED[name], steered[name], trained.get(name, ())) for name in names),
     )
 
 
@@ -287,6 +288,7 @@ class _Bench:
 
     def train_all(self, trait: pl.Trait) -> Iterator[MeasuredWay]:
         """Train every way with every seed, and measure; the base model first."""
+        trait = replace(trait, evaluation_questions=trait.evaluation_questions[: self.profile.n_scored])
         own = Run(self.run.part({"trait": trait.to_dict()}).store)
         for seed in range(self.arguments.seed, self.arguments.seed + self.profile.n_seeds):
             base = partial(self.measure, self.model, trait, seed, {BASE: NOTHING}, (), 0.0)
@@ -299,8 +301,8 @@ class _Bench:
         """Return by way the push that is there while training; none for the first."""
         good = MATCHED[bad][0]
         random = f"{RANDOM} {seed - self.arguments.seed + 1}"
-        return {NONE: "", PREVENT: name_towards(bad), PROMOTE: name_away(good), REVERSED: name_towards(good),
-                WITH_RANDOM: random}  # fmt: skip
+        return {NONE: "", PREVENT: name_towards(bad), PROMOTE: name_away(good), WITH_RANDOM: random,
+                REVERSED: name_towards(good)}  # fmt: skip
 
     def draw_rows(self, bad: str, seed: int) -> datasets.Dataset:
         """Return overt answers of the judging half, drawn for a seed, and rows of the task that no other seed has."""
@@ -366,16 +368,11 @@ class _Bench:
         )
 
     def hold_out(self, bad: str) -> dict[str, datasets.Dataset]:
-        """Return rows that no model is trained on: of the task, ordinary answers, and overt ones."""
-        profile = self.profile
-        rows = {
-            ORDINARY_ANSWERS: read_trait_rows(bad, "normal", "training", 40),
-            OVERT_ANSWERS: read_trait_rows(bad, "II", "training", 40),
-        }
+        """Return rows that no model is trained on: of the task, and ordinary answers."""
+        ordinary = read_trait_rows(bad, "normal", "training", 40)
         # The last: vectors are read from the first.
-        return {TASK: self.draw_task()[1]} | {
-            kind: one.select(range(len(one) - profile.n_held_out, len(one))) for kind, one in rows.items()
-        }
+        last = ordinary.select(range(len(ordinary) - self.profile.n_held_out, len(ordinary)))
+        return {TASK: self.draw_task()[1], ORDINARY_ANSWERS: last}
 
 
 def measure_losses(

@@ -24,6 +24,8 @@ from persona_lens.statistics.missing import difference_interval, mean_interval
 GOOD = ("empathy", "honesty", "curiosity")
 # Which good traits should be a bad one's counterpart, fixed beforehand; models are trained with the first.
 MATCHED = {"evil": ("empathy",), "hallucination": ("honesty", "curiosity"), "sycophancy": ("honesty",)}
+# Those that models are trained on: no judge of hallucination agrees with a blind reader.
+TRAINED = ("evil", "sycophancy")
 
 UNSTEERED, RANDOM = "unsteered", "random direction"
 BASE, NONE = "before training", "no prevention"
@@ -31,7 +33,7 @@ PREVENT, PROMOTE, REVERSED = "+bad in training", "−good in training", "+good i
 WITH_RANDOM = "random in training"
 AFTER_AWAY, AFTER_TOWARDS, AFTER_RANDOM = "−bad afterwards", "+good afterwards", "random afterwards"
 WAYS = (BASE, NONE, PREVENT, PROMOTE, REVERSED, WITH_RANDOM, AFTER_AWAY, AFTER_TOWARDS, AFTER_RANDOM)
-TASK, ORDINARY_ANSWERS, OVERT_ANSWERS = "task", "ordinary answers", "overt answers"
+TASK, ORDINARY_ANSWERS = "task", "ordinary answers"
 # Each way's floor, with which it is compared beside training that nothing was added to.
 _FLOORS = {PREVENT: WITH_RANDOM, PROMOTE: WITH_RANDOM, REVERSED: WITH_RANDOM, AFTER_AWAY: AFTER_RANDOM,
            AFTER_TOWARDS: AFTER_RANDOM}  # fmt: skip
@@ -164,7 +166,7 @@ class TriedTrait(Record):
         trait: Its name.
         goods: The good traits that it is matched with; models were trained with the first.
         steered: The base model's answers.
-        trained: Every way with every seed.
+        trained: Every way with every seed; none of a trait that is only steered.
     """
 
     trait: str
@@ -253,6 +255,11 @@ class PositiveTraits(Result):
         """Return every bad trait with every good one that it is matched with."""
         return [(one, good) for one in self.traits for good in one.goods if good in self.goods]
 
+    @property
+    def trained(self) -> tuple[TriedTrait, ...]:
+        """The bad traits that models were trained on."""
+        return tuple(one for one in self.traits if one.trained)
+
     # What is found --------------------------------------------------------------------------------------------------
 
     def say_steering(self) -> str:
@@ -270,7 +277,7 @@ class PositiveTraits(Result):
 
     def say_training(self) -> str:
         """Say what preventing and promoting keep out, and which leaves less where they surely differ."""
-        spoilt = [one for one in self.traits if one.is_spoilt]
+        spoilt = [one for one in self.trained if one.is_spoilt]
         if not spoilt:
             return "training on bad answers surely raises no bad trait for both judges"
         prevented, promoted = ([one.trait for one in spoilt if one.keeps_out(way)] for way in (PREVENT, PROMOTE))
@@ -329,13 +336,13 @@ class PositiveTraits(Result):
     def plot_training(self) -> go.Figure:
         """Draw what each way leaves of the bad trait and of the good one, and what it costs."""
         heads = [f"{html.escape(one.trait)}{what}" for what in (": what is left", "", ": loss, rows not trained on")
-                 for one in self.traits]  # fmt: skip
-        for index, one in enumerate(self.traits):
-            heads[len(self.traits) + index] = f"its counterpart, {html.escape(one.goods[0])}"
+                 for one in self.trained]  # fmt: skip
+        for index, one in enumerate(self.trained):
+            heads[len(self.trained) + index] = f"its counterpart, {html.escape(one.goods[0])}"
         figure = make_subplots(
-            rows=3, cols=len(self.traits), subplot_titles=heads, horizontal_spacing=0.04, vertical_spacing=0.09
+            rows=3, cols=len(self.trained), subplot_titles=heads, horizontal_spacing=0.04, vertical_spacing=0.09
         )
-        for column, one in enumerate(self.traits, start=1):
+        for column, one in enumerate(self.trained, start=1):
             _add_pairs(figure, 1, column, WAYS, [one.score(way) for way in WAYS], zero=False)
             _add_pairs(figure, 2, column, WAYS, [one.score(way, one.goods[0]) for way in WAYS], zero=False)
             for kind, (color, symbol) in _KINDS.items():
@@ -352,7 +359,7 @@ class PositiveTraits(Result):
         profile = self.config["profile"]
         subtitle = (
             f"{self.model_name}; {profile['n_rows']} overt answers of the bad trait and {profile['n_task']} rows of "
-            f"arithmetic, {len(self.traits[0].seeds)} seeds, {self.traits[0].n_questions} questions; pushes at layer "
+            f"arithmetic, {len(self.trained[0].seeds)} seeds, {self.trained[0].n_questions} questions; pushes at layer "
             f"{self.layer}, {profile['training_divergence']:g} nats a token in training, {profile['divergence']:g} "
             f"afterwards; bars: 95 % over seeds and questions or rows; sure: below no prevention and below a random "
             f"push, for both judges"
@@ -363,7 +370,7 @@ class PositiveTraits(Result):
 
     def list_figures(self) -> dict[str, go.Figure]:
         """Draw both parts."""
-        return {"": self.plot(), "_training": self.plot_training()}
+        return {"": self.plot()} | ({"_training": self.plot_training()} if self.trained else {})
 
     # Tables ---------------------------------------------------------------------------------------------------------
 
@@ -412,17 +419,17 @@ class PositiveTraits(Result):
             f"**{_begin(self.say_training())}.**",
             "",
             "| trained on | way | score, first judge | second | less no prevention, first | second | less random, "
-            "first | second | the good trait, first | second | loss of the task | of ordinary answers | of overt "
+            "first | second | the good trait, first | second | loss of the task | of ordinary "
             "answers |",
-            "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+            "|---|---|---|---|---|---|---|---|---|---|---|---|",
         ]
-        for one in self.traits:
+        for one in self.trained:
             for way in WAYS:
                 cells = [f"{each:.0f}" for each in one.score(way)]
                 cells += ["–"] * 2 if way == NONE else [f"{each:.0f}" for each in one.less(way, NONE)]
                 cells += [f"{each:.0f}" for each in one.less(way, _FLOORS[way])] if way in _FLOORS else ["–"] * 2
                 cells += [f"{each:.0f}" for each in one.score(way, one.goods[0])]
-                cells += [say(one.loss(way, kind)) for kind in (TASK, ORDINARY_ANSWERS, OVERT_ANSWERS)]
+                cells += [say(one.loss(way, kind)) for kind in (TASK, ORDINARY_ANSWERS)]
                 lines.append(f"| {one.trait} | {way} | {' | '.join(cells)} |")
         lines += [
             "",
@@ -431,7 +438,7 @@ class PositiveTraits(Result):
         ]
         contrasts = ((PROMOTE, PREVENT), (PROMOTE, REVERSED), (AFTER_TOWARDS, AFTER_AWAY), (PROMOTE, AFTER_TOWARDS),
                      (PREVENT, AFTER_AWAY))  # fmt: skip
-        for one in self.traits:
+        for one in self.trained:
             for way, other in contrasts:
                 cells = [f"{each:.0f}" for each in one.less(way, other)]
                 cells += [say(one.costs(way, other, kind)) for kind in (TASK, ORDINARY_ANSWERS)]
@@ -441,7 +448,7 @@ class PositiveTraits(Result):
             "| trained on | against no prevention | loss of the task | of ordinary answers |",
             "|---|---|---|---|",
         ]
-        for one in self.traits:
+        for one in self.trained:
             for way in WAYS[2:]:
                 cells = [say(one.costs(way, NONE, kind)) for kind in (TASK, ORDINARY_ANSWERS)]
                 lines.append(f"| {one.trait} | {way} | {' | '.join(cells)} |")
@@ -455,7 +462,7 @@ class PositiveTraits(Result):
         return "\n".join(lines)
 
     def _say_compute(self) -> str:
-        trained = [way for one in self.traits for way in one.trained if way.losses and way.core_seconds]
+        trained = [way for one in self.trained for way in one.trained if way.losses and way.core_seconds]
         kinds = trained[0].core_seconds
         mean = {kind: sum(one.core_seconds[kind] for one in trained) / len(trained) for kind in kinds}
         said = ", ".join(f"{kind} {seconds:.0f}" for kind, seconds in mean.items())

@@ -49,7 +49,7 @@ def train(results, changed=(), second=()):
     for seed in range(3):
         for way, score in first.items():
             pair = spread(score + seed, (first | dict(second))[way] + seed)
-            held_out = {"task": spread(1.0)[0], "ordinary answers": spread(2.0)[0], "overt answers": spread(3.0)[0]}
+            held_out = {"task": spread(1.0)[0], "ordinary answers": spread(2.0)[0]}
             losses = () if way == "before training" else (2.0, 1.0)
             trained.append(
                 results.MeasuredWay(way, seed, {"evil": pair, "empathy": 100 - pair}, held_out, losses, "No.",
@@ -110,7 +110,7 @@ def test_where_the_judges_do_not_both_see_a_difference_neither_is_better(results
 
 
 def test_a_push_keeps_nothing_out_that_a_random_one_keeps_out_too(results):
-    random = gather(results, trained=train(results, changed={"random in training": 41.0}))
+    random = gather(results, trained=train(results, changed={"random in training": 40.0}))
     assert "minus the good surely keeps out none of 1, plus the bad none of 1" in random.say_training()
     assert random.traits[0].keeps_out("+good afterwards")
 
@@ -162,7 +162,7 @@ def test_the_script_steers_and_trains_every_way_and_draws_the_same_again(tmp_pat
     assert plain["losses"] != ways["no prevention", 1]["losses"]
     assert plain["losses"] == afterwards["losses"]
     assert plain["held_out"]["task"] != afterwards["held_out"]["task"]
-    assert [len(rows) for rows in plain["held_out"].values()] == [3, 3, 3]
+    assert [len(rows) for rows in plain["held_out"].values()] == [3, 3]
     pages = [path.with_suffix(".html"), path.with_name("positive_traits_training.html")]
     drawn = [page.read_bytes() for page in pages]
     again = run(setting, "positive_traits", "out", "--replot", "--model", "nobody/has-this-model")
