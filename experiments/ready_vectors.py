@@ -1,6 +1,6 @@
-"""Write the vectors that come with the package: of each written trait, the source that its evidence found better.
+"""Write the vectors that come with the package: of each trait with evidence, the source that this found better.
 
-    python experiments/ready_vectors.py      # needs figures/steering_evidence_TRAIT.json of each
+    python experiments/ready_vectors.py      # of each trait that figures/ has a steering_evidence_TRAIT.json of
 
 The better source is the one whose steered responses the less convinced of the two measured judges tells more surely
 from unsteered ones. Where steering away was measured by itself (hallucination), its setting is kept.
@@ -37,7 +37,10 @@ class Found:
 
 def main(arguments: CommonArguments) -> None:
     """Make each trait's vector and write it with its setting and what judges read."""
-    found = {trait: choose(trait, arguments.out) for trait in list_written_traits()}  # before any model runs
+    names = [name for name in list_written_traits() if evidence_path(name, arguments.out).exists()]
+    if not names:
+        raise SystemExit(f"{arguments.out} holds no steering_evidence_TRAIT.json. Run steering_evidence.py first.")
+    found = {name: choose(name, arguments.out) for name in names}  # before any model runs
     model = arguments.load_model()
     FOLDER.mkdir(exist_ok=True)
     for trait, one in found.items():
@@ -50,13 +53,18 @@ def main(arguments: CommonArguments) -> None:
         print(vector, provenance["setting"])
 
 
+def evidence_path(trait: str, folder: Path) -> Path:
+    """Return where a trait's evidence is."""
+    return folder / f"steering_evidence_{trait}.json"
+
+
 def choose(trait: str, folder: Path) -> Found:
     """Return the better source's setting, or that of steering away, where this was measured by itself."""
     away = folder / f"steering_away_{trait}.json"
     if away.exists():
         measured = SteeringAway.load(away)
         return Found(measured, AWAY, measured.setting)
-    evidence = SteeringEvidence.load(folder / f"steering_evidence_{trait}.json")
+    evidence = SteeringEvidence.load(evidence_path(trait, folder))
     settings = {f"{one.source} vector": one for one in evidence.settings}
 
     def least(condition: str) -> float:

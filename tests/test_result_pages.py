@@ -58,6 +58,7 @@ def test_evidence_is_set_against_the_vectors_of_the_compared_traits_alone(path):
     assert others == [f"vector of {name}" for name in COMPARED_TRAITS if name != found["trait"]]
 
 
+@pytest.mark.slow
 def test_a_sheet_that_was_read_is_drawn_the_same_whatever_traits_are_written_later(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "experiments")
     script = importlib.import_module("blind_reading")

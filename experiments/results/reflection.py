@@ -130,7 +130,8 @@ class ReflectionResult(Result):
     def to_markdown(self) -> str:
         """Write the figure, all comparisons, what follows the reading, and the levels."""
         lines = ["![Reflection](../../figures/reflection.png)", ""]
-        lines += ["| trait | | less | projection | " + " | ".join(map(_head, self.traits[0].judges)) + " | tokens |"]
+        heads = " | ".join(map(_head, self.traits[0].judges))
+        lines += [f"| trait | told | less | projection | {heads} | tokens |"]
         lines += ["|---" * 7 + "|"]
         for one in self.traits:
             for condition, other in COMPARISONS:
@@ -142,7 +143,7 @@ class ReflectionResult(Result):
             "against no message; a placebo's quantile has nothing to do with the conversation that it is told in.",
             "",
         ]
-        lines += ["| trait | told | projection | " + " | ".join(map(_head, self.traits[0].judges)) + " |"]
+        lines += [f"| trait | told | projection | {heads} |"]
         lines += ["|---" * 5 + "|"]
         for one in self.traits:
             for condition in MESSAGES[1:]:

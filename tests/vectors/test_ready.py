@@ -1,12 +1,16 @@
 import json
 from importlib.resources import files
+from pathlib import Path
 
 import pytest
 import torch
 
 import persona_lens as pl
 from persona_lens.errors import InvalidArgumentError
+from persona_lens.reproduction.arguments import COMPARED_TRAITS
 from tests.backends import BACKENDS
+
+FIGURES = Path(__file__).resolve().parents[2] / "figures"
 
 
 @pytest.fixture(scope="module")
@@ -14,8 +18,9 @@ def embedded(embedded_model):
     return embedded_model
 
 
-def test_a_vector_of_every_trait_with_written_examples_comes_with_the_package():
-    assert pl.vectors.list_ready_vectors() == tuple(sorted(pl.traits.list_written_traits()))
+def test_a_vector_of_every_trait_whose_steering_was_measured_comes_with_the_package():
+    measured = {path.stem.removeprefix("steering_evidence_") for path in FIGURES.glob("steering_evidence_*.json")}
+    assert set(pl.vectors.list_ready_vectors()) == measured >= set(COMPARED_TRAITS)
 
 
 @pytest.mark.parametrize("trait", pl.vectors.list_ready_vectors())
