@@ -161,8 +161,6 @@ def run(names: tuple[str, ...], profile: PositiveProfile, arguments: CommonArgum
     traits = read_traits(names, profile.n_pairs, profile.n_questions)
     goods = [good for good in GOOD if good in list_written_traits()]
     bench = _Bench(model, profile, arguments, run)
-    # Trained first: that needs no other good trait than the matched one.
-    trained = {trait.name: tuple(bench.train_all(trait)) for trait in traits if trait.name in TRAINED}
     steered = {}
     with run.progress("bad traits steered", len(traits)) as advance:
         for trait in traits:
@@ -170,6 +168,7 @@ def run(names: tuple[str, ...], profile: PositiveProfile, arguments: CommonArgum
             work = partial(bench.steer_all, trait, goods)
             steered[trait.name] = own.load_or_measure("steered", SteeredAnswers, work)
             advance(1)
+    trained = {trait.name: tuple(bench.train_all(trait)) for trait in traits if trait.name in TRAINED}
     pushes = [*(name_away(trait.name) for trait in traits), *map(name_towards, goods)]
     capabilities = {
         name: run.load_or_measure(f"capability {name}", Capability, partial(bench.measure_cost, name))
@@ -300,9 +299,10 @@ class _Bench:
     def list_trainings(self, bad: str, seed: int) -> dict[str, str]:
         """Return by way the push that is there while training; none for the first."""
         good = MATCHED[bad][0]
-        random = f"{RANDOM} {seed - self.arguments.seed + 1}"
-        return {NONE: "", PREVENT: name_towards(bad), PROMOTE: name_away(good), WITH_RANDOM: random,
-                REVERSED: name_towards(good)}  # fmt: skip
+        ways = {NONE: "", PREVENT: name_towards(bad), PROMOTE: name_away(good),
+                WITH_RANDOM: f"{RANDOM} {seed - self.arguments.seed + 1}"}  # fmt: skip
+        # That the sign matters is shown with one trait.
+        return ways | ({REVERSED: name_towards(good)} if bad == TRAINED[0] else {})
 
     def draw_rows(self, bad: str, seed: int) -> datasets.Dataset:
         """Return overt answers of the judging half, drawn for a seed, and rows of the task that no other seed has."""

@@ -180,6 +180,11 @@ class TriedTrait(Record):
         return tuple(one.seed for one in self.trained if one.way == BASE)
 
     @property
+    def ways(self) -> tuple[str, ...]:
+        """The ways that were trained or steered afterwards; not every trait has each."""
+        return tuple(way for way in WAYS if any(one.way == way for one in self.trained))
+
+    @property
     def n_questions(self) -> int:
         """How many each trained model was asked."""
         return self.trained[0].scores[self.trait].shape[-1]
@@ -340,17 +345,18 @@ class PositiveTraits(Result):
         for index, one in enumerate(self.trained):
             heads[len(self.trained) + index] = f"its counterpart, {html.escape(one.goods[0])}"
         figure = make_subplots(
-            rows=3, cols=len(self.trained), subplot_titles=heads, horizontal_spacing=0.04, vertical_spacing=0.09
+            rows=3, cols=len(self.trained), subplot_titles=heads, horizontal_spacing=0.17, vertical_spacing=0.09
         )
         for column, one in enumerate(self.trained, start=1):
-            _add_pairs(figure, 1, column, WAYS, [one.score(way) for way in WAYS], zero=False)
-            _add_pairs(figure, 2, column, WAYS, [one.score(way, one.goods[0]) for way in WAYS], zero=False)
+            ways = one.ways
+            _add_pairs(figure, 1, column, ways, [one.score(way) for way in ways], zero=False)
+            _add_pairs(figure, 2, column, ways, [one.score(way, one.goods[0]) for way in ways], zero=False)
             for kind, (color, symbol) in _KINDS.items():
-                places = [len(WAYS) - 1 - index + (0.13 if kind == TASK else -0.13) for index in range(len(WAYS))]
-                losses = [one.loss(way, kind) for way in WAYS]
+                places = [len(ways) - 1 - index + (0.13 if kind == TASK else -0.13) for index in range(len(ways))]
+                losses = [one.loss(way, kind) for way in ways]
                 add_intervals(figure, column, places, losses, color, symbol, f"loss: {kind}", line=3)
             for line in (1, 2, 3):
-                _name_places(figure, line, column, WAYS, shown=column == 1)
+                _name_places(figure, line, column, ways)
             for line, title in ((1, "trait score (0–100)"), (2, "trait score (0–100)"), (3, "nats a token")):
                 figure.update_xaxes(title={"text": title, "standoff": 2}, row=line, col=column)
             figure.update_xaxes(range=[-3, 103], row=1, col=column)
@@ -424,7 +430,7 @@ class PositiveTraits(Result):
             "|---|---|---|---|---|---|---|---|---|---|---|---|",
         ]
         for one in self.trained:
-            for way in WAYS:
+            for way in one.ways:
                 cells = [f"{each:.0f}" for each in one.score(way)]
                 cells += ["–"] * 2 if way == NONE else [f"{each:.0f}" for each in one.less(way, NONE)]
                 cells += [f"{each:.0f}" for each in one.less(way, _FLOORS[way])] if way in _FLOORS else ["–"] * 2
@@ -439,7 +445,7 @@ class PositiveTraits(Result):
         contrasts = ((PROMOTE, PREVENT), (PROMOTE, REVERSED), (AFTER_TOWARDS, AFTER_AWAY), (PROMOTE, AFTER_TOWARDS),
                      (PREVENT, AFTER_AWAY))  # fmt: skip
         for one in self.trained:
-            for way, other in contrasts:
+            for way, other in (pair for pair in contrasts if {*pair} <= {*one.ways}):
                 cells = [f"{each:.0f}" for each in one.less(way, other)]
                 cells += [say(one.costs(way, other, kind)) for kind in (TASK, ORDINARY_ANSWERS)]
                 lines.append(f"| {one.trait} | {way} less {other} | {' | '.join(cells)} |")
@@ -449,7 +455,7 @@ class PositiveTraits(Result):
             "|---|---|---|---|",
         ]
         for one in self.trained:
-            for way in WAYS[2:]:
+            for way in one.ways[2:]:
                 cells = [say(one.costs(way, NONE, kind)) for kind in (TASK, ORDINARY_ANSWERS)]
                 lines.append(f"| {one.trait} | {way} | {' | '.join(cells)} |")
         lines += [
@@ -516,10 +522,9 @@ def _add_pairs(
         figure.add_vline(x=0, line={"color": INK, "width": 1}, row=line, col=column)
 
 
-def _name_places(figure: go.Figure, line: int, column: int, names: Sequence[str], *, shown: bool = True) -> None:
-    texts = list(names) if shown else [""] * len(names)
+def _name_places(figure: go.Figure, line: int, column: int, names: Sequence[str]) -> None:
     places = list(range(len(names)))[::-1]
-    figure.update_yaxes(tickvals=places, ticktext=texts, range=[-0.6, len(names) - 0.4], row=line, col=column)
+    figure.update_yaxes(tickvals=places, ticktext=list(names), range=[-0.6, len(names) - 0.4], row=line, col=column)
 
 
 def _show_legend_once(figure: go.Figure) -> None:
