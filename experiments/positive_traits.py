@@ -289,20 +289,21 @@ class _Bench:
         """Train every way with every seed, and measure; the base model first."""
         trait = replace(trait, evaluation_questions=trait.evaluation_questions[: self.profile.n_scored])
         own = Run(self.run.part({"trait": trait.to_dict()}).store)
-        for seed in range(self.arguments.seed, self.arguments.seed + self.profile.n_seeds):
+        seeds = range(self.arguments.seed, self.arguments.seed + self.profile.n_seeds)
+        for seed in seeds:
             base = partial(self.measure, self.model, trait, seed, {BASE: NOTHING}, (), 0.0)
             yield from own.load_or_measure(f"base {seed}", MeasuredWays, base).ways
-            for way, push in self.list_trainings(trait.name, seed).items():
-                work = partial(self.train_one, trait, seed, way, push, own)
+        for way in self.list_trainings(trait.name, seeds[0]):
+            for seed in seeds:
+                work = partial(self.train_one, trait, seed, way, own)
                 yield from own.load_or_measure(f"{way} {seed}", MeasuredWays, work).ways
 
     def list_trainings(self, bad: str, seed: int) -> dict[str, str]:
         """Return by way the push that is there while training; none for the first."""
         good = MATCHED[bad][0]
-        ways = {NONE: "", PREVENT: name_towards(bad), PROMOTE: name_away(good),
-                WITH_RANDOM: f"{RANDOM} {seed - self.arguments.seed + 1}"}  # fmt: skip
-        # That the sign matters is shown with one trait.
-        return ways | ({REVERSED: name_towards(good)} if bad == TRAINED[0] else {})
+        random = f"{RANDOM} {seed - self.arguments.seed + 1}"
+        return {NONE: "", PREVENT: name_towards(bad), PROMOTE: name_away(good), WITH_RANDOM: random,
+                REVERSED: name_towards(good)}  # fmt: skip
 
     def draw_rows(self, bad: str, seed: int) -> datasets.Dataset:
         """Return overt answers of the judging half, drawn for a seed, and rows of the task that no other seed has."""
@@ -317,12 +318,14 @@ class _Bench:
         profile = self.profile
         return draw_task_rows(profile.n_seeds, profile.n_task, profile.n_held_out, self.arguments.seed)
 
-    def train_one(self, trait: pl.Trait, seed: int, way: str, push: str, run: Run) -> MeasuredWays:
+    def train_one(self, trait: pl.Trait, seed: int, way: str, run: Run) -> MeasuredWays:
         """Train one way with one seed; the plain one is steered afterwards too."""
         profile, began = self.profile, time.process_time()
+        trainings = self.list_trainings(trait.name, seed)
+        push = trainings[way]
         added = self.make(push, profile.training_divergence) if push else NOTHING
         rows, settings = self.draw_rows(trait.name, seed), replace(profile.settings, seed=seed)
-        name = f"{list(self.list_trainings(trait.name, seed)).index(way):02d}-{seed}"
+        name = f"{list(trainings).index(way):02d}-{seed}"
         done, tuned = train(name, find_anywhere(self.arguments.model), Training(rows, added), settings, run)
         ways = {way: NOTHING}
         if way == NONE:

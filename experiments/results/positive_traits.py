@@ -24,8 +24,8 @@ from persona_lens.statistics.missing import difference_interval, mean_interval
 GOOD = ("empathy", "honesty", "curiosity")
 # Which good traits should be a bad one's counterpart, fixed beforehand; models are trained with the first.
 MATCHED = {"evil": ("empathy",), "hallucination": ("honesty", "curiosity"), "sycophancy": ("honesty",)}
-# Those that models are trained on: no judge of hallucination agrees with a blind reader.
-TRAINED = ("evil", "sycophancy")
+# Those that models are trained on.
+TRAINED = ("evil",)
 
 UNSTEERED, RANDOM = "unsteered", "random direction"
 BASE, NONE = "before training", "no prevention"
