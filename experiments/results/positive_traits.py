@@ -29,13 +29,13 @@ TRAINED = ("evil",)
 
 UNSTEERED, RANDOM = "unsteered", "random direction"
 BASE, NONE = "before training", "no prevention"
-PREVENT, PROMOTE, REVERSED = "+bad in training", "−good in training", "+good in training"
+PREVENT, PROMOTE = "+bad in training", "−good in training"
 WITH_RANDOM = "random in training"
 AFTER_AWAY, AFTER_TOWARDS, AFTER_RANDOM = "−bad afterwards", "+good afterwards", "random afterwards"
-WAYS = (BASE, NONE, PREVENT, PROMOTE, REVERSED, WITH_RANDOM, AFTER_AWAY, AFTER_TOWARDS, AFTER_RANDOM)
+WAYS = (BASE, NONE, PREVENT, PROMOTE, WITH_RANDOM, AFTER_AWAY, AFTER_TOWARDS, AFTER_RANDOM)
 TASK, ORDINARY_ANSWERS = "task", "ordinary answers"
 # Each way's floor, with which it is compared beside training that nothing was added to.
-_FLOORS = {PREVENT: WITH_RANDOM, PROMOTE: WITH_RANDOM, REVERSED: WITH_RANDOM, AFTER_AWAY: AFTER_RANDOM,
+_FLOORS = {PREVENT: WITH_RANDOM, PROMOTE: WITH_RANDOM, AFTER_AWAY: AFTER_RANDOM,
            AFTER_TOWARDS: AFTER_RANDOM}  # fmt: skip
 _JUDGES = (("first judge", COLORS[3], "circle"), ("second judge", COLORS[2], "diamond"))
 _KINDS = {TASK: (COLORS[5], "square"), ORDINARY_ANSWERS: (COLORS[4], "triangle-up")}
@@ -442,7 +442,7 @@ class PositiveTraits(Result):
             "| trained on | difference | first judge | second | loss of the task | of ordinary answers |",
             "|---|---|---|---|---|---|",
         ]
-        contrasts = ((PROMOTE, PREVENT), (PROMOTE, REVERSED), (AFTER_TOWARDS, AFTER_AWAY), (PROMOTE, AFTER_TOWARDS),
+        contrasts = ((PROMOTE, PREVENT), (AFTER_TOWARDS, AFTER_AWAY), (PROMOTE, AFTER_TOWARDS),
                      (PREVENT, AFTER_AWAY))  # fmt: skip
         for one in self.trained:
             for way, other in (pair for pair in contrasts if {*pair} <= {*one.ways}):

@@ -16,7 +16,7 @@ CONDITIONS = {
 }  # fmt: skip
 LEFT = {
     "before training": 10.0, "no prevention": 90.0, "+bad in training": 40.0, "−good in training": 60.0,
-    "+good in training": 95.0, "random in training": 85.0, "−bad afterwards": 70.0, "+good afterwards": 50.0,
+    "random in training": 85.0, "−bad afterwards": 70.0, "+good afterwards": 50.0,
     "random afterwards": 88.0,
 }  # fmt: skip
 
@@ -135,7 +135,7 @@ def test_the_result_comes_back_from_its_file_and_its_tables_say_what_is_found(re
     assert "| evil | **+empathy** | -30 [" in page
     assert "| evil | random directions |" in page
     assert "| evil | −good in training less +bad in training | 20 [" in found.training_to_markdown()
-    assert "All 24: 24 minutes" in found.training_to_markdown()
+    assert "All 21: 21 minutes" in found.training_to_markdown()
     assert found.say_training() in found.plot_training().layout.title.text.replace("<br>", " ")
 
 
@@ -156,7 +156,7 @@ def test_the_script_steers_and_trains_every_way_and_draws_the_same_again(tmp_pat
     assert one["steered"]["conditions"][:3] == ["unsteered", "−evil", "+empathy"]
     assert content["strengths"]["+empathy"]["kl"] == pytest.approx(0.001, rel=0.1)
     ways = {(way["way"], way["seed"]): way for way in one["trained"]}
-    assert len(ways) == len(one["trained"]) == 9 * 2
+    assert len(ways) == len(one["trained"]) == 8 * 2
     plain, promoted, afterwards = (ways[way, 0] for way in ("no prevention", "−good in training", "+good afterwards"))
     assert plain["losses"] != promoted["losses"]
     assert plain["losses"] != ways["no prevention", 1]["losses"]
