@@ -7,9 +7,9 @@ strongly that ordinary predictions move by the same divergence, and given each g
 overt answers of a bad trait, a wanted task mixed in. Meanwhile a vector is added to the residual stream that the
 training need then not supply, and afterwards it is gone: the bad trait's (preventative steering, arXiv 2507.21509,
 section 5.2), or *minus* the good one's (promotion: what the data take from the good trait is taken already, so the
-weights need not; *plus* would be the other way round). Or the trained model is steered afterwards. Pushes in training
-cost the base model one divergence too. Random directions are the floor of each. Nothing is chosen: layer, strengths,
-pairs of traits and sizes are fixed.
+weights need not). Plus the good one's is the other way round, and there to show that the sign matters. Or the trained
+model is steered afterwards. Pushes in training cost the base model one divergence too. Random directions are the floor
+of each. Nothing is chosen: layer, strengths, pairs of traits and sizes are fixed.
 
 Vectors are read from written answers of the training half, judges fitted on that half; trained on is the judging half.
 """
@@ -38,6 +38,7 @@ from results.positive_traits import (
     PREVENT,
     PROMOTE,
     RANDOM,
+    REVERSED,
     TASK,
     TRAINED,
     UNSTEERED,
@@ -181,7 +182,7 @@ def run(names: tuple[str, ...], profile: PositiveProfile, arguments: CommonArgum
         training_strengths={
             name: bench.find_strength(name, profile.training_divergence)
             for bad in trained
-            for name in (name_towards(bad), name_away(MATCHED[bad][0]))
+            for name in (name_towards(bad), name_away(MATCHED[bad][0]), name_towards(MATCHED[bad][0]))
         },
         capabilities=capabilities,
         traits=tuple(TriedTrait(name, MATCHED[name], steered[name], trained.get(name, ())) for name in names),
@@ -301,7 +302,8 @@ class _Bench:
         """Return by way the push that is there while training; none for the first."""
         good = MATCHED[bad][0]
         random = f"{RANDOM} {seed - self.arguments.seed + 1}"
-        return {NONE: "", PREVENT: name_towards(bad), PROMOTE: name_away(good), WITH_RANDOM: random}
+        return {NONE: "", PREVENT: name_towards(bad), PROMOTE: name_away(good), WITH_RANDOM: random,
+                REVERSED: name_towards(good)}  # fmt: skip
 
     def draw_rows(self, bad: str, seed: int) -> datasets.Dataset:
         """Return overt answers of the judging half, drawn for a seed, and rows of the task that no other seed has."""

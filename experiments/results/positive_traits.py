@@ -29,13 +29,13 @@ TRAINED = ("evil",)
 
 UNSTEERED, RANDOM = "unsteered", "random direction"
 BASE, NONE = "before training", "no prevention"
-PREVENT, PROMOTE = "+bad in training", "−good in training"
+PREVENT, PROMOTE, REVERSED = "+bad in training", "−good in training", "+good in training"
 WITH_RANDOM = "random in training"
 AFTER_AWAY, AFTER_TOWARDS, AFTER_RANDOM = "−bad afterwards", "+good afterwards", "random afterwards"
-WAYS = (BASE, NONE, PREVENT, PROMOTE, WITH_RANDOM, AFTER_AWAY, AFTER_TOWARDS, AFTER_RANDOM)
+WAYS = (BASE, NONE, PREVENT, PROMOTE, REVERSED, WITH_RANDOM, AFTER_AWAY, AFTER_TOWARDS, AFTER_RANDOM)
 TASK, ORDINARY_ANSWERS = "task", "ordinary answers"
 # Each way's floor, with which it is compared beside training that nothing was added to.
-_FLOORS = {PREVENT: WITH_RANDOM, PROMOTE: WITH_RANDOM, AFTER_AWAY: AFTER_RANDOM,
+_FLOORS = {PREVENT: WITH_RANDOM, PROMOTE: WITH_RANDOM, REVERSED: WITH_RANDOM, AFTER_AWAY: AFTER_RANDOM,
            AFTER_TOWARDS: AFTER_RANDOM}  # fmt: skip
 _JUDGES = (("first judge", COLORS[3], "circle"), ("second judge", COLORS[2], "diamond"))
 _KINDS = {TASK: (COLORS[5], "square"), ORDINARY_ANSWERS: (COLORS[4], "triangle-up")}
@@ -281,21 +281,21 @@ class PositiveTraits(Result):
         return f"{said}, steering away from the bad for {_say_which(away, self.traits)}"
 
     def say_training(self) -> str:
-        """Say what preventing and promoting keep out, and which leaves less where they surely differ."""
+        """Say which ways keep the bad out, and whether promoting leaves more or less of it than preventing."""
         spoilt = [one for one in self.trained if one.is_spoilt]
         if not spoilt:
             return "training on bad answers surely raises no bad trait for both judges"
-        prevented, promoted = ([one.trait for one in spoilt if one.keeps_out(way)] for way in (PREVENT, PROMOTE))
-        worse = [one.trait for one in spoilt if rises(one.less(PROMOTE, PREVENT))]
-        better = [one.trait for one in spoilt if falls(one.less(PROMOTE, PREVENT))]
-        said = [f"in training, minus the good surely keeps out {_say_which(promoted, spoilt)}",
-                f"plus the bad {_say_which(prevented, spoilt)}"]  # fmt: skip
-        if worse:
-            said.append(f"minus the good surely less well for {_join(worse)}")
-        if better:
-            said.append(f"minus the good surely better for {_join(better)}")
-        if not worse and not better:
-            said.append("neither surely better than the other")
+        tried = (PREVENT, PROMOTE, AFTER_AWAY, AFTER_TOWARDS)
+        kept = {one.trait: [way for way in tried if one.keeps_out(way)] for one in spoilt}
+        by = [f"{trait} by {_join(ways)}" for trait, ways in kept.items() if ways]
+        said = [f"surely kept out: {'; '.join(by)}" if by else f"none of {len(tried)} ways surely keeps the bad out"]
+        more = [one.trait for one in spoilt if rises(one.less(PROMOTE, PREVENT))]
+        fewer = [one.trait for one in spoilt if falls(one.less(PROMOTE, PREVENT))]
+        for word, names in (("more", more), ("less", fewer)):
+            if names:
+                said.append(f"{PROMOTE} leaves surely {word} of {_join(names)} than {PREVENT}")
+        if not more and not fewer:
+            said.append(f"whether {PROMOTE} or {PREVENT} leaves less is not sure")
         return ", ".join(said)
 
     # Figures --------------------------------------------------------------------------------------------------------
@@ -442,7 +442,7 @@ class PositiveTraits(Result):
             "| trained on | difference | first judge | second | loss of the task | of ordinary answers |",
             "|---|---|---|---|---|---|",
         ]
-        contrasts = ((PROMOTE, PREVENT), (AFTER_TOWARDS, AFTER_AWAY), (PROMOTE, AFTER_TOWARDS),
+        contrasts = ((PROMOTE, PREVENT), (PROMOTE, REVERSED), (AFTER_TOWARDS, AFTER_AWAY), (PROMOTE, AFTER_TOWARDS),
                      (PREVENT, AFTER_AWAY))  # fmt: skip
         for one in self.trained:
             for way, other in (pair for pair in contrasts if {*pair} <= {*one.ways}):

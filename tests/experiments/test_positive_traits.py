@@ -16,7 +16,7 @@ CONDITIONS = {
 }  # fmt: skip
 LEFT = {
     "before training": 10.0, "no prevention": 90.0, "+bad in training": 40.0, "−good in training": 60.0,
-    "random in training": 85.0, "−bad afterwards": 70.0, "+good afterwards": 50.0,
+    "+good in training": 95.0, "random in training": 85.0, "−bad afterwards": 70.0, "+good afterwards": 50.0,
     "random afterwards": 88.0,
 }  # fmt: skip
 
@@ -96,23 +96,25 @@ def test_differences_are_those_of_the_scores(results):
     assert steered.find_coherence("random direction").estimate == pytest.approx(50.0)
 
 
-def test_promotion_that_leaves_more_than_prevention_is_said_to_do_less_well(results):
+def test_promotion_that_leaves_more_than_prevention_is_said_to_do_so(results):
     assert gather(results).say_training() == (
-        "in training, minus the good surely keeps out evil, plus the bad evil, minus the good surely less well for evil"
+        "surely kept out: evil by +bad in training, −good in training, −bad afterwards and +good afterwards, "
+        "−good in training leaves surely more of evil than +bad in training"
     )
 
 
 def test_where_the_judges_do_not_both_see_a_difference_neither_is_better(results):
     alike = gather(results, trained=train(results, second={"−good in training": 40.0}))
-    assert alike.say_training().endswith("neither surely better than the other")
+    assert alike.say_training().endswith("whether −good in training or +bad in training leaves less is not sure")
     best = gather(results, trained=train(results, changed={"−good in training": 15.0}))
-    assert best.say_training().endswith("minus the good surely better for evil")
+    assert best.say_training().endswith("−good in training leaves surely less of evil than +bad in training")
 
 
 def test_a_push_keeps_nothing_out_that_a_random_one_keeps_out_too(results):
     random = gather(results, trained=train(results, changed={"random in training": 40.0}))
-    assert "minus the good surely keeps out none of 1, plus the bad none of 1" in random.say_training()
-    assert random.traits[0].keeps_out("+good afterwards")
+    assert random.say_training().startswith("surely kept out: evil by −bad afterwards and +good afterwards,")
+    both = train(results, changed={"random in training": 40.0, "random afterwards": 50.0, "−bad afterwards": 89.0})
+    assert gather(results, trained=both).say_training().startswith("none of 4 ways surely keeps the bad out,")
 
 
 def test_where_training_does_not_surely_raise_the_trait_nothing_is_said_to_be_kept_out(results):
@@ -135,7 +137,7 @@ def test_the_result_comes_back_from_its_file_and_its_tables_say_what_is_found(re
     assert "| evil | **+empathy** | -30 [" in page
     assert "| evil | random directions |" in page
     assert "| evil | −good in training less +bad in training | 20 [" in found.training_to_markdown()
-    assert "All 21: 21 minutes" in found.training_to_markdown()
+    assert "All 24: 24 minutes" in found.training_to_markdown()
     assert found.say_training() in found.plot_training().layout.title.text.replace("<br>", " ")
 
 
@@ -156,7 +158,7 @@ def test_the_script_steers_and_trains_every_way_and_draws_the_same_again(tmp_pat
     assert one["steered"]["conditions"][:3] == ["unsteered", "−evil", "+empathy"]
     assert content["strengths"]["+empathy"]["kl"] == pytest.approx(0.001, rel=0.1)
     ways = {(way["way"], way["seed"]): way for way in one["trained"]}
-    assert len(ways) == len(one["trained"]) == 8 * 2
+    assert len(ways) == len(one["trained"]) == 9 * 2
     plain, promoted, afterwards = (ways[way, 0] for way in ("no prevention", "−good in training", "+good afterwards"))
     assert plain["losses"] != promoted["losses"]
     assert plain["losses"] != ways["no prevention", 1]["losses"]
