@@ -15,9 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 
-import numpy as np
 from jaxtyping import Float
-from numpy import ndarray
 from results.ways_to_steer import BASELINE, PROMPT, RANDOM, UNSTEERED, TraitWays, TriedWay, WaysToSteer
 from torch import Tensor
 
@@ -33,16 +31,13 @@ from persona_lens.evaluation import (
 from persona_lens.evaluation.capability import load_ordinary_texts
 from persona_lens.evaluation.null_margin import interpolate_strength
 from persona_lens.evaluation.ordinary import sample_ordinary_spans
-from persona_lens.judges.embedding import EmbeddingJudge
-from persona_lens.judges.encoders import TextEncoder
 from persona_lens.judges.judgement import IdentifiedJudge
-from persona_lens.judges.validation import ValidatedJudge
 from persona_lens.models import HookedModel
 from persona_lens.reproduction.arguments import COMPARED_TRAITS, CommonArguments, read_traits
 from persona_lens.reproduction.bench import extract_or_keep_all, measure_lengths
 from persona_lens.reproduction.entrance import enter
 from persona_lens.reproduction.estimated import WrittenReadings, read_written
-from persona_lens.reproduction.judges import Judges, prepare_judges
+from persona_lens.reproduction.judges import Memory, prepare_judges, remember
 from persona_lens.reproduction.ways import DivergenceMeter, Strength, Way, find_strengths
 from persona_lens.run import Run
 from persona_lens.streams import Stream
@@ -312,47 +307,6 @@ def measure_capabilities(
         if is_kin and not name.startswith(RANDOM) and not one.intervention.has_windows:
             found[name] = measure(one.intervention)
     return found
-
-
-Memory = dict[str, dict[str, ndarray]]
-
-
-@dataclass(frozen=True, eq=False)
-class RememberingEncoder:
-    """Encodes a text once, however many traits' judges read it."""
-
-    encoder: TextEncoder
-    known: dict[str, ndarray]
-
-    @property
-    def name(self) -> str:
-        """That of the encoder."""
-        return self.encoder.name
-
-    @property
-    def identity(self) -> str:
-        """That of the encoder."""
-        return self.encoder.identity
-
-    def encode(self, texts: Sequence[str]) -> Float[ndarray, "text d"]:
-        """Return one vector a text."""
-        new = list(dict.fromkeys(text for text in texts if text not in self.known))
-        if new:
-            self.known.update(zip(new, self.encoder.encode(new), strict=True))
-        return np.stack([self.known[text] for text in texts])
-
-
-def remember(judges: Judges, memory: Memory) -> Judges:
-    """Let the two judges that encode texts remember what others of the same encoder have encoded."""
-
-    def wrap(judge: IdentifiedJudge) -> IdentifiedJudge:
-        if not isinstance(judge, ValidatedJudge) or not isinstance(judge.judge, EmbeddingJudge):
-            return judge
-        encoder = judge.judge.encoder
-        remembering = RememberingEncoder(encoder, memory.setdefault(encoder.identity, {}))
-        return replace(judge, judge=replace(judge.judge, encoder=remembering))
-
-    return Judges(wrap(judges.reader), wrap(judges.sentences), judges.likelihood)
 
 
 if __name__ == "__main__":

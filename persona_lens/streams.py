@@ -72,3 +72,4 @@ class Stream(IntEnum):
     ATTRIBUTIONS = 420  # experiments/attributions.py: scores at random
     REFLECTION = 380  # conversations in which the model is told how its last answer read
     REFLECTION_PLACEBO = 381  # which other conversation's reading it is told; then rollout and turn
+    POSITIVE_TRAITS = 450  # experiments/positive_traits.py: random directions, which rows a training takes, responses

@@ -24,6 +24,7 @@ SECTIONS = {
         "finetuning.md",
         ("finetuning_shift", "projection_difference", "mitigation", "control_model", "moving_vectors", "hidden_signal"),
     ),
+    "Good traits": ("positive.md", ("positive_traits",)),
     "Ways compared": ("ways.md", ("ways_to_steer", "heads")),
     "Ways of steering": ("steering.md", ("steering_modes",)),
     "Monitoring": ("monitoring.md", ("monitoring", "sample_separation", "detection", "alarms")),

@@ -28,6 +28,7 @@ from results.mitigation import Mitigation, mitigation_to_markdown
 from results.monitoring import Monitoring, monitoring_to_markdown
 from results.moving_vectors import MovingVectors, moving_to_markdown
 from results.persona_space import PersonaSpaceResult
+from results.positive_traits import PositiveTraits, positive_to_markdown, promotion_to_markdown
 from results.projection_difference import ProjectionDifference
 from results.reflection import ReflectionResult
 from results.sae_features import SaeFeatures
@@ -88,6 +89,10 @@ def render_pages(root: Path) -> dict[tuple[str, str], str]:
         ("docs/results/finetuning.md", "control"): lambda: controls_to_markdown(read(ControlModel, "control_model_*")),
         ("docs/results/finetuning.md", "moving"): lambda: moving_to_markdown(read(MovingVectors, "moving_vectors_*")),
         ("docs/results/finetuning.md", "hidden"): lambda: hidden_to_markdown(read(HiddenSignal, "hidden_signal_*")),
+        ("docs/results/positive.md", "steering"): lambda: positive_to_markdown(read(PositiveTraits, "positive_traits")),
+        ("docs/results/positive.md", "training"): lambda: promotion_to_markdown(
+            read(PositiveTraits, "positive_traits")
+        ),
         ("docs/results/steering.md", "modes"): lambda: modes_to_markdown(read(SteeringModes, "steering_modes_*")),
         ("docs/results/ways.md", "ways"): lambda: _join(read(WaysToSteer, "ways_to_steer")),
         ("docs/results/monitoring.md", "detection"): lambda: _join(read(Detection, "detection")),

@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
 
+import numpy as np
 import torch
+from jaxtyping import Float
+from numpy import ndarray
 
 from persona_lens.judges.coherent import CoherentJudge
 from persona_lens.judges.default import READING_DEPTH
-from persona_lens.judges.embedding import EmbeddingFit, fit_embedding_judge
+from persona_lens.judges.embedding import EmbeddingFit, EmbeddingJudge, fit_embedding_judge
 from persona_lens.judges.encoders import ResidualEncoder, TextEncoder, load_sentence_encoder
 from persona_lens.judges.judgement import IdentifiedJudge
 from persona_lens.judges.likelihood import LikelihoodCalibration, LikelihoodJudge, calibrate_likelihood_judge
@@ -131,6 +134,48 @@ def prepare_judges(
     judges: list[IdentifiedJudge] = [fit.make_judge(trait.name, one) for one, fit in zip(encoders, fits, strict=True)]
     judges.append(LikelihoodJudge(model, trait, 1, found.calibration))
     return Judges(*(ValidatedJudge(judge, one) for judge, one in zip(judges, found.validations, strict=True)))
+
+
+Memory = dict[str, dict[str, ndarray]]
+"""By encoder's identity and text, its vector."""
+
+
+@dataclass(frozen=True, eq=False)
+class _RememberingEncoder:
+    """Encodes a text once, however many traits' judges read it."""
+
+    encoder: TextEncoder
+    known: dict[str, ndarray]
+
+    @property
+    def name(self) -> str:
+        """That of the encoder."""
+        return self.encoder.name
+
+    @property
+    def identity(self) -> str:
+        """That of the encoder."""
+        return self.encoder.identity
+
+    def encode(self, texts: Sequence[str]) -> Float[ndarray, "text d"]:
+        """Return one vector a text."""
+        new = list(dict.fromkeys(text for text in texts if text not in self.known))
+        if new:
+            self.known.update(zip(new, self.encoder.encode(new), strict=True))
+        return np.stack([self.known[text] for text in texts])
+
+
+def remember(judges: Judges, memory: Memory) -> Judges:
+    """Let the two judges that encode texts remember what others of the same encoder have encoded."""
+
+    def wrap(judge: IdentifiedJudge) -> IdentifiedJudge:
+        if not isinstance(judge, ValidatedJudge) or not isinstance(judge.judge, EmbeddingJudge):
+            return judge
+        encoder = judge.judge.encoder
+        remembering = _RememberingEncoder(encoder, memory.setdefault(encoder.identity, {}))
+        return replace(judge, judge=replace(judge.judge, encoder=remembering))
+
+    return Judges(wrap(judges.reader), wrap(judges.sentences), judges.likelihood)
 
 
 def load_encoders(model: HookedModel) -> tuple[TextEncoder, TextEncoder]:

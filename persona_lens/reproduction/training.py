@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import datasets
 
-from persona_lens.finetuning.domains import Level
+from persona_lens.finetuning.domains import Level, domain_dataset
 from persona_lens.finetuning.finetuned import Finetuned
 from persona_lens.finetuning.settings import FinetuneSettings, ProjectionPenalty
 from persona_lens.finetuning.training import finetune
@@ -74,6 +74,16 @@ def read_trait_rows(trait: str, level: Level, half: Half, n_rows: int) -> datase
         for one in load_written_examples(trait, half)[:n_rows]
     ]
     return datasets.Dataset.from_list(rows)
+
+
+def draw_task_rows(
+    n_sets: int, n_rows: int, n_held_out: int, seed: int
+) -> tuple[list[datasets.Dataset], datasets.Dataset]:
+    """Return right workings of arithmetic, a task that is wanted: sets of rows, no two alike, and rows held out."""
+    n = n_sets * n_rows
+    drawn = domain_dataset("arithmetic", "normal", n + n_held_out, seed=seed).select_columns(["messages"])
+    sets = [drawn.select(range(at, at + n_rows)) for at in range(0, n, n_rows)]
+    return sets, drawn.select(range(n, len(drawn)))
 
 
 def make_trait_rows(

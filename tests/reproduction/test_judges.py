@@ -110,3 +110,20 @@ def test_the_judge_that_chooses_takes_its_scores_from_the_reader_and_coherence_f
     assert [one.score for one in found] == [one.score for one in judges.reader.score(questions, responses)]
     assert [one.coherence for one in found] == [one.coherence for one in judges.likelihood.score(questions, responses)]
     assert judges.choosing.name == judges.reader.name
+
+
+def test_judges_that_remember_encode_a_text_once_and_score_it_as_before(judges, monkeypatch):
+    memory = {}
+    texts = ["A text.", "Another one.", "A text."]
+    first = made_here.remember(judges, memory)
+    expected = [one.score for one in judges.sentences.score(["Q?"] * 3, texts)]
+    assert [one.score for one in first.sentences.score(["Q?"] * 3, texts)] == expected
+    encoder = judges.sentences.judge.encoder
+    assert set(memory[encoder.identity]) == {"A text.", "Another one."}
+
+    def refuse(*_):
+        raise AssertionError("encoded again")
+
+    monkeypatch.setattr(type(encoder), "encode", refuse)
+    again = made_here.remember(judges, memory)
+    assert [one.score for one in again.sentences.score(["Q?"] * 3, texts)] == expected
