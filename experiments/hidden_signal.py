@@ -13,9 +13,7 @@ the models afterwards is found and tried on the judging half.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -28,6 +26,7 @@ from persona_lens.models import HookedModel
 from persona_lens.models.loading.source import find_anywhere
 from persona_lens.reproduction.arguments import CommonArguments, read_traits, run_each_trait
 from persona_lens.reproduction.bench import read_written_vector
+from persona_lens.reproduction.costs import timed
 from persona_lens.reproduction.entrance import enter
 from persona_lens.reproduction.judges import Judges, prepare_judges
 from persona_lens.reproduction.kits import find_sources
@@ -205,14 +204,6 @@ def train_and_measure(
         settings = replace(profile.settings, seed=seed)
         done, tuned = train(f"{index:02d}-{seed}", name, training, settings, setting.run)
     return setting.measure(tuned, seed, done.losses, costs["training"])
-
-
-@contextmanager
-def timed(costs: dict[str, float], name: str) -> Iterator[None]:
-    """Note the processor's seconds, of all threads, that something takes."""
-    began = time.process_time()
-    yield
-    costs[name] = time.process_time() - began
 
 
 def average_costs(by_way: Mapping[str, list[TrainedSignal]]) -> dict[str, float]:

@@ -70,6 +70,7 @@ class ValidArguments:
             model, [{"messages": CHAT}] * 4, {"loud": self.vector}, folder / "screening", layers={"loud": 1},
             settings=pl.screening.ScreenSettings(max_response_tokens=4),
         )  # fmt: skip
+        self.gradient = pl.screening.read_gradient(model, [{"messages": CHAT}])
         self.adapter = folder / "adapter"
         self.adapter.mkdir()
         (self.adapter / "adapter_config.json").write_text(
@@ -172,6 +173,8 @@ class ValidArguments:
             "up": lambda hint: {"loud": torch.ones(4, 1)} if "Tensor" in str(hint) else self.make("", hint),
             "down": lambda hint: {"loud": torch.ones(1, 4)} if "Tensor" in str(hint) else self.make("", hint),
             "along": lambda hint: "loud",
+            "reference": lambda hint: "loud" if hint is str else self.make("", hint),
+            "references": lambda hint: ("loud",) if hint == tuple[str, ...] else {"loud": self.gradient},
             "variants": lambda hint: (self.make("", pl.live.ReadVariant),),
             "reader": lambda hint: "probe" if hint is str
             else hint.of(model, {"loud": self.vector}, None, 1, None, pl.Sampling(), None),
@@ -296,6 +299,8 @@ class ValidArguments:
             return self.signal
         if hint is pl.screening.Screening:
             return self.screening
+        if hint is pl.screening.MeanGradient:
+            return self.gradient
         if typing.is_typeddict(hint):
             return CHAT[0]
         if origin is tuple and inner[-1:] == (...,):

@@ -9,6 +9,7 @@ from typing import TypeVar
 from persona_lens.records import Record
 from persona_lens.reproduction.layer_sweep import LayerSweep
 from results.alarms import Alarms, alarms_to_markdown
+from results.attributions import Attributions
 from results.benchmarks import benchmarks_to_markdown
 from results.blind_reading import BlindReading
 from results.control_model import ControlModel, controls_to_markdown
@@ -94,6 +95,7 @@ def render_pages(root: Path) -> dict[tuple[str, str], str]:
         ("docs/results/drift.md", "drift"): lambda: _join(read(DriftOverTurns, "drift")),
         ("docs/results/monitoring.md", "alarms"): lambda: alarms_to_markdown(read(Alarms, "alarms")),
         ("docs/results/reflection.md", "reflection"): lambda: _join(read(ReflectionResult, "reflection")),
+        ("docs/results/screening.md", "attributions"): lambda: _join(read(Attributions, "attributions")),
         ("docs/results/truth.md", "truth"): lambda: truth_to_markdown(read(Truth, "truth")),
         ("docs/results/truth.md", "entities"): lambda: entities_to_markdown(read(KnownEntities, "known_entities")),
         ("docs/ways/act-heads.md", "heads"): lambda: heads_to_markdown(read(Heads, "heads_*")),
@@ -117,6 +119,7 @@ def _join(
     | list[VectorQualities]
     | list[PersonaSpaceResult]
     | list[DriftOverTurns]
-    | list[ReflectionResult],
+    | list[ReflectionResult]
+    | list[Attributions],
 ) -> str:
     return "\n".join(one.to_markdown() for one in found)

@@ -132,29 +132,9 @@ def score_rows(
     encoded: dict[int, EncodedConversation] = {}
     found: list[ScoredRow | BadRow | None] = [None] * len(rows)
     for index, row in enumerate(rows):
-        *before, answer = choose_turn(row.messages, settings.turn)
-        # Whitespace around the answer could merge with the prompt's last token, so that the prompt were another one.
-        bare: Message = {**answer, "content": answer["content"].strip()}
-        if not bare["content"]:
-            found[index] = BadRow(row.place, row.index, "empty response", repr(answer["content"])[:200])
-            continue
-        try:
-            one = encode_conversation(model.tokenizer, [*before, bare])
-        except (ChatTemplateError, InvalidArgumentError) as error:
-            found[index] = BadRow(row.place, row.index, "not rendered by the chat template", str(error)[:200])
-            continue
-        n_prompt = one.response_start
-        start, end = one.find(settings.part)
-        room = model.cfg.n_ctx - settings.max_response_tokens
-        if n_prompt > min(settings.max_prompt_tokens, room):
-            found[index] = BadRow(row.place, row.index, "prompt too long", f"{n_prompt} tokens")
-        elif start == end:
-            reason = "no thought" if settings.part == "thought" else "unfinished thought"
-            found[index] = BadRow(row.place, row.index, reason, f"{one.response_end - n_prompt} tokens")
-        elif start - n_prompt > min(
-            settings.max_thought_tokens, model.cfg.n_ctx - settings.max_response_tokens - n_prompt
-        ):
-            found[index] = BadRow(row.place, row.index, "thought too long", f"{start - n_prompt} tokens")
+        one = encode_row(model, row, settings)
+        if isinstance(one, BadRow):
+            found[index] = one
         else:
             encoded[index] = one
     advance(len(rows) - len(encoded))
@@ -166,7 +146,7 @@ def score_rows(
         for at, response in _sample_own(model, [encoded[index] for index in order], settings):
             own[at] = response
             advance(1)
-    spans = [_cut(encoded[index], settings) for index in order]
+    spans = [cut_row(encoded[index], settings) for index in order]
     given: dict[int, ResidualMeans] = {}
     for at, means in pool_residual_stream(model, spans, part=settings.part):
         given[at] = means
@@ -223,7 +203,31 @@ def _sample_own(
     return sample_recorded_stream(model, requests, sampling)
 
 
-def _cut(one: EncodedConversation, settings: ScreenSettings) -> TokenSpans:
+def encode_row(model: HookedModel, row: Conversation, settings: ScreenSettings) -> EncodedConversation | BadRow:
+    """Encode a conversation up to the answer that counts, or say why it cannot be scored."""
+    *before, answer = choose_turn(row.messages, settings.turn)
+    # Whitespace around the answer could merge with the prompt's last token, so that the prompt were another one.
+    bare: Message = {**answer, "content": answer["content"].strip()}
+    if not bare["content"]:
+        return BadRow(row.place, row.index, "empty response", repr(answer["content"])[:200])
+    try:
+        one = encode_conversation(model.tokenizer, [*before, bare])
+    except (ChatTemplateError, InvalidArgumentError) as error:
+        return BadRow(row.place, row.index, "not rendered by the chat template", str(error)[:200])
+    n_prompt = one.response_start
+    start, end = one.find(settings.part)
+    room = model.cfg.n_ctx - settings.max_response_tokens
+    if n_prompt > min(settings.max_prompt_tokens, room):
+        return BadRow(row.place, row.index, "prompt too long", f"{n_prompt} tokens")
+    if start == end:
+        reason = "no thought" if settings.part == "thought" else "unfinished thought"
+        return BadRow(row.place, row.index, reason, f"{one.response_end - n_prompt} tokens")
+    if start - n_prompt > min(settings.max_thought_tokens, room - n_prompt):
+        return BadRow(row.place, row.index, "thought too long", f"{start - n_prompt} tokens")
+    return one
+
+
+def cut_row(one: EncodedConversation, settings: ScreenSettings) -> TokenSpans:
     """Return a conversation up to where what is projected of its response ends."""
     start, end = one.find(settings.part)
     end = min(end, start + settings.max_response_tokens)

@@ -130,24 +130,43 @@ def bootstrap_auroc_by_group(
         1.00 [0.75, 1.00]
     """
     a, b = to_array("positive", positive, 2), to_array("negative", negative, 2)
-    for name, labels, scores in (("positive", positive_groups, a), ("negative", negative_groups, b)):
-        if len(labels) != len(scores):
-            rule = f"label each of the {len(scores)} scores"
-            raise InvalidArgumentError.of(f"{name}_groups", rule, len(labels))
-    numbers = {label: number for number, label in enumerate(dict.fromkeys([*positive_groups, *negative_groups]))}
-    if len(numbers) < 2:
-        raise InvalidArgumentError.of("positive_groups", "name at least 2 groups", list(numbers))
-    at_a = np.array([numbers[label] for label in positive_groups])
-    at_b = np.array([numbers[label] for label in negative_groups])
+    at_a, at_b, n_groups = number_groups((positive_groups, len(a)), (negative_groups, len(b)))
     separate = weighted_auroc(a, b)
 
     def separate_groups(counts: ndarray) -> ndarray:
         """Weigh each score as its group; NaN for a resample without positives or without negatives."""
         return separate(counts[:, at_a], counts[:, at_b])
 
-    found = bootstrap(separate_groups, (len(numbers),), n_resamples, level, seed)
+    found = bootstrap(separate_groups, (n_groups,), n_resamples, level, seed)
     groups = (len(set(at_a)), len(set(at_b)))
-    return score_interval(found, (len(a), len(b)), groups, n_units=len(numbers), df=len(numbers) - 1)
+    return score_interval(found, (len(a), len(b)), groups, n_units=n_groups, df=n_groups - 1)
+
+
+def number_groups(
+    positive: tuple[Sequence[Hashable], int], negative: tuple[Sequence[Hashable], int]
+) -> tuple[ndarray, ndarray, int]:
+    """Number the groups that label two classes' scores.
+
+    Args:
+        positive: Labels of the positive class, and how many scores it has.
+        negative: Likewise.
+
+    Returns:
+        The number of each positive's group, of each negative's, and how many groups there are.
+
+    Raises:
+        InvalidArgumentError: Labels that do not fit the scores, or fewer than two groups.
+    """
+    for name, (labels, n_scores) in (("positive", positive), ("negative", negative)):
+        if len(labels) != n_scores:
+            rule = f"label each of the {n_scores} scores"
+            raise InvalidArgumentError.of(f"{name}_groups", rule, len(labels))
+    labels = [*positive[0], *negative[0]]
+    numbers = {label: number for number, label in enumerate(dict.fromkeys(labels))}
+    if len(numbers) < 2:
+        raise InvalidArgumentError.of("positive_groups", "name at least 2 groups", list(numbers))
+    at_positive, at_negative = (np.array([numbers[label] for label in side]) for side, _ in (positive, negative))
+    return at_positive, at_negative, len(numbers)
 
 
 def score_interval(
