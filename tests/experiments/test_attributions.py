@@ -16,7 +16,7 @@ def results():
         yield importlib.import_module("results.attributions")
 
 
-def mix(results, n=8):
+def mix(results, n=16):
     return [
         results.FileRow(trait, index, kind, "Why?", "So.")
         for trait in ("loud", "soft")
@@ -61,8 +61,8 @@ def test_a_method_that_sees_a_trait_finds_all_of_it_and_chance_finds_what_is_the
         mild = getattr(found.methods[results.DELTA], scope)["mild"]
         assert (mild.auroc.estimate, mild.precision.estimate) == (0.0, 0.0)
         assert 0.25 < getattr(found.methods[results.RANDOM], scope)["overt"].auroc.estimate < 0.75
-    # Two levels of eight rows; without it are three kinds of its own and five of the other trait.
-    assert found.n_rows == {"overt": (8, 24, 64), "mild": (8, 24, 64)}
+    # Two levels of sixteen rows; without it are three kinds of its own and five of the other trait.
+    assert found.n_rows == {"overt": (16, 48, 128), "mild": (16, 48, 128)}
     assert set(found.methods[results.DELTA].against) == {"ordinary", "opposite", "style", results.OTHERS}
 
 
@@ -74,7 +74,7 @@ def test_what_topic_alone_tells_apart_counts_in_the_mixed_file_and_not_among_the
     found = results.compare_methods("loud", 1, (), rows, scores).methods[results.ROWS]
     assert found.topic.estimate == 1.0
     assert found.own["overt"].auroc.estimate < 0.75 < found.mixed["overt"].auroc.estimate
-    alone = results.compare_methods("loud", 1, (), rows[:40], {name: one[:40] for name, one in scores.items()})
+    alone = results.compare_methods("loud", 1, (), rows[:80], {name: one[:80] for name, one in scores.items()})
     assert alone.methods[results.ROWS].topic.is_missing
 
 
@@ -84,7 +84,7 @@ def test_a_row_that_one_method_cannot_score_is_left_out_for_all_and_counted(resu
     scores[results.DELTA][0] = None
     found = results.compare_methods("loud", 1, (), rows, scores)
     assert found.n_left_out == 1
-    assert found.n_rows["overt"] == (8, 23, 63)
+    assert found.n_rows["overt"] == (16, 47, 127)
 
 
 def test_each_score_lands_at_its_row_in_whatever_order_a_trait_s_rows_stand(results):
@@ -95,9 +95,9 @@ def test_each_score_lands_at_its_row_in_whatever_order_a_trait_s_rows_stand(resu
 
     parts = [read([row for row in rows if row.trait == trait]) for trait in ("loud", "soft")]
     by_part = {"a": [results.Piece({"loss": values}, 1.0, len(values)) for values in parts]}
-    judged = {"b": [results.Piece({f"{trait}: b": read(rows)}, 1.0, 80) for trait in ("loud", "soft")]}
+    judged = {"b": [results.Piece({f"{trait}: b": read(rows)}, 1.0, 160) for trait in ("loud", "soft")]}
     columns = results.join_columns(("loud", "soft"), rows, by_part, judged)
-    assert columns == {name: [float(at) for at in range(80)] for name in ("loss", "loud: b", "soft: b")}
+    assert columns == {name: [float(at) for at in range(160)] for name in ("loss", "loud: b", "soft: b")}
 
 
 def test_the_finding_says_for_which_traits_gradients_and_judges_are_surely_better_or_worse(results):
