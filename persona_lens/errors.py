@@ -149,3 +149,13 @@ def describe_violation(parameter: str, rule: str, got: object, hint: str = "") -
     if len(shown) > 200:
         shown = shown[:197] + "..."
     return f"`{parameter}` must {rule}. Got {shown}. {hint}".rstrip()
+
+
+def check_index(name: str, index: int, n: int) -> None:
+    """Refuse the index of something that is not there; from the end is not counted.
+
+    Raises:
+        InvalidArgumentError: An index outside [0, n).
+    """
+    if not 0 <= index < n:
+        raise InvalidArgumentError.of(name, f"be in [0, {n}), as there are so many", index)

@@ -16,7 +16,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from persona_lens.checking import checked
-from persona_lens.errors import InvalidArgumentError
+from persona_lens.errors import InvalidArgumentError, check_index
 from persona_lens.evaluation.conditions import Condition
 from persona_lens.models.engine.prefixes import PromptMemory
 from persona_lens.models.engine.requests import Sampling
@@ -71,11 +71,10 @@ class Conversations(Record):
         Raises:
             InvalidArgumentError: No such condition, script or rollout.
         """
-        for name, index, n in zip(
-            ("condition", "script", "rollout"), (condition, script, rollout), self.n_tokens.shape[:3], strict=True
-        ):
-            if not 0 <= index < n:
-                raise InvalidArgumentError.of(name, f"be in [0, {n}), as there are so many", index)
+        n_conditions, n_scripts, n_rollouts, _ = self.n_tokens.shape
+        check_index("condition", condition, n_conditions)
+        check_index("script", script, n_scripts)
+        check_index("rollout", rollout, n_rollouts)
         said = zip(self.scripts[script].turns, self.responses[condition][script][rollout], strict=False)
         messages: list[Message] = []
         for turn, response in said:

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from persona_lens.checking import checked
-from persona_lens.errors import InvalidArgumentError
+from persona_lens.errors import InvalidArgumentError, check_index
 from persona_lens.evaluation.conversing import Conversations
 from persona_lens.records import Record, format_table
 from persona_lens.statistics import Interval
@@ -202,6 +202,5 @@ class Drift(Record):
         if tuple(course.values.shape[:2]) != (n, n_scripts):
             rule = f"be of these {n} conditions and {n_scripts} scripts"
             raise InvalidArgumentError.of("course", rule, tuple(course.values.shape[:2]), "Take it from `find`.")
-        if not 0 <= condition < n:
-            raise InvalidArgumentError.of("condition", f"be in [0, {n}), as there are so many conditions", condition)
+        check_index("condition", condition, n)
         return course

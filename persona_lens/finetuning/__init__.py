@@ -2,6 +2,7 @@
 
 from persona_lens.finetuning.distance import PersonaDistance, measure_distance
 from persona_lens.finetuning.domains import Level, domain_dataset, list_domains
+from persona_lens.finetuning.finetuned import Finetuned
 from persona_lens.finetuning.interpolation import blend_adapters, interpolating, scale_adapter
 from persona_lens.finetuning.planning import PreventionPlan, PreventionTrials, TriedPrevention, plan_prevention
 from persona_lens.finetuning.pulling_back import PullBack, choose_share, pull_back
@@ -12,7 +13,7 @@ from persona_lens.finetuning.signal import FoundSignal, find_signal
 from persona_lens.finetuning.signal_reading import SignalActivations, SignalReading, measure_signal, read_signal
 from persona_lens.finetuning.task_loss import measure_task_loss
 from persona_lens.finetuning.tracking import Tracker
-from persona_lens.finetuning.training import Finetuned, finetune
+from persona_lens.finetuning.training import finetune
 from persona_lens.finetuning.trait_data import trait_dataset
 from persona_lens.finetuning.vector_tracking import VectorTracker, VectorTurn
 from persona_lens.finetuning.weight_change import (

@@ -2,48 +2,44 @@
 
 from __future__ import annotations
 
-import json
 import math
-import shutil
-import tempfile
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 
 from persona_lens.checking import checked
-from persona_lens.checksums import hash_file, is_whole, list_changed
-from persona_lens.conversations import BadRow
-from persona_lens.errors import (
-    FileFormatError,
-    InvalidArgumentError,
-    ModelMismatchError,
-    ShortTrainingWarning,
-    UnsupportedModelError,
-    describe_violation,
-)
+from persona_lens.errors import InvalidArgumentError, ModelMismatchError, ShortTrainingWarning, UnsupportedModelError
 from persona_lens.files import write_json
 from persona_lens.finetuning.blocks import TrainingInterventions, check_every_token
+from persona_lens.finetuning.finetuned import (
+    CHECKPOINTS,
+    Finetuned,
+    check_space,
+    check_writable,
+    count_done,
+    find_latest,
+    read_finished,
+    write_finished,
+)
 from persona_lens.finetuning.rows import Source, encode_training_rows
 from persona_lens.finetuning.settings import FinetuneSettings, ProjectionPenalty, count_steps
 from persona_lens.finetuning.tracking import Tracker
 from persona_lens.finetuning.vector_tracking import (
+    ModelShape,
     VectorTracker,
-    VectorTurn,
     compare_readings,
-    name_vector,
     save_readings,
     tell_trackers,
 )
 from persona_lens.models.hooks.intervention import NOTHING, Intervention, Step, check_steps, describe_values
 from persona_lens.models.hooks.sharing import drawing
 from persona_lens.models.loading import (
-    ADAPTER_FILES,
     ADAPTER_RECORD,
     ModelInfo,
     find_blocks,
@@ -63,76 +59,13 @@ from persona_lens.models.text.templates import (
     pin_today,
     remember_settings,
 )
-from persona_lens.records import Record
 from persona_lens.run import Run
 from persona_lens.storage import collect_versions
 from persona_lens.tensors.operations import Ablate
-from persona_lens.vectors.persona_vector import PersonaVector
 
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
-
-_CHECKPOINTS = "checkpoints"
 _N_LISTED = 1000
 # On a CPU, up to about this many tokens, the fused attention kernel's backward pass is the slower one.
 _SHORT = 256
-
-
-@checked
-@dataclass(frozen=True, eq=False)
-class Finetuned(Record):
-    """What a fine-tuning run left.
-
-    Args:
-        folder: The adapter, for ``load_model(base, adapter=folder)`` or for PEFT.
-        losses: Loss of each optimiser step, in nats a token.
-        n_rows: Rows trained on.
-        left_out: Rows left out, by reason.
-        bad_rows: The first thousand of these, with their places.
-        tracked: What was measured during training, if anything; see :class:`persona_lens.Tracker`.
-        config: Everything that the run depended on.
-        files: SHA-256 of each of the adapter's files; :func:`persona_lens.load_model` refuses others.
-        n_with_controls: Rows whose texts spell control tokens, such as ``<|im_end|>``; trained on as text.
-        turns: How far a vector turned that was extracted again, if one was; see
-            :class:`persona_lens.finetuning.VectorTracker`.
-    """
-
-    folder: Path
-    losses: tuple[float, ...]
-    n_rows: int
-    left_out: dict[str, int]
-    bad_rows: tuple[BadRow, ...] = ()
-    tracked: tuple[dict[str, Any], ...] = ()
-    config: dict[str, Any] = field(default_factory=dict)
-    files: dict[str, str] = field(default_factory=dict)
-    n_with_controls: int = 0
-    turns: tuple[VectorTurn, ...] = ()
-
-    def load_vector(self, step: int) -> PersonaVector:
-        """Return the vector as it was read after so many optimiser steps.
-
-        It fits the model before training and the trained one.
-
-        Raises:
-            InvalidArgumentError: None was read then.
-            FileFormatError: A file that is damaged.
-        """
-        steps = [turn.step for turn in self.turns]
-        if step not in steps:
-            raise InvalidArgumentError.of("step", "be one at which a vector was read", step, f"They are {steps}.")
-        return PersonaVector.load(name_vector(self.folder, step))
-
-    def plot(self) -> Figure:
-        """Draw the loss over optimiser steps; returns a plotly Figure."""
-        from persona_lens.plots.loss import plot_loss  # plotly is imported only when drawing
-
-        return plot_loss(self)
-
-    def __repr__(self) -> str:
-        left_out = f", left out: {self.left_out}" if self.left_out else ""
-        left_out += f", {self.n_with_controls} rows spell control tokens" if self.n_with_controls else ""
-        loss = f"loss {self.losses[0]:.3f} → {self.losses[-1]:.3f}" if self.losses else "no step"
-        return f"Finetuned({self.folder.name!r}, {self.n_rows} rows, {len(self.losses)} steps, {loss}{left_out})"
 
 
 @checked
@@ -216,37 +149,14 @@ def finetune(
     folder = Path(out)
     # As the Trainer decides later; asked without `cpu`, each of several processes on a CPU would think it is alone.
     state = PartialState(cpu=not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU"))
-    _check_writable(folder)
-    dtype = resolve_dtype(settings.dtype, state.device)
-    checkpoint = find_checkpoint(str(model))
-    _check_trainable(checkpoint, dtype, state.device)
-    # The frozen weights in the precision of the autocast; the adapter itself is kept in float32 by PEFT.
-    hf_model, tokenizer = load_hugging_face(checkpoint, "auto" if dtype == torch.float16 else dtype)
-    fingerprint = fingerprint_hugging_face(hf_model)  # which a rounding to float16 would change
-    if dtype == torch.float16:
-        round_weights(hf_model, dtype)
-    arguments = pin_today(tokenizer, freeze_arguments(tokenizer, template_arguments))
-    remember_settings(tokenizer, ChatSettings(arguments))  # for all that is rendered below
-    blocks, d_model = find_blocks(hf_model), hf_model.config.get_text_config().hidden_size
-    penalized = () if penalty is None else (Step(penalty.layer, Ablate(penalty.direction)),)
-    shape = (len(blocks), d_model, *read_head_shape(hf_model.config.get_text_config()))
-    check_steps([*intervention.steps, *penalized], *shape)  # a penalty must fit as they do
-    for at in intervention.sites:
-        if at.head is not None:
-            find_output_projection(hf_model, at.layer)
-    made_from = {"track": tracker.fingerprints} if tracker is not None else {}
-    made_from |= {"intervention": {intervention.fingerprint}} if intervention.fingerprint is not None else {}
-    for given, fingerprints in made_from.items():
-        if fingerprints != {fingerprint}:
-            rule = f"come from vectors of the model that is trained, fingerprint {fingerprint}"
-            raise ModelMismatchError.of(given, rule, sorted(fingerprints))
-    n_ctx = hf_model.config.get_text_config().max_position_embeddings
-    max_tokens = min(settings.max_tokens, n_ctx)
-    encoded = encode_training_rows(tokenizer, data, max_tokens=max_tokens, system=system)
-    name = Path(model).expanduser().resolve().name if Path(model).expanduser().exists() else str(model)
+    check_writable(folder)
+    base = _load_base(model, settings, template_arguments, state.device)
+    _check_fits(base, intervention, penalty, tracker)
+    max_tokens = min(settings.max_tokens, base.info.n_ctx)
+    encoded = encode_training_rows(base.tokenizer, data, max_tokens=max_tokens, system=system)
     config = {
-        "model": name,
-        "fingerprint": fingerprint,
+        "model": base.info.name,
+        "fingerprint": base.info.fingerprint,
         "settings": asdict(settings),
         "data": encoded.digest,
         "intervention": intervention.describe(),
@@ -254,36 +164,33 @@ def finetune(
         "track": None if tracker is None else tracker.describe(),
         "versions": collect_versions(),
     }
-    config |= {"template_arguments": arguments} if arguments else {}
-    info = ModelInfo(
-        name=name, n_layers=len(blocks), d_model=d_model, n_ctx=n_ctx, dtype=str(dtype)[6:],
-        backend="hooked", fingerprint=fingerprint, weight_processing="none",
-    )  # fmt: skip
-    answers = [] if vector_tracker is None else encode_pairs(vector_tracker, tokenizer, n_ctx)
-    config |= {} if vector_tracker is None else {"track_vector": vector_tracker.describe(info, shape)}
-    finished = _read_finished(folder, config)
+    config |= {"template_arguments": base.arguments} if base.arguments else {}
+    answers = [] if vector_tracker is None else encode_pairs(vector_tracker, base.tokenizer, base.info.n_ctx)
+    config |= {} if vector_tracker is None else {"track_vector": vector_tracker.describe(base.info, base.shape)}
+    finished = read_finished(folder, config)
     if finished is not None:
         return finished
     if state.device.type == "cpu" and max(map(len, encoded.rows["input_ids"])) <= _SHORT:
-        hf_model.set_attn_implementation("eager")
+        base.hf_model.set_attn_implementation("eager")
     torch.manual_seed(settings.seed)
-    peft_model = add_adapter(hf_model, settings)
+    peft_model = add_adapter(base.hf_model, settings)
     adapter = peft_model.peft_config["default"]
     adapter.base_model_name_or_path = str(model)
     adapter.target_modules = sorted(adapter.target_modules)  # a set, which every process writes in another order
-    _check_space(folder, peft_model, settings)
+    check_space(folder, peft_model, settings)
     state.wait_for_everyone()  # every process has looked into the folder before one writes there
     if state.is_main_process:
         write_json(folder / ADAPTER_RECORD, {"config": config})
     active = TrainingInterventions(peft_model, intervention)
-    trainer = make_trainer(peft_model, tokenizer, encoded, folder / _CHECKPOINTS, settings, dtype, penalty, state)
-    tracking = None if tracker is None else TrackingCallback(tracker, tokenizer, active)
+    checkpoints = folder / CHECKPOINTS
+    trainer = make_trainer(peft_model, base.tokenizer, encoded, checkpoints, settings, base.dtype, penalty, state)
+    tracking = None if tracker is None else TrackingCallback(tracker, base.tokenizer, active)
     if tracking is not None:
         trainer.add_callback(tracking)
-    resumed = _find_checkpoint(folder)
+    resumed = find_latest(folder)
     reading = None
     if vector_tracker is not None:
-        reading = VectorCallback(vector_tracker, answers, info, shape, active, intervention, resumed)
+        reading = VectorCallback(vector_tracker, answers, base.info, base.shape, active, intervention, resumed)
         trainer.add_callback(reading)
     trainer.add_callback(SealingCallback())  # last, as it seals what the others keep
     n_steps = count_steps(len(encoded.rows), settings, state.num_processes)
@@ -297,24 +204,14 @@ def finetune(
     with active.attached(), run.progress("fine-tuning (steps)", n_steps) as advance:
         trainer.add_callback(ProgressCallback(advance))
         trainer.train(resume_from_checkpoint=resumed)
-        n_before = 0 if resumed is None else _count_done(resumed)
+        n_before = 0 if resumed is None else count_done(resumed)
         if trainer.state.global_step > n_before:  # killed after the last step, a run takes none any more
             active.check_fired()
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    if not all(map(math.isfinite, losses)):
-        step = 1 + next(i for i, loss in enumerate(losses) if not math.isfinite(loss))
-        hint = f"Training broke at step {step}; no adapter was written. Lower it, or train in float32."
-        rule = "keep the loss finite"
-        raise InvalidArgumentError.of("learning_rate", rule, settings.learning_rate, hint)
-    if not all(bool(weight.isfinite().all()) for weight in peft_model.parameters() if weight.requires_grad):
-        rule, hint = (
-            "keep the adapter's weights finite",
-            "They broke in the last step; no adapter was written. Lower it.",
-        )
-        raise InvalidArgumentError.of("learning_rate", rule, settings.learning_rate, hint)
+    losses = tuple(entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
+    _check_stayed_finite(losses, peft_model, settings.learning_rate)
     result = Finetuned(
         folder=folder,
-        losses=tuple(losses),
+        losses=losses,
         n_rows=len(encoded.rows),
         left_out=encoded.count_bad(),
         n_with_controls=encoded.n_with_controls,
@@ -325,15 +222,99 @@ def finetune(
     )
     if state.is_main_process:
         if reading is not None:
-            save_readings(reading.readings, reading.tracker.trait, info, folder)
-        # Otherwise PEFT asks a hub whether the vocabulary has grown; LoRA leaves it alone.
-        peft_model.save_pretrained(str(folder), save_embedding_layers=False)
-        (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
-        result = replace(result, files={name: hash_file(folder / name) for name in ADAPTER_FILES})
-        replace(result, folder=Path()).save(folder / ADAPTER_RECORD)  # an adapter that moves names no path
-        shutil.rmtree(folder / _CHECKPOINTS, ignore_errors=True)
+            save_readings(reading.readings, reading.tracker.trait, base.info, folder)
+        result = write_finished(result, peft_model)
     state.wait_for_everyone()
     return result
+
+
+@dataclass(frozen=True, eq=False)
+class _Base:
+    """The model before training, in the precision that it is trained in.
+
+    Args:
+        hf_model: Its frozen weights in the precision of the autocast; PEFT keeps the adapter itself in float32.
+        tokenizer: Its tokenizer, whose chat template reads ``arguments``.
+        dtype: That precision.
+        arguments: What the chat template reads besides the messages, today's date fixed.
+        info: What the model is.
+        shape: Layers, ``d_model``, heads and their size, as :func:`check_steps` takes them.
+    """
+
+    hf_model: Any
+    tokenizer: Any
+    dtype: torch.dtype
+    arguments: str
+    info: ModelInfo
+    shape: ModelShape
+
+
+def _load_base(
+    model: str | Path, settings: FinetuneSettings, template_arguments: TemplateArguments | None, device: torch.device
+) -> _Base:
+    """Load what is trained.
+
+    Raises:
+        ModelNotFoundError: No such model.
+        UnsupportedModelError: A checkpoint that is quantised already.
+        InvalidArgumentError: float16 on a CPU; a template argument that the chat template does not read.
+    """
+    dtype = resolve_dtype(settings.dtype, device)
+    checkpoint = find_checkpoint(str(model))
+    _check_trainable(checkpoint, dtype, device)
+    hf_model, tokenizer = load_hugging_face(checkpoint, "auto" if dtype == torch.float16 else dtype)
+    fingerprint = fingerprint_hugging_face(hf_model)  # which a rounding to float16 would change
+    if dtype == torch.float16:
+        round_weights(hf_model, dtype)
+    arguments = pin_today(tokenizer, freeze_arguments(tokenizer, template_arguments))
+    remember_settings(tokenizer, ChatSettings(arguments))  # for all that is rendered later
+    text = hf_model.config.get_text_config()
+    path = Path(model).expanduser()
+    info = ModelInfo(
+        name=path.resolve().name if path.exists() else str(model),
+        n_layers=len(find_blocks(hf_model)), d_model=text.hidden_size, n_ctx=text.max_position_embeddings,
+        dtype=str(dtype)[6:], backend="hooked", fingerprint=fingerprint, weight_processing="none",
+    )  # fmt: skip
+    shape = (info.n_layers, info.d_model, *read_head_shape(text))
+    return _Base(hf_model, tokenizer, dtype, arguments, info, shape)
+
+
+def _check_fits(
+    base: _Base, intervention: Intervention, penalty: ProjectionPenalty | None, tracker: Tracker | None
+) -> None:
+    """Refuse what is not made for this model.
+
+    Raises:
+        LayerOutOfRangeError: A layer that the model does not have.
+        ModelMismatchError: A vector of another model.
+        UnsupportedModelError: Heads of a model whose heads cannot be told apart.
+    """
+    penalized = () if penalty is None else (Step(penalty.layer, Ablate(penalty.direction)),)
+    check_steps([*intervention.steps, *penalized], *base.shape)  # a penalty must fit as they do
+    for at in intervention.sites:
+        if at.head is not None:
+            find_output_projection(base.hf_model, at.layer)
+    made_from = {"track": tracker.fingerprints} if tracker is not None else {}
+    made_from |= {"intervention": {intervention.fingerprint}} if intervention.fingerprint is not None else {}
+    for given, fingerprints in made_from.items():
+        if fingerprints != {base.info.fingerprint}:
+            rule = f"come from vectors of the model that is trained, fingerprint {base.info.fingerprint}"
+            raise ModelMismatchError.of(given, rule, sorted(fingerprints))
+
+
+def _check_stayed_finite(losses: Sequence[float], peft_model: Any, learning_rate: float) -> None:
+    """Refuse to write an adapter of a training that broke.
+
+    Raises:
+        InvalidArgumentError: A loss or a weight that is not finite.
+    """
+    if not all(map(math.isfinite, losses)):
+        step = 1 + next(i for i, loss in enumerate(losses) if not math.isfinite(loss))
+        hint = f"Training broke at step {step}; no adapter was written. Lower it, or train in float32."
+        raise InvalidArgumentError.of("learning_rate", "keep the loss finite", learning_rate, hint)
+    if not all(bool(weight.isfinite().all()) for weight in peft_model.parameters() if weight.requires_grad):
+        hint = "They broke in the last step; no adapter was written. Lower it."
+        raise InvalidArgumentError.of("learning_rate", "keep the adapter's weights finite", learning_rate, hint)
 
 
 def _check_trainable(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> None:
@@ -350,78 +331,3 @@ def _check_trainable(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.d
     if dtype == torch.float16 and device.type == "cpu":
         rule = "be 'auto', 'bfloat16' or 'float32' on a CPU, where torch scales no gradients of float16"
         raise InvalidArgumentError.of("settings.dtype", rule, "float16")
-
-
-def _check_writable(folder: Path) -> None:
-    """Fail now rather than after an hour of training."""
-    if folder.exists() and not folder.is_dir():
-        raise InvalidArgumentError.of("out", "be a folder, or not there yet", str(folder))
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder):
-        pass
-
-
-def _check_space(folder: Path, peft_model: Any, settings: FinetuneSettings) -> None:
-    """Refuse a disk that cannot hold the adapter, and checkpoints with AdamW's two moments if they are kept.
-
-    Three of them: the third is written before the first goes.
-    """
-    n_bytes = sum(p.numel() * p.element_size() for p in peft_model.parameters() if p.requires_grad)
-    needed = n_bytes * (1 if settings.save_steps is None else 1 + 3 * 3)
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        rule = f"be on a disk with {needed / 1e6:.0f} MB free"
-        raise OSError(describe_violation("out", rule, f"{free / 1e6:.0f} MB"))
-
-
-def _read_finished(folder: Path, config: dict[str, Any]) -> Finetuned | None:
-    """Return the result if the run is finished and whole; refuse a folder that holds another run or foreign files."""
-    record = folder / ADAPTER_RECORD
-    hint = "Choose a new folder, or remove this one."
-    if not record.is_file():
-        others = sorted(path.name for path in folder.iterdir())
-        if others:
-            raise InvalidArgumentError.of("out", "be empty, or hold this run", others[:5], hint)
-        return None
-    rule = "hold this run and no other"
-    try:
-        content = json.loads(record.read_text(encoding="utf-8"))
-        found = dict(content["config"])
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        got = f"a record that cannot be read, {record.name}"
-        raise InvalidArgumentError.of("out", rule, got, hint) from error
-    wanted = json.loads(json.dumps(config))
-    if found != wanted:
-        changed = sorted(key for key in {**wanted, **found} if found.get(key) != wanted.get(key))
-        raise InvalidArgumentError.of("out", rule, f"a run with other {', '.join(changed)}", hint)
-    try:
-        finished = Finetuned.from_json(content)
-    except FileFormatError:
-        return None  # begun and not finished, or damaged since
-    are_there = finished.files.keys() == set(ADAPTER_FILES) and not list_changed(folder, finished.files)
-    finished = replace(finished, folder=folder)
-    return finished if are_there and _has_vectors(finished) else None
-
-
-def _has_vectors(finished: Finetuned) -> bool:
-    """Whether each vector that was read is there and whole."""
-    try:
-        return all(finished.load_vector(turn.step) for turn in finished.turns)
-    except (FileNotFoundError, FileFormatError):
-        return False
-
-
-def _find_checkpoint(folder: Path) -> str | None:
-    """Return the latest checkpoint that is whole; the others are removed."""
-    whole = []
-    for path in (folder / _CHECKPOINTS).glob("checkpoint-*"):
-        if is_whole(path):
-            whole.append(path)
-        else:
-            shutil.rmtree(path, ignore_errors=True)  # another process may be faster
-    return str(max(whole, key=_count_done)) if whole else None
-
-
-def _count_done(checkpoint: str | Path) -> int:
-    """Return how many optimiser steps had been taken at a checkpoint."""
-    return int(Path(checkpoint).name.split("-")[1])

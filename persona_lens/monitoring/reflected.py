@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from persona_lens.checking import checked
-from persona_lens.errors import InvalidArgumentError
+from persona_lens.errors import InvalidArgumentError, check_index
 from persona_lens.judges.judgement import Judge
 from persona_lens.models.loading import ModelInfo
 from persona_lens.models.text.chat import Message
@@ -64,11 +64,10 @@ class ReflectedConversations(Record):
         Raises:
             InvalidArgumentError: No such reflection, script or rollout.
         """
-        for name, index, n in zip(
-            ("reflection", "script", "rollout"), (reflection, script, rollout), self.n_tokens.shape[:3], strict=True
-        ):
-            if not 0 <= index < n:
-                raise InvalidArgumentError.of(name, f"be in [0, {n}), as there are so many", index)
+        n_reflections, n_scripts, n_rollouts, _ = self.n_tokens.shape
+        check_index("reflection", reflection, n_reflections)
+        check_index("script", script, n_scripts)
+        check_index("rollout", rollout, n_rollouts)
         told, answered = (each[reflection][script][rollout] for each in (self.notes, self.responses))
         messages: list[Message] = []
         for turn, note, response in zip(self.scripts[script].turns, told, answered, strict=False):
@@ -120,10 +119,8 @@ class ReflectedConversations(Record):
         if values.shape != self.n_tokens.shape:
             rule = f"be {tuple(self.n_tokens.shape)}: reflection, script, rollout, turn"
             raise InvalidArgumentError.of("values", rule, tuple(values.shape))
-        for name, index in (("reflection", reflection), ("other", other)):
-            if not 0 <= index < len(self.reflections):
-                rule = f"be in [0, {len(self.reflections)}), as there are so many"
-                raise InvalidArgumentError.of(name, rule, index)
+        check_index("reflection", reflection, len(self.reflections))
+        check_index("other", other, len(self.reflections))
         difference = (values[reflection] - values[other])[..., 1:]
         return mean_interval(difference.flatten(start_dim=1).nanmean(dim=-1))
 

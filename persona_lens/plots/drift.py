@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from persona_lens.checking import checked
-from persona_lens.errors import InvalidArgumentError
+from persona_lens.errors import check_index
 from persona_lens.plots.style import COLORS, INK, SYMBOLS, add_points, lay_out
 
 if TYPE_CHECKING:
@@ -30,9 +30,7 @@ def plot_drift(drift: Drift, condition: int = 0) -> go.Figure:
         A figure with a panel a course, those of one trait side by side, and a line a kind of user: means over scripts
         with 95 % intervals; the control is dark and dashed.
     """
-    n = len(drift.conversations.conditions)
-    if not 0 <= condition < n:
-        raise InvalidArgumentError.of("condition", f"be in [0, {n}), as there are so many conditions", condition)
+    check_index("condition", condition, len(drift.conversations.conditions))
     rows = _arrange(drift)
     heads = [_name(course) for row in rows for course in [*row, *[None] * (_COLUMNS - len(row))]]
     figure = make_subplots(

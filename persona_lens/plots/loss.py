@@ -11,7 +11,7 @@ from persona_lens.checking import checked
 from persona_lens.plots.style import COLORS, lay_out
 
 if TYPE_CHECKING:
-    from persona_lens.finetuning.training import Finetuned
+    from persona_lens.finetuning.finetuned import Finetuned
 
 
 @checked

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 import datasets
 
 from persona_lens.finetuning.domains import Level, domain_dataset
+from persona_lens.finetuning.finetuned import Finetuned
 from persona_lens.finetuning.settings import FinetuneSettings, ProjectionPenalty
-from persona_lens.finetuning.training import Finetuned, finetune
+from persona_lens.finetuning.training import finetune
 from persona_lens.finetuning.trait_data import trait_dataset
 from persona_lens.models.engine.requests import Sampling
 from persona_lens.models.hooked_model import HookedModel

@@ -23,9 +23,9 @@ from transformers import AutoModelForCausalLM
 import persona_lens as pl
 from persona_lens.checksums import seal_folder
 from persona_lens.errors import ArgumentTypeError, FileFormatError, InvalidArgumentError, UnsupportedModelError
-from persona_lens.finetuning import trainer, training
+from persona_lens.finetuning import finetuned, trainer, training
+from persona_lens.finetuning.finetuned import find_latest
 from persona_lens.finetuning.rows import encode_training_rows
-from persona_lens.finetuning.training import _find_checkpoint
 from persona_lens.models.hooks.intervention import describe_values
 from persona_lens.models.loading import embedded
 from persona_lens.tensors.operations import Ablate, Add, Cap
@@ -407,16 +407,16 @@ def test_a_folder_that_cannot_be_written_is_an_error_before_anything_is_loaded(b
 
 def test_a_full_disk_is_an_error_before_training_and_leaves_the_folder_free(base, tmp_path, monkeypatch):
     n_bytes = 4 * 3 * 4 * (2 * 48 + 2 * (48 + 16) + 2 * 48 + 3 * (48 + 80))  # float32, layers, rank, widths
-    monkeypatch.setattr(training.shutil, "disk_usage", lambda path: SimpleNamespace(free=n_bytes - 1))
+    monkeypatch.setattr(finetuned.shutil, "disk_usage", lambda path: SimpleNamespace(free=n_bytes - 1))
     with monkeypatch.context() as patch:
         patch.setattr(trainer, "make_trainer", lambda *_: pytest.fail("training began"))
         with pytest.raises(OSError, match=r"`out` must be on a disk with .* MB free"):
             pl.finetune(base, rows(), tmp_path, settings=quick())
         assert list(tmp_path.iterdir()) == []
-        patch.setattr(training.shutil, "disk_usage", lambda path: SimpleNamespace(free=n_bytes))
+        patch.setattr(finetuned.shutil, "disk_usage", lambda path: SimpleNamespace(free=n_bytes))
         with pytest.raises(OSError, match="`out`"):  # checkpoints need more
             pl.finetune(base, rows(), tmp_path, settings=quick(save_steps=1))
-    monkeypatch.setattr(training.shutil, "disk_usage", lambda path: SimpleNamespace(free=n_bytes))
+    monkeypatch.setattr(finetuned.shutil, "disk_usage", lambda path: SimpleNamespace(free=n_bytes))
     pl.finetune(base, rows(), tmp_path, settings=quick())
 
 
@@ -497,9 +497,9 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(broken_off, tmp_pat
     shutil.copytree(broken_off, out)
     kept = out / "checkpoints"
     assert sorted(path.name for path in kept.iterdir()) == ["checkpoint-2", "checkpoint-3"]
-    assert _find_checkpoint(out) == str(kept / "checkpoint-3")
+    assert find_latest(out) == str(kept / "checkpoint-3")
     damage(kept / "checkpoint-3")
-    assert _find_checkpoint(out) == str(kept / "checkpoint-2")
+    assert find_latest(out) == str(kept / "checkpoint-2")
     assert [path.name for path in kept.iterdir()] == ["checkpoint-2"]  # so that whatever the damage, it goes on alike
 
 
@@ -522,10 +522,10 @@ def test_a_run_that_was_killed_after_its_last_checkpoint_is_finished_without_ano
 
     out = tmp_path / "killed"
     with monkeypatch.context() as patch:
-        patch.setattr("persona_lens.finetuning.training.hash_file", be_killed)  # the record is not written
+        patch.setattr("persona_lens.finetuning.finetuned.hash_file", be_killed)  # the record is not written
         with pytest.raises(KeyboardInterrupt):
             pl.finetune(base, rows(), out, **given)
-    assert _find_checkpoint(out) == str(out / "checkpoints" / "checkpoint-2")
+    assert find_latest(out) == str(out / "checkpoints" / "checkpoint-2")
     resumed = pl.finetune(base, rows(), out, **given)
     assert resumed.losses == whole.losses
     assert are_equal(resumed, whole)
@@ -537,20 +537,20 @@ def test_a_run_whose_checkpoints_are_all_damaged_begins_anew(base, uninterrupted
     shutil.copytree(broken_off, out)
     for name in ("checkpoint-2", "checkpoint-3"):
         CHECKPOINT_DAMAGES["no scheduler"](out / "checkpoints" / name)
-    assert _find_checkpoint(out) is None
+    assert find_latest(out) is None
     resumed = pl.finetune(base, rows(), out, settings=quick(**MANY, save_steps=1), intervention=adding(1.0))
     assert resumed.losses == uninterrupted.losses
     assert are_equal(resumed, uninterrupted)
 
 
 def test_the_latest_checkpoint_is_that_of_the_highest_step(tmp_path):
-    assert _find_checkpoint(tmp_path) is None
+    assert find_latest(tmp_path) is None
     for number in (9, 10, 8):
         folder = tmp_path / "checkpoints" / f"checkpoint-{number}"
         folder.mkdir(parents=True)
         (folder / "trainer_state.json").write_text("{}")
         seal_folder(folder)
-    assert _find_checkpoint(tmp_path) == str(tmp_path / "checkpoints" / "checkpoint-10")
+    assert find_latest(tmp_path) == str(tmp_path / "checkpoints" / "checkpoint-10")
 
 
 def test_training_that_breaks_in_its_last_step_writes_no_adapter(base, tmp_path):
@@ -689,8 +689,8 @@ from pathlib import Path
 from accelerate import PartialState
 from persona_lens.finetuning import training
 from tests.finetuning.test_training import adding, quick, rows
-check, seen = training._check_writable, []
-training._check_writable = lambda folder: (seen.append(PartialState().num_processes), check(folder))
+check, seen = training.check_writable, []
+training.check_writable = lambda folder: (seen.append(PartialState().num_processes), check(folder))
 out = {str(tmp_path / "two")!r}
 found = pl.finetune({base!r}, rows(), out, settings=quick(batch_size=2, save_steps=1), intervention=adding(1.0))
 adapter = hashlib.sha256((found.folder / "adapter_model.safetensors").read_bytes()).hexdigest()
