@@ -303,7 +303,7 @@ class PositiveTraits(Result):
     def plot(self) -> go.Figure:
         """Draw what steering towards the good does to the bad trait, to the good one and to coherence."""
         heads = [f"{html.escape(one.trait)}: {what}" for what in ("change of the bad trait",
-                 "change of the good trait steered towards", "coherence") for one in self.traits]  # fmt: skip
+                 "change of the good itself", "coherence") for one in self.traits]  # fmt: skip
         figure = make_subplots(
             rows=3, cols=len(self.traits), subplot_titles=heads, horizontal_spacing=0.13, vertical_spacing=0.09
         )
@@ -331,10 +331,11 @@ class PositiveTraits(Result):
         profile = self.config["profile"]
         subtitle = (
             f"{self.model_name}; every push at layer {self.layer}, costing {profile['divergence']:g} nats a token; "
-            f"{len(self.traits[0].steered.questions)} questions a bad trait, {profile['n_random']} random directions; "
+            f"{len(self.traits[0].steered.questions)} questions a bad trait, {profile['n_random']} at random<br>"
             f"bars: 95 %; sure: below unsteered and below random, for both judges; bold: the pairs fixed beforehand"
         )
-        lay_out(figure, self.say_steering(), subtitle, width=1250, height=1250, bottom=110, legend=-0.07)
+        title = self.say_steering().replace(", steering away", ",<br>steering away")
+        lay_out(figure, title, subtitle, width=1250, height=1250, bottom=110, legend=-0.07)
         figure.update_layout(margin={"l": 150})
         return figure
 
@@ -367,10 +368,11 @@ class PositiveTraits(Result):
             f"{self.model_name}; {profile['n_rows']} overt answers of the bad trait and {profile['n_task']} rows of "
             f"arithmetic, {len(self.trained[0].seeds)} seeds, {self.trained[0].n_questions} questions; pushes at layer "
             f"{self.layer}, {profile['training_divergence']:g} nats a token in training, {profile['divergence']:g} "
-            f"afterwards; bars: 95 % over seeds and questions or rows; sure: below no prevention and below a random "
+            f"afterwards<br>bars: 95 % over seeds and questions or rows; sure: below no prevention and below a random "
             f"push, for both judges"
         )
-        lay_out(figure, self.say_training(), subtitle, width=1250, height=1350, bottom=110, legend=-0.06)
+        title = self.say_training().replace(", ", ",<br>", 1)
+        lay_out(figure, title, subtitle, width=1250, height=1350, bottom=110, legend=-0.06)
         figure.update_layout(margin={"l": 150})
         return figure
 
