@@ -64,7 +64,7 @@ test-all: setup browser
 # whatever version it is of, and training is Hugging Face's alone. Of the slow tests: every architecture, and what goes
 # through all rooms, which is the notebooks, the README's code and the layer sweep's script on --tiny.
 # An absolute path, as some tests start processes in other folders.
-ON_TL4 := $(addprefix tests/,models interventions vectors evaluation diagnosis reproduction)
+ON_TL4 := $(addprefix tests/,models interventions vectors evaluation diagnosis reproduction screening)
 SLOW_ON_TL4 := tests/models/test_architectures.py tests/test_notebooks.py tests/test_readme.py \
   tests/experiments/test_layer_sweep.py
 test-tl4: setup browser $(TL4)

@@ -311,19 +311,12 @@ class Attributions(Result):
         return {one.trait: name_judge(one.validations[0]) for one in self.traits if one.validations}
 
     def say_finding(self) -> str:
-        """Say for which traits gradients and both judges are surely better or worse than ΔP, and what each costs."""
+        """Say for which traits gradients and both judges are surely better or worse than ΔP."""
         gradients, judges = (
-            " · ".join(self._say_against(level, methods) for level in LEVELS)
+            ", ".join(f"{level} rows {self._say_against(level, methods)}" for level in LEVELS)
             for methods in ((CONTRAST,), (FIRST, SECOND))
         )
-        costs = ", ".join(
-            f"{name} {self.costs[method].row_all:.2g}"
-            for name, method in (("ΔP", DELTA), ("gradient", CONTRAST), ("second judge", SECOND))
-        )
-        return (
-            f"overt · mild rows, against ΔP:<br>gradient similarity finds them {gradients};<br>both judges find them "
-            f"{judges};<br>core-seconds a row for all traits: {costs}"
-        )
+        return f"against ΔP, gradient similarity finds {gradients};<br>both judges find {judges}"
 
     def _say_against(self, level: str, methods: Sequence[str]) -> str:
         """Say for which traits all of a few methods are surely better than ΔP, surely worse, or neither."""
