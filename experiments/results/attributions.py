@@ -312,22 +312,25 @@ class Attributions(Result):
 
     def say_finding(self) -> str:
         """Say for which traits gradients and both judges are surely better or worse than ΔP."""
-        gradients, judges = (
-            ", ".join(f"{level} rows {self._say_against(level, methods)}" for level in LEVELS)
-            for methods in ((CONTRAST,), (FIRST, SECOND))
-        )
-        return f"against ΔP, gradient similarity finds {gradients};<br>both judges find {judges}"
+        gradients, judges = self._say_against(CONTRAST), self._say_against(FIRST, SECOND)
+        return f"gradient similarity is surely better than ΔP {gradients};<br>both judges {judges}"
 
-    def _say_against(self, level: str, methods: Sequence[str]) -> str:
-        """Say for which traits all of a few methods are surely better than ΔP, surely worse, or neither."""
-        parts = []
-        for word, test in (("better", "is_better"), ("worse", "is_worse")):
-            names = [
-                one.trait for one in self.traits if all(getattr(one, test)(method, DELTA, level) for method in methods)
-            ]
-            if names:
-                parts.append(f"surely {word} for {_join(names)}")
-        return " and ".join(parts) or "not surely better or worse"
+    def _say_against(self, *methods: str) -> str:
+        """Say at which rows of which traits all of a few methods are surely better than ΔP, and at which worse."""
+        better, worse = (
+            {
+                level: [
+                    one.trait
+                    for one in self.traits
+                    if all(getattr(one, test)(method, DELTA, level) for method in methods)
+                ]
+                for level in LEVELS
+            }
+            for test in ("is_better", "is_worse")
+        )
+        said = ", ".join(f"at {level} rows of {_join(names) if names else 'none'}" for level, names in better.items())
+        fell = [f"at {level} rows of {_join(names)}" for level, names in worse.items() if names]
+        return said + (f", surely worse {' and '.join(fell)}" if fell else "")
 
     def plot(self) -> go.Figure:
         """Draw each method's AUROC and precision on the same questions, a column a trait, and below what it costs."""

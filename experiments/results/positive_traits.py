@@ -331,8 +331,8 @@ class PositiveTraits(Result):
         profile = self.config["profile"]
         subtitle = (
             f"{self.model_name}; every push at layer {self.layer}, costing {profile['divergence']:g} nats a token; "
-            f"{len(self.traits[0].steered.questions)} questions a bad trait, {profile['n_random']} random directions;<br>"
-            f"bars: 95 %; sure: below unsteered and below random, for both judges; bold: the pairs fixed beforehand"
+            f"{len(self.traits[0].steered.questions)} questions a bad trait, {profile['n_random']} random directions;"
+            f"<br>bars: 95 %; sure: below unsteered and below random, for both judges; bold: the pairs fixed beforehand"
         )
         title = self.say_steering().replace(", steering away", ",<br>steering away")
         lay_out(figure, title, subtitle, width=1250, height=1250, bottom=110, legend=-0.07)
