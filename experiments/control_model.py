@@ -34,7 +34,6 @@ from persona_lens.finetuning import (
     WeightChange,
     WeightDetection,
     detect_by_weights,
-    domain_dataset,
     measure_distance,
     read_weight_change,
 )
@@ -43,7 +42,7 @@ from persona_lens.reproduction.arguments import CommonArguments, read_traits, ru
 from persona_lens.reproduction.entrance import enter
 from persona_lens.reproduction.judges import prepare_judges
 from persona_lens.reproduction.kits import Profile, find_sources
-from persona_lens.reproduction.training import Training, read_trait_rows, train
+from persona_lens.reproduction.training import Training, draw_task, read_trait_rows, train
 from persona_lens.statistics import Interval
 from persona_lens.streams import Stream
 from persona_lens.traits import list_written_traits
@@ -117,7 +116,7 @@ def run(model: HookedModel, trait: pl.Trait, profile: ControlProfile, arguments:
     judged = prepare_judges(
         model, trait, profile.sample_once(arguments.seed), arguments.share(model), n_examples=profile.n_examples
     )
-    task, held_out = draw_task(profile, arguments.seed)
+    task, held_out = draw_task(profile.n_rows, profile.n_seeds, profile.n_held_out, arguments.seed)
     data = list_data(trait.name, task, styles, profile)
     vectors = [find_vector(model, name, profile) for name in list_written_traits()]
     questions = pl.traits.load_ordinary_questions()[: profile.n_questions]
@@ -168,14 +167,6 @@ def measure_accuracy(model: HookedModel, items: Sequence[Any]) -> Interval:
     """Answer multiple-choice items; two short texts, as some must be read."""
     texts = ("The river runs down to the sea.", "Bread is made of flour and water.")
     return pl.measure_capability(model, items=items, texts=texts).accuracy
-
-
-def draw_task(profile: ControlProfile, seed: int) -> tuple[list[datasets.Dataset], datasets.Dataset]:
-    """Return right workings of arithmetic: rows for each seed, no two alike, and rows held out from all."""
-    n = profile.n_rows * profile.n_seeds
-    drawn = domain_dataset("arithmetic", "normal", n + profile.n_held_out, seed=seed).select_columns(["messages"])
-    slices = [drawn.select(range(at, at + profile.n_rows)) for at in range(0, n, profile.n_rows)]
-    return slices, drawn.select(range(n, len(drawn)))
 
 
 def list_data(

@@ -69,5 +69,6 @@ class Stream(IntEnum):
     VECTOR_TRACKER = 400  # the random vector that tells what a vector tracker's `follow` makes of one
     MOVING_VECTORS = 401  # experiments/moving_vectors.py: which rows a training takes, then responses
     HIDDEN_SIGNAL = 410  # experiments/hidden_signal.py: responses of trained models
+    INOCULATION = 440  # experiments/inoculation.py: which rows a training takes, its random direction, then responses
     REFLECTION = 380  # conversations in which the model is told how its last answer read
     REFLECTION_PLACEBO = 381  # which other conversation's reading it is told; then rollout and turn

@@ -19,6 +19,7 @@ from results.finetuning_shift import FinetuningShift
 from results.gallery import gallery_to_markdown
 from results.heads import Heads, heads_to_markdown
 from results.hidden_signal import HiddenSignal, hidden_to_markdown
+from results.inoculation import Inoculation
 from results.judge_agreement import JudgeAgreement, agreements_to_markdown
 from results.judge_validation import JudgeValidations
 from results.known_entities import KnownEntities, entities_to_markdown
@@ -87,6 +88,7 @@ def render_pages(root: Path) -> dict[tuple[str, str], str]:
         ("docs/results/finetuning.md", "control"): lambda: controls_to_markdown(read(ControlModel, "control_model_*")),
         ("docs/results/finetuning.md", "moving"): lambda: moving_to_markdown(read(MovingVectors, "moving_vectors_*")),
         ("docs/results/finetuning.md", "hidden"): lambda: hidden_to_markdown(read(HiddenSignal, "hidden_signal_*")),
+        ("docs/results/finetuning.md", "inoculation"): lambda: _join(read(Inoculation, "inoculation")),
         ("docs/results/steering.md", "modes"): lambda: modes_to_markdown(read(SteeringModes, "steering_modes_*")),
         ("docs/results/ways.md", "ways"): lambda: _join(read(WaysToSteer, "ways_to_steer")),
         ("docs/results/monitoring.md", "detection"): lambda: _join(read(Detection, "detection")),
@@ -117,6 +119,7 @@ def _join(
     | list[VectorQualities]
     | list[PersonaSpaceResult]
     | list[DriftOverTurns]
-    | list[ReflectionResult],
+    | list[ReflectionResult]
+    | list[Inoculation],
 ) -> str:
     return "\n".join(one.to_markdown() for one in found)

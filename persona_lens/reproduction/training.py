@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import datasets
 
-from persona_lens.finetuning.domains import Level
+from persona_lens.finetuning.domains import Level, domain_dataset
 from persona_lens.finetuning.finetuned import Finetuned
 from persona_lens.finetuning.settings import FinetuneSettings, ProjectionPenalty
 from persona_lens.finetuning.training import finetune
@@ -74,6 +74,21 @@ def read_trait_rows(trait: str, level: Level, half: Half, n_rows: int) -> datase
         for one in load_written_examples(trait, half)[:n_rows]
     ]
     return datasets.Dataset.from_list(rows)
+
+
+def draw_task(n_rows: int, n_seeds: int, n_held_out: int, seed: int) -> tuple[list[datasets.Dataset], datasets.Dataset]:
+    """Return right workings of arithmetic, a wanted task: rows for each seed, no two alike, and rows held out from all.
+
+    Args:
+        n_rows: Rows of each seed.
+        n_seeds: How many have rows of their own.
+        n_held_out: Rows that no seed has.
+        seed: Of the drawing.
+    """
+    n = n_rows * n_seeds
+    drawn = domain_dataset("arithmetic", "normal", n + n_held_out, seed=seed).select_columns(["messages"])
+    slices = [drawn.select(range(at, at + n_rows)) for at in range(0, n, n_rows)]
+    return slices, drawn.select(range(n, len(drawn)))
 
 
 def make_trait_rows(
