@@ -20,12 +20,12 @@ from persona_lens.records import Record
 from persona_lens.reproduction.figures import Result
 from persona_lens.statistics import Interval, mean_over_directions_interval
 
-BASE, SHORT, PLAIN = "base model", "no prevention, half as long", "no prevention"
+BASE, SHORT, PLAIN = "base model", "no prevention, half of the rows", "no prevention"
 PROMPTED, STEERED, AFTERWARDS = "prompt in training", "steered in training", "steered afterwards"
-IRRELEVANT, RANDOM = "irrelevant prompt in training", "random direction in training"
+IRRELEVANT = "irrelevant prompt in training"
 METHODS = (PROMPTED, STEERED, AFTERWARDS)
-FLOORS = {PROMPTED: IRRELEVANT, STEERED: RANDOM}
-_COLORS = {PROMPTED: COLORS[1], STEERED: COLORS[2], AFTERWARDS: COLORS[3], IRRELEVANT: COLORS[4], RANDOM: COLORS[0]}
+_PAIRS = tuple(combinations(METHODS, 2))
+_COLORS = {PROMPTED: COLORS[1], STEERED: COLORS[2], AFTERWARDS: COLORS[3], IRRELEVANT: COLORS[4]}
 _JUDGES = ("first judge", "second judge")
 
 Pair = tuple[Interval, Interval]
@@ -37,26 +37,33 @@ class Prevented(Record):
     """A model that was trained, or steered afterwards, one way with one seed, measured.
 
     Args:
+        method: How the trait was kept out, if at all.
+        dose: How strongly.
+        seed: Of rows, adapter, order and answers.
         task_losses: On task rows that no training saw, in nats a token; afterwards steering acts meanwhile.
         scores: Of the same answers.
         shift: Along the vector at the layer, as a share of its length, by question; of the model without steering.
         example: Its answer to the first question.
+        training_seconds: Of the processor; 0 where it was not trained for this.
         measuring_seconds: Of the processor.
-        training_seconds: Of the processor.
-        method: How the trait was kept out, if at all.
-        dose: How strongly.
-        seed: Of rows, adapter, order and answers.
     """
 
+    method: str
+    dose: str
+    seed: int
     task_losses: Float[Tensor, " row"]
     scores: Float[Tensor, "judge question"]
     shift: Float[Tensor, " question"]
     example: str
+    training_seconds: float
     measuring_seconds: float
-    training_seconds: float = 0.0
-    method: str = ""
-    dose: str = ""
-    seed: int = 0
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class MeasuredWays(Record):
+    """One training as it is, and with every way of steering it afterwards."""
+
+    ways: tuple[Prevented, ...]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -125,8 +132,8 @@ class TraitPrevented(Record):
 
     def list_better(self) -> list[tuple[str, str]]:
         """Return pairs of methods the first of which surely leaves less of the trait, for both judges."""
-        pairs = [*combinations(METHODS, 2), *combinations(METHODS[::-1], 2)]
-        return [(one, other) for one, other in pairs if is_lower(self.compare(one, other))]
+        both_ways = [pair for one, other in _PAIRS for pair in ((one, other), (other, one))]
+        return [pair for pair in both_ways if is_lower(self.compare(*pair))]
 
     @staticmethod
     def _average(values: Float[Tensor, "seed judge question"]) -> Pair:
@@ -180,7 +187,9 @@ class Inoculation(Result):
 
     def say_finding(self) -> str:
         """Say which method surely prevents which trait at equal task loss, and which surely does it better."""
-        raised = [one for one in self.traits if all(each.low > 0 for each in one.raised)]
+        raised, unraised = [], []
+        for one in self.traits:
+            (raised if all(each.low > 0 for each in one.raised) else unraised).append(one)
         if not raised:
             return "Plain training surely raises no trait for both judges: there is nothing to prevent"
         parts = []
@@ -192,10 +201,9 @@ class Inoculation(Result):
         for one in raised:
             for pair in one.list_better():
                 better.setdefault(pair, []).append(one.trait)
-        said = [f"{one} than {other} ({_join(names)})" for (one, other), names in better.items()]
+        said = [f"{best} than {other} ({_join(names)})" for (best, other), names in better.items()]
         title += f"; surely lower {' and '.join(said)}" if said else "; none surely better than another"
-        unraised = [one.trait for one in self.traits if one not in raised]
-        return f"{title}; not surely raised: {_join(unraised)}" if unraised else title
+        return f"{title}; not surely raised: {_join([one.trait for one in unraised])}" if unraised else title
 
     def plot(self) -> go.Figure:
         """Draw scores against the task's loss, judge by judge, and below what is left at equal loss."""
@@ -242,7 +250,7 @@ class Inoculation(Result):
         ]
         for one in self.traits:
             lines += [_write(f"{method} less {PLAIN}", one, one.lowers(method)) for method in METHODS]
-            pairs = [*combinations(METHODS, 2), *FLOORS.items()]
+            pairs = [*_PAIRS, (PROMPTED, IRRELEVANT)]
             lines += [_write(f"{method} less {other}", one, one.compare(method, other)) for method, other in pairs]
             lines.append(_write(f"{PLAIN} less {BASE}, as they are", one, one.raised))
         lines += ["", self._say_compute(), "", "![A trait kept out](../../figures/inoculation.png)", ""]
@@ -254,9 +262,9 @@ class Inoculation(Result):
         measured = [one.measuring_seconds for one in models]
         minutes = (sum(trained) + sum(measured)) / 60
         return (
-            f"Compute: {len(trained)} trainings, {sum(trained) / len(trained):.0f} core-seconds each, and {len(models)} "
-            f"models measured, {sum(measured) / len(measured):.0f} each: {minutes:.0f} core-minutes. It grows with "
-            "traits × seeds × (ways × rows × epochs, and models × questions × tokens of an answer)."
+            f"Compute: {len(trained)} trainings, {sum(trained) / len(trained):.0f} core-seconds each, and "
+            f"{len(models)} models measured, {sum(measured) / len(measured):.0f} each: {minutes:.0f} core-minutes. "
+            "It grows with traits × seeds × (ways × rows × epochs, and models × questions × tokens of an answer)."
         )
 
     def _describe(self) -> str:
@@ -267,11 +275,11 @@ class Inoculation(Result):
         n_questions = self.traits[0].measured[0].scores.shape[1]
         return (
             f"{self.model_name}; each trained on {profile['n_rows']} workings of arithmetic and {profile['n_rows']} "
-            f"overt answers, {len(seeds)} seeds (rows, adapter, order, prompt, direction); judges: "
+            f"overt answers, {len(seeds)} seeds (rows, adapter, order, prompt); judges: "
             f"{html.escape(' and '.join(names))}; layers: {layers}; {n_questions} questions, {profile['n_held_out']} "
-            "task rows; equal task loss: against the line from the base model through half the training to plain "
-            "training; best dose: chosen by the first judge on the other half of the questions; 95 % intervals over "
-            "seeds and questions (or rows)"
+            "task rows; equal task loss: against the line from the base model through training on half of the rows to "
+            "plain training; best dose: chosen by the first judge on the other half of the questions; 95 % intervals "
+            "over seeds and questions (or rows)"
         )
 
 
@@ -284,7 +292,7 @@ def _draw_losses(figure: go.Figure, line: int, column: int, one: TraitPrevented,
         "line": {"color": INK, "width": 1.5},
         "marker": {"symbol": ["star-open", "circle-open", "circle"], "color": INK, "size": 10},
     }
-    names = "no prevention: base model, half as long, whole"
+    names = "no prevention: base model, half of the rows, all"
     scores = [one.score(*way)[judge] for way in plain]
     add_points(figure, line, column, [one.loss(*way).estimate for way in plain], scores, names, look,
                in_legend=in_legend, bars={"width": 0})  # fmt: skip

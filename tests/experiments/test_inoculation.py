@@ -6,9 +6,13 @@ import json
 import pytest
 import torch
 
+import persona_lens as pl
+from persona_lens.finetuning.task_loss import read_task
+from persona_lens.tensors import Add
+from persona_lens.traits import list_written_traits, load_trait
 from tests.experiments.scripts import ROOT, run, save_talkative
 
-NONE, TWICE, HALF = "no prevention", "steered in training", "prompt in training"
+NONE, PROMPTED = "no prevention", "prompt in training"
 N_QUESTIONS = 8
 
 
@@ -29,20 +33,19 @@ def make(results, method, dose, seed, loss, score, second=None):
     noise = torch.randn(N_QUESTIONS, generator=torch.Generator().manual_seed(seed))
     scores = torch.stack([score + noise, (score if second is None else second) + noise])
     return results.Prevented(
-        torch.tensor([loss - 0.1, loss + 0.1]), scores, torch.zeros(N_QUESTIONS), "NO!", 1.0, 1.0, method, dose, seed
+        method, dose, seed, torch.tensor([loss - 0.1, loss + 0.1]), scores, torch.zeros(N_QUESTIONS), "NO!", 1.0, 1.0
     )
 
 
 USUAL = {
     ("base model", ""): (2.0, 10.0),
-    ("no prevention, half as long", ""): (1.0, 50.0),
+    ("no prevention, half of the rows", ""): (1.0, 50.0),
     (NONE, ""): (0.5, 90.0),
-    ("prompt in training", "one"): (0.5, 30.0),
-    ("prompt in training", "2 in turn"): (0.5, 60.0),
+    (PROMPTED, "one"): (0.5, 30.0),
+    (PROMPTED, "another"): (0.5, 60.0),
     ("steered in training", "one layer × 3"): (0.75, 70.0),  # as plain training that learnt as little
     ("irrelevant prompt in training", ""): (0.5, 90.0),
-    ("random direction in training", "× 3"): (0.5, 90.0),
-    ("steered afterwards", "one layer × -3"): (3.0, 0.0),  # worse than untrained
+    ("steered afterwards", "one layer × -3"): (3.0, 2.0),  # worse than untrained
     ("steered afterwards", "all layers × -1"): (1.5, 20.0),
 }
 
@@ -94,7 +97,7 @@ def test_a_dose_without_equal_task_loss_is_not_chosen(results):
 
 
 def test_the_first_judge_chooses_and_the_second_does_not(results):
-    found = make_trait(results, {("prompt in training", "2 in turn"): (0.5, 60.0, 0.0)})
+    found = make_trait(results, {(PROMPTED, "another"): (0.5, 60.0, 0.0)})
     assert found.lowers("prompt in training")[1].estimate == pytest.approx(-60, abs=1e-3)
 
 
@@ -110,7 +113,7 @@ def test_the_finding_names_what_prevents_and_what_does_it_better(results):
 
 
 def test_what_one_judge_alone_sees_is_not_claimed(results):
-    prompts = {(HALF, dose): (0.5, 30.0, 90.0) for dose in ("one", "2 in turn")}
+    prompts = {(PROMPTED, dose): (0.5, 30.0, 90.0) for dose in ("one", "another")}
     after = {("steered afterwards", "all layers × -1"): (1.5, 30.0)}
     found = gather(results, make_trait(results, prompts | after))
     assert found.say_finding() == (
@@ -131,28 +134,15 @@ def test_table_and_figure_show_every_way_and_say_the_finding(results):
     found = gather(results, make_trait(results), make_trait(results, name="soft"))
     said = found.to_markdown()
     assert "| prompt in training | one | 30 " in said
-    assert "| steered afterwards | one layer × -3 | 0 " in said
+    assert "| steered afterwards | one layer × -3 | 2 " in said
     assert "| prompt in training less irrelevant prompt in training | soft | -60 [" in said
-    assert "Compute: 60 trainings, 1 core-seconds each, and 60 models measured, 1 each: 2 core-minutes" in said
+    assert "Compute: 54 trainings, 1 core-seconds each, and 54 models measured, 1 each: 2 core-minutes" in said
     figure = found.plot()
-    assert len(figure.data) == 2 * (2 * 8 + 2)
+    assert len(figure.data) == 2 * (2 * 7 + 2)
     assert figure.layout.title.text.startswith("Surely lowered")
 
 
-def test_prompts_go_round_and_leave_what_is_said_alone(script):
-    import datasets
-
-    said = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "No."}]
-    rows = script.prompt_in_turn(datasets.Dataset.from_list([{"messages": said}] * 3), ("One.", "Two."))
-    assert [row["messages"][0] for row in rows] == [
-        {"role": "system", "content": text} for text in ("One.", "Two.", "One.")
-    ]
-    assert all(row["messages"][1:] == said for row in rows)
-
-
 def test_an_irrelevant_prompt_has_as_many_words(script):
-    from persona_lens.traits import list_written_traits, load_trait
-
     assert script.cut_to_words("One, two, three. Four", 2) == "One, two."
     for name in list_written_traits():
         for prompt in load_trait(name).positive_system_prompts:
@@ -160,25 +150,16 @@ def test_an_irrelevant_prompt_has_as_many_words(script):
 
 
 def test_the_task_s_loss_is_taken_under_what_is_done_while_answering(script, tiny_model):
-    import persona_lens as pl
-    from persona_lens.finetuning.task_loss import read_task
-    from persona_lens.tensors import Add
-
     rows = [
         {"messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": text}]}
         for text in ("Because.", "No reason at all.")
     ]
     encoded = read_task(tiny_model, rows)
-    plain = script.measure_loss(tiny_model, encoded, pl.interventions.NOTHING)
+    plain = script.measure_loss(tiny_model, encoded, pl.Intervention())
     assert torch.allclose(plain, pl.finetuning.measure_task_loss(tiny_model, rows), atol=1e-4)
-    steered = script.measure_loss(
-        tiny_model, encoded, pl.Intervention.of(1, Add(torch.ones(tiny_model.cfg.d_model), 5.0))
-    )
-    for one, loss in zip(encoded, steered, strict=True):
-        hooks = pl.interventions.intervention_hooks(
-            pl.Intervention.of(1, Add(torch.ones(tiny_model.cfg.d_model), 5.0)),
-            positions="response", prompt_length=one.response_start,
-        )  # fmt: skip
+    added = pl.Intervention.of(1, Add(torch.ones(tiny_model.cfg.d_model), 5.0))
+    for one, loss in zip(encoded, script.measure_loss(tiny_model, encoded, added), strict=True):
+        hooks = pl.interventions.intervention_hooks(added, positions="response", prompt_length=one.response_start)
         tokens = torch.tensor([one.tokens])
         with torch.no_grad():
             said = tiny_model.run_with_hooks(tokens, fwd_hooks=hooks)[0].log_softmax(-1)
@@ -198,10 +179,9 @@ def test_the_script_trains_every_way_with_every_seed_and_draws_the_same_again(tm
     measured = content["measured"]
     ways = [(one["method"], one["dose"]) for one in measured if one["seed"] == 0]
     assert ways == [
-        ("base model", ""), ("no prevention, half as long", ""), ("no prevention", ""),
-        ("steered afterwards", "one layer × -1"), ("prompt in training", "one"), ("prompt in training", "2 in turn"),
+        ("base model", ""), ("no prevention, half of the rows", ""), ("no prevention", ""),
+        ("steered afterwards", "one layer × -1"), ("steered afterwards", "all layers × -1"), ("prompt in training", ""),
         ("steered in training", "one layer × 1"), ("irrelevant prompt in training", ""),
-        ("random direction in training", "× 1"),
     ]  # fmt: skip
     assert [(one["method"], one["dose"]) for one in measured if one["seed"] == 1] == ways
     own = {(one["method"], one["dose"]): one for one in measured if one["seed"] == 0}
@@ -211,7 +191,7 @@ def test_the_script_trains_every_way_with_every_seed_and_draws_the_same_again(tm
     assert plain["shift"] == after["shift"]
     assert plain["training_seconds"] > 0 == after["training_seconds"]
     others = {tuple(one["task_losses"]) for way, one in own.items() if one["training_seconds"] > 0}
-    assert len(others) == 7
+    assert len(others) == 5
     page = path.with_suffix(".html")
     drawn = page.read_bytes()
     page.unlink()
