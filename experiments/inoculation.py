@@ -197,7 +197,7 @@ class _Work:
     layer: int
     before: Float[Tensor, " question"]
     task: list[datasets.Dataset]
-    held_out: list[TokenSpans]
+    held_out: Sequence[TokenSpans]
     run: Run
 
     @property
@@ -207,7 +207,7 @@ class _Work:
 
     def do_all(self, index: int) -> list[Prevented]:
         """Measure the base model, every training of one seed, and the plain one steered afterwards."""
-        found = self.keep({(BASE, ""): NOTHING}, index, lambda: self.model)
+        found = [*self.keep({(BASE, ""): NOTHING}, index, lambda: self.model)]
         for (method, dose), training in self.list_trainings(index).items():
             ways = {(method, dose): NOTHING}
             if method == PLAIN:

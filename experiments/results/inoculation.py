@@ -187,7 +187,8 @@ class Inoculation(Result):
 
     def say_finding(self) -> str:
         """Say which method surely prevents which trait at equal task loss, and which surely does it better."""
-        raised, unraised = [], []
+        raised: list[TraitPrevented] = []
+        unraised: list[TraitPrevented] = []
         for one in self.traits:
             (raised if all(each.low > 0 for each in one.raised) else unraised).append(one)
         if not raised:

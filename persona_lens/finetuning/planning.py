@@ -268,8 +268,10 @@ def plan_prevention(
     ]
     drawn = _draw(data, n_rows + (trials.n_held_out if trials.held_out is None else 0), settings.seed)
     trained_on = drawn.select(range(n_rows))
-    apart = drawn.select(range(n_rows, len(drawn)))
-    measured_on = apart if trials.held_out is None else _read_held_out(trials.held_out)
+    if trials.held_out is None:
+        measured_on = drawn.select(range(n_rows, len(drawn)))
+    else:
+        measured_on = _read_held_out(trials.held_out)
     base = load_model(model, dtype=settings.dtype, template_arguments=template_arguments)
     template_arguments = json.loads(read_settings(base.tokenizer).arguments or "{}")  # with the day that is written
     vector.check_model(base)
