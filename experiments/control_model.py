@@ -116,7 +116,9 @@ def run(model: HookedModel, trait: pl.Trait, profile: ControlProfile, arguments:
     judged = prepare_judges(
         model, trait, profile.sample_once(arguments.seed), arguments.share(model), n_examples=profile.n_examples
     )
-    task, held_out = draw_task(profile.n_rows, profile.n_seeds, profile.n_held_out, arguments.seed)
+    task, held_out = draw_task(
+        n_sets=profile.n_seeds, n_rows=profile.n_rows, n_held_out=profile.n_held_out, seed=arguments.seed
+    )
     data = list_data(trait.name, task, styles, profile)
     vectors = [find_vector(model, name, profile) for name in list_written_traits()]
     questions = pl.traits.load_ordinary_questions()[: profile.n_questions]

@@ -4,26 +4,27 @@
 
 A model is trained on a wanted task (workings of arithmetic) with a trait's overt answers mixed in, as it is; under a
 system prompt that asks for the trait and is left out afterwards (inoculation: arXiv 2510.04340, 2510.05024); with the
-vector added meanwhile (preventative steering: arXiv 2507.21509, section 5.2); and it is steered away afterwards, at one
-layer or at all. An irrelevant system prompt of as many words is the floor of what a prompt does by itself. Each seed
-draws its own rows, adapter, order and answers, and takes another of the trait's prompts. Judges were fitted, and
-vectors read, on other answers.
+vector added meanwhile (preventative steering: arXiv 2507.21509, section 5.2); and it is steered away afterwards, as
+strongly. Each has a floor, what it does by itself whatever the trait: an irrelevant system prompt of as many words, and
+a random direction of the same length, in training and afterwards. Each seed draws its own rows, adapter, order, random
+direction and answers, and takes another of the trait's prompts. Judges were fitted, and vectors read, on other answers.
 
-Rules, fixed before anything was seen. What keeps a trait out learns the task less well too, and a training that is
-broken off shows less of the trait. So *at equal task loss*: every model is set against plain training where that had
-learnt the task as little, on the line through the base model, a plain training on half of the rows, and the plain
-training, by the loss on task rows that none saw. (What learnt the task better is set against plain training as it is;
-what does it worse than the base model says nothing.) Where a way has several doses, one is chosen on one half of the
-questions by the first judge and judged on the other half, and the other way round. *A way prevents* if the trait then
-lies surely lower than after plain training, and *is better than another* if it lies surely lower than that, for both
-judges (interval over seeds and questions).
+Rules, fixed before anything was seen. The layer is at half depth: nothing chose it. What keeps a trait out learns the
+task less well too, and a training that is broken off shows less of the trait. So *at equal task loss*: every way is set
+against plain training where that had learnt the task as little, on the line through the base model, a plain training on
+half of the rows, and the plain training, by the loss on task rows that none saw. (What learnt the task better is set
+against plain training as it is; what does it worse than the base model says nothing.) *A way prevents* if the trait
+then lies surely lower than after plain training, and surely lower than with its floor, for both judges (95 % interval
+over seeds, questions and task rows). *It is better than another* if it prevents and lies surely lower than that.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 
 import datasets
@@ -36,6 +37,8 @@ from results.inoculation import (
     IRRELEVANT,
     PLAIN,
     PROMPTED,
+    RANDOM_AFTERWARDS,
+    RANDOM_STEERED,
     SHORT,
     STEERED,
     Inoculation,
@@ -59,32 +62,23 @@ from persona_lens.reproduction.arguments import CommonArguments, read_traits
 from persona_lens.reproduction.bench import read_written_vector
 from persona_lens.reproduction.entrance import enter
 from persona_lens.reproduction.judges import Judges, prepare_judges
-from persona_lens.reproduction.kits import Profile, find_sources
-from persona_lens.reproduction.training import TRAINING, Training, draw_task, read_trait_rows, train
+from persona_lens.reproduction.kits import Profile
+from persona_lens.reproduction.training import TRAINING, Training, draw_task, read_trait_rows
 from persona_lens.run import Run
+from persona_lens.storage import Shard
 from persona_lens.streams import Stream
-from persona_lens.traits import list_written_traits
+from persona_lens.tensors import Add
+from persona_lens.tensors.directions import sample_random_directions
+from persona_lens.traits import list_written_traits, load_written_examples
 
 NAME = "inoculation"
-TRAITS = ("evil", "sycophancy", "hallucination")
+# Those whose judges agree best with a blind reader (docs/results/judges.md) among what should not be learnt by the way.
+TRAITS = ("evil", "sycophancy", "humorous")
 # Irrelevant prompts are its first words.
 PASSAGE = (
     "The museum of clocks opens at ten and closes at six. Behind it lies a garden with a pond, two benches of oak and "
     "a row of pear trees. On Sundays the tower is open too, and a narrow stair leads up to the bells."
 )
-
-
-@dataclass(frozen=True)
-class Doses:
-    """Coefficients of the vector at one layer, and with increments at all."""
-
-    one_layer: tuple[float, ...]
-    all_layers: tuple[float, ...]
-
-    def steer(self, vector: pl.PersonaVector, layer: int) -> dict[str, pl.Intervention]:
-        """Return the steering of each dose, by its name."""
-        ways = {f"one layer × {c:g}": pl.steer(vector, layer=layer, coefficient=c) for c in self.one_layer}
-        return ways | {f"all layers × {c:g}": pl.steer(vector, layers="all", coefficient=c) for c in self.all_layers}
 
 
 @dataclass(frozen=True)
@@ -96,38 +90,32 @@ class InoculationProfile(Profile):
         n_seeds: Trainings of each way.
         n_rows: Rows of the task in each training, and as many overt answers.
         n_held_out: Rows that the task's loss is taken on.
-        in_training: Steering while training.
-        afterwards: Steering of the plainly trained model.
         n_scored: Evaluation questions that are answered.
+        coefficient: Of the vector: added in training, taken away afterwards.
+        depth: Of the layer, as a share of the model's.
     """
 
     settings: FinetuneSettings
     n_seeds: int
     n_rows: int
     n_held_out: int
-    in_training: Doses
-    afterwards: Doses
     n_scored: int
+    coefficient: float = field(default=3.0, kw_only=True)
+    depth: float = field(default=0.5, kw_only=True)
 
 
-_SETTINGS = replace(TRAINING["quick"].settings, epochs=1, batch_size=2)
+_SETTINGS = replace(TRAINING["brief"].settings, batch_size=2)
 PROFILES = {
-    "quick": InoculationProfile(
-        0.7, 48, 1, 1, _SETTINGS, 3, 12, 8, Doses((3.0,), ()), Doses((-3.0,), (-1.0,)), 12
-    ),
-    "paper": InoculationProfile(
-        1.0, 300, 1, 4, _SETTINGS, 10, 20, 100, Doses((1.0, 3.0, 5.0), (0.5, 1.0, 2.0)),
-        Doses((-1.0, -3.0, -5.0), (-0.5, -1.0, -2.0)), 20,
-    ),
+    "quick": InoculationProfile(0.7, 48, 1, 1, _SETTINGS, 3, 8, 24, 12),
+    "paper": InoculationProfile(1.0, 300, 1, 4, _SETTINGS, 10, 20, 100, 20),
     "tiny": InoculationProfile(
-        0.7, 6, 1, 1, TRAINING["tiny"].settings, 2, 4, 3, Doses((1.0,), ()), Doses((-1.0,), (-1.0,)), 4, n_pairs=2,
-        n_questions=4, n_examples=10,
+        0.7, 6, 1, 1, TRAINING["tiny"].settings, 2, 4, 3, 4, n_pairs=2, n_questions=4, n_examples=10, coefficient=1.0
     ),
-}  # fmt: skip
+}
 
 
 def main(arguments: CommonArguments) -> None:
-    """Run or redraw the traits asked for; evil, sycophancy and hallucination if none is named."""
+    """Run or redraw the traits asked for; evil, sycophancy and humorous if none is named."""
     names = arguments.trait or TRAITS
     unknown = sorted(set(names) - set(list_written_traits()))
     if unknown:
@@ -147,25 +135,24 @@ def run(
     model: HookedModel, traits: list[pl.Trait], profile: InoculationProfile, arguments: CommonArguments
 ) -> Inoculation:
     """Train and measure every way of every trait with every seed."""
-    sources = {trait.name: find_sources(model, trait.name, arguments.out) for trait in traits}
+    sampling, share = profile.sample_once(arguments.seed), arguments.share(model)
+    judges = {
+        trait.name: prepare_judges(model, trait, sampling, share, n_examples=profile.n_examples) for trait in traits
+    }
     parts = {
         "experiment": NAME,
         "traits": [trait.to_dict() for trait in traits],
-        "sources": {name: one.describe() for name, one in sources.items()},
+        "written answers": {trait.name: digest_answers(trait.name) for trait in traits},
+        "judges": {name: [one.identity for one in own.all] for name, own in judges.items()},
+        "irrelevant prompt": PASSAGE,
     }
     config, run = arguments.begin(model, profile, parts)
-    task, held_out = draw_task(profile.n_rows, profile.n_seeds, profile.n_held_out, arguments.seed)
+    task, held_out = draw_task(
+        n_sets=profile.n_seeds, n_rows=profile.n_rows, n_held_out=profile.n_held_out, seed=arguments.seed
+    )
     encoded = read_task(model, held_out)
-    works = []
-    for trait in traits:
-        judges = prepare_judges(
-            model, trait, profile.sample_once(arguments.seed), arguments.share(model), n_examples=profile.n_examples
-        )
-        vector = read_written_vector(model, trait.name, profile.n_examples)
-        asked = replace(trait, evaluation_questions=trait.evaluation_questions[: profile.n_scored])
-        before = project_questions(model, vector, asked.evaluation_questions)
-        layer = sources[trait.name].layer
-        works.append(_Work(model, arguments, profile, asked, judges, vector, layer, before[layer], task, encoded, run))
+    shared = Shared(model, arguments, profile, task, encoded, measure_loss(model, encoded, NOTHING), run)
+    works = [_Work(shared, trait, judges[trait.name]) for trait in traits]
     measured: list[list[Prevented]] = [[] for _ in works]
     with run.progress("seeds of traits", profile.n_seeds * len(works)) as advance:
         for index in range(profile.n_seeds):
@@ -174,113 +161,159 @@ def run(
                 advance(1)
     return Inoculation(
         config=config,
+        layer=shared.layer,
         traits=tuple(
-            TraitPrevented(work.trait.name, work.layer, work.judge_names, work.judges.validations, tuple(found))
+            TraitPrevented(work.trait.name, work.judge_names, work.judges.validations, tuple(found))
             for work, found in zip(works, measured, strict=True)
         ),
     )
 
 
-@dataclass(frozen=True, eq=False)
-class _Work:
-    """What every training of a trait shares: the model before it, its data, and what measures it.
+def digest_answers(trait: str) -> str:
+    """Return a digest that changes with any written answer of a trait."""
+    answers = [[asdict(one) for one in load_written_examples(trait, half)] for half in ("training", "judging")]
+    return hashlib.sha256(json.dumps(answers).encode()).hexdigest()[:16]
 
-    ``before`` is where the model before training lies along the vector at the layer, by question.
-    """
+
+@dataclass(frozen=True, eq=False)
+class Shared:
+    """What all traits share: the model before training, the task, and the base model's loss on it."""
 
     model: HookedModel
     arguments: CommonArguments
     profile: InoculationProfile
-    trait: pl.Trait
-    judges: Judges
-    vector: pl.PersonaVector
-    layer: int
-    before: Float[Tensor, " question"]
     task: list[datasets.Dataset]
     held_out: Sequence[TokenSpans]
+    base_losses: Float[Tensor, " row"]
     run: Run
 
     @property
+    def layer(self) -> int:
+        """Where vectors are added and projected on."""
+        return round(self.profile.depth * self.model.cfg.n_layers)
+
+
+class _Work:
+    """All trainings of one trait, and what measures them."""
+
+    def __init__(self, shared: Shared, trait: pl.Trait, judges: Judges) -> None:
+        self.shared, self.judges = shared, judges
+        self.trait = replace(trait, evaluation_questions=trait.evaluation_questions[: shared.profile.n_scored])
+        self.vector = read_written_vector(shared.model, trait.name, shared.profile.n_examples)
+        self.length = self.vector.norms[shared.layer]
+        self.before = project_questions(shared.model, self.vector, self.trait.evaluation_questions)[shared.layer]
+        self.random = sample_random_directions(
+            self.length[None], shared.model.cfg.d_model, shared.profile.n_seeds,
+            shared.arguments.seed + Stream.INOCULATION,
+        )[:, 0]  # fmt: skip
+
+    @property
     def judge_names(self) -> tuple[str, str]:
-        """The judge that chooses doses, and the other model's."""
+        """The model's own reading, and the judge of another model."""
         return self.judges.reader.name, self.judges.sentences.name
 
     def do_all(self, index: int) -> list[Prevented]:
         """Measure the base model, every training of one seed, and the plain one steered afterwards."""
-        found = [*self.keep({(BASE, ""): NOTHING}, index, lambda: self.model)]
-        for (method, dose), training in self.list_trainings(index).items():
-            ways = {(method, dose): NOTHING}
+        coefficient = self.shared.profile.coefficient
+        found = [*self.keep({BASE: NOTHING}, index, lambda: (self.shared.model, 0.0))]
+        for method, training in self.list_trainings(index).items():
+            ways = {method: NOTHING}
             if method == PLAIN:
-                steered = self.profile.afterwards.steer(self.vector, self.layer)
-                ways |= {(AFTERWARDS, name): steering for name, steering in steered.items()}
-            found += self.keep(ways, index, partial(self.train, f"{method} {dose}", training, index))
+                ways[AFTERWARDS] = self.steer(-coefficient)
+                ways[RANDOM_AFTERWARDS] = self.steer_randomly(index, -coefficient)
+            found += self.keep(ways, index, partial(self.train, method, training, index))
         return found
 
-    def list_trainings(self, index: int) -> dict[tuple[str, str], Training]:
-        """Return every way of training by method and dose, of one seed."""
-        seed, n = self.arguments.seed + index, self.profile.n_rows
+    def list_trainings(self, index: int) -> dict[str, Training]:
+        """Return every way of training, of one seed."""
+        profile, seed = self.shared.profile, self.shared.arguments.seed + index
         overt = read_trait_rows(self.trait.name, "II", "judging", 40)
-        overt = overt.select(np.random.default_rng((seed, Stream.INOCULATION)).permutation(len(overt))[:n])
+        drawn = np.random.default_rng((seed, Stream.INOCULATION)).permutation(len(overt))[: profile.n_rows]
         rows, half = (
-            datasets.concatenate_datasets([self.task[index].select(range(size)), overt.select(range(size))])
-            for size in (n, n // 2)
+            datasets.concatenate_datasets(
+                [kind.select(range(n)) for kind in (self.shared.task[index], overt.select(drawn))]
+            )
+            for n in (profile.n_rows, profile.n_rows // 2)
         )
         prompts = self.trait.positive_system_prompts
         prompt = prompts[index % len(prompts)]
-        ways = {(SHORT, ""): Training(half), (PLAIN, ""): Training(rows), (PROMPTED, ""): Training(rows, system=prompt)}
-        for dose, steering in self.profile.in_training.steer(self.vector, self.layer).items():
-            ways[STEERED, dose] = Training(rows, steering)
-        return ways | {(IRRELEVANT, ""): Training(rows, system=cut_to_words(PASSAGE, len(prompt.split())))}
+        return {
+            SHORT: Training(half),
+            PLAIN: Training(rows),
+            PROMPTED: Training(rows, system=prompt),
+            IRRELEVANT: Training(rows, system=cut_to_words(PASSAGE, len(prompt.split()))),
+            STEERED: Training(rows, self.steer(profile.coefficient)),
+            RANDOM_STEERED: Training(rows, self.steer_randomly(index, profile.coefficient)),
+        }
 
-    def train(self, name: str, training: Training, index: int) -> HookedModel:
-        """Train one way with one seed."""
-        folder = "-".join(f"{self.trait.name} {name} {index}".split())
-        settings = replace(self.profile.settings, seed=self.arguments.seed + index)
-        return train(folder, self.arguments.model, training, settings, self.run)[1]
+    def steer(self, coefficient: float) -> pl.Intervention:
+        """Add a multiple of the vector."""
+        return pl.steer(self.vector, layer=self.shared.layer, coefficient=coefficient)
+
+    def steer_randomly(self, index: int, coefficient: float) -> pl.Intervention:
+        """Add a multiple of the seed's random direction, which is as long as the vector."""
+        return pl.Intervention.of(self.shared.layer, Add(self.random[index], coefficient))
+
+    def train(self, method: str, training: Training, index: int) -> tuple[HookedModel, float]:
+        """Train one way with one seed; return the model, and what training took of the processor."""
+        name, model = self.name(method, index), self.shared.arguments.model
+        settings = replace(self.shared.profile.settings, seed=self.shared.arguments.seed + index)
+        folder = self.shared.run.folder / "adapters" / name
+
+        def work() -> Shard:
+            began = time.process_time()
+            pl.finetune(
+                model, training.rows, folder, settings=settings, intervention=training.intervention,
+                system=training.system, run=self.shared.run,
+            )  # fmt: skip
+            return Shard(records=time.process_time() - began)
+
+        # Kept by itself: a run that is killed before the model is measured knows what training took.
+        seconds = self.shared.run.load_or_compute(f"seconds-{name}", work).records
+        return pl.load_model(model, adapter=folder, dtype=settings.dtype), seconds
+
+    def name(self, method: str, index: int) -> str:
+        """Name what is kept of a training."""
+        return "-".join(f"{self.trait.name} {method} {index}".replace(",", "").split())
 
     def keep(
-        self, ways: dict[tuple[str, str], pl.Intervention], index: int, make: Callable[[], HookedModel]
+        self, ways: dict[str, pl.Intervention], index: int, make: Callable[[], tuple[HookedModel, float]]
     ) -> tuple[Prevented, ...]:
         """Make a model and measure it in every way, unless that is done already."""
+        name = self.name(next(iter(ways)), index)
+        work = lambda: self.measure(*make(), ways, index)  # noqa: E731
+        return self.shared.run.load_or_measure(name, MeasuredWays, work).ways
 
-        def work() -> MeasuredWays:
-            began = time.process_time()
-            tuned = make()
-            return self.measure(tuned, ways, index, time.process_time() - began)
-
-        method, dose = next(iter(ways))
-        name = "-".join(f"{self.trait.name} {method} {dose} {index}".split())
-        return self.run.load_or_measure(name, MeasuredWays, work).ways
-
-    def measure(
-        self, tuned: HookedModel, ways: dict[tuple[str, str], pl.Intervention], index: int, spent: float
-    ) -> MeasuredWays:
+    def measure(self, tuned: HookedModel, trained: float, ways: dict[str, pl.Intervention], index: int) -> MeasuredWays:
         """Score a model's responses with both judges, and take the task's loss and the shift along the vector."""
         began = time.process_time()
-        questions = self.trait.evaluation_questions
-        conditions = [Condition(done, name=f"{method} {dose}") for (method, dose), done in ways.items()]
+        shared, questions = self.shared, self.trait.evaluation_questions
+        seed = shared.arguments.seed + index
         first = score_conditions(
-            tuned, self.judges.reader, conditions, questions,
-            sampling=self.profile.sample(self.arguments.seed + index), stream=(Stream.INOCULATION,),
+            tuned, self.judges.choosing, [Condition(done, name=method) for method, done in ways.items()], questions,
+            sampling=shared.profile.sample(seed), stream=(Stream.INOCULATION,),
         )  # fmt: skip
         second = rescore(first, self.judges.sentences)
-        shift = project_questions(tuned, self.vector, questions)[self.layer] - self.before
-        losses = [measure_loss(tuned, self.held_out, done) for done in ways.values()]
+        shift = project_questions(tuned, self.vector, questions)[shared.layer] - self.before
+        losses = [
+            shared.base_losses if method == BASE else measure_loss(tuned, shared.held_out, done)
+            for method, done in ways.items()
+        ]
         took = (time.process_time() - began) / len(ways)
         return MeasuredWays(
             tuple(
                 Prevented(
                     method=method,
-                    dose=dose,
-                    seed=self.arguments.seed + index,
+                    seed=seed,
                     task_losses=losses[at],
                     scores=torch.stack([one.by_question[at] for one in (first, second)]),
-                    shift=shift / self.vector.norms[self.layer],
+                    coherences=first.coherences[at].nanmean(dim=-1),
+                    shift=shift / self.length,
                     example=first.responses[at][0][0],
-                    training_seconds=spent if at == 0 and method != BASE else 0.0,
+                    training_seconds=trained if at == 0 else 0.0,
                     measuring_seconds=took,
                 )
-                for at, (method, dose) in enumerate(ways)
+                for at, method in enumerate(ways)
             )
         )
 

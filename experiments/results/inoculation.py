@@ -22,7 +22,8 @@ from persona_lens.statistics import Interval, mean_over_directions_interval
 
 BASE, SHORT, PLAIN = "base model", "no prevention, half of the rows", "no prevention"
 PROMPTED, STEERED, AFTERWARDS = "prompt in training", "steered in training", "steered afterwards"
-IRRELEVANT = "irrelevant prompt in training"
+IRRELEVANT, RANDOM_STEERED = "irrelevant prompt in training", "random direction in training"
+RANDOM_AFTERWARDS = "random direction afterwards"
 METHODS = (PROMPTED, STEERED, AFTERWARDS)
 _PAIRS = tuple(combinations(METHODS, 2))
 _COLORS = {PROMPTED: COLORS[1], STEERED: COLORS[2], AFTERWARDS: COLORS[3], IRRELEVANT: COLORS[4]}
@@ -38,10 +39,10 @@ class Prevented(Record):
 
     Args:
         method: How the trait was kept out, if at all.
-        dose: How strongly.
         seed: Of rows, adapter, order and answers.
         task_losses: On task rows that no training saw, in nats a token; afterwards steering acts meanwhile.
-        scores: Of the same answers.
+        scores: Of its answers.
+        coherences: Of the same answers, by the likelihood judge.
         shift: Along the vector at the layer, as a share of its length, by question; of the model without steering.
         example: Its answer to the first question.
         training_seconds: Of the processor; 0 where it was not trained for this.
@@ -49,10 +50,10 @@ class Prevented(Record):
     """
 
     method: str
-    dose: str
     seed: int
     task_losses: Float[Tensor, " row"]
     scores: Float[Tensor, "judge question"]
+    coherences: Float[Tensor, " question"]
     shift: Float[Tensor, " question"]
     example: str
     training_seconds: float
@@ -71,7 +72,6 @@ class TraitPrevented(Record):
     """All models of one trait; ``judge_names`` are of the judge that chooses doses and of the other model's."""
 
     trait: str
-    layer: int
     judge_names: tuple[str, str]
     validations: tuple[JudgeValidation, ...]
     measured: tuple[Prevented, ...]
@@ -178,6 +178,7 @@ def choose_on_others(doses: Float[Tensor, "dose seed judge question"]) -> Float[
 class Inoculation(Result):
     """What experiments/inoculation.py finds."""
 
+    layer: int
     traits: tuple[TraitPrevented, ...]
 
     @property
