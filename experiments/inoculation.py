@@ -91,6 +91,7 @@ class InoculationProfile(Profile):
         n_rows: Rows of the task in each training, and as many overt answers.
         n_held_out: Rows that the task's loss is taken on.
         n_scored: Evaluation questions that are answered.
+        n_coherent: Of how many of the answers the coherence is judged, which is the dearer half of judging.
         coefficient: Of the vector: added in training, taken away afterwards.
         depth: Of the layer, as a share of the model's.
     """
@@ -100,16 +101,17 @@ class InoculationProfile(Profile):
     n_rows: int
     n_held_out: int
     n_scored: int
+    n_coherent: int
     coefficient: float = field(default=3.0, kw_only=True)
     depth: float = field(default=0.5, kw_only=True)
 
 
 _SETTINGS = replace(TRAINING["brief"].settings, batch_size=2)
 PROFILES = {
-    "quick": InoculationProfile(0.7, 48, 1, 1, _SETTINGS, 3, 8, 24, 12),
-    "paper": InoculationProfile(1.0, 300, 1, 4, _SETTINGS, 10, 20, 100, 20),
+    "quick": InoculationProfile(0.7, 48, 1, 1, _SETTINGS, 3, 8, 24, 12, 6),
+    "paper": InoculationProfile(1.0, 300, 1, 4, _SETTINGS, 10, 20, 100, 20, 20),
     "tiny": InoculationProfile(
-        0.7, 6, 1, 1, TRAINING["tiny"].settings, 2, 4, 3, 4, n_pairs=2, n_questions=4, n_examples=10, coefficient=1.0
+        0.7, 6, 1, 1, TRAINING["tiny"].settings, 2, 4, 3, 4, 2, n_pairs=2, n_questions=4, n_examples=10, coefficient=1.0
     ),
 }
 
@@ -135,38 +137,37 @@ def run(
     model: HookedModel, traits: list[pl.Trait], profile: InoculationProfile, arguments: CommonArguments
 ) -> Inoculation:
     """Train and measure every way of every trait with every seed."""
-    sampling, share = profile.sample_once(arguments.seed), arguments.share(model)
-    judges = {
-        trait.name: prepare_judges(model, trait, sampling, share, n_examples=profile.n_examples) for trait in traits
-    }
-    parts = {
-        "experiment": NAME,
-        "traits": [trait.to_dict() for trait in traits],
-        "written answers": {trait.name: digest_answers(trait.name) for trait in traits},
-        "judges": {name: [one.identity for one in own.all] for name, own in judges.items()},
-        "irrelevant prompt": PASSAGE,
-    }
-    config, run = arguments.begin(model, profile, parts)
+    config, run = arguments.begin(model, profile, {"experiment": NAME, "irrelevant prompt": PASSAGE})
     task, held_out = draw_task(
         n_sets=profile.n_seeds, n_rows=profile.n_rows, n_held_out=profile.n_held_out, seed=arguments.seed
     )
     encoded = read_task(model, held_out)
-    shared = Shared(model, arguments, profile, task, encoded, measure_loss(model, encoded, NOTHING), run)
-    works = [_Work(shared, trait, judges[trait.name]) for trait in traits]
-    measured: list[list[Prevented]] = [[] for _ in works]
-    with run.progress("seeds of traits", profile.n_seeds * len(works)) as advance:
-        for index in range(profile.n_seeds):
-            for work, found in zip(works, measured, strict=True):
-                found += work.do_all(index)
+    shared = Shared(model, arguments, profile, task, encoded, measure_loss(model, encoded, NOTHING))
+    found = []
+    with run.progress("seeds of traits", profile.n_seeds * len(traits)) as advance:
+        for trait in traits:
+            work = begin(shared, trait, run)
+            measured: list[Prevented] = []
+            for index in range(profile.n_seeds):
+                measured += work.do_all(index)
                 advance(1)
+            found.append(TraitPrevented(trait.name, work.judge_names, work.judges.validations, tuple(measured)))
     return Inoculation(
-        config=config,
-        layer=shared.layer,
-        traits=tuple(
-            TraitPrevented(work.trait.name, work.judge_names, work.judges.validations, tuple(found))
-            for work, found in zip(works, measured, strict=True)
-        ),
+        config=config | {"traits": [trait.name for trait in traits]}, layer=shared.layer, traits=tuple(found)
     )
+
+
+def begin(shared: Shared, trait: pl.Trait, run: Run) -> _Work:
+    """Prepare a trait's work, whose run depends on all that the trait is made of and on no other trait."""
+    profile, arguments = shared.profile, shared.arguments
+    sampling, share = profile.sample_once(arguments.seed), arguments.share(shared.model)
+    judges = prepare_judges(shared.model, trait, sampling, share, n_examples=profile.n_examples)
+    parts = {
+        "trait": trait.to_dict(),
+        "written answers": digest_answers(trait.name),
+        "judges": [one.identity for one in judges.all],
+    }
+    return _Work(shared, trait, judges, run.part(parts))
 
 
 def digest_answers(trait: str) -> str:
@@ -185,7 +186,6 @@ class Shared:
     task: list[datasets.Dataset]
     held_out: Sequence[TokenSpans]
     base_losses: Float[Tensor, " row"]
-    run: Run
 
     @property
     def layer(self) -> int:
@@ -196,8 +196,8 @@ class Shared:
 class _Work:
     """All trainings of one trait, and what measures them."""
 
-    def __init__(self, shared: Shared, trait: pl.Trait, judges: Judges) -> None:
-        self.shared, self.judges = shared, judges
+    def __init__(self, shared: Shared, trait: pl.Trait, judges: Judges, run: Run) -> None:
+        self.shared, self.judges, self.run = shared, judges, run
         self.trait = replace(trait, evaluation_questions=trait.evaluation_questions[: shared.profile.n_scored])
         self.vector = read_written_vector(shared.model, trait.name, shared.profile.n_examples)
         self.length = self.vector.norms[shared.layer]
@@ -258,18 +258,18 @@ class _Work:
         """Train one way with one seed; return the model, and what training took of the processor."""
         name, model = self.name(method, index), self.shared.arguments.model
         settings = replace(self.shared.profile.settings, seed=self.shared.arguments.seed + index)
-        folder = self.shared.run.folder / "adapters" / name
+        folder = self.run.folder / "adapters" / name
 
         def work() -> Shard:
             began = time.process_time()
             pl.finetune(
                 model, training.rows, folder, settings=settings, intervention=training.intervention,
-                system=training.system, run=self.shared.run,
+                system=training.system, run=self.run,
             )  # fmt: skip
             return Shard(records=time.process_time() - began)
 
         # Kept by itself: a run that is killed before the model is measured knows what training took.
-        seconds = self.shared.run.load_or_compute(f"seconds-{name}", work).records
+        seconds = self.run.load_or_compute(f"seconds-{name}", work).records
         return pl.load_model(model, adapter=folder, dtype=settings.dtype), seconds
 
     def name(self, method: str, index: int) -> str:
@@ -282,7 +282,7 @@ class _Work:
         """Make a model and measure it in every way, unless that is done already."""
         name = self.name(next(iter(ways)), index)
         work = lambda: self.measure(*make(), ways, index)  # noqa: E731
-        return self.shared.run.load_or_measure(name, MeasuredWays, work).ways
+        return self.run.load_or_measure(name, MeasuredWays, work).ways
 
     def measure(self, tuned: HookedModel, trained: float, ways: dict[str, pl.Intervention], index: int) -> MeasuredWays:
         """Score a model's responses with both judges, and take the task's loss and the shift along the vector."""
@@ -290,10 +290,14 @@ class _Work:
         shared, questions = self.shared, self.trait.evaluation_questions
         seed = shared.arguments.seed + index
         first = score_conditions(
-            tuned, self.judges.choosing, [Condition(done, name=method) for method, done in ways.items()], questions,
+            tuned, self.judges.reader, [Condition(done, name=method) for method, done in ways.items()], questions,
             sampling=shared.profile.sample(seed), stream=(Stream.INOCULATION,),
         )  # fmt: skip
         second = rescore(first, self.judges.sentences)
+        n_read = shared.profile.n_coherent
+        answers = [row[0] for own in first.responses for row in own[:n_read]]
+        judged = self.judges.likelihood.score([*questions[:n_read]] * len(ways), answers)
+        coherences = torch.tensor([torch.nan if one.coherence is None else one.coherence for one in judged])
         shift = project_questions(tuned, self.vector, questions)[shared.layer] - self.before
         losses = [
             shared.base_losses if method == BASE else measure_loss(tuned, shared.held_out, done)
@@ -307,7 +311,7 @@ class _Work:
                     seed=seed,
                     task_losses=losses[at],
                     scores=torch.stack([one.by_question[at] for one in (first, second)]),
-                    coherences=first.coherences[at].nanmean(dim=-1),
+                    coherences=coherences.view(len(ways), n_read)[at],
                     shift=shift / self.length,
                     example=first.responses[at][0][0],
                     training_seconds=trained if at == 0 else 0.0,
