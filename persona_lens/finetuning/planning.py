@@ -143,25 +143,19 @@ class PreventionTrials:
         all_layers: Coefficients to try at all layers, with increments.
         prompts: Inoculation prompts to try: system prompts that ask for the trait, such as some of
             :attr:`persona_lens.Trait.positive_system_prompts`.
-        questions: Asked to measure the shift; None takes the bundled everyday questions.
         n_rows: Rows to train on, drawn by the training's seed.
-        held_out: Rows of the task without the trait, on which extra loss is a cost. Without them it is taken on rows of
-            the data themselves, where it rises as prevention works.
         n_held_out: Rows drawn besides, for the loss, where none are held out by hand.
         max_shift: Tolerated shift in either direction, as a fraction of the raw vector's length.
-        max_extra_loss: Tolerated extra loss on ``held_out``, in nats a token; None for any.
+        max_extra_loss: Tolerated extra loss on rows held out by hand, in nats a token; None for any.
 
     Raises:
-        InvalidArgumentError: A number out of range, a prompt that is empty or repeated, fewer than two questions, or
-            ``max_extra_loss`` without ``held_out``.
+        InvalidArgumentError: A number out of range, or a prompt that is empty or there already, spaces aside.
     """
 
     one_layer: tuple[float, ...] = (1.0, 3.0)
     all_layers: tuple[float, ...] = (1.0,)
     prompts: tuple[str, ...] = ()
-    questions: tuple[str, ...] | None = None
     n_rows: int = 64
-    held_out: Source | None = None
     n_held_out: int = 32
     max_shift: float = 0.1
     max_extra_loss: float | None = None
@@ -173,13 +167,11 @@ class PreventionTrials:
         if self.n_rows < 1 or self.n_held_out < 2:
             got = (self.n_rows, self.n_held_out)
             raise InvalidArgumentError.of("n_held_out", "be at least 2, and n_rows 1", got)
-        if self.max_extra_loss is not None and self.held_out is None:
-            hint = "Extra loss on rows that show the trait is no cost."
-            raise InvalidArgumentError.of("held_out", "be given with `max_extra_loss`", None, hint)
-        if not all(prompt.strip() for prompt in self.prompts) or len(set(self.prompts)) < len(self.prompts):
-            raise InvalidArgumentError.of("prompts", "hold texts that are not empty, each once", self.prompts)
-        if self.questions is not None:
-            check_texts("questions", self.questions, least=2)
+        known: set[str] = set()
+        for prompt in self.prompts:
+            if not (bare := prompt.strip()) or bare in known:
+                raise InvalidArgumentError.of("prompts", "hold texts that are not empty, each once", prompt)
+            known.add(bare)
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,6 +200,8 @@ def plan_prevention(
     *,
     layer: int,
     trials: PreventionTrials = PreventionTrials(),
+    held_out: Source | None = None,
+    questions: Sequence[str] | None = None,
     settings: FinetuneSettings = FinetuneSettings(),
     template_arguments: TemplateArguments | None = None,
     run: Run = Run(),
@@ -216,10 +210,14 @@ def plan_prevention(
 
     Without prevention first: if the whole interval of its shift lies within the trials' ``max_shift``, nothing else is
     tried. Else, of the ways whose shift's interval lies within it (and whose extra loss is at most ``max_extra_loss``
-    at the upper end, if that is given), the one with the lowest extra loss is recommended.
+    at the upper end, if that is given), the one with the lowest extra loss is recommended. With ``held_out`` that is
+    the cheapest one. Without it, the loss is taken on rows that show the trait, where it rises as prevention works:
+    what is recommended is then the weakest of the ways that are strong enough, and nothing is known of what it costs.
 
     The effect is read from the projection. A loss on the projection itself would look good here and leave the trait
-    as it is (appendix J), so it is not among the ways tried; and a trait score after training is still to be measured.
+    as it is (appendix J), so it is not among the ways tried. Steering along the vector has an advantage over a prompt
+    by this measure, as the vector sees less afterwards of what is left of the trait. So measure a trait score after
+    training.
 
     Args:
         model: Name, folder or GGUF file of the model to be trained.
@@ -228,6 +226,9 @@ def plan_prevention(
         out: Folder for the trial adapters; a second call with the same arguments reads them back.
         layer: Zero-based block index: where the shift is measured and where one-layer steering acts.
         trials: What is tried and what is good enough.
+        held_out: Rows of the task without the trait, on which extra loss is a cost. Without them it is taken on rows of
+            the data themselves, where it rises as prevention works.
+        questions: Asked to measure the shift; the bundled everyday questions if left out.
         settings: How to train; ``save_steps`` is not read.
         template_arguments: What the chat template reads besides the messages, in training and measuring.
         run: Shows progress; what is finished is kept in ``out``.
@@ -238,8 +239,8 @@ def plan_prevention(
     Raises:
         ModelMismatchError: A vector of another model.
         LayerOutOfRangeError: A layer that the model does not have.
-        InvalidArgumentError: Fewer good rows than asked for, fewer than 2 held out, or trials that end while the
-            learning rate is still rising.
+        InvalidArgumentError: Fewer good rows than asked for, fewer than 2 held out, a number out of range,
+            ``max_extra_loss`` without ``held_out``, or trials that end while the learning rate is still rising.
 
     Reference:
         Persona Vectors (arXiv 2507.21509), section 5.2. Inoculation prompts: arXiv 2510.04340 and 2510.05024.
@@ -254,24 +255,24 @@ def plan_prevention(
     """
     check_layer(layer, vector.model.n_layers)
     settings, n_rows = replace(settings, save_steps=None), trials.n_rows
+    if trials.max_extra_loss is not None and held_out is None:
+        hint = "Extra loss on rows that show the trait is no cost."
+        raise InvalidArgumentError.of("held_out", "be given with `max_extra_loss`", None, hint)
     n_steps = count_steps(n_rows, settings)
     if n_steps <= settings.warmup_steps:
         hint = f"{n_steps} steps of warm-up teach nothing. Raise n_rows or epochs, or lower warmup_steps."
         rule = f"make more optimiser steps than settings.warmup_steps, {settings.warmup_steps}"
         raise InvalidArgumentError.of("n_rows", rule, n_rows, hint)
-    asked = load_ordinary_questions() if trials.questions is None else trials.questions
+    asked = check_texts("questions", load_ordinary_questions() if questions is None else questions, least=2)
     ways = [
         _Way("none"),
         *(_Way("one layer", c, steer(vector, layer=layer, coefficient=c)) for c in trials.one_layer),
         *(_Way("all layers", c, steer(vector, layers="all", coefficient=c)) for c in trials.all_layers),
         *(_Way("prompt", prompt=prompt) for prompt in trials.prompts),
     ]
-    drawn = _draw(data, n_rows + (trials.n_held_out if trials.held_out is None else 0), settings.seed)
+    drawn = _draw(data, n_rows + (trials.n_held_out if held_out is None else 0), settings.seed)
     trained_on = drawn.select(range(n_rows))
-    if trials.held_out is None:
-        measured_on = drawn.select(range(n_rows, len(drawn)))
-    else:
-        measured_on = _read_held_out(trials.held_out)
+    measured_on = drawn.select(range(n_rows, len(drawn))) if held_out is None else _read_held_out(held_out)
     base = load_model(model, dtype=settings.dtype, template_arguments=template_arguments)
     template_arguments = json.loads(read_settings(base.tokenizer).arguments or "{}")  # with the day that is written
     vector.check_model(base)

@@ -102,12 +102,13 @@ def training(tiny_folder):
     return folder, vector, rows
 
 
-def plan(training, out, *, layer=1, **more):
+def plan(training, out, *, layer=1, held_out=None, questions=QUESTIONS, **more):
     folder, vector, rows = training
-    usual = {"one_layer": (1.0,), "all_layers": (), "n_rows": 8, "n_held_out": 4, "questions": QUESTIONS}
+    trials = PreventionTrials(**({"one_layer": (1.0,), "all_layers": (), "n_rows": 8, "n_held_out": 4} | more))
     return pl.plan_prevention(
-        folder, rows, vector, out, layer=layer, trials=PreventionTrials(**(usual | more)), settings=SETTINGS
-    )
+        folder, rows, vector, out, layer=layer, trials=trials, held_out=held_out, questions=questions,
+        settings=SETTINGS,
+    )  # fmt: skip
 
 
 @pytest.mark.slow
@@ -126,6 +127,12 @@ def test_every_way_is_trained_and_measured_against_training_alone(training, tmp_
     assert (found.n_steps, found.n_held_out) == (2, 4)
     assert "one layer" in repr(found)
     assert "<table>" in found._repr_html_()
+
+
+def test_one_value_of_trials_is_used_with_many_models_so_it_holds_no_data():
+    assert hash(PreventionTrials(prompts=("Be cruel.",))) == hash(PreventionTrials(prompts=("Be cruel.",)))
+    with pytest.raises(pl.InvalidArgumentError, match=r"Got 'Never\.'"):
+        PreventionTrials(prompts=("Be cruel.", "Never.", "Never."))
 
 
 @pytest.mark.slow
@@ -213,7 +220,7 @@ def test_drawing_keeps_no_more_rows_in_memory_than_it_draws(monkeypatch):
         ({"one_layer": (float("nan"),)}, "coefficient"),
         ({"held_out": [{"messages": []}]}, "held_out"),
         ({"prompts": ("Be cruel.", " ")}, "prompts"),
-        ({"prompts": ("Be cruel.", "Be cruel.")}, "prompts"),
+        ({"prompts": ("Be cruel.", " Be cruel.\n")}, "prompts"),
         ({"questions": ("Why?",)}, "questions"),
     ],
 )
