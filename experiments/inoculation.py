@@ -190,7 +190,8 @@ class Shared:
     @property
     def layer(self) -> int:
         """Where vectors are added and projected on."""
-        return round(self.profile.depth * self.model.cfg.n_layers)
+        layer: int = round(self.profile.depth * self.model.cfg.n_layers)
+        return layer
 
 
 class _Work:
