@@ -376,7 +376,8 @@ def _draw_losses(figure: go.Figure, line: int, column: int, one: TraitPrevented,
     add_points(figure, line, column, losses, scores, label, look, in_legend=in_legend, bars={"width": 0})
     for method, floor in FLOORS.items():
         for name, symbol in ((method, "diamond"), (floor, "diamond-open")):
-            marker = {"color": _COLORS[method], "symbol": symbol, "size": 11, "line": {"width": 2}}
+            edge = {"width": 2, "color": _COLORS[method]}
+            marker = {"color": _COLORS[method], "symbol": symbol, "size": 11, "line": edge}
             add_points(figure, line, column, [one.loss(name).estimate], [one.score(name)[judge]], name,
                        {"mode": "markers", "marker": marker}, in_legend=in_legend, bars={"width": 0})  # fmt: skip
 

@@ -131,7 +131,7 @@ def test_every_way_is_trained_and_measured_against_training_alone(training, tmp_
 
 def test_one_value_of_trials_is_used_with_many_models_so_it_holds_no_data():
     assert hash(PreventionTrials(prompts=("Be cruel.",))) == hash(PreventionTrials(prompts=("Be cruel.",)))
-    with pytest.raises(pl.InvalidArgumentError, match=r"Got 'Never\.'"):
+    with pytest.raises(pl.errors.InvalidArgumentError, match=r"Got 'Never\.'"):
         PreventionTrials(prompts=("Be cruel.", "Never.", "Never."))
 
 
