@@ -258,12 +258,14 @@ class Inoculation(Result):
             return "Plain training surely raises no trait for both judges: there is nothing to prevent"
         parts = []
         for method in FLOORS:
-            lowered = [
+            kept_out = [
                 one.trait + (" (less coherent)" if one.is_less_coherent(method) else "")
                 for one in raised
                 if one.prevents(method)
             ]
-            parts.append(f"{method}: {_join(lowered) or 'none'}")
+            half = [one.trait for one in raised if is_lower(one.lowers(method)) and not one.prevents(method)]
+            alone = f" (below plain training alone: {_join(half)})" if half else ""
+            parts.append(f"{method}: {_join(kept_out) or 'none'}{alone}")
         title = f"Surely below plain training and the floor for both judges at equal task loss, {'; '.join(parts)}"
         better: dict[tuple[str, str], list[str]] = {}
         for one in raised:

@@ -162,13 +162,13 @@ def test_what_its_floor_does_as_well_is_not_claimed_nor_said_to_be_better(result
     found = make_trait(results, {floor: lost})
     assert not found.prevents(method)
     said = gather(results, found).say_finding()
-    assert f"{method}: none" in said
+    assert f"{method}: none (below plain training alone: loud)" in said
     assert f"{method} than" not in said
 
 
 def test_a_floor_without_equal_task_loss_leaves_nothing_claimed(results):
     said = gather(results, make_trait(results, {IRRELEVANT: (3.0, 90.0)})).say_finding()
-    assert "prompt in training: none" in said
+    assert "prompt in training: none (below plain training alone: loud)" in said
     assert said.endswith("no equal task loss: irrelevant prompt in training (loud)")
 
 
