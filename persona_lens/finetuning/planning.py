@@ -142,7 +142,8 @@ class PreventionTrials:
         one_layer: Coefficients to try at the layer.
         all_layers: Coefficients to try at all layers, with increments.
         prompts: Inoculation prompts to try: system prompts that ask for the trait, such as some of
-            :attr:`persona_lens.Trait.positive_system_prompts`.
+            :attr:`persona_lens.Trait.positive_system_prompts`. None by default: on the embedded model none was seen
+            to keep a trait out (docs/results/finetuning.md).
         n_rows: Rows to train on, drawn by the training's seed.
         n_held_out: Rows drawn besides, for the loss, where none are held out by hand.
         max_shift: Tolerated shift in either direction, as a fraction of the raw vector's length.
