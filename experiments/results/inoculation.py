@@ -299,8 +299,11 @@ class Inoculation(Result):
             figure.update_yaxes(range=[-3, 103], row=line)
             figure.update_yaxes(title_text="trait score (0–100)", row=line, col=1)
             figure.update_xaxes(title={"text": "loss on unseen task rows (nats a token)", "standoff": 2}, row=line)
-        figure.update_xaxes(title={"text": "points of the score; below 0: less of the trait", "standoff": 2}, row=3)
-        lay_out(figure, self.say_finding(), self._describe(), width=1280, height=1350, bottom=130, legend=-0.06)
+        # What reaches further is longer than any score could be.
+        title_below = {"text": "points of the score; below 0: less of the trait", "standoff": 2}
+        figure.update_xaxes(title=title_below, range=[-105, 105], row=3)
+        title = self.say_finding().replace("equal task loss, ", "equal task loss,<br>").replace("; ", ";<br>")
+        lay_out(figure, title, self._describe(), width=1280, height=1350, bottom=130, legend=-0.06)
         figure.update_layout(margin={"l": 300})
         return figure
 
