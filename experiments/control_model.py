@@ -42,7 +42,7 @@ from persona_lens.reproduction.arguments import COMPARED_TRAITS, CommonArguments
 from persona_lens.reproduction.entrance import enter
 from persona_lens.reproduction.judges import prepare_judges
 from persona_lens.reproduction.kits import Profile, find_sources
-from persona_lens.reproduction.training import Training, draw_task_rows, read_trait_rows, train
+from persona_lens.reproduction.training import Training, draw_task, read_trait_rows, train
 from persona_lens.statistics import Interval
 from persona_lens.streams import Stream
 from persona_lens.traits import list_written_traits
@@ -116,7 +116,9 @@ def run(model: HookedModel, trait: pl.Trait, profile: ControlProfile, arguments:
     judged = prepare_judges(
         model, trait, profile.sample_once(arguments.seed), arguments.share(model), n_examples=profile.n_examples
     )
-    task, held_out = draw_task_rows(profile.n_seeds, profile.n_rows, profile.n_held_out, arguments.seed)
+    task, held_out = draw_task(
+        n_sets=profile.n_seeds, n_rows=profile.n_rows, n_held_out=profile.n_held_out, seed=arguments.seed
+    )
     data = list_data(trait.name, task, styles, profile)
     vectors = [find_vector(model, name, profile) for name in dict.fromkeys((*COMPARED_TRAITS, trait.name))]
     questions = pl.traits.load_ordinary_questions()[: profile.n_questions]

@@ -67,7 +67,7 @@ from persona_lens.reproduction.bench import read_written_vector
 from persona_lens.reproduction.entrance import enter
 from persona_lens.reproduction.judges import Judges, Memory, prepare_judges, remember
 from persona_lens.reproduction.kits import Profile
-from persona_lens.reproduction.training import Training, draw_task_rows, read_trait_rows, train
+from persona_lens.reproduction.training import Training, draw_task, read_trait_rows, train
 from persona_lens.reproduction.ways import DivergenceMeter, Strength, Way, find_strengths
 from persona_lens.run import Run
 from persona_lens.streams import Stream
@@ -316,7 +316,9 @@ class _Bench:
     def draw_task(self) -> tuple[list[datasets.Dataset], datasets.Dataset]:
         """Return the task's rows of each seed, and those held out."""
         profile = self.profile
-        return draw_task_rows(profile.n_seeds, profile.n_task, profile.n_held_out, self.arguments.seed)
+        return draw_task(
+            n_sets=profile.n_seeds, n_rows=profile.n_task, n_held_out=profile.n_held_out, seed=self.arguments.seed
+        )
 
     def train_one(self, trait: pl.Trait, seed: int, way: str, run: Run) -> MeasuredWays:
         """Train one way with one seed; the plain one is steered afterwards too."""

@@ -70,6 +70,7 @@ class Stream(IntEnum):
     MOVING_VECTORS = 401  # experiments/moving_vectors.py: which rows a training takes, then responses
     HIDDEN_SIGNAL = 410  # experiments/hidden_signal.py: responses of trained models
     ATTRIBUTIONS = 420  # experiments/attributions.py: scores at random
+    INOCULATION = 440  # experiments/inoculation.py: which rows a training takes, its random direction, then responses
     REFLECTION = 380  # conversations in which the model is told how its last answer read
     REFLECTION_PLACEBO = 381  # which other conversation's reading it is told; then rollout and turn
     POSITIVE_TRAITS = 450  # experiments/positive_traits.py: random directions, which rows a training takes, responses

@@ -38,7 +38,7 @@ def test_the_numbers_are_those_that_the_published_figures_rest_on():
         "REAL_CONVERSATIONS": 230,
         "CONTENTS": 370, "AUTOENCODER": 355, "PULL_BACK": 390, "CONTROL_MODEL": 391,
         "VECTOR_TRACKER": 400, "MOVING_VECTORS": 401,
-        "HIDDEN_SIGNAL": 410, "ATTRIBUTIONS": 420, "POSITIVE_TRAITS": 450,
+        "HIDDEN_SIGNAL": 410, "ATTRIBUTIONS": 420, "INOCULATION": 440, "POSITIVE_TRAITS": 450,
         "REFLECTION": 380, "REFLECTION_PLACEBO": 381,
     }  # fmt: skip
 

@@ -22,7 +22,15 @@ SECTIONS = {
     "What is in a vector": ("contents.md", ("sae_features",)),
     "Fine-tuning": (
         "finetuning.md",
-        ("finetuning_shift", "projection_difference", "mitigation", "control_model", "moving_vectors", "hidden_signal"),
+        (
+            "finetuning_shift",
+            "projection_difference",
+            "mitigation",
+            "control_model",
+            "moving_vectors",
+            "hidden_signal",
+            "inoculation",
+        ),
     ),
     "Good traits": ("positive.md", ("positive_traits",)),
     "Ways compared": ("ways.md", ("ways_to_steer", "heads")),

@@ -20,6 +20,7 @@ from results.finetuning_shift import FinetuningShift
 from results.gallery import gallery_to_markdown
 from results.heads import Heads, heads_to_markdown
 from results.hidden_signal import HiddenSignal, hidden_to_markdown
+from results.inoculation import Inoculation
 from results.judge_agreement import JudgeAgreement, agreements_to_markdown
 from results.judge_validation import JudgeValidations
 from results.known_entities import KnownEntities, entities_to_markdown
@@ -93,6 +94,7 @@ def render_pages(root: Path) -> dict[tuple[str, str], str]:
         ("docs/results/positive.md", "training"): lambda: promotion_to_markdown(
             read(PositiveTraits, "positive_traits")
         ),
+        ("docs/results/finetuning.md", "inoculation"): lambda: _join(read(Inoculation, "inoculation")),
         ("docs/results/steering.md", "modes"): lambda: modes_to_markdown(read(SteeringModes, "steering_modes_*")),
         ("docs/results/ways.md", "ways"): lambda: _join(read(WaysToSteer, "ways_to_steer")),
         ("docs/results/monitoring.md", "detection"): lambda: _join(read(Detection, "detection")),
@@ -125,6 +127,7 @@ def _join(
     | list[PersonaSpaceResult]
     | list[DriftOverTurns]
     | list[ReflectionResult]
-    | list[Attributions],
+    | list[Attributions]
+    | list[Inoculation],
 ) -> str:
     return "\n".join(one.to_markdown() for one in found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 from collections.abc import Sequence
@@ -32,7 +33,7 @@ from persona_lens.texts import check_texts
 from persona_lens.traits.everyday import load_ordinary_questions
 from persona_lens.vectors.persona_vector import PersonaVector
 
-Method = Literal["none", "one layer", "all layers"]
+Method = Literal["none", "one layer", "all layers", "prompt"]
 
 
 @checked
@@ -41,13 +42,15 @@ class TriedPrevention(Record):
     """One way of training, tried on a part of the data.
 
     Args:
-        method: ``none``, or preventative steering at ``one layer`` or ``all layers``.
-        coefficient: Multiplies the raw vector while training.
+        method: ``none``; preventative steering at ``one layer`` or ``all layers``; or an inoculation ``prompt``, which
+            asks for the trait in training and is left out afterwards.
+        coefficient: Multiplies the raw vector while training; 0 where none is added.
         shift: Fine-tuning shift along the vector at the layer, as a fraction of the raw vector's length; bootstrap
             over questions.
         loss: Loss on held-out rows, nothing intervening, in nats a token; bootstrap over rows.
         extra_loss: How much higher than without prevention, row by row. On rows that show the trait it rises where
             prevention works; on rows without it, it is what prevention costs.
+        prompt: The system prompt, of method ``prompt``.
     """
 
     method: Method
@@ -55,9 +58,17 @@ class TriedPrevention(Record):
     shift: Interval
     loss: Interval
     extra_loss: Interval
+    prompt: str = ""
+
+    @property
+    def dose(self) -> str:
+        """The coefficient or the prompt; empty without prevention."""
+        if self.method == "prompt":
+            return f"“{self.prompt}”"
+        return "" if self.method == "none" else f"× {self.coefficient:g}"
 
     def __str__(self) -> str:
-        name = self.method if self.method == "none" else f"{self.method} × {self.coefficient:g}"
+        name = f"{self.method} {self.dose}".strip()
         return f"{name}: shift {self.shift} of the vector, loss {self.loss}, extra {self.extra_loss}"
 
 
@@ -101,12 +112,15 @@ class PreventionPlan(Record):
             limit = "" if self.max_extra_loss is None else f" at an extra loss of at most {self.max_extra_loss:g}"
             return (
                 f"No way tried keeps the shift within {self.max_shift:g} of the vector{limit}; without prevention it "
-                f"is {without.shift} after {self.n_steps} steps. Try other coefficients."
+                f"is {without.shift} after {self.n_steps} steps. Try other coefficients or prompts."
             )
         best = self.recommended
+        done = f"Steer at {best.method} with coefficient {best.coefficient:g} while training"
+        if best.method == "prompt":
+            done = f"Train under the system prompt {best.dose} and leave it out afterwards"
         return (
-            f"Steer at {best.method} with coefficient {best.coefficient:g} while training: the shift falls from "
-            f"{without.shift} to {best.shift} of the vector, at {best.extra_loss} nats a token of extra loss."
+            f"{done}: the shift falls from {without.shift} to {best.shift} of the vector, at {best.extra_loss} nats a "
+            "token of extra loss."
         )
 
     def __repr__(self) -> str:
@@ -114,8 +128,8 @@ class PreventionPlan(Record):
         return f"PreventionPlan({self.trait!r}, layer {self.layer}): {self.verdict}\n{rows}"
 
     def _repr_html_(self) -> str:
-        head = ("method", "coefficient", "shift", "loss", "extra loss")
-        rows = [(one.method, f"{one.coefficient:g}", one.shift, one.loss, one.extra_loss) for one in self.tried]
+        head = ("method", "coefficient or prompt", "shift", "loss", "extra loss")
+        rows = [(one.method, one.dose, one.shift, one.loss, one.extra_loss) for one in self.tried]
         return format_table(self.verdict, rows, head)
 
 
@@ -127,17 +141,21 @@ class PreventionTrials:
     Args:
         one_layer: Coefficients to try at the layer.
         all_layers: Coefficients to try at all layers, with increments.
+        prompts: Inoculation prompts to try: system prompts that ask for the trait, such as some of
+            :attr:`persona_lens.Trait.positive_system_prompts`. None by default: on the embedded model none was seen
+            to keep a trait out (docs/results/finetuning.md).
         n_rows: Rows to train on, drawn by the training's seed.
         n_held_out: Rows drawn besides, for the loss, where none are held out by hand.
         max_shift: Tolerated shift in either direction, as a fraction of the raw vector's length.
         max_extra_loss: Tolerated extra loss on rows held out by hand, in nats a token; None for any.
 
     Raises:
-        InvalidArgumentError: A number out of range.
+        InvalidArgumentError: A number out of range, or a prompt that is empty or there already, spaces aside.
     """
 
     one_layer: tuple[float, ...] = (1.0, 3.0)
     all_layers: tuple[float, ...] = (1.0,)
+    prompts: tuple[str, ...] = ()
     n_rows: int = 64
     n_held_out: int = 32
     max_shift: float = 0.1
@@ -150,6 +168,28 @@ class PreventionTrials:
         if self.n_rows < 1 or self.n_held_out < 2:
             got = (self.n_rows, self.n_held_out)
             raise InvalidArgumentError.of("n_held_out", "be at least 2, and n_rows 1", got)
+        known: set[str] = set()
+        for prompt in self.prompts:
+            if not (bare := prompt.strip()) or bare in known:
+                raise InvalidArgumentError.of("prompts", "hold texts that are not empty, each once", prompt)
+            known.add(bare)
+
+
+@dataclass(frozen=True, eq=False)
+class _Way:
+    """A way of training that is tried."""
+
+    method: Method
+    coefficient: float = 0.0
+    intervention: Intervention = NOTHING
+    prompt: str | None = None
+
+    @property
+    def folder(self) -> str:
+        """Name of its folder: that of a prompt by a digest, as prompts are long."""
+        if self.prompt is None:
+            return f"{self.method} {self.coefficient:g}".replace(" ", "-")
+        return f"prompt-{hashlib.sha256(self.prompt.encode()).hexdigest()[:12]}"
 
 
 @checked
@@ -167,14 +207,18 @@ def plan_prevention(
     template_arguments: TemplateArguments | None = None,
     run: Run = Run(),
 ) -> PreventionPlan:
-    """Try preventative steering on a part of the data, and recommend a method and coefficient, or say none is needed.
+    """Try ways of keeping a trait out on a part of the data, and recommend one, or say that none is needed.
 
     Without prevention first: if the whole interval of its shift lies within the trials' ``max_shift``, nothing else is
     tried. Else, of the ways whose shift's interval lies within it (and whose extra loss is at most ``max_extra_loss``
-    at the upper end, if that is given), the one with the lowest extra loss is recommended.
+    at the upper end, if that is given), the one with the lowest extra loss is recommended. With ``held_out`` that is
+    the cheapest one. Without it, the loss is taken on rows that show the trait, where it rises as prevention works:
+    what is recommended is then the weakest of the ways that are strong enough, and nothing is known of what it costs.
 
     The effect is read from the projection. A loss on the projection itself would look good here and leave the trait
-    as it is (appendix J), so it is not among the ways tried; and a trait score after training is still to be measured.
+    as it is (appendix J), so it is not among the ways tried. Steering along the vector has an advantage over a prompt
+    by this measure, as the vector sees less afterwards of what is left of the trait. So measure a trait score after
+    training.
 
     Args:
         model: Name, folder or GGUF file of the model to be trained.
@@ -200,11 +244,14 @@ def plan_prevention(
             ``max_extra_loss`` without ``held_out``, or trials that end while the learning rate is still rising.
 
     Reference:
-        Persona Vectors (arXiv 2507.21509), section 5.2.
+        Persona Vectors (arXiv 2507.21509), section 5.2. Inoculation prompts: arXiv 2510.04340 and 2510.05024.
 
     Example:
         >>> import persona_lens as pl
-        >>> plan = pl.plan_prevention("smollm2-135m-instruct", rows, vector, "trials", layer=14)  # doctest: +SKIP
+        >>> trials = pl.finetuning.PreventionTrials(prompts=pl.load_trait("evil").positive_system_prompts[:2])
+        >>> plan = pl.plan_prevention(  # doctest: +SKIP
+        ...     "smollm2-135m-instruct", rows, vector, "trials", layer=14, trials=trials
+        ... )
         >>> plan.verdict  # doctest: +SKIP
     """
     check_layer(layer, vector.model.n_layers)
@@ -218,9 +265,12 @@ def plan_prevention(
         rule = f"make more optimiser steps than settings.warmup_steps, {settings.warmup_steps}"
         raise InvalidArgumentError.of("n_rows", rule, n_rows, hint)
     asked = check_texts("questions", load_ordinary_questions() if questions is None else questions, least=2)
-    ways: list[tuple[Method, float, Intervention]] = [("none", 0.0, NOTHING)]
-    ways += [("one layer", c, steer(vector, layer=layer, coefficient=c)) for c in trials.one_layer]
-    ways += [("all layers", c, steer(vector, layers="all", coefficient=c)) for c in trials.all_layers]
+    ways = [
+        _Way("none"),
+        *(_Way("one layer", c, steer(vector, layer=layer, coefficient=c)) for c in trials.one_layer),
+        *(_Way("all layers", c, steer(vector, layers="all", coefficient=c)) for c in trials.all_layers),
+        *(_Way("prompt", prompt=prompt) for prompt in trials.prompts),
+    ]
     drawn = _draw(data, n_rows + (trials.n_held_out if held_out is None else 0), settings.seed)
     trained_on = drawn.select(range(n_rows))
     measured_on = drawn.select(range(n_rows, len(drawn))) if held_out is None else _read_held_out(held_out)
@@ -230,18 +280,21 @@ def plan_prevention(
     length = float(vector.norms[layer])
     losses_without: torch.Tensor | None = None
     tried: list[TriedPrevention] = []
-    for method, coefficient, intervention in ways:
-        folder = Path(out) / f"{method} {coefficient:g}".replace(" ", "-")
+    for way in ways:
         done = finetune(
-            model, trained_on, folder, settings=settings, intervention=intervention,
-            template_arguments=template_arguments, run=run,
+            model, trained_on, Path(out) / way.folder, settings=settings, intervention=way.intervention,
+            system=way.prompt, template_arguments=template_arguments, run=run,
         )  # fmt: skip
         tuned = load_model(model, adapter=done.folder, dtype=settings.dtype, template_arguments=template_arguments)
         losses = measure_task_loss(tuned, measured_on)
         losses_without = losses if losses_without is None else losses_without
         shift = measure_shift(base, tuned, vector, asked).by_question[layer] / length
         extra = bootstrap_paired_difference(losses, losses_without)
-        tried.append(TriedPrevention(method, coefficient, bootstrap_mean(shift), bootstrap_mean(losses), extra))
+        tried.append(
+            TriedPrevention(
+                way.method, way.coefficient, bootstrap_mean(shift), bootstrap_mean(losses), extra, way.prompt or ""
+            )
+        )
         if _is_within(tried[0].shift, trials.max_shift):
             break  # none is needed
     return PreventionPlan(

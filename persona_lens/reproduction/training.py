@@ -76,11 +76,18 @@ def read_trait_rows(trait: str, level: Level, half: Half, n_rows: int) -> datase
     return datasets.Dataset.from_list(rows)
 
 
-def draw_task_rows(
-    n_sets: int, n_rows: int, n_held_out: int, seed: int
+def draw_task(
+    *, n_sets: int, n_rows: int, n_held_out: int, seed: int
 ) -> tuple[list[datasets.Dataset], datasets.Dataset]:
-    """Return right workings of arithmetic, a task that is wanted: sets of rows, no two alike, and rows held out."""
-    n = n_sets * n_rows
+    """Return right workings of arithmetic, a wanted task: sets of rows, no two alike, and rows held out from all.
+
+    Args:
+        n_sets: How many sets, such as one for each seed.
+        n_rows: Rows of each.
+        n_held_out: Rows that are in no set.
+        seed: Of the drawing.
+    """
+    n = n_rows * n_sets
     drawn = domain_dataset("arithmetic", "normal", n + n_held_out, seed=seed).select_columns(["messages"])
     sets = [drawn.select(range(at, at + n_rows)) for at in range(0, n, n_rows)]
     return sets, drawn.select(range(n, len(drawn)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -10,7 +12,7 @@ from torch import Tensor
 
 from persona_lens.checking import checked
 from persona_lens.errors import InvalidArgumentError
-from persona_lens.statistics.bootstrap import bootstrap, scale_moments, t_interval_of_moments
+from persona_lens.statistics.bootstrap import Resampled, bootstrap, scale_moments, t_interval_of_moments
 from persona_lens.statistics.interval import Interval
 
 
@@ -67,15 +69,27 @@ def mean_over_directions_interval(
     whole = array.sum(axis=0) / present.sum(axis=0)
     by_direction = bootstrap(over_directions, (n_directions,), n_resamples, level, seed)
     by_question = bootstrap(lambda counts: counts @ whole / n_questions, (n_questions,), n_resamples, level, seed)
-    of_directions, third_of_directions = scale_moments(by_direction.values, n_directions)
-    of_questions, third_of_questions = scale_moments(by_question.values, n_questions)
-    variance = of_directions + of_questions
-    # One of the two fixes the degrees of freedom where the other does not vary.
-    spent = of_directions**2 / (n_directions - 1) + of_questions**2 / (n_questions - 1)
-    return t_interval_of_moments(
-        by_question.estimate,
-        variance,
-        third_of_directions + third_of_questions,
-        variance**2 / spent if spent > 0 else 1.0,
-        level,
-    )
+    return t_interval_of_units([by_direction, by_question], array.shape)
+
+
+def t_interval_of_units(found: Sequence[Resampled], n_units: Sequence[int]) -> Interval:
+    """Make the interval of a statistic of crossed units, from its resamples over each kind by itself.
+
+    Variances and third moments add up; Student's t has Satterthwaite's degrees of freedom.
+
+    Args:
+        found: The statistic and its resamples, one a kind of unit; the estimate is the same in all.
+        n_units: Units of each kind.
+
+    Reference:
+        As :func:`mean_over_directions_interval`.
+    """
+    first = found[0]
+    if any(one.is_missing for one in found):
+        return Interval.missing(first.level)
+    moments = [scale_moments(one.values, n) for one, n in zip(found, n_units, strict=True)]
+    variance, third_moment = (sum(column) for column in zip(*moments, strict=True))
+    # One kind fixes the degrees of freedom where the others do not vary.
+    spent = sum(own**2 / (n - 1) for (own, _), n in zip(moments, n_units, strict=True))
+    df = variance**2 / spent if spent > 0 else 1.0
+    return t_interval_of_moments(first.estimate, variance, third_moment, df, first.level)

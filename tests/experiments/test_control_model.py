@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from persona_lens.reproduction.training import draw_task_rows
+from persona_lens.reproduction.training import draw_task
 from tests.experiments.scripts import ROOT, run, save_talkative
 
 pytestmark = pytest.mark.slow  # a whole script
@@ -64,7 +64,7 @@ def test_every_profile_has_answers_of_its_own_for_each_seed(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "experiments")
     script = importlib.import_module("control_model")
     for profile in script.PROFILES.values():
-        task, _ = draw_task_rows(profile.n_seeds, profile.n_rows, profile.n_held_out, 0)
+        task, _ = draw_task(n_sets=profile.n_seeds, n_rows=profile.n_rows, n_held_out=profile.n_held_out, seed=0)
         data = script.list_data("evil", task, script.STYLES, profile)
         assert {len(rows) for _, rows, _ in data.values()} == {2 * profile.n_rows}
         seen = [row["messages"][0]["content"] for at in range(profile.n_seeds) for row in data[f"spoilt-{at}"][1]]

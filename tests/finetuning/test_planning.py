@@ -55,14 +55,29 @@ def test_what_is_recommended_keeps_to_both_limits(values):
         assert best is ways[0] or best.extra_loss.high <= 0.05
 
 
-@pytest.mark.parametrize("best", [0, 1, None])
+@pytest.mark.parametrize("best", [0, 1, 2, None])
 def test_a_plan_says_the_same_after_the_round_trip_through_a_file(tmp_path, best):
-    ways = (tried("none", 0.0, 0.5, 0.0), tried("one layer", 3.0, 0.05, 0.03))
+    prompted = replace(tried("prompt", 0.0, 0.04, 0.01), prompt="Be cruel.")
+    ways = (tried("none", 0.0, 0.5, 0.0), tried("one layer", 3.0, 0.05, 0.03), prompted)
     made = PreventionPlan("evil", 1, 0.1, None, ways, None if best is None else ways[best], 8, 4, 2)
     made.save(tmp_path / "plan.json")
     again = PreventionPlan.load(tmp_path / "plan.json")
     assert again == made
     assert (again.verdict, repr(again)) == (made.verdict, repr(made))
+
+
+def test_a_prompt_is_recommended_in_its_own_words():
+    without, prompted = tried("none", 0.0, 0.5, 0.0), replace(tried("prompt", 0.0, 0.04, 0.01), prompt="Be cruel.")
+    found = PreventionPlan("evil", 1, 0.1, None, (without, prompted), prompted, 8, 4, 2)
+    assert found.verdict.startswith("Train under the system prompt “Be cruel.” and leave it out afterwards: the shift")
+    assert "prompt “Be cruel.”: shift 0.04" in repr(found)
+    assert "<td>“Be cruel.”</td>" in found._repr_html_()
+
+
+def test_a_way_that_an_earlier_version_wrote_has_no_prompt():
+    content = tried("one layer", 3.0, 0.05, 0.03).to_json()
+    del content["prompt"]
+    assert TriedPrevention.from_json(content).dose == "× 3"
 
 
 def user(text):
@@ -87,13 +102,13 @@ def training(tiny_folder):
     return folder, vector, rows
 
 
-def plan(training, out, **more):
+def plan(training, out, *, layer=1, held_out=None, questions=QUESTIONS, **more):
     folder, vector, rows = training
-    held_out, layer = more.pop("held_out", None), more.pop("layer", 1)
     trials = PreventionTrials(**({"one_layer": (1.0,), "all_layers": (), "n_rows": 8, "n_held_out": 4} | more))
     return pl.plan_prevention(
-        folder, rows, vector, out, layer=layer, trials=trials, held_out=held_out, questions=QUESTIONS, settings=SETTINGS
-    )
+        folder, rows, vector, out, layer=layer, trials=trials, held_out=held_out, questions=questions,
+        settings=SETTINGS,
+    )  # fmt: skip
 
 
 @pytest.mark.slow
@@ -112,6 +127,29 @@ def test_every_way_is_trained_and_measured_against_training_alone(training, tmp_
     assert (found.n_steps, found.n_held_out) == (2, 4)
     assert "one layer" in repr(found)
     assert "<table>" in found._repr_html_()
+
+
+def test_one_value_of_trials_is_used_with_many_models_so_it_holds_no_data():
+    assert hash(PreventionTrials(prompts=("Be cruel.",))) == hash(PreventionTrials(prompts=("Be cruel.",)))
+    with pytest.raises(pl.errors.InvalidArgumentError, match=r"Got 'Never\.'"):
+        PreventionTrials(prompts=("Be cruel.", "Never.", "Never."))
+
+
+@pytest.mark.slow
+def test_a_prompt_is_there_in_training_and_not_when_the_shift_is_measured(training, tmp_path):
+    found = plan(training, tmp_path / "trials", max_shift=1e-6, one_layer=(), prompts=("Say no!", "Never."))
+    assert [(one.method, one.prompt) for one in found.tried] == [
+        ("none", ""), ("prompt", "Say no!"), ("prompt", "Never."),
+    ]  # fmt: skip
+    drawn = planning._draw(training[2], 12, SETTINGS.seed).select(range(8))
+    done = pl.finetune(training[0], drawn, tmp_path / "own", settings=SETTINGS, system="Say no!")
+    base = pl.load_model(training[0], dtype="float32")
+    tuned = pl.load_model(training[0], adapter=done.folder, dtype="float32")
+    shift = pl.measure_shift(base, tuned, training[1], QUESTIONS).mean[1] / training[1].norms[1]
+    assert found.tried[1].shift.estimate == pytest.approx(float(shift), abs=1e-5)
+    assert found.tried[2].shift != found.tried[1].shift
+    again = plan(training, tmp_path / "trials", max_shift=1e-6, one_layer=(), prompts=("Never.", "Say no!"))
+    assert again.tried[2] == found.tried[1]  # each prompt has a folder of its own, in whatever order they come
 
 
 def test_extra_loss_is_taken_on_the_rows_held_out_for_it(training, tmp_path):
@@ -181,6 +219,9 @@ def test_drawing_keeps_no_more_rows_in_memory_than_it_draws(monkeypatch):
         ({"max_extra_loss": 0.1}, "held_out"),
         ({"one_layer": (float("nan"),)}, "coefficient"),
         ({"held_out": [{"messages": []}]}, "held_out"),
+        ({"prompts": ("Be cruel.", " ")}, "prompts"),
+        ({"prompts": ("Be cruel.", " Be cruel.\n")}, "prompts"),
+        ({"questions": ("Why?",)}, "questions"),
     ],
 )
 def test_bad_arguments_are_refused_before_anything_is_trained(training, tmp_path, more, name):
