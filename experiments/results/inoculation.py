@@ -282,6 +282,20 @@ class Inoculation(Result):
         }  # fmt: skip
         return "; ".join([title, *(f"{what}: {_join(names)}" for what, names in unsaid.items() if names)])
 
+    def say_by_trait(self) -> list[str]:
+        """Say in a line a trait what surely keeps it out, or what is surely below plain training at least."""
+        lines = []
+        for one in self.traits:
+            kept_out = [method for method in FLOORS if one.prevents(method)]
+            half = [method for method in FLOORS if is_lower(one.lowers(method)) and method not in kept_out]
+            if not all(each.low > 0 for each in one.raised):
+                said = "not surely raised by plain training"
+            else:
+                said = f"surely kept out by {_join(kept_out) or 'nothing'}"
+                said += f", surely below plain training but not below its floor: {_join(half)}" if half else ""
+            lines.append(f"{one.trait}: {said}")
+        return lines
+
     def plot(self) -> go.Figure:
         """Draw scores against the task's loss, judge by judge, and below what is left at equal loss."""
         heads = [f"{one.trait}: {_JUDGES[judge]}" for judge in (0, 1) for one in self.traits]
@@ -302,7 +316,7 @@ class Inoculation(Result):
         # What reaches further is longer than any score could be.
         title_below = {"text": "points of the score; below 0: less of the trait", "standoff": 2}
         figure.update_xaxes(title=title_below, range=[-105, 105], row=3)
-        title = self.say_finding().replace("equal task loss, ", "equal task loss,<br>").replace("; ", ";<br>")
+        title = ";<br>".join(map(html.escape, self.say_by_trait()))
         lay_out(figure, title, self._describe(), width=1280, height=1350, bottom=130, legend=-0.06)
         figure.update_layout(margin={"l": 300})
         return figure

@@ -197,6 +197,14 @@ def test_a_trait_that_training_does_not_raise_is_named_and_nothing_is_said_to_pr
     assert "prompt in training: loud;" in both
 
 
+def test_the_title_says_by_trait_what_keeps_it_out_what_is_only_below_plain_training_and_what_was_not_raised(results):
+    line = "loud: surely kept out by prompt in training and steered afterwards"
+    assert gather(results, make_trait(results)).say_by_trait() == [line]
+    floored = make_trait(results, {IRRELEVANT: (0.5, 30.0)})
+    (line,) = gather(results, floored).say_by_trait()
+    assert line.endswith("afterwards, surely below plain training but not below its floor: prompt in training")
+
+
 def test_table_and_figure_show_every_way_the_judges_and_the_finding(results):
     found = gather(results, make_trait(results), make_trait(results, name="soft"))
     said = found.to_markdown()
@@ -207,7 +215,7 @@ def test_table_and_figure_show_every_way_the_judges_and_the_finding(results):
     assert "Compute: 54 trainings, 1 core-seconds each, and 54 models measured, 1 each: 2 core-minutes" in said
     figure = found.plot()
     assert len(figure.data) == 2 * (2 * 7 + 2)
-    assert figure.layout.title.text.startswith("Surely below plain training")
+    assert figure.layout.title.text.startswith(found.say_by_trait()[0])
     assert "loud: valid and partly valid" in figure.layout.title.text
 
 
