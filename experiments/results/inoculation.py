@@ -292,7 +292,7 @@ class Inoculation(Result):
                 said = "not surely raised by plain training"
             else:
                 said = f"surely kept out by {_join(kept_out) or 'nothing'}"
-                said += f", surely below plain training but not below its floor: {_join(half)}" if half else ""
+                said += f", below plain training but not the floor: {_join(half)}" if half else ""
             lines.append(f"{one.trait}: {said}")
         return lines
 

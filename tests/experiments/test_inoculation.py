@@ -202,7 +202,7 @@ def test_the_title_says_by_trait_what_keeps_it_out_what_is_only_below_plain_trai
     assert gather(results, make_trait(results)).say_by_trait() == [line]
     floored = make_trait(results, {IRRELEVANT: (0.5, 30.0)})
     (line,) = gather(results, floored).say_by_trait()
-    assert line.endswith("afterwards, surely below plain training but not below its floor: prompt in training")
+    assert line.endswith("afterwards, below plain training but not the floor: prompt in training")
 
 
 def test_table_and_figure_show_every_way_the_judges_and_the_finding(results):
