@@ -105,6 +105,7 @@ def test_an_empty_list_has_no_rows(tmp_path):
     assert reasons(write(tmp_path / "rows.json", " [ ] ")) == []
 
 
+@pytest.mark.slow
 def test_whichever_bit_of_a_list_is_flipped_no_row_is_lost_in_silence(tmp_path):
     rows = [converse("Why, [1]?", 'So "be" {it}.'), converse("", "\\ and \n"), converse("ü?", "y", id=[1.5, None])]
     content = json.dumps(rows, ensure_ascii=False).encode()

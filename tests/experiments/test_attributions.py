@@ -100,6 +100,7 @@ def test_each_score_lands_at_its_row_in_whatever_order_a_trait_s_rows_stand(resu
     assert columns == {name: [float(at) for at in range(160)] for name in ("loss", "loud: b", "soft: b")}
 
 
+@pytest.mark.slow
 def test_the_finding_says_for_which_traits_gradients_and_judges_are_surely_better_or_worse(results):
     judges = (results.FIRST, results.SECOND)
     better = compare(results, "loud", better=(results.CONTRAST, *judges))
@@ -185,6 +186,7 @@ def test_the_script_scores_the_judging_half_by_every_method_and_draws_the_same_a
     assert page.read_bytes() == drawn
 
 
+@pytest.mark.slow
 def test_a_trait_without_written_answers_is_refused_before_any_model_loads(tmp_path):
     done = run((tmp_path, "nobody/has-this-model"), "attributions", "out", "--trait", "apathetic")
     assert done.returncode != 0

@@ -139,6 +139,7 @@ def test_everything_that_is_compared_is_as_long_as_the_choice(bench, monkeypatch
     assert found.null_step / 0.5 in (1.0, 1.5, 2.0, 3.0)
 
 
+@pytest.mark.slow
 def test_without_written_pairs_there_are_no_labels_to_shuffle(bench):
     vector = pl.read_persona_vector(bench.model, "formality", bench.training)
     setting = note_setting(vector, "written", 1, 0.5, bench.scale(vector, 1, 0.5), 50.0, 70.0)
