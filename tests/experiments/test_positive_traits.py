@@ -174,6 +174,6 @@ def test_the_script_steers_and_trains_every_way_and_draws_the_same_again(tmp_pat
 
 @pytest.mark.slow
 def test_a_good_trait_is_refused_as_a_bad_one_before_a_model_is_loaded(tmp_path):
-    done = run((tmp_path, tmp_path / "model"), "positive_traits", "out", "--trait", "empathy")
+    done = run((tmp_path, "nobody/has-this-model"), "positive_traits", "out", "--trait", "empathy")
     assert done.returncode != 0
     assert "--trait must be one of evil, hallucination, sycophancy, the bad ones. Got empathy." in done.stderr
