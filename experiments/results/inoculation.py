@@ -283,8 +283,8 @@ class Inoculation(Result):
         return "; ".join([title, *(f"{what}: {_join(names)}" for what, names in unsaid.items() if names)])
 
     def say_by_trait(self) -> list[str]:
-        """Say in a line a trait what surely keeps it out, or what is surely below plain training at least."""
-        lines = []
+        """Say by trait, in a line for those alike, what surely keeps it out, or is below plain training at least."""
+        by_line: dict[str, list[str]] = {}
         for one in self.traits:
             kept_out = [method for method in FLOORS if one.prevents(method)]
             half = [method for method in FLOORS if is_lower(one.lowers(method)) and method not in kept_out]
@@ -292,9 +292,9 @@ class Inoculation(Result):
                 said = "not surely raised by plain training"
             else:
                 said = f"surely kept out by {_join(kept_out) or 'nothing'}"
-                said += f", below plain training but not the floor: {_join(half)}" if half else ""
-            lines.append(f"{one.trait}: {said}")
-        return lines
+                said += f", below plain training but not the floor: {', '.join(half)}" if half else ""
+            by_line.setdefault(said, []).append(one.trait)
+        return [f"{_join(names)}: {said}" for said, names in by_line.items()]
 
     def plot(self) -> go.Figure:
         """Draw scores against the task's loss, judge by judge, and below what is left at equal loss."""
@@ -312,9 +312,9 @@ class Inoculation(Result):
         for line in (1, 2):
             figure.update_yaxes(range=[-3, 103], row=line)
             figure.update_yaxes(title_text="trait score (0–100)", row=line, col=1)
-            figure.update_xaxes(title={"text": "loss on unseen task rows (nats a token)", "standoff": 2}, row=line)
+            figure.update_xaxes(title={"text": "loss of the task (nats a token)", "standoff": 2}, row=line)
         # What reaches further is longer than any score could be.
-        title_below = {"text": "points of the score; below 0: less of the trait", "standoff": 2}
+        title_below = {"text": "points; below 0: less of it", "standoff": 2}
         figure.update_xaxes(title=title_below, range=[-105, 105], row=3)
         title = ";<br>".join(map(html.escape, self.say_by_trait()))
         lay_out(figure, title, self._describe(), width=1280, height=1350, bottom=130, legend=-0.06)
