@@ -76,19 +76,16 @@ check: $(PACKAGES)
 	@$(VENV_PYTHON) -m ruff format --check
 	@$(VENV_PYTHON) -m mypy persona_lens $(SCRIPTS)
 
-# The fine-tuning shift takes as long as two sweeps: side by side with them, on half of the cores each, as the three do
-# more so than one after the other on all. The last sweep has the cores to itself.
+# Side by side, on half of the cores each: they do more so than one after the other on all.
 HALF = $(shell $(PYTHON) -c 'import os; print(max(1, (os.cpu_count() or 2) // 2))')
-SWEEP := $(VENV_PYTHON) experiments/layer_sweep.py --profile brief
 figures: setup browser
 	@mkdir -p figures/brief
 	@echo "The fine-tuning shift runs beside the layer sweeps; how far it is stands in figures/brief/shift.log"
-	@OMP_NUM_THREADS=$(HALF) \
+	@export OMP_NUM_THREADS=$(HALF); \
 	  $(VENV_PYTHON) experiments/finetuning_shift.py --profile brief >figures/brief/shift.log 2>&1 & beside=$$!; \
 	  trap "kill $$beside; exit 130" INT TERM; \
-	  OMP_NUM_THREADS=$(HALF) $(SWEEP) --trait evil --trait sycophancy; swept=$$?; \
-	  wait $$beside || { cat figures/brief/shift.log >&2; exit 1; }; \
-	  test $$swept = 0 && $(SWEEP) --trait hallucination
+	  $(VENV_PYTHON) experiments/layer_sweep.py --profile brief --trait evil --trait sycophancy --trait hallucination; \
+	  swept=$$?; wait $$beside || { cat figures/brief/shift.log >&2; exit 1; }; exit $$swept
 
 docs: $(PACKAGES)
 	@$(VENV_PYTHON) experiments/write_pages.py
