@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -64,6 +63,7 @@ from persona_lens.models import HookedModel
 from persona_lens.models.loading.source import find_anywhere
 from persona_lens.reproduction.arguments import CommonArguments, read_traits
 from persona_lens.reproduction.bench import read_written_vector
+from persona_lens.reproduction.costs import timed
 from persona_lens.reproduction.entrance import enter
 from persona_lens.reproduction.judges import Judges, Memory, prepare_judges, remember
 from persona_lens.reproduction.kits import Profile
@@ -386,14 +386,6 @@ def measure_losses(
     """Return the loss on each row of each kind, under an intervention at every token."""
     with pl.hooked(model, intervention):
         return {kind: measure_task_loss(model, rows) for kind, rows in held_out.items()}
-
-
-@contextmanager
-def timed(costs: dict[str, float], name: str) -> Iterator[None]:
-    """Note the processor's seconds, of all threads, that something takes."""
-    began = time.process_time()
-    yield
-    costs[name] = time.process_time() - began
 
 
 if __name__ == "__main__":

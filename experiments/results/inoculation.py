@@ -23,6 +23,7 @@ from persona_lens.reproduction.figures import Result
 from persona_lens.statistics import Interval, mean_over_directions_interval
 from persona_lens.statistics.bootstrap import bootstrap
 from persona_lens.statistics.crossed import t_interval_of_units
+from results.two_judges import Pair, falls, rises
 
 BASE, SHORT, PLAIN = "base model", "no prevention, half of the rows", "no prevention"
 PROMPTED, STEERED, AFTERWARDS = "prompt in training", "steered in training", "steered afterwards"
@@ -36,9 +37,6 @@ _PAIRS = tuple(combinations(FLOORS, 2))
 _COLORS = dict(zip(FLOORS, (COLORS[1], COLORS[2], COLORS[5]), strict=True))
 _JUDGES = ("first judge", "second judge")
 _N_RESAMPLES, _LEVEL = 2000, 0.95
-
-Pair = tuple[Interval, Interval]
-"""What each of the two judges says."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,7 +158,7 @@ class TraitPrevented(Record):
 
     def prevents(self, method: str) -> bool:
         """Whether both judges surely see less than after plain training, and than with the method's floor."""
-        return is_lower(self.lowers(method)) and is_lower(self.less_floor(method))
+        return falls(self.lowers(method)) and falls(self.less_floor(method))
 
     def is_less_coherent(self, method: str) -> bool:
         """Whether answers are surely less coherent than after plain training."""
@@ -169,7 +167,7 @@ class TraitPrevented(Record):
     def list_better(self) -> list[tuple[str, str]]:
         """Return pairs of methods the first of which prevents, and surely leaves less of the trait than the second."""
         both_ways = [pair for one, other in _PAIRS for pair in ((one, other), (other, one))]
-        return [pair for pair in both_ways if self.prevents(pair[0]) and is_lower(self.lowers(*pair))]
+        return [pair for pair in both_ways if self.prevents(pair[0]) and falls(self.lowers(*pair))]
 
     def _change(self, signs: Mapping[str, float], judge: int) -> Interval:
         """Add up each method's score less that of plain training at its loss, times its sign."""
@@ -195,11 +193,6 @@ class TraitPrevented(Record):
 def _average(values: Float[Tensor, "seed judge question"]) -> Pair:
     first, second = (mean_over_directions_interval(values[:, judge]) for judge in (0, 1))
     return first, second
-
-
-def is_lower(both: Pair) -> bool:
-    """Whether both judges surely see less."""
-    return all(one.high < 0 for one in both)
 
 
 def read_at_loss(
@@ -250,7 +243,7 @@ class Inoculation(Result):
         raised: list[TraitPrevented] = []
         unraised: list[str] = []
         for one in self.traits:
-            if all(each.low > 0 for each in one.raised):
+            if rises(one.raised):
                 raised.append(one)
             else:
                 unraised.append(one.trait)
@@ -263,7 +256,7 @@ class Inoculation(Result):
                 for one in raised
                 if one.prevents(method)
             ]
-            half = [one.trait for one in raised if is_lower(one.lowers(method)) and not one.prevents(method)]
+            half = [one.trait for one in raised if falls(one.lowers(method)) and not one.prevents(method)]
             alone = f" (below plain training alone: {_join(half)})" if half else ""
             parts.append(f"{method}: {_join(kept_out) or 'none'}{alone}")
         title = f"Surely below plain training and the floor for both judges at equal task loss, {'; '.join(parts)}"
@@ -287,8 +280,8 @@ class Inoculation(Result):
         by_line: dict[str, list[str]] = {}
         for one in self.traits:
             kept_out = [method for method in FLOORS if one.prevents(method)]
-            half = [method for method in FLOORS if is_lower(one.lowers(method)) and method not in kept_out]
-            if not all(each.low > 0 for each in one.raised):
+            half = [method for method in FLOORS if falls(one.lowers(method)) and method not in kept_out]
+            if not rises(one.raised):
                 said = "not surely raised by plain training"
             else:
                 said = f"surely kept out by {_join(kept_out) or 'nothing'}"

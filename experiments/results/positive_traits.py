@@ -20,6 +20,7 @@ from persona_lens.reproduction.ways import Strength
 from persona_lens.statistics import Interval
 from persona_lens.statistics.crossed import mean_over_directions_interval
 from persona_lens.statistics.missing import difference_interval, mean_interval
+from results.two_judges import Pair, falls, rises
 
 GOOD = ("empathy", "honesty", "curiosity")
 # Which good traits should be a bad one's counterpart, fixed beforehand; models are trained with the first.
@@ -40,9 +41,6 @@ _FLOORS = {PREVENT: WITH_RANDOM, PROMOTE: WITH_RANDOM, REVERSED: WITH_RANDOM, AF
 _JUDGES = (("first judge", COLORS[3], "circle"), ("second judge", COLORS[2], "diamond"))
 _KINDS = {TASK: (COLORS[5], "square"), ORDINARY_ANSWERS: (COLORS[4], "triangle-up")}
 
-Pair = tuple[Interval, Interval]
-"""What each of two judges says."""
-
 
 def name_towards(trait: str) -> str:
     """Return the name of a push towards a trait."""
@@ -57,16 +55,6 @@ def name_away(trait: str) -> str:
 def name_prompt(trait: str) -> str:
     """Return the name of the condition under a trait's system prompt."""
     return f"prompt for {trait}"
-
-
-def falls(pair: Sequence[Interval]) -> bool:
-    """Whether a difference lies surely below 0 for both judges."""
-    return all(one.high < 0 for one in pair)
-
-
-def rises(pair: Sequence[Interval]) -> bool:
-    """Whether a difference lies surely above 0 for both judges."""
-    return all(one.low > 0 for one in pair)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
