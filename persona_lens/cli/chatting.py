@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import FrameType
 
 import torch
 from rich.console import Console
@@ -255,8 +257,8 @@ class Talk:
             raise ContextLengthError(f"{error} /new begins a new conversation.") from error
         self.n_asked += 1
         try:
-            with closing(stream):
-                self._show(stream, tokens)
+            with closing(stream), _interrupts_noted() as check:
+                self._show(stream, tokens, check)
             ended = "alarm" if stopped else "end"
         finally:
             self._keep(ChatTurn(
@@ -270,13 +272,40 @@ class Talk:
         described = describe_turn(turn, self.monitor.traits, self.settings.coloured)
         self.console.print(Text(f"  [{described}]", style="dim"))
 
-    def _show(self, stream: Iterator[TokenReading], tokens: list[TokenReading]) -> None:
+    def _show(self, stream: Iterator[TokenReading], tokens: list[TokenReading], check: Callable[[], None]) -> None:
         trait = next(one for one in self.monitor.traits if one.trait == self.settings.coloured)
         for token in stream:
             tokens.append(token)
             self.console.print(draw_token(token, trait), end="", soft_wrap=True)
             self.console.file.flush()
+            check()
 
     def say(self, text: str) -> None:
         """Print a line in which nothing is markup."""
         self.console.print(Text(text))
+
+
+@contextlib.contextmanager
+def _interrupts_noted() -> Iterator[Callable[[], None]]:
+    """Give what raises KeyboardInterrupt if Ctrl-C has been pressed; the second press raises it wherever it comes.
+
+    Raised wherever the first one comes, it would get lost now and then: Python ignores what a destructor raises.
+    """
+    came = False
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal came
+        if came:
+            raise KeyboardInterrupt
+        came = True
+
+    def check() -> None:
+        if came:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield check
+        check()  # pressed since the last token
+    finally:
+        signal.signal(signal.SIGINT, before)

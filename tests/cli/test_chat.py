@@ -217,6 +217,29 @@ def test_a_tokens_ground_is_orange_above_the_ordinary_and_blue_below(setting):
 _GROUND = "\x1b[38;2;0;0;0;48;2;"  # what a coloured token begins with
 
 
+@pytest.mark.parametrize("presses", [1, 2])
+def test_the_first_ctrl_c_waits_for_the_token_under_way_and_the_second_does_not(setting, monkeypatch, presses):
+    """At whatever it comes: raised in a destructor, as here, it would be ignored."""
+
+    class Gone:
+        def __del__(self):
+            signal.raise_signal(signal.SIGINT)
+
+    def draw(token, trait):
+        Gone()
+        for _ in range(presses - 1):
+            signal.raise_signal(signal.SIGINT)
+        shown.append(token)
+        return Text()
+
+    shown = []
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr("persona_lens.cli.chatting.draw_token", draw)
+    assert pipe(setting, monkeypatch, "Who?\n", "--json").status == 130
+    assert len(shown) == 2 - presses
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 class Terminal:
     """A program in a terminal of its own, of which all that it shows is kept."""
 

@@ -132,7 +132,9 @@ def test_the_page_works_in_a_browser_without_a_kernel(read, tmp_path):
         page.get_by_label("chat template's tokens").check()
         assert tokens.count() == len(TEXTS)
         page.locator("summary").click()
-        cells = page.locator("details table").nth(1).locator("tbody tr").nth(7).locator("td").all_text_contents()
+        row = page.locator("details table").nth(1).locator("tbody tr").nth(7)
+        row.wait_for()  # the table is filled once it is open
+        cells = row.locator("td").all_text_contents()
         numbers = read.variants[0].projections[:, 1, 7].tolist()
         assert cells[:2] == [" on", "assistant"]
         assert [float(cell.replace("−", "-")) for cell in cells[2:4]] == pytest.approx(numbers, abs=0.01)
