@@ -18,9 +18,9 @@ from results.drift import DriftOverTurns
 import persona_lens as pl
 from persona_lens.evaluation import Condition, converse, measure_drift
 from persona_lens.reproduction.arguments import CommonArguments
-from persona_lens.reproduction.bench import read_written_vector
 from persona_lens.reproduction.entrance import enter
 from persona_lens.reproduction.judges import prepare_judges
+from persona_lens.reproduction.written_vectors import read_written_vector
 from persona_lens.streams import Stream
 from persona_lens.traits import UserScript, list_user_kinds, load_user_scripts
 

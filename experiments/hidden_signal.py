@@ -25,12 +25,12 @@ from persona_lens.finetuning import FinetuneSettings, ProjectionPenalty, SignalA
 from persona_lens.models import HookedModel
 from persona_lens.models.loading.source import find_anywhere
 from persona_lens.reproduction.arguments import CommonArguments, read_traits, run_each_trait
-from persona_lens.reproduction.bench import read_written_vector
 from persona_lens.reproduction.costs import timed
 from persona_lens.reproduction.entrance import enter
 from persona_lens.reproduction.judges import Judges, prepare_judges
 from persona_lens.reproduction.kits import find_sources
 from persona_lens.reproduction.training import Training, read_trait_rows, train
+from persona_lens.reproduction.written_vectors import read_written_vector
 from persona_lens.run import Run
 from persona_lens.streams import Stream
 from persona_lens.traits import list_written_traits, load_written_examples

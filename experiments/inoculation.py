@@ -59,11 +59,11 @@ from persona_lens.models import HookedModel
 from persona_lens.models.hooks.points import HookPair
 from persona_lens.models.text.spans import TokenSpans
 from persona_lens.reproduction.arguments import CommonArguments, read_traits
-from persona_lens.reproduction.bench import read_written_vector
 from persona_lens.reproduction.entrance import enter
 from persona_lens.reproduction.judges import Judges, prepare_judges
 from persona_lens.reproduction.kits import Profile
 from persona_lens.reproduction.training import TRAINING, Training, draw_task, read_trait_rows
+from persona_lens.reproduction.written_vectors import read_written_vector
 from persona_lens.run import Run
 from persona_lens.storage import Shard
 from persona_lens.streams import Stream

@@ -25,10 +25,11 @@ from persona_lens.evaluation import Condition, RandomNull
 from persona_lens.files import write_bytes_atomically
 from persona_lens.models import HookedModel
 from persona_lens.reproduction.arguments import COMPARED_TRAITS, BriefArguments, read_traits, run_each_trait
-from persona_lens.reproduction.bench import Bench, NullSize, measure_lengths, note_setting, read_written_vector
+from persona_lens.reproduction.bench import Bench, NullSize, measure_lengths, note_setting
 from persona_lens.reproduction.entrance import enter
 from persona_lens.reproduction.judges import prepare_judges
 from persona_lens.reproduction.layer_sweep import LayerSweep, ScoreAndCoherence, VectorNote
+from persona_lens.reproduction.written_vectors import read_written_vector
 from persona_lens.streams import Stream
 from persona_lens.traits import list_written_traits, load_written_examples
 
@@ -91,7 +92,7 @@ def run(model: HookedModel, trait: pl.Trait, profile: Profile, arguments: Argume
         for half in ("training", "judging")
     )
     if source == "written":
-        vector = read_written_vector(model, trait.name, profile.n_examples)
+        vector = read_written_vector(model, trait.name, profile.n_examples, arguments.share(model))
     else:
         sampling = replace(once, rollouts=profile.extraction_rollouts)
         vector = pl.extract_persona_vector(model, trait, judge=judges.choosing, sampling=sampling, run=run)
@@ -128,7 +129,7 @@ def run(model: HookedModel, trait: pl.Trait, profile: Profile, arguments: Argume
     setting = note_setting(
         vector, source, choice.layer, step, choice.coefficient, choice.score.estimate, choice.coherence.estimate
     )
-    bench = Bench(model, trait, judges, training, lengths, once, Stream.CONFIRMATION, run)
+    bench = Bench(model, trait, judges, training, lengths, once, Stream.CONFIRMATION, run, arguments.share(model))
     null = NullSize(profile.n_directions, profile.n_null_questions)
     chosen = {f"{source} vector": (vector, setting)}
     tuning = selection[: null.n_questions]

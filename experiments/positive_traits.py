@@ -62,13 +62,13 @@ from persona_lens.interventions import NOTHING
 from persona_lens.models import HookedModel
 from persona_lens.models.loading.source import find_anywhere
 from persona_lens.reproduction.arguments import CommonArguments, read_traits
-from persona_lens.reproduction.bench import read_written_vector
 from persona_lens.reproduction.costs import timed
 from persona_lens.reproduction.entrance import enter
 from persona_lens.reproduction.judges import Judges, Memory, prepare_judges, remember
 from persona_lens.reproduction.kits import Profile
 from persona_lens.reproduction.training import Training, draw_task, read_trait_rows, train
 from persona_lens.reproduction.ways import DivergenceMeter, Strength, Way, find_strengths
+from persona_lens.reproduction.written_vectors import read_written_vector
 from persona_lens.run import Run
 from persona_lens.streams import Stream
 from persona_lens.tensors.directions import sample_random_directions

@@ -41,9 +41,9 @@ from persona_lens.monitoring import (
     reflect,
 )
 from persona_lens.reproduction.arguments import CommonArguments
-from persona_lens.reproduction.bench import read_written_vector
 from persona_lens.reproduction.entrance import enter
 from persona_lens.reproduction.judges import Judges, prepare_judges
+from persona_lens.reproduction.written_vectors import read_written_vector
 from persona_lens.streams import Stream
 from persona_lens.traits import UserScript
 

@@ -70,7 +70,7 @@ def run(model: HookedModel, trait: pl.Trait, profile: AwayProfile, arguments: Co
                          for half in ("training", "judging"))  # fmt: skip
     vector = pl.read_persona_vector(model, trait.name, training)
     lengths = measure_lengths(model, training)
-    bench = Bench(model, trait, judges, training, lengths, sampling, Stream.STEERING_AWAY, run)
+    bench = Bench(model, trait, judges, training, lengths, sampling, Stream.STEERING_AWAY, run, arguments.share(model))
     tuning = trait.evaluation_questions[0::2]
     setting = choose(bench, vector, tuning, profile)
     held_out = (*trait.evaluation_questions[1::2], *(one.question for one in judging))

@@ -77,7 +77,7 @@ def run(model: HookedModel, trait: pl.Trait, profile: EvidenceProfile, arguments
         ),
     }  # fmt: skip
     lengths = measure_lengths(model, training)
-    bench = Bench(model, trait, judges, training, lengths, sampling, Stream.EVIDENCE, run)
+    bench = Bench(model, trait, judges, training, lengths, sampling, Stream.EVIDENCE, run, arguments.share(model))
     tuning = trait.evaluation_questions[0::2]
     held_out = (*trait.evaluation_questions[1::2], *(one.question for one in judging))
     chosen = {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float
@@ -22,15 +21,15 @@ from persona_lens.models.text.chat import encode_conversation
 from persona_lens.reproduction.arguments import COMPARED_TRAITS
 from persona_lens.reproduction.comparison import EQUAL_COHERENCE, SHUFFLED_LABELS, Compared, Setting
 from persona_lens.reproduction.judges import Judges
+from persona_lens.reproduction.written_vectors import read_written_vector
 from persona_lens.run import Run
 from persona_lens.streams import Stream
 from persona_lens.tensors.directions import sample_random_directions
 from persona_lens.tensors.operations import Add
 from persona_lens.traits.trait import Trait
-from persona_lens.traits.written import Kind, WrittenExample, load_written_examples
+from persona_lens.traits.written import Kind, WrittenExample
 from persona_lens.vectors.extraction import extract_persona_vector
 from persona_lens.vectors.persona_vector import PersonaVector
-from persona_lens.vectors.written import read_persona_vector
 
 NULL_SCALES = (1.0, 1.5, 2.0, 3.0)
 """Multiples of the vector's length among which that of equal coherence is found."""
@@ -59,6 +58,7 @@ class Bench:
         sampling: How responses are drawn.
         stream: Tells the draws from those of other experiments.
         run: Keeps finished shards.
+        shared: Keeps vectors that other scripts take too: ``arguments.share(model)``.
     """
 
     model: HookedModel
@@ -69,6 +69,7 @@ class Bench:
     sampling: Sampling
     stream: Stream
     run: Run
+    shared: Run
 
     def scale(self, vector: PersonaVector, layer: int, step: float) -> float:
         """Return the coefficient that makes a vector as long as the step says."""
@@ -162,29 +163,11 @@ class Bench:
         conditions = []
         for name in COMPARED_TRAITS:
             if name != self.trait.name:
-                other = read_written_vector(self.model, name, n_examples)
+                other = read_written_vector(self.model, name, n_examples, self.shared)
                 coefficient = self.scale(other, best.layer, best.step)
                 steered = steer(other, layer=best.layer, coefficient=coefficient)
                 conditions.append(Condition(steered, name=f"vector of {name}"))
         return conditions
-
-
-_known: WeakKeyDictionary[HookedModel, dict[tuple[str, int | None], PersonaVector]] = WeakKeyDictionary()
-
-
-def read_written_vector(model: HookedModel, trait: str, n_examples: int | None = None) -> PersonaVector:
-    """Read a trait's vector from the training half of its written examples, once a model: it is others' null too.
-
-    Args:
-        model: The model, unsteered.
-        trait: A trait with written examples.
-        n_examples: Most examples; None takes all.
-    """
-    known = _known.setdefault(model, {})
-    if (trait, n_examples) not in known:
-        examples = load_written_examples(trait, "training")[:n_examples]
-        known[trait, n_examples] = read_persona_vector(model, trait, examples)
-    return known[trait, n_examples]
 
 
 def read_answers(

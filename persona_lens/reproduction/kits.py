@@ -16,12 +16,12 @@ from persona_lens.models.loading import describe_model
 from persona_lens.reproduction.arguments import BaseArguments
 from persona_lens.reproduction.judges import prepare_judges
 from persona_lens.reproduction.layer_sweep import JudgeNote, LayerSweep, VectorNote
+from persona_lens.reproduction.written_vectors import read_written_vector
 from persona_lens.run import Run
 from persona_lens.traits.trait import Trait
-from persona_lens.traits.written import list_written_traits, load_written_examples
+from persona_lens.traits.written import list_written_traits
 from persona_lens.vectors.extraction import extract_persona_vector
 from persona_lens.vectors.persona_vector import PersonaVector
-from persona_lens.vectors.written import read_persona_vector
 
 
 @dataclass(frozen=True)
@@ -164,14 +164,12 @@ def prepare_kit(
         arguments: Whose judges are shared with other scripts.
     """
     print(f"{trait.name}: vector {sources.vector_source}; layer {sources.layer}, {sources.layer_source}")
-    judges = prepare_judges(
-        model, trait, profile.sample_once(arguments.seed), arguments.share(model), n_examples=profile.n_examples
-    )
+    shared = arguments.share(model)
+    judges = prepare_judges(model, trait, profile.sample_once(arguments.seed), shared, n_examples=profile.n_examples)
     is_written = trait.name in list_written_traits()
     vector = sources.vector
     if vector is None and is_written:
-        examples = load_written_examples(trait.name, "training")[: profile.n_examples]
-        vector = read_persona_vector(model, trait.name, examples)
+        vector = read_written_vector(model, trait.name, profile.n_examples, shared)
     elif vector is None:
         sampling = profile.sample_extraction(arguments.seed)
         vector = extract_persona_vector(model, trait, judge=judges.likelihood, sampling=sampling, run=run)

@@ -49,7 +49,7 @@ _TINY = FinetuneSettings(
 )
 TRAINING = {
     "quick": TrainingProfile(0.7, 48, 1, 1, _QUICK, 40, 48),
-    "brief": TrainingProfile(0.7, 48, 1, 1, _BRIEF, 32, 48, n_scored=6),
+    "brief": TrainingProfile(0.7, 48, 1, 1, _BRIEF, 32, 48, n_scored=5),
     # The paper's: one epoch of about 5,000 rows at 1e-5.
     "paper": TrainingProfile(1.0, 1000, 10, 10, FinetuneSettings(), 5000, 300),
     "tiny": TrainingProfile(0.7, 6, 1, 1, _TINY, 8, 40, n_pairs=1, n_questions=4, n_examples=10),

@@ -63,7 +63,6 @@ def read_persona_vector(
     differences = sums[:, 0] - sums[:, 1]
     n = len(examples)
     total = (differences.sum(dim=0) / n).float()
-    read = json.dumps([asdict(one) for one in examples], sort_keys=True)
     return PersonaVector(
         trait=trait,
         model=describe_model(model),
@@ -72,7 +71,13 @@ def read_persona_vector(
         split_half_cosine={"response_mean": cosine(*differences.float())},
         provenance={
             "source": f"written answers, overt against {against}",
-            "examples": hashlib.sha256(read.encode()).hexdigest()[:16],
+            "examples": hash_examples(examples),
             "versions": collect_versions(),
         },
     )
+
+
+def hash_examples(examples: Sequence[WrittenExample]) -> str:
+    """Return what tells written examples from others."""
+    text = json.dumps([asdict(one) for one in examples], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -107,7 +107,7 @@ def bench(tmp_path_factory):
     run = pl.Run()
     judges = prepare_judges(model, trait, sampling, run, n_examples=10)
     training = pl.traits.load_written_examples("formality", "training")[:10]
-    return Bench(model, trait, judges, training, measure_lengths(model, training), sampling, Stream.EVIDENCE, run)
+    return Bench(model, trait, judges, training, measure_lengths(model, training), sampling, Stream.EVIDENCE, run, run)
 
 
 @pytest.mark.slow
