@@ -1,6 +1,7 @@
 """A vector's card: what is on it, what is missing, and that it is kept and shown whole."""
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -140,6 +141,27 @@ def test_what_is_bundled_is_read_for_a_trait_and_the_other_traits(roomy_folder):
     assert [one.trait for one in data.others] == others
     with pytest.raises(pl.errors.InvalidArgumentError, match="n_examples"):
         pl.vectors.read_quality_data(model, "evil", n_examples=3)
+
+
+def test_a_traits_own_written_examples_are_read_from_their_file(roomy_folder, tmp_path):
+    model = pl.load_model(roomy_folder, dtype="float32", device="cpu")
+    rows = [
+        asdict(one) | {"half": half}
+        for half in ("training", "judging")
+        for one in pl.traits.load_written_examples("evil", half)[:4]
+    ]
+    path = tmp_path / "mine.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    data = pl.vectors.read_quality_data(model, "mine", examples=path, n_examples=4)
+    bundled = pl.vectors.read_quality_data(model, "evil", n_examples=4)
+    for name in ("pairs", "held_out", "style"):
+        assert torch.equal(getattr(data, name).positive, getattr(bundled, name).positive)
+    assert data.lengths == bundled.lengths
+    assert [one.trait for one in data.others] == list(pl.traits.list_written_traits())
+    card = pl.read_persona_vector(model, "mine", pl.traits.load_written_examples(path, "training")).quality(model, data)
+    assert not {"stability", "separation", "length", "style", "specificity"} & set(card.missing)
+    with pytest.raises(FileNotFoundError, match=r"none\.jsonl"):
+        pl.vectors.read_quality_data(model, "mine", examples=tmp_path / "none.jsonl")
 
 
 def test_a_sampled_vectors_stability_is_not_that_of_written_answers(tiny_model, vector, data, monkeypatch):

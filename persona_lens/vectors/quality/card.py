@@ -26,11 +26,12 @@ _SAME = 0.99  # cosine from which on pairs are taken for those that a vector was
 _ALIKE = 0.8  # cosine from which on two vectors are called alike
 _EQUAL = 5.0  # points of coherence up to which two are called equal
 _N_SHOWN = 6  # layers whose tokens the page names
+_READ = "; `pl.vectors.read_quality_data(model, trait, examples=FILE)` reads them from written answers"
 _HOW = {
-    "stability": "pass `data` with the pairs that the vector was found from",
-    "separation": "pass `data` with held-out pairs",
-    "length": "pass `data` with held-out pairs and their lengths",
-    "style": "pass `data` with answers in the trait's style",
+    "stability": f"pass `data` with the pairs that the vector was found from{_READ}",
+    "separation": f"pass `data` with held-out pairs{_READ}",
+    "length": f"pass `data` with held-out pairs and their lengths{_READ}",
+    "style": f"pass `data` with answers in the trait's style{_READ}",
     "specificity": "pass `data` with other traits' pairs",
     "again": "pass `again`, what extract_again finds under other seeds, or a vector from other written answers",
     "null": "pass `null`, what measure_null_margin finds: it takes sampling and a judge",

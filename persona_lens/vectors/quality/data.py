@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from persona_lens.checking import checked
 from persona_lens.errors import InvalidArgumentError
@@ -49,39 +50,49 @@ class QualityData:
 
 
 @checked
-def read_quality_data(model: HookedModel, trait: str, *, n_examples: int | None = None) -> QualityData:
-    """Read all that comes with the package and bears on a trait's vector.
+def read_quality_data(
+    model: HookedModel, trait: str, *, examples: str | Path | None = None, n_examples: int | None = None
+) -> QualityData:
+    """Read all that bears on a trait's vector: its written examples, and those of other traits.
 
-    Of a trait with written examples: the training half, from which its written vector is found; the judging half,
-    which had no part in it, with its lengths and its answers in the trait's style; and of each other trait up to twenty
-    pairs of the judging half. Of any other trait, such as one's own, the other traits' alone.
+    Of a trait with written examples, bundled or in a file: the training half, from which its written vector is found;
+    the judging half, which had no part in it, with its lengths and its answers in the trait's style; and of each other
+    bundled trait up to twenty pairs of the judging half. Of a trait without, the other traits' alone.
 
     About 520 answers, a minute on one core for the embedded model.
 
     Args:
         model: HookedTransformer or TransformerBridge, unsteered.
         trait: The trait's name.
+        examples: File of a trait's own written examples, as :func:`persona_lens.traits.load_written_examples` reads it.
         n_examples: Most examples of each half and trait; fewer are read sooner, and leave intervals wider. None takes
             all.
 
     Raises:
         InvalidArgumentError: Fewer than four examples.
+        FileNotFoundError: No such file.
+        FileFormatError: A file that holds no written examples, or none of a half.
         HooksPresentError: The model carries hooks.
 
     Example:
         >>> import persona_lens as pl
         >>> data = pl.vectors.read_quality_data(pl.load_model(), "evil")  # doctest: +SKIP
+        >>> own = pl.vectors.read_quality_data(pl.load_model(), "boastful", examples="boastful.jsonl")  # doctest: +SKIP
     """
     if n_examples is not None and n_examples < 4:
         raise InvalidArgumentError.of("n_examples", "be at least 4", n_examples)
+    halves = None
+    if examples is not None or trait in list_written_traits():  # a file is read before any model runs
+        source = trait if examples is None else Path(examples)
+        halves = [load_written_examples(source, half)[:n_examples] for half in ("training", "judging")]
     others = tuple(
         read_pairs(model, name, load_written_examples(name, "judging")[: min(n_examples or _N_OTHERS, _N_OTHERS)])
         for name in list_written_traits()
         if name != trait
     )
-    if trait not in list_written_traits():
+    if halves is None:
         return QualityData(others=others)
-    training, judging = (load_written_examples(trait, half)[:n_examples] for half in ("training", "judging"))
+    training, judging = halves
     return QualityData(
         pairs=read_pairs(model, trait, training),
         held_out=read_pairs(model, trait, judging),
