@@ -37,7 +37,7 @@ from persona_lens.reproduction.arguments import COMPARED_TRAITS, CommonArguments
 from persona_lens.reproduction.bench import extract_or_keep_all, measure_lengths
 from persona_lens.reproduction.entrance import enter
 from persona_lens.reproduction.estimated import WrittenReadings, read_written
-from persona_lens.reproduction.judges import Memory, prepare_judges, remember
+from persona_lens.reproduction.judges import Memory, prepare_judges, prepare_sentence_judge, remember, remember_one
 from persona_lens.reproduction.ways import DivergenceMeter, Strength, Way, find_strengths
 from persona_lens.run import Run
 from persona_lens.streams import Stream
@@ -165,8 +165,8 @@ def try_ways(
     responses = score([*plain, *coherent, *diverging], held_out, stream=(Stream.WAYS, 1))
 
     def read_others(name: str) -> Float[Tensor, "condition question rollout"]:
-        its = prepare_judges(model, pl.load_trait(name), sampling, share, n_examples=profile.n_examples)
-        return rescore(responses, remember(its, memory).sentences).scores
+        its = prepare_sentence_judge(model, pl.load_trait(name), sampling, share, n_examples=profile.n_examples)
+        return rescore(responses, remember_one(its, memory)).scores
 
     return TraitWays(
         trait=trait.name,

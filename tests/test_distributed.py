@@ -5,9 +5,11 @@ import signal
 import sys
 import threading
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -32,6 +34,13 @@ slow = pytest.mark.slow  # starts a Ray cluster
 pytestmark = pytest.mark.filterwarnings(  # Ray's own, about its own settings
     "ignore::DeprecationWarning:ray", "ignore::FutureWarning:ray"
 )
+
+
+@pytest.fixture(scope="module")
+def two(cluster):
+    """Two workers for all tests of this file: each start imports the package for longer than a test looks at it."""
+    with TWO.started() as started:
+        yield started
 
 
 def die():
@@ -68,9 +77,8 @@ class Here:
         torch.set_num_threads(threads)
 
 
-def tell(value, seconds=0.0, of=lambda value: value):
-    time.sleep(seconds)
-    return of(value)
+def tell(value):
+    return value
 
 
 def train(folder, out, number, mark):
@@ -85,66 +93,76 @@ def train(folder, out, number, mark):
 
 
 @slow
-@pytest.mark.usefixtures("cluster")
 def test_with_a_worker_killed_in_each_a_vector_scores_and_trainings_are_those_of_one_process(
-    tiny_model, tiny_folder, tmp_path, monkeypatch
+    two, tiny_model, tiny_folder, tmp_path, monkeypatch
 ):
     """All kept on disk: not only what comes back but every shard and every adapter is the same file."""
     monkeypatch.setattr(conditions, "_RESPONSES_AT_ONCE", 40)
     found, marks = {}, [tmp_path / f"killed in {work}" for work in ("extraction", "conditions", "training")]
-    with TWO.started() as two:
-        for name, workers in (("two", two), ("one", Here())):
-            run = pl.Run(pl.ShardStore(tmp_path / name, {"seed": 0}), workers=workers)
-            given = {"sampling": SAMPLING, "run": run}
-            vector = pl.extract_persona_vector(tiny_model, tiny_trait(), judge=FatalJudge(marks[0], "Who?"), **given)
-            ways = [pl.Condition(pl.steer(vector, layer=1, coefficient=float(c)), name=f"{c}") for c in range(8)]
-            scores = pl.score_conditions(tiny_model, FatalJudge(marks[1], "Why?"), ways, ["Why?", "When?"], **given)
-            works = [partial(train, tiny_folder("llama"), run.folder, number, marks[2]) for number in range(2)]
-            losses = list(run.compute_each(works))
-            assert all(mark.exists() for mark in marks), "no worker was killed"
-            vector.save(run.folder / "vector.safetensors")
-            scores.save(run.folder / "scores.json")
-            files = [path for path in run.folder.rglob("*") if path.is_file()]
-            found[name] = {str(path.relative_to(run.folder)): path.read_bytes() for path in files} | {"losses": losses}
-    one, two = found["one"], found["two"]
+    for name, workers in (("two", two), ("one", Here())):
+        run = pl.Run(pl.ShardStore(tmp_path / name, {"seed": 0}), workers=workers)
+        given = {"sampling": SAMPLING, "run": run}
+        vector = pl.extract_persona_vector(tiny_model, tiny_trait(), judge=FatalJudge(marks[0], "Who?"), **given)
+        ways = [pl.Condition(pl.steer(vector, layer=1, coefficient=float(c)), name=f"{c}") for c in range(8)]
+        scores = pl.score_conditions(tiny_model, FatalJudge(marks[1], "Why?"), ways, ["Why?", "When?"], **given)
+        works = [partial(train, tiny_folder("llama"), run.folder, number, marks[2]) for number in range(2)]
+        losses = list(run.compute_each(works))
+        assert all(mark.exists() for mark in marks), "no worker was killed"
+        vector.save(run.folder / "vector.safetensors")
+        scores.save(run.folder / "scores.json")
+        files = [path for path in run.folder.rglob("*") if path.is_file()]
+        found[name] = {str(path.relative_to(run.folder)): path.read_bytes() for path in files} | {"losses": losses}
+    one, several = found["one"], found["two"]
     names = [Path(name).name.partition("-")[0] for name in one]
     assert [names.count(kind) for kind in ("extraction", "conditions", "adapter_model.safetensors")] == [2, 4, 2]
-    assert [name for name in {**one, **two} if one.get(name) != two.get(name)] == []
+    assert [name for name in {**one, **several} if one.get(name) != several.get(name)] == []
+
+
+def wait_and_tell(value, awaited, mark):
+    """Tell a value when all files that are awaited are there, and leave a mark."""
+    while not all(path.exists() for path in awaited):
+        time.sleep(0.01)
+    mark.touch()
+    return value
+
+
+def load_after(mark, path):
+    wait_and_tell(None, [mark], mark)
+    return pl.load_model(path)
 
 
 @slow
-@pytest.mark.usefixtures("cluster")
-def test_what_pieces_return_and_raise_comes_back_in_their_order(tmp_path):
-    seen = []
-    missing = partial(tell, tmp_path / "none", 4.0, pl.load_model)
+def test_what_pieces_return_and_raise_comes_back_in_their_order(two, tmp_path):
+    """The first one ends after all others but the last, which fails after it."""
+    seen, marks = [], [tmp_path / str(n) for n in range(5)]
+    first = partial(wait_and_tell, 0, marks[1:], marks[0])
+    others = [partial(wait_and_tell, n, [], marks[n]) for n in range(1, 5)]
+    failing = partial(load_after, marks[0], tmp_path / "none")
     with pytest.raises(pl.errors.ModelNotFoundError, match="none"):
-        seen.extend(TWO.compute_each([partial(tell, 0, 2.0), *(partial(tell, n) for n in range(1, 5)), missing]))
+        seen.extend(two.compute_each([first, *others, failing]))
     assert seen == list(range(5))
 
 
-def mark_later(begun, ended, seconds):
-    begun.touch()
-    time.sleep(seconds)
-    ended.touch()
+def work_for_ever(begun):
+    begun.write_text(str(os.getpid()))
+    while True:
+        time.sleep(0.1)
 
 
 def fail_after(mark):
-    while not mark.exists():
+    while not (mark.exists() and mark.read_text()):
         time.sleep(0.01)
     raise InvalidArgumentError("this one fails")
 
 
 @slow
-@pytest.mark.usefixtures("cluster")
-def test_a_piece_that_fails_ends_the_others_and_the_workers_go_on_to_the_next_pieces(tmp_path):
-    begun, ended = tmp_path / "begun", tmp_path / "ended"
-    with TWO.started() as two:
-        with pytest.raises(InvalidArgumentError, match="this one fails"):
-            list(two.compute_each([partial(mark_later, begun, ended, 6.0), partial(fail_after, begun)]))
-        left_at = time.monotonic()
-        assert list(two.compute_each([partial(tell, n) for n in range(4)])) == list(range(4))
-        time.sleep(max(0.0, 7.0 - (time.monotonic() - left_at)))
-    assert not ended.exists()
+def test_a_piece_that_fails_ends_the_others_and_the_workers_go_on_to_the_next_pieces(two, tmp_path):
+    begun = tmp_path / "begun"
+    with pytest.raises(InvalidArgumentError, match="this one fails"):
+        list(two.compute_each([partial(work_for_ever, begun), partial(fail_after, begun)]))
+    assert list(two.compute_each([partial(tell, n) for n in range(4)])) == list(range(4))
+    with suppress(psutil.NoSuchProcess):
+        psutil.Process(int(begun.read_text())).wait(60)
 
 
 def test_pieces_wait_until_the_results_of_the_same_workers_others_were_read(monkeypatch):
@@ -163,7 +181,7 @@ def test_pieces_wait_until_the_results_of_the_same_workers_others_were_read(monk
 def test_a_piece_that_ends_worker_after_worker_is_given_up(monkeypatch):
     monkeypatch.setattr(distributed, "_TRIES", 1)
     with pytest.raises(InvalidArgumentError, match="number 0 ended 1"):
-        list(RayWorkers(1).compute_each([die]))
+        list(RayWorkers(1, cpus=0).compute_each([die]))  # beside those that hold both cores
 
 
 def test_a_worker_that_finds_other_weights_under_the_name_refuses_them(tmp_path, monkeypatch):
@@ -192,12 +210,11 @@ def test_a_worker_spreads_the_weights_as_they_are_spread_here(tmp_path, monkeypa
 
 
 @slow
-@pytest.mark.usefixtures("cluster")
-def test_what_cannot_be_sent_is_refused_by_name(tiny_folder):
+def test_what_cannot_be_sent_is_refused_by_name(two, tiny_folder):
     model = pl.load_model(tiny_folder("llama"), dtype="float32", device="cpu")
 
     def send(piece):
-        list(TWO.compute_each([piece]))
+        list(two.compute_each([piece]))
 
     with pl.steering(model, make_vector(model), layer=1, coefficient=1.0):
         with pytest.raises(HooksPresentError):

@@ -122,8 +122,10 @@ def wait_for(found, process, seconds=240):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-@pytest.mark.parametrize("what", ["extract", "sweep", "script"])
+@pytest.mark.parametrize(
+    ("what", "number", "status"),  # what a signal does is the same for all, and shown for both above
+    [("extract", signal.SIGINT, 130), ("sweep", signal.SIGTERM, 143), ("script", signal.SIGINT, 130)],
+)
 def test_long_work_that_is_broken_off_keeps_its_shards_and_the_same_command_goes_on(
     tmp_path, tiny_folder, what, number, status
 ):

@@ -28,6 +28,19 @@ ALSO_GIVEN = {"layer", "ceiling", "above", "encoder", "folds", "data"}
 SIZES = {"layer": 3, "d_model": 48, "batch": 2, "pos": 4, "row": 2, "trait": 1}
 
 
+@functools.cache  # asked for before each of 30,000 calls
+def list_needed(public: Callable[..., Any]) -> list[tuple[str, Any]]:
+    """Return each parameter that must be given, with its type."""
+    hints = resolve_hints(public)
+    return [
+        (one.name, hints.get(one.name, Any))
+        for one in inspect.signature(public).parameters.values()
+        if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)
+        and one.name not in ("self", "cls")
+        and (one.default is one.empty or one.name in ALSO_GIVEN)
+    ]
+
+
 class IdentifiedLengthJudge(LengthJudge):
     """A judge that says which it is."""
 
@@ -243,16 +256,11 @@ class ValidArguments:
 
     def of(self, public: Callable[..., Any]) -> dict[str, Any]:
         """Return valid arguments for all parameters that must be given."""
-        hints = resolve_hints(public)
-        parameters = inspect.signature(public).parameters.values()
         return {
-            one.name: self.make(one.name, hints.get(one.name, Any))
-            if (public.__name__, one.name) != ("stream_tokens", "conversation")
+            name: self.make(name, hint)
+            if (public.__name__, name) != ("stream_tokens", "conversation")
             else CHAT[:1]  # it is to be answered
-            for one in parameters
-            if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)
-            and one.name not in ("self", "cls")
-            and (one.default is one.empty or one.name in ALSO_GIVEN)
+            for name, hint in list_needed(public)
         }
 
     def make(self, name: str, hint: Any) -> Any:

@@ -136,6 +136,24 @@ def prepare_judges(
     return Judges(*(ValidatedJudge(judge, one) for judge, one in zip(judges, found.validations, strict=True)))
 
 
+def prepare_sentence_judge(
+    model: HookedModel, trait: Trait, sampling: Sampling, run: Run, *, n_examples: int | None = None
+) -> IdentifiedJudge:
+    """Make and measure the judge of :func:`prepare_judges` that reads sentence vectors alone: a third of the work.
+
+    For a trait with written examples; the arguments and what is kept are those of :func:`prepare_judges`.
+    """
+    encoders = load_encoders(model)
+    found = _read_ready(trait.name, _describe(model, trait, sampling, encoders, n_examples))
+    encoder = encoders[1]
+    if found is not None:
+        return ValidatedJudge(found.sentences.make_judge(trait.name, encoder), found.validations[1])
+    fitted_on = _load_half(model, trait.name, "training", sampling, run, n_examples)
+    measured_on = _load_half(model, trait.name, "judging", sampling, run, n_examples)
+    judge = _fit(trait.name, fitted_on, encoder, run).make_judge(trait.name, encoder)
+    return ValidatedJudge(judge, _validate(judge, trait.name, measured_on, run))
+
+
 Memory = dict[str, dict[str, ndarray]]
 """By encoder's identity and text, its vector."""
 
@@ -167,15 +185,17 @@ class _RememberingEncoder:
 
 def remember(judges: Judges, memory: Memory) -> Judges:
     """Let the two judges that encode texts remember what others of the same encoder have encoded."""
+    reader, sentences = (remember_one(judge, memory) for judge in (judges.reader, judges.sentences))
+    return Judges(reader, sentences, judges.likelihood)
 
-    def wrap(judge: IdentifiedJudge) -> IdentifiedJudge:
-        if not isinstance(judge, ValidatedJudge) or not isinstance(judge.judge, EmbeddingJudge):
-            return judge
-        encoder = judge.judge.encoder
-        remembering = _RememberingEncoder(encoder, memory.setdefault(encoder.identity, {}))
-        return replace(judge, judge=replace(judge.judge, encoder=remembering))
 
-    return Judges(wrap(judges.reader), wrap(judges.sentences), judges.likelihood)
+def remember_one(judge: IdentifiedJudge, memory: Memory) -> IdentifiedJudge:
+    """Let a judge that encodes texts remember what others of the same encoder have encoded."""
+    if not isinstance(judge, ValidatedJudge) or not isinstance(judge.judge, EmbeddingJudge):
+        return judge
+    encoder = judge.judge.encoder
+    remembering = _RememberingEncoder(encoder, memory.setdefault(encoder.identity, {}))
+    return replace(judge, judge=replace(judge.judge, encoder=remembering))
 
 
 def load_encoders(model: HookedModel) -> tuple[TextEncoder, TextEncoder]:

@@ -149,7 +149,7 @@ def test_a_list_is_cut_into_rows_wherever_what_is_read_at_a_time_ends(tmp_path, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [".json", ".jsonl"])
-def test_of_a_hundred_thousand_random_bad_rows_none_is_lost(tmp_path, kind):
+def test_of_ten_thousand_random_bad_rows_none_is_lost(tmp_path, kind):
     good = json.dumps(converse("a", "b")).encode()
     deep = b"[" * 150 + b"]" * 150
     kinds = {
@@ -171,7 +171,7 @@ def test_of_a_hundred_thousand_random_bad_rows_none_is_lost(tmp_path, kind):
         b'{"x": ["' + b"y" * 3000 + b'", ' + b"[" * 500 + b"]" * 500 + b"]}": "row too large",
         good: "",
     }
-    rows = random.Random(0).choices(list(kinds), k=100_000)
+    rows = random.Random(0).choices(list(kinds), k=10_000)
     rows = [row if len(row) != 5000 else b"7" * 2000 for row in rows]
     path = tmp_path / f"rows{kind}"
     write(path, b"[" + b",\n".join(rows) + b"]" if kind == ".json" else b"\n".join(rows) + b"\n")

@@ -1,5 +1,6 @@
 """How tests run experiment scripts: as a user does, on tiny traits and a tiny model; a setting is (folder, model)."""
 
+import functools
 import multiprocessing
 import os
 import runpy
@@ -38,13 +39,31 @@ def save_talkative(folder):
     return path
 
 
-def command(setting, script, name, *arguments):
-    where = ["--model", setting[1], "--tiny", "--dtype", "float32", "--out", name, "--runs", f"{name}-runs"]
+@functools.cache
+def _make_runs():
+    return tempfile.TemporaryDirectory(prefix="runs-of-scripts-")
+
+
+def command(setting, script, name, *arguments, runs=None):
+    """Return how a script is called; its unfinished work is where that of all scripts is, unless another place is told.
+
+    That is how users run them: judges that one script has made and measured are there for the next.
+    """
+    runs = runs or _make_runs().name
+    where = ["--model", setting[1], "--tiny", "--dtype", "float32", "--out", name, "--runs", runs]
     return [sys.executable, str(ROOT / "experiments" / f"{script}.py"), *arguments, *where]
 
 
 def environment(**more):
-    return os.environ | _FIXED | {"PYTHONPATH": search_path()} | more
+    """Return the variables of a script that finds no browser: starting one takes longer than what most tests look at.
+
+    Pages are written all the same. tests/experiments/test_layer_sweep.py draws its picture.
+    """
+    return environment_with_browser() | {"BROWSER_PATH": "/no/browser"} | more
+
+
+def environment_with_browser():
+    return os.environ | _FIXED | {"PYTHONPATH": search_path()}
 
 
 def search_path():
@@ -52,8 +71,8 @@ def search_path():
     return os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
-def run(setting, script, name, *arguments):
-    return run_script(command(setting, script, name, *arguments), env=environment(), cwd=setting[0])
+def run(setting, script, name, *arguments, runs=None):
+    return run_script(command(setting, script, name, *arguments, runs=runs), env=environment(), cwd=setting[0])
 
 
 def run_script(command, *, env, cwd=None, timeout=400):

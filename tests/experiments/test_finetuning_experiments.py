@@ -37,7 +37,7 @@ def whole(setting):
     """Each script run once, into a folder of its own."""
     contents = {}
     for script, (arguments, results) in SCRIPTS.items():
-        done = run(setting, script, f"whole-{script}", *arguments)
+        done = run(setting, script, f"whole-{script}", *arguments, runs=f"whole-{script}-runs")
         assert done.returncode == 0, done.stderr
         contents[script] = json.loads((setting[0] / f"whole-{script}" / results[0]).read_text())
     return contents
@@ -165,7 +165,7 @@ def test_an_unknown_domain_ends_with_the_known_ones_before_a_model_is_loaded(set
 def test_the_data_are_screened_and_set_against_the_models_already_trained_on_them(setting, whole):
     name = "whole-finetuning_shift"
     kept = {path: path.stat().st_mtime_ns for path in setting[0].glob(f"{name}-runs/*/*.safetensors")}
-    done = run(setting, "projection_difference", name, *SCRIPTS["finetuning_shift"][0])
+    done = run(setting, "projection_difference", name, *SCRIPTS["finetuning_shift"][0], runs=f"{name}-runs")
     assert done.returncode == 0, done.stderr
     content = json.loads((setting[0] / name / "projection_difference.json").read_text())
     assert all(path.stat().st_mtime_ns == changed for path, changed in kept.items()), "something was trained again"

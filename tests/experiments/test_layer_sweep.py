@@ -7,11 +7,12 @@ import time
 from pathlib import Path
 
 import pytest
+from choreographer.browsers.chromium import Chromium
 
 import persona_lens as pl
 from persona_lens.evaluation.sweep import LayerChoice
 from persona_lens.statistics import Interval
-from tests.experiments.scripts import ROOT, environment, run_script, save_talkative
+from tests.experiments.scripts import ROOT, environment, environment_with_browser, run_script, save_talkative
 from tests.small_trait import tiny_trait
 
 pytestmark = pytest.mark.slow  # whole scripts, each run as a user runs it
@@ -52,7 +53,7 @@ def model(setting):
 
 @pytest.fixture(scope="module")
 def whole(setting):
-    done = run(setting, "whole")
+    done = run_script(command(setting, "whole"), env=environment_with_browser())
     assert done.returncode == 0, done.stderr
     return setting[0] / "whole", done
 
@@ -68,6 +69,8 @@ def test_a_run_writes_results_figure_and_responses(whole):
     assert "Steered:" in (folder / RESULTS[2]).read_text()
     assert (folder / RESULTS[3]).exists()
     assert "layer_sweep_loud.html" in done.stdout
+    there = bool(Chromium.find_browser(skip_local=False))
+    assert [(folder / name).with_suffix(".png").exists() for name in (RESULTS[1], RESULTS[4])] == [there] * 2
 
 
 def test_a_run_that_was_killed_goes_on_and_writes_what_an_uninterrupted_one_writes(setting, whole):

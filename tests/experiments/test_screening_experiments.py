@@ -40,7 +40,7 @@ def separated(setting):
 @pytest.fixture(scope="module")
 def real(setting):
     arguments = ["--trait", "loud.json", "--other", "soft.json", "--data", "rows.jsonl"]
-    done = run(setting, "real_conversations", "real", *arguments)
+    done = run(setting, "real_conversations", "real", *arguments, runs="real-runs")
     assert done.returncode == 0, done.stderr
     return json.loads((setting[0] / "real" / "real_conversations_loud.json").read_text())
 

@@ -170,17 +170,17 @@ def test_the_identity_changes_with_the_instructions_and_the_calibration(judge):
 
 @pytest.mark.slow
 def test_held_out_positive_and_negative_responses_of_the_embedded_model_separate(embedded_model):
-    """A small run of what the experiment reports in full: 12 questions that the judge was not calibrated on."""
+    """A small run of what the experiment reports in full: 8 questions that the judge was not calibrated on."""
     trait = pl.load_trait("evil")
     trait = dataclasses.replace(
-        trait, extraction_questions=trait.extraction_questions[:8], evaluation_questions=trait.evaluation_questions[:12]
+        trait, extraction_questions=trait.extraction_questions[:4], evaluation_questions=trait.evaluation_questions[:8]
     )
     judge = pl.judges.calibrate_likelihood_judge(
-        embedded_model, trait, n_pairs=1, sampling=pl.Sampling(max_new_tokens=24, temperature=0.7)
+        embedded_model, trait, n_pairs=1, sampling=pl.Sampling(max_new_tokens=16, temperature=0.7)
     )
-    separation = pl.judges.measure_separation(judge, sampling=pl.Sampling(max_new_tokens=24, temperature=0.7))
+    separation = pl.judges.measure_separation(judge, sampling=pl.Sampling(max_new_tokens=16, temperature=0.7))
     assert separation.auroc.estimate > 0.75
-    assert separation.n_positive + separation.n_negative + separation.n_unscored == 24
+    assert separation.n_positive + separation.n_negative + separation.n_unscored == 16
 
 
 def test_the_calibration_is_fitted_on_responses_sampled_and_scored_one_by_one(tiny_model):

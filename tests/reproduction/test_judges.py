@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 
 import persona_lens as pl
+from persona_lens.judges.encoders import ResidualEncoder
 from persona_lens.reproduction import judges as made_here
-from persona_lens.reproduction.judges import prepare_judges
+from persona_lens.reproduction.judges import prepare_judges, prepare_sentence_judge
 from persona_lens.reproduction.training import TRAINING
 from persona_lens.storage import ShardStore
 from tests.small_trait import tiny_trait
@@ -64,6 +65,21 @@ def test_judges_that_come_with_the_package_are_those_that_would_be_made(ready, j
     assert again.choosing.score(["Why?", "Who?"], texts) == judges.choosing.score(["Why?", "Who?"], texts)
 
 
+def test_the_sentence_judge_alone_is_the_same_and_nothing_is_made_for_the_others(judges, tiny_model, monkeypatch):
+    for name in ("calibrate_likelihood_judge", "make_judges"):
+        monkeypatch.setattr(made_here, name, None)
+    monkeypatch.setattr(ResidualEncoder, "encode", lambda *_: pytest.fail("read by the model"))
+    alone = prepare_sentence_judge(tiny_model, pl.load_trait("formality"), SAMPLING, pl.Run(), n_examples=10)
+    assert alone.identity == judges.sentences.identity
+    assert alone.validation == judges.sentences.validation
+
+
+def test_the_sentence_judge_alone_comes_with_the_package_too(ready, judges, tiny_model, monkeypatch):
+    monkeypatch.setattr(made_here, "sample_temperatures", None)
+    alone = prepare_sentence_judge(tiny_model, pl.load_trait("formality"), SAMPLING, pl.Run(), n_examples=10)
+    assert (alone.identity, alone.name) == (judges.sentences.identity, judges.sentences.name)
+
+
 @pytest.mark.parametrize("changed", [{"sampling": pl.Sampling(max_new_tokens=5, temperature=0.7)}, {"n_examples": 11}])
 def test_judges_made_from_anything_else_are_not_taken_from_the_package(ready, tiny_model, run, monkeypatch, changed):
     monkeypatch.setattr(made_here, "make_judges", lambda *_, **__: pytest.fail("made anew"))
@@ -92,8 +108,8 @@ def test_the_embedded_models_judges_come_with_the_package(embedded_in_bfloat16, 
 
 
 def test_other_examples_make_other_judges(judges, tiny_model, run):
-    other = prepare_judges(tiny_model, pl.load_trait("formality"), SAMPLING, run, n_examples=11)
-    assert other.sentences.identity != judges.sentences.identity
+    other = prepare_sentence_judge(tiny_model, pl.load_trait("formality"), SAMPLING, run, n_examples=11)
+    assert other.identity != judges.sentences.identity
 
 
 def test_a_trait_without_written_examples_has_the_likelihood_judge_alone(tiny_model, run):

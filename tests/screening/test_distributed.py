@@ -63,8 +63,9 @@ def test_with_a_worker_killed_in_the_middle_the_result_is_the_plain_runs(tiny_fo
 
 @pytest.mark.usefixtures("cluster")
 def test_a_second_call_keeps_the_shards_and_writes_the_parquet_files_again(tiny_folder, tiny_model, tmp_path):
+    """The first one's, of this process alone: who does the work changes nothing of what is kept."""
     folder, rows = tiny_folder("llama"), make_rows(10)
-    run_on_ray(folder, make_vectors(tiny_model), rows, tmp_path / "out")
+    run(tiny_model, rows, tmp_path / "out")
     times = [path.stat().st_mtime_ns for path in sorted((tmp_path / "out" / "shards").iterdir())]
     rows[9] = converse("Another question?", "Another.")
     found = run_on_ray(folder, make_vectors(tiny_model), rows, tmp_path / "out")

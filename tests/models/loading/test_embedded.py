@@ -1,5 +1,3 @@
-import hashlib
-import json
 import os
 import re
 import shutil
@@ -19,88 +17,55 @@ from persona_lens.models.loading import embedded
 ROOT = Path(__file__).resolve().parents[3]
 
 
-@pytest.fixture
-def copy(tmp_path, monkeypatch):
-    """A cache that holds the embedded model, as a first start leaves it."""
-    whole = embedded.prepare_embedded_model()
-    monkeypatch.setenv("PERSONA_LENS_CACHE", str(tmp_path))
-    copy = tmp_path / whole.name
-    shutil.copytree(whole, copy)
-    assert embedded.prepare_embedded_model() == copy
-    return copy
-
-
-@pytest.mark.slow
-def test_a_damaged_cache_of_the_embedded_model_is_made_again(copy):
-    weights = copy / "model.safetensors"
-    data = weights.read_bytes()
-    weights.write_bytes(data[:-1000] + bytes(1000))
-    (copy / "tokenizer.json").unlink()
-    (copy / "adapter_config.json").write_text("{}")  # transformers would load an adapter
-    assert not is_whole(copy)
-    embedded.prepare_embedded_model()
-    assert weights.read_bytes() == data
-    assert (copy / "tokenizer.json").is_file()
-    assert not (copy / "adapter_config.json").exists()
-    assert is_whole(copy)
-
-
-@pytest.mark.slow
-def test_a_broken_record_of_the_cache_makes_it_anew_even_where_nothing_else_is_left(tmp_path, monkeypatch):
-    """One of a file elsewhere. An empty one is what the processes below find; more stand in tests/test_checksums.py."""
-    monkeypatch.setenv("PERSONA_LENS_CACHE", str(tmp_path))
-    (tmp_path / "outside.txt").write_text("outside")
-    folder = tmp_path / f"{embedded.EMBEDDED_MODEL}-{embedded._SHA256[:12]}"
-    folder.mkdir()
-    record = {"../outside.txt": hashlib.sha256(b"outside").hexdigest()}
-    (folder / "sha256.json").write_text(json.dumps(record))
-    assert embedded.prepare_embedded_model() == folder
-    assert is_whole(folder)
-    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in folder.iterdir()}
-
-
-@pytest.mark.slow
-def test_processes_that_start_at_once_all_find_one_whole_model_where_an_empty_record_was(tmp_path):
-    (tmp_path / f"{embedded.EMBEDDED_MODEL}-{embedded._SHA256[:12]}").mkdir()
-    (tmp_path / f"{embedded.EMBEDDED_MODEL}-{embedded._SHA256[:12]}" / "sha256.json").write_text("{}")
-    code = """
+STARTED = """
+import os, signal, sys
 from persona_lens.checksums import is_whole
 from persona_lens.models.loading import embedded, load_hugging_face
 made, load = [], embedded.AutoModelForCausalLM.from_pretrained
 embedded.AutoModelForCausalLM.from_pretrained = lambda *a, **k: made.extend("x" * ("gguf_file" in k)) or load(*a, **k)
+if sys.argv[1] == "killed":
+    embedded.AutoTokenizer.from_pretrained = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
 folder = embedded.prepare_embedded_model()
 assert is_whole(folder)
 model, _ = load_hugging_face("smollm2-135m-instruct", "auto")
 print(len(made), float(model.lm_head.weight.sum()))
 """
-    environment = {**os.environ, "PERSONA_LENS_CACHE": str(tmp_path), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    options = {"env": environment, "cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    processes = [subprocess.Popen([sys.executable, "-c", code], **options) for _ in range(4)]
-    outputs = [process.communicate(timeout=300) for process in processes]
-    assert [process.returncode for process in processes] == [0] * 4, outputs
-    lines = [out.split() for out, _ in outputs]
-    assert sorted(made for made, _ in lines) == ["0", "0", "0", "1"]  # the others waited
-    assert len({total for _, total in lines}) == 1
 
 
 @pytest.mark.slow
-def test_what_a_killed_start_left_is_cleared_away_by_the_next(tmp_path):
-    code = """
-import os, signal, sys
-from persona_lens.models.loading import embedded
-if sys.argv[1] == "killed":
-    embedded.AutoTokenizer.from_pretrained = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
-embedded.prepare_embedded_model()
-"""
+def test_a_damaged_cache_and_what_a_killed_start_left_are_made_again_once_for_processes_that_start_at_once(tmp_path):
+    """One damage for all; what else is seen as one stands in tests/test_checksums.py."""
+    whole = embedded.prepare_embedded_model()
+    weights, tokenizer = ((whole / name).read_bytes() for name in ("model.safetensors", "tokenizer.json"))
+    folder = tmp_path / whole.name
+    shutil.copytree(whole, folder)
+    assert is_whole(folder)
+    (folder / "model.safetensors").write_bytes(weights[:-1000] + bytes(1000))
+    (folder / "tokenizer.json").unlink()
+    (folder / "adapter_config.json").write_text("{}")  # transformers would load an adapter
     (tmp_path / ".making-abc").mkdir()  # of an earlier version
     (tmp_path / ".making-abc" / "model.safetensors").write_text("half")
-    options = {"env": {**os.environ, "PERSONA_LENS_CACHE": str(tmp_path)}, "cwd": ROOT, "capture_output": True}
-    for how, code_of_exit in (("killed", -signal.SIGKILL), ("whole", 0)):
-        done = subprocess.run([sys.executable, "-c", code, how], **options)
-        assert done.returncode == code_of_exit, done.stderr
-    folder = f"{embedded.EMBEDDED_MODEL}-{embedded._SHA256[:12]}"
-    assert is_whole(tmp_path / folder)
-    assert {path.name for path in tmp_path.iterdir()} <= {folder, f"{folder}.lock"}
+
+    def start(how):
+        environment = {**os.environ, "PERSONA_LENS_CACHE": str(tmp_path), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        options = {"env": environment, "cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen([sys.executable, "-c", STARTED, how], **options)
+
+    killed = start("killed")
+    _, err = killed.communicate(timeout=300)
+    assert killed.returncode == -signal.SIGKILL, err
+    assert (folder / "model.safetensors").is_file()
+    assert not is_whole(folder)
+    processes = [start("whole") for _ in range(3)]
+    outputs = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0] * 3, outputs
+    lines = [out.split() for out, _ in outputs]
+    assert sorted(made for made, _ in lines) == ["0", "0", "1"]  # the others waited
+    assert len({total for _, total in lines}) == 1
+    assert (folder / "model.safetensors").read_bytes() == weights
+    assert (folder / "tokenizer.json").read_bytes() == tokenizer
+    assert {path.name for path in folder.iterdir()} == {path.name for path in whole.iterdir()}
+    assert {path.name for path in tmp_path.iterdir()} <= {folder.name, f"{folder.name}.lock"}
 
 
 @pytest.mark.parametrize("below", ["", "below"])
