@@ -184,9 +184,7 @@ def run(source: str, traits: list[pl.Trait], profile: RealProfile, arguments: Ar
     run = run.part({"data": screened.digest})
     whole_file = run.load_or_compute("whole-file", partial(count_file, source)).records
     pool = select_usable(screened.rows, traits[0].name)
-    bench = _Bench(
-        model, profile, arguments, run, layer, {trait.name: trait for trait in traits}, judges, vectors, pool
-    )
+    bench = _Bench(model, profile, arguments, run, layer, traits, judges, vectors, pool)
     if bench.n_rows < 2:
         raise SystemExit(
             f"--max-rows must leave at least 8 rows for each of {profile.n_seeds} seeds. Of {arguments.max_rows} rows "
@@ -425,7 +423,7 @@ def choose(subset: str, deltas: Sequence[float], scores: Sequence[float | None],
     """
     if subset == RANDOM:
         return list(range(n_rows))
-    places = range(len(deltas))
+    places = list(range(len(deltas)))
     if subset == FILTERED:
         places = [at for at, is_kept in enumerate(keep_lower_half(scores)) if is_kept]
     ordered = sorted(places, key=lambda at: deltas[at])

@@ -339,10 +339,13 @@ class RealConversations(Result):
         """Say what all of it took, and what it grows with."""
         trained = [one.core_seconds for one in self.trainings]
         measured = [model.core_seconds for one in self.traits for model in one.measured]
-        screening = "screening unmeasured" if self.screening_seconds is None else f"{self.screening_seconds / 60:.0f}"
+        n_scored = self.counts["scored"]
+        screening = f"{(self.screening_seconds or 0) / 60:.0f} to screen {n_scored} rows"
+        if self.screening_seconds is None:
+            screening = f"not measured to screen {n_scored} rows, as that was broken off"
         total = ((self.screening_seconds or 0) + self.judging_seconds + sum(trained) + sum(measured)) / 60
         return (
-            f"Compute: {total:.0f} core-minutes for one model: {screening} to screen {self.counts['scored']} rows, "
+            f"Compute: {total:.0f} core-minutes for one model: {screening}, "
             f"{self.judging_seconds / 60:.0f} to judge {self.n_pool}, {len(trained)} trainings of "
             f"{sum(trained) / len(trained):.0f} core-seconds each, {len(measured)} measurements of "
             f"{sum(measured) / len(measured):.0f}. Screening grows with rows × tokens and serves all traits, judging "

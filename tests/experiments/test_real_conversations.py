@@ -128,13 +128,13 @@ def test_the_page_says_what_was_read_screened_trained_and_found(results):
     )
     assert "not scored: no response 20. The answer was cut at 64 tokens in 7 of them (9%); 1 have no ΔP" in page
     assert "| evil | high ΔP − random | 18.0 [" in page
-    assert "| evil | base model | – | – | – | 20 [" in page
+    assert "| evil | base model | – | – | – | " in page
     assert "| 0.50 [0.40, 0.60] | -0.10 [-0.20, 0.10] |" in page
     # 50 s, 120 s, three trainings of 60 s and 15 measurements of 30 s
     assert "Compute: 13 core-minutes for one model: 1 to screen 80 rows, 2 to judge 78, 3 trainings of 60" in page
     broken_off = replace(found, screening_seconds=None).to_markdown()
     assert "80 (80%) were scored; not scored" in broken_off
-    assert "screening unmeasured to" not in broken_off
+    assert "Compute: 12 core-minutes for one model: not measured to screen 80 rows, as that was broken" in broken_off
 
 
 def test_a_result_comes_back_from_its_file_and_its_figure_shows_every_trait(results):
