@@ -6,8 +6,9 @@
     python experiments/real_conversations.py --data lmsys/lmsys-chat-1m --max-rows 1000000 --profile paper
 
 Reproduces Figure 10 of "Persona Vectors" (arXiv 2507.21509): the first answers of a chat dataset are screened for all
-traits in one pass; models are trained on those highest in ΔP, on random ones, on the lowest, and on the highest of what
-a judge lets through: the half of the answers that it scores lowest. Two judges score what the models say.
+traits in one pass; models are trained on those highest in ΔP, on random ones and on the lowest; with the paper's
+profile also on the highest of what a judge lets through, the half of the answers that it scores lowest. Two judges
+score what the models say.
 
 Rules, fixed before anything was seen. The pool is what could be scored among the first rows of the data whose prompts
 are short enough to be trained on, shared out at random: each seed has a part of its own, which no other seed sees, and
@@ -89,6 +90,7 @@ class RealProfile(Profile):
         n_seeds: Parts of the pool, and trainings on each subset.
         n_rows: Most rows of each training; fewer where a part has fewer than four times as many.
         max_answer_tokens: Of an answer that are screened, judged and trained on.
+        subsets: What is trained on of each part.
         depth: Of the layer, as a share of the model's.
     """
 
@@ -96,6 +98,7 @@ class RealProfile(Profile):
     n_seeds: int
     n_rows: int
     max_answer_tokens: int
+    subsets: tuple[str, ...] = field(default=SUBSETS)
     depth: float = field(default=0.5)
 
 
@@ -104,7 +107,9 @@ _QUICK = FinetuneSettings(
 )
 _TINY = replace(_QUICK, rank=2, alpha=4, warmup_steps=0, max_tokens=800)
 PROFILES = {
-    "quick": RealProfile(0.7, 48, 1, 1, settings=_QUICK, n_seeds=3, n_rows=64, max_answer_tokens=64),
+    "quick": RealProfile(
+        0.7, 48, 1, 1, settings=_QUICK, n_seeds=4, n_rows=64, max_answer_tokens=64, subsets=(HIGH, RANDOM, LOW)
+    ),
     "paper": RealProfile(1.0, 1000, 1, 10, settings=FinetuneSettings(), n_seeds=3, n_rows=5000, max_answer_tokens=512),
     "tiny": RealProfile(
         0.7, 6, 1, 1, settings=_TINY, n_seeds=2, n_rows=6, max_answer_tokens=16, n_pairs=1, n_questions=4, n_examples=10
@@ -118,7 +123,7 @@ class Arguments(CommonArguments):
 
     data: str = "sharegpt"
     """JSONL, JSON or Parquet file, Hub name, or `sharegpt`: the PyPI wheel's."""
-    max_rows: int = 3000
+    max_rows: int = 3400
     """Rows to read; not all can be used."""
 
 
@@ -338,7 +343,7 @@ class _Bench:
     def describe_rows(self, name: str) -> Iterator[ChosenRows]:
         """Say what was trained on, in one trait's terms."""
         judged = self.judged[name]
-        for subset in SUBSETS:
+        for subset in self.profile.subsets:
             for seed in self.seeds:
                 rows = self.choose(name, subset, seed)
                 delta = sum(self.deltas[name][at] for at in rows) / len(rows)
@@ -348,7 +353,8 @@ class _Bench:
 
     def list_trainings(self) -> list[tuple[str, str]]:
         """Return trait and subset of every training of a seed; random rows are every trait's, and named of none."""
-        return [("", RANDOM), *((name, subset) for name in self.traits for subset in SUBSETS if subset != RANDOM)]
+        own = [subset for subset in self.profile.subsets if subset != RANDOM]
+        return [("", RANDOM), *((name, subset) for name in self.traits for subset in own)]
 
     def train_all(self) -> tuple[list[TrainedModel], list[dict[str, MeasuredModel]]]:
         """Train on every subset with every seed, and measure; the base model first."""

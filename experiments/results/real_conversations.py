@@ -119,6 +119,11 @@ class TraitConversations(Record):
         return tuple(dict.fromkeys(one.subset for one in self.measured))
 
     @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """What is set against what."""
+        return [pair for pair in PAIRS if {*pair} <= {*self.subsets}]
+
+    @property
     def n_questions(self) -> int:
         """How many each model was asked."""
         return self.measured[0].scores.shape[-1]
@@ -208,6 +213,11 @@ class RealConversations(Result):
         """Those of the trainings."""
         return tuple(dict.fromkeys(one.seed for one in self.trainings))
 
+    @property
+    def has_filter(self) -> bool:
+        """Whether models were trained on what a judge lets through, too."""
+        return FILTERED in self.traits[0].subsets
+
     def say_finding(self) -> str:
         """Say which traits the rows highest in ΔP surely raise above random ones and the base model."""
         n = len(self.traits)
@@ -226,9 +236,10 @@ class RealConversations(Result):
             "surely below both": [one.trait for one in self.traits if one.lowers(HIGH)],
         }
         said += [f"{case}: {join(names)}" for case, names in cases.items() if names]
-        filtered = [one.trait for one in self.traits if one.raises(FILTERED)]
+        if self.has_filter:
+            filtered = [one.trait for one in self.traits if one.raises(FILTERED)]
+            said.append(f"of those a judge lets through, for {say_which(filtered, n)}")
         further = [one.trait for one in self.traits if one.measure("shift", HIGH, RANDOM).low > 0]
-        said.append(f"of those a judge lets through, for {say_which(filtered, n)}")
         said.append(f"surely further along the vector than random ones: {say_which(further, n)}")
         return "; ".join(said)
 
@@ -244,11 +255,12 @@ class RealConversations(Result):
             rows=4, cols=n, subplot_titles=heads, horizontal_spacing=0.03, vertical_spacing=0.07,
             row_heights=[0.25, 0.31, 0.22, 0.22],
         )  # fmt: skip
-        pairs = [f"{first} − {second}" for first, second in PAIRS]
+        pairs = self.traits[0].pairs
+        differences = [" − ".join(pair) for pair in pairs]
         for column, one in enumerate(self.traits, start=1):
             names = one.subsets
             add_pairs(figure, 1, column, names, [one.score(name) for name in names], zero=False)
-            add_pairs(figure, 2, column, pairs, [one.more(*pair) for pair in PAIRS])
+            add_pairs(figure, 2, column, differences, [one.more(*pair) for pair in pairs])
             places = list(range(len(names)))[::-1]
             for line, (name, color, symbol) in enumerate(
                 (("coherence", GREY, "square"), ("shift", COLORS[5], "triangle-up")), start=3
@@ -256,7 +268,7 @@ class RealConversations(Result):
                 add_intervals(figure, column, places, [one.measure(name, each) for each in names], color, symbol, name,
                               line=line)  # fmt: skip
             figure.add_vline(x=0, line={"color": INK, "width": 1}, row=4, col=column)
-            for line, labels in ((1, names), (2, pairs), (3, names), (4, names)):
+            for line, labels in ((1, names), (2, differences), (3, names), (4, names)):
                 name_places(figure, line, column, labels if column == 1 else [""] * len(labels))
             for line, label in enumerate(("trait score (0–100)", "points (0–100)", "coherence (0–100)",
                                           "shift along the vector (residual-stream units)"), start=1):  # fmt: skip
@@ -266,13 +278,13 @@ class RealConversations(Result):
         show_legend_once(figure)
         n_rows = min(one.n_rows for one in self.trainings)
         verdicts = "; ".join(f"{one.trait} {find_verdicts(one.judge_names, one.trait)}" for one in self.traits)
+        filtered = "filtered: of the half that the first judge scores lowest; " if self.has_filter else ""
         subtitle = (
             f"{self.model_name}; {self.n_pool} conversations of {html.escape(self.config['data'])}, shared out among "
             f"{len(self.seeds)} seeds, {self.n_part} each; at least {n_rows} rows in each training, answers cut at "
             f"{self.max_answer_tokens} tokens; {self.traits[0].n_questions} questions; ΔP at layer {self.layer}; "
-            f"filtered: of the half that the first judge scores lowest; judges, first and second: "
-            f"{html.escape(verdicts)}; bars: 95 % over seeds and questions; sure: above random ones and above the base "
-            "model, for both judges, uncorrected for the number of traits"
+            f"{filtered}judges, first and second: {html.escape(verdicts)}; bars: 95 % over seeds and questions; sure: "
+            "above random ones and above the base model, for both judges, uncorrected for the number of traits"
         )
         title = html.escape(self.say_finding()).replace("; ", ";<br>")
         lay_out(figure, title, subtitle, width=1250, height=1350, bottom=110, legend=-0.06)
@@ -308,7 +320,7 @@ class RealConversations(Result):
         lines += ["", "| trait | the one less the other | first judge | second judge | coherence | shift |",
                   "|---|---|---|---|---|---|"]  # fmt: skip
         for one in self.traits:
-            for pair in PAIRS:
+            for pair in one.pairs:
                 cells = [f"{each:.1f}" for each in (*one.more(*pair), one.measure("coherence", *pair),
                                                     one.measure("shift", *pair))]  # fmt: skip
                 lines.append(f"| {one.trait} | {' − '.join(pair)} | {' | '.join(cells)} |")
@@ -349,8 +361,9 @@ class RealConversations(Result):
             f"{self.judging_seconds / 60:.0f} to judge {self.n_pool}, {len(trained)} trainings of "
             f"{sum(trained) / len(trained):.0f} core-seconds each, {len(measured)} measurements of "
             f"{sum(measured) / len(measured):.0f}. Screening grows with rows × tokens and serves all traits, judging "
-            "with rows × traits, trainings with seeds × (1 + traits × 3) × rows, measurements with seeds × traits × 5 "
-            "× questions × tokens of an answer."
+            "with rows × traits; random rows are trained on once for all traits, so that trainings grow with seeds × "
+            "(1 + traits × other subsets) × rows, measurements with seeds × traits × subsets × questions × tokens of "
+            "an answer."
         )
 
 

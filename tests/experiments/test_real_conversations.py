@@ -102,6 +102,13 @@ def test_what_a_judge_lets_through_and_the_shift_have_verdicts_of_their_own(resu
     )
 
 
+def test_without_a_filter_nothing_is_said_of_one(results):
+    one = make_trait(results)
+    found = gather(results, replace(one, measured=tuple(each for each in one.measured if "filt" not in each.subset)))
+    assert "evil; surely further along" in found.say_finding()
+    assert "filter" not in found.to_markdown() + found.plot().layout.title.text
+
+
 def test_a_difference_is_paired_by_seed_and_question(results):
     first, second = make_trait(results).more("high ΔP", "random")
     assert first.estimate == pytest.approx(18, abs=0.2)
