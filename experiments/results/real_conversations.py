@@ -223,8 +223,8 @@ class RealConversations(Result):
         n = len(self.traits)
         raised = [one.trait for one in self.traits if one.raises(HIGH)]
         said = [
-            "training on the real conversations highest in ΔP surely raises the trait above random ones and above the "
-            f"base model, for both judges, for {say_which(raised, n)}"
+            "real conversations highest in ΔP, trained on, surely raise a trait above random ones and the base model "
+            f"for both judges: {say_which(raised, n)}"
         ]
         cases = {
             "surely above random ones alone": [
@@ -238,7 +238,7 @@ class RealConversations(Result):
         said += [f"{case}: {join(names)}" for case, names in cases.items() if names]
         if self.has_filter:
             filtered = [one.trait for one in self.traits if one.raises(FILTERED)]
-            said.append(f"of those a judge lets through, for {say_which(filtered, n)}")
+            said.append(f"those of them that a judge lets through: {say_which(filtered, n)}")
         further = [one.trait for one in self.traits if one.measure("shift", HIGH, RANDOM).low > 0]
         said.append(f"surely further along the vector than random ones: {say_which(further, n)}")
         return "; ".join(said)
@@ -248,8 +248,8 @@ class RealConversations(Result):
 
         Figure 10 of the paper; bars are 95 % over seeds and questions.
         """
-        heads = [f"{html.escape(one.trait)}{what}" for what in ("", ": differences", ": coherence", ": shift")
-                 for one in self.traits]  # fmt: skip
+        parts = ("", ": differences", ": coherence", ": shift along its vector")
+        heads = [f"{html.escape(one.trait)}{part}" for part in parts for one in self.traits]
         n = len(self.traits)
         figure = make_subplots(
             rows=4, cols=n, subplot_titles=heads, horizontal_spacing=0.03, vertical_spacing=0.07,
@@ -271,7 +271,7 @@ class RealConversations(Result):
             for line, labels in ((1, names), (2, differences), (3, names), (4, names)):
                 name_places(figure, line, column, labels if column == 1 else [""] * len(labels))
             for line, label in enumerate(("trait score (0–100)", "points (0–100)", "coherence (0–100)",
-                                          "shift along the vector (residual-stream units)"), start=1):  # fmt: skip
+                                          "residual-stream units"), start=1):  # fmt: skip
                 figure.update_xaxes(title={"text": label, "standoff": 2}, row=line, col=column)
             for line in (1, 3):
                 figure.update_xaxes(range=[-3, 103], row=line, col=column)
@@ -288,7 +288,7 @@ class RealConversations(Result):
         )
         title = html.escape(self.say_finding()).replace("; ", ";<br>")
         lay_out(figure, title, subtitle, width=1250, height=1350, bottom=110, legend=-0.06)
-        figure.update_layout(margin={"l": 210})
+        figure.update_layout(margin={"l": 210}, title={"font": {"size": 15}})
         return figure
 
     def to_markdown(self) -> str:

@@ -63,8 +63,8 @@ def gather(results, *traits):
 
 
 BEGIN = (
-    "training on the real conversations highest in ΔP surely raises the trait above random ones and above the base "
-    "model, for both judges, for "
+    "real conversations highest in ΔP, trained on, surely raise a trait above random ones and the base model for both "
+    "judges: "
 )
 
 
@@ -78,11 +78,11 @@ def test_a_trait_is_raised_where_both_judges_see_it_above_random_rows_and_above_
 @pytest.mark.parametrize(
     ("changed", "second", "said"),
     [
-        ({}, {"high ΔP": 20.0}, "none of 1; of those"),
-        ({"random": 45.0}, {}, "none of 1; surely above the base model alone: evil; of those"),
-        ({"base model": 45.0}, {}, "none of 1; surely above random ones alone: evil; of those"),
-        ({"base model": 45.0, "random": 46.0}, {}, "none of 1; surely below both: evil; of those"),
-        ({"base model": 45.0, "random": 46.0}, {"high ΔP": 60.0}, "none of 1; of those"),
+        ({}, {"high ΔP": 20.0}, "none of 1; those"),
+        ({"random": 45.0}, {}, "none of 1; surely above the base model alone: evil; those"),
+        ({"base model": 45.0}, {}, "none of 1; surely above random ones alone: evil; those"),
+        ({"base model": 45.0, "random": 46.0}, {}, "none of 1; surely below both: evil; those"),
+        ({"base model": 45.0, "random": 46.0}, {"high ΔP": 60.0}, "none of 1; those"),
     ],
     ids=["one judge alone", "not above random", "not above the base model", "below both", "the judges disagree"],
 )
@@ -93,12 +93,14 @@ def test_what_is_not_above_both_for_both_judges_is_not_said_to_be_raised(results
 def test_what_a_judge_lets_through_and_the_shift_have_verdicts_of_their_own(results):
     usual = gather(results).say_finding()
     assert (
-        "of those a judge lets through, for none of 1; surely further along the vector than random ones: evil" in usual
+        "those of them that a judge lets through: none of 1; surely further along the vector than random ones: evil"
+        in usual
     )
     raised = make_trait(results, changed={"high ΔP, filtered": 50.0}, shifts={"high ΔP": -2.0})
     said = gather(results, raised).say_finding()
     assert (
-        "of those a judge lets through, for evil; surely further along the vector than random ones: none of 1" in said
+        "those of them that a judge lets through: evil; surely further along the vector than random ones: none of 1"
+        in said
     )
 
 
@@ -152,7 +154,7 @@ def test_a_result_comes_back_from_its_file_and_its_figure_shows_every_trait(resu
     assert "&lt;chats&gt;.json" in figure.layout.title.text
     assert "evil partly valid and valid" in figure.layout.title.text
     heads = {one.text for one in figure.layout.annotations}
-    assert {"evil", "sycophancy", "evil: shift", "sycophancy: differences"} <= heads
+    assert {"evil", "sycophancy", "evil: shift along its vector", "sycophancy: differences"} <= heads
 
 
 def test_highest_lowest_and_random_rows_are_chosen_and_the_highest_of_what_a_judge_lets_through(script):
