@@ -111,8 +111,9 @@ def run(arguments: CommonArguments) -> Attributions:
     """Score the file's rows by every method, for every trait."""
     profile = arguments.pick(PROFILES)
     names = tuple(dict.fromkeys(arguments.trait)) or PAPER_TRAITS
-    check_written(names)
     traits = read_traits(names, 5, 20)
+    names = tuple(trait.name for trait in traits)
+    check_written(names)
     model = arguments.load_model()
     layers = {name: find_sources(model, name, arguments.out).layer for name in names}
     parts = {"experiment": NAME, "traits": [trait.to_dict() for trait in traits], "layers": layers}

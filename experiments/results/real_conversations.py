@@ -31,12 +31,17 @@ from results.two_judges import (
 )
 
 HIGH, RANDOM, LOW = "high ΔP", "random", "low ΔP"
-FILTERED = "high ΔP, filtered"
+FILTERED, RANDOM_FILTERED = "high ΔP, filtered", "random, filtered"
 """Of the half of the answers that the first judge scores lowest: what a filter by that judge would let through."""
 BASE = "base model"
-SUBSETS = (HIGH, RANDOM, LOW, FILTERED)
+SUBSETS = (HIGH, RANDOM, LOW, FILTERED, RANDOM_FILTERED)
+# With what random rows a subset is compared.
+_FLOORS = {HIGH: RANDOM, FILTERED: RANDOM_FILTERED}
 # What is set against what, the first less the second.
-PAIRS = ((HIGH, RANDOM), (HIGH, BASE), (HIGH, LOW), (LOW, RANDOM), (RANDOM, BASE), (FILTERED, RANDOM), (FILTERED, BASE))
+PAIRS = (
+    (HIGH, RANDOM), (HIGH, BASE), (HIGH, LOW), (LOW, RANDOM), (RANDOM, BASE), (FILTERED, RANDOM_FILTERED),
+    (FILTERED, BASE),
+)  # fmt: skip
 
 
 @dataclass(frozen=True, repr=False)
@@ -50,7 +55,7 @@ class TrainedModel(Record):
         n_rows: Rows trained on.
         left_out: Rows left out, by reason.
         losses: Of each optimiser step.
-        core_seconds: What it took of the processor.
+        core_seconds: What it took of the processor; None where it went on after it had been broken off.
     """
 
     trait: str
@@ -59,7 +64,7 @@ class TrainedModel(Record):
     n_rows: int
     left_out: dict[str, int]
     losses: tuple[float, ...]
-    core_seconds: float
+    core_seconds: float | None
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -85,12 +90,23 @@ class MeasuredModel(Record):
 
 @dataclass(frozen=True, repr=False)
 class ChosenRows(Record):
-    """Rows of one seed that a model was trained on: their mean ΔP for a trait, and what both judges say of them."""
+    """Rows of one seed that a model was trained on, in means.
+
+    Args:
+        subset: Which rows.
+        seed: Whose.
+        delta: ΔP for the trait.
+        scores: Both judges', of the answers.
+        n_tokens: Of the answers.
+        share_cut: How many of the answers go on beyond what was trained on.
+    """
 
     subset: str
     seed: int
     delta: float
     scores: tuple[float, float]
+    n_tokens: float
+    share_cut: float
 
 
 @dataclass(frozen=True, repr=False)
@@ -102,6 +118,7 @@ class TraitConversations(Record):
         judge_names: Its two judges.
         approximations: ΔP of all that was scored, and how near cheaper ways come to it.
         agreement: Correlation of ΔP with each judge's score, over the pool.
+        with_length: Correlation of ΔP with the answer's tokens, over the pool.
         chosen: What was trained on.
         measured: The base model and every trained one, with every seed.
     """
@@ -110,6 +127,7 @@ class TraitConversations(Record):
     judge_names: tuple[str, str]
     approximations: ApproximationCheck
     agreement: Pair
+    with_length: Interval
     chosen: tuple[ChosenRows, ...]
     measured: tuple[MeasuredModel, ...]
 
@@ -150,11 +168,15 @@ class TraitConversations(Record):
 
     def raises(self, subset: str) -> bool:
         """Whether both judges surely see more of the trait than after random rows, and than before training."""
-        return rises(self.more(subset, RANDOM)) and rises(self.more(subset, BASE))
+        return rises(self.more(subset, _FLOORS[subset])) and rises(self.more(subset, BASE))
 
-    def lowers(self, subset: str) -> bool:
-        """Whether both judges surely see less of the trait than after random rows, and than before training."""
-        return falls(self.more(subset, RANDOM)) and falls(self.more(subset, BASE))
+    def say_where(self) -> str:
+        """Say where the score after rows high in ΔP surely lies for both judges; nothing where it is not sure."""
+        words = []
+        for other, name in ((RANDOM, "random ones"), (BASE, "the base model")):
+            pair = self.more(HIGH, other)
+            words += [f"above {name}"] if rises(pair) else [f"below {name}"] if falls(pair) else []
+        return ", ".join(words)
 
     def _stack(self, subset: str, name: str) -> Float[Tensor, "seed ..."]:
         return torch.stack([getattr(one, name) for one in self.measured if one.subset == subset])
@@ -170,8 +192,11 @@ class RealConversations(Result):
         counts: Rows that were read, by what became of them.
         n_cut: Scored rows whose answer goes on beyond what was projected and trained on.
         n_without_base: Scored rows without ΔP, as the model says nothing itself.
-        n_pool: Rows with ΔP that are shared out among the seeds.
+        n_pool: Rows with ΔP, which are shared out among the seeds.
         n_part: Rows of each seed.
+        n_related: Rows of which another seed has a piece of the same conversation, or the same text.
+        n_broken: Answers that were cut within a character.
+        max_prompt_tokens: Rows with longer prompts are not scored.
         max_answer_tokens: Where answers end.
         mean_tokens: Of scored rows' prompts and answers.
         bytes: Of the scored rows on disk.
@@ -190,6 +215,9 @@ class RealConversations(Result):
     n_without_base: int
     n_pool: int
     n_part: int
+    n_related: int
+    n_broken: int
+    max_prompt_tokens: int
     max_answer_tokens: int
     mean_tokens: dict[str, float]
     bytes: int
@@ -226,21 +254,22 @@ class RealConversations(Result):
             "real conversations highest in ΔP, trained on, surely raise a trait above random ones and the base model "
             f"for both judges: {say_which(raised, n)}"
         ]
-        cases = {
-            "surely above random ones alone": [
-                one.trait for one in self.traits if rises(one.more(HIGH, RANDOM)) and not one.raises(HIGH)
-            ],
-            "surely above the base model alone": [
-                one.trait for one in self.traits if rises(one.more(HIGH, BASE)) and not one.raises(HIGH)
-            ],
-            "surely below both": [one.trait for one in self.traits if one.lowers(HIGH)],
-        }
-        said += [f"{case}: {join(names)}" for case, names in cases.items() if names]
+        elsewhere: dict[str, list[str]] = {}
+        for one in self.traits:
+            if not one.raises(HIGH) and one.say_where():
+                elsewhere.setdefault(one.say_where(), []).append(one.trait)
+        said += [f"surely {where}: {join(names)}" for where, names in elsewhere.items()]
         if self.has_filter:
             filtered = [one.trait for one in self.traits if one.raises(FILTERED)]
-            said.append(f"those of them that a judge lets through: {say_which(filtered, n)}")
-        further = [one.trait for one in self.traits if one.measure("shift", HIGH, RANDOM).low > 0]
-        said.append(f"surely further along the vector than random ones: {say_which(further, n)}")
+            said.append(f"the highest of what a judge lets through: {say_which(filtered, n)}")
+        further = {
+            other: [one.trait for one in self.traits if one.measure("shift", HIGH, other).low > 0]
+            for other in (RANDOM, BASE)
+        }
+        said.append(
+            f"along the vector they surely lead further than random ones for {say_which(further[RANDOM], n)}, than the "
+            f"base model for {say_which(further[BASE], n)}"
+        )
         return "; ".join(said)
 
     def plot(self) -> go.Figure:
@@ -280,7 +309,7 @@ class RealConversations(Result):
         verdicts = "; ".join(f"{one.trait} {find_verdicts(one.judge_names, one.trait)}" for one in self.traits)
         filtered = "filtered: of the half that the first judge scores lowest; " if self.has_filter else ""
         subtitle = (
-            f"{self.model_name}; {self.n_pool} conversations of {html.escape(self.config['data'])}, shared out among "
+            f"{self.model_name}; {self.n_pool} rows of {html.escape(self.config['data'])}, shared out among "
             f"{len(self.seeds)} seeds, {self.n_part} each; at least {n_rows} rows in each training, answers cut at "
             f"{self.max_answer_tokens} tokens; {self.traits[0].n_questions} questions; ΔP at layer {self.layer}; "
             f"{filtered}judges, first and second: {html.escape(verdicts)}; bars: 95 % over seeds and questions; sure: "
@@ -295,12 +324,11 @@ class RealConversations(Result):
         """Write what was read and screened, how ΔP agrees with the judges, and what training on subsets does."""
         finding = self.say_finding()
         lines = [f"**{finding[0].upper()}{finding[1:]}.**", "", self._say_pool(), "",
-                 "| trait | first judge | second judge | r of ΔP with the first judge's score, by conversation | with "
-                 "the second's |", "|---|---|---|---|---|"]  # fmt: skip
-        lines += [
-            f"| {one.trait} | {' | '.join(one.judge_names)} | {' | '.join(map(say, one.agreement))} |"
-            for one in self.traits
-        ]
+                 "| trait | first judge | second judge | r of ΔP with the first judge's score, by row | with the "
+                 "second's | with the answer's tokens |", "|---|---|---|---|---|---|"]  # fmt: skip
+        for one in self.traits:
+            cells = [*one.judge_names, *map(say, (*one.agreement, one.with_length))]
+            lines.append(f"| {one.trait} | {' | '.join(cells)} |")
         lines += ["", f"| trait | ΔP | of {self.traits[0].approximations.n_subset} at random | last prompt token | r "
                   "with ΔP by sample: last prompt token | raw projection |", "|---|---|---|---|---|---|"]  # fmt: skip
         for one in self.traits:
@@ -308,8 +336,8 @@ class RealConversations(Result):
             cells = [f"{each:.1f}" for each in (near.exact, near.subset, near.last_prompt)]
             lines.append(f"| {one.trait} | {' | '.join([*cells, say(near.r_last_prompt), say(near.r_raw)])} |")
         lines += [
-            "", "| trait | trained on | ΔP of the rows | judges' scores of the rows, first | second | score, first "
-            "judge | second | coherence | shift |", "|---|---|---|---|---|---|---|---|---|",
+            "", "| trait | trained on | ΔP of the rows | first judge's score of them | second's | tokens of an answer "
+            "| of answers cut | score after, first judge | second | coherence | shift |", f"{'|---' * 11}|",
         ]  # fmt: skip
         for one in self.traits:
             for subset in one.subsets:
@@ -340,16 +368,22 @@ class RealConversations(Result):
         if self.screening_seconds is not None:
             rate = n_scored / self.screening_seconds
             speed = f", {rate:.2f} conversations a second of one core for {len(self.traits)} traits"
+        n_rows = max(one.n_rows for one in self.trainings)
+        share, related = n_rows / self.n_part, self.n_related / self.n_pool
         return (
-            f"{whole}Of the first {self.n_read:,} rows {n_scored} ({n_scored / self.n_read:.0%}) were scored{speed}; "
-            f"not scored: {others or 'none'}. The answer was cut at {self.max_answer_tokens} tokens in {self.n_cut} of "
-            f"them ({self.n_cut / n_scored:.0%}); {self.n_without_base} have no ΔP, as the model says nothing itself. "
-            f"Each of {len(self.seeds)} seeds has {self.n_part} of the rest."
+            f"{whole}Of the first {self.n_read:,} rows {n_scored} ({n_scored / self.n_read:.0%}) were scored, at layer "
+            f"{self.layer}{speed}; not scored: {others or 'none'}. A prompt may have {self.max_prompt_tokens} tokens, "
+            f"the chat template's among them. The answer was cut at {self.max_answer_tokens} tokens in {self.n_cut} "
+            f"rows ({self.n_cut / n_scored:.0%}), within a character in {self.n_broken}; {self.n_without_base} have no "
+            f"ΔP, as the model says nothing itself. Each of {len(self.seeds)} seeds has {self.n_part} of the other "
+            f"{self.n_pool} and trains on {n_rows} of them ({share:.0%}, so that as large a share of the random rows "
+            f"is among the highest by chance). Of {self.n_related} rows ({related:.0%}) another seed has a piece of "
+            "the same conversation, or the same text."
         )
 
     def _say_compute(self) -> str:
         """Say what all of it took, and what it grows with."""
-        trained = [one.core_seconds for one in self.trainings]
+        trained = [one.core_seconds for one in self.trainings if one.core_seconds is not None]
         measured = [model.core_seconds for one in self.traits for model in one.measured]
         n_scored = self.counts["scored"]
         screening = f"{(self.screening_seconds or 0) / 60:.0f} to screen {n_scored} rows"
@@ -358,18 +392,26 @@ class RealConversations(Result):
         total = ((self.screening_seconds or 0) + self.judging_seconds + sum(trained) + sum(measured)) / 60
         return (
             f"Compute: {total:.0f} core-minutes for one model: {screening}, "
-            f"{self.judging_seconds / 60:.0f} to judge {self.n_pool}, {len(trained)} trainings of "
-            f"{sum(trained) / len(trained):.0f} core-seconds each, {len(measured)} measurements of "
+            f"{self.judging_seconds / 60:.0f} to judge {self.n_pool}, {len(self.trainings)} trainings of "
+            f"{_mean(trained):.0f} core-seconds each, {len(measured)} measurements of "
             f"{sum(measured) / len(measured):.0f}. Screening grows with rows × tokens and serves all traits, judging "
-            "with rows × traits; random rows are trained on once for all traits, so that trainings grow with seeds × "
+            "likewise; random rows are trained on once for all traits, so that trainings grow with seeds × "
             "(1 + traits × other subsets) × rows, measurements with seeds × traits × subsets × questions × tokens of "
             "an answer."
         )
 
 
 def _average(rows: Sequence[ChosenRows]) -> list[str]:
-    """Write rows' mean ΔP and scores over seeds; nothing of the base model's."""
+    """Write rows' means over seeds; nothing of the base model's."""
     if not rows:
-        return ["–"] * 3
-    columns = ([one.delta for one in rows], *([one.scores[judge] for one in rows] for judge in (0, 1)))
-    return [f"{sum(column) / len(column):.1f}" for column in columns]
+        return ["–"] * 5
+    means = [_mean([one.delta for one in rows])]
+    means += [_mean([one.scores[judge] for one in rows]) for judge in (0, 1)]
+    means.append(_mean([one.n_tokens for one in rows]))
+    return [*(f"{one:.1f}" for one in means), f"{_mean([one.share_cut for one in rows]):.0%}"]
+
+
+def _mean(values: Sequence[float]) -> float:
+    """Average what is there; NaN where nothing is."""
+    there = [value for value in values if value == value]
+    return sum(there) / len(there) if there else float("nan")
