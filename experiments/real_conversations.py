@@ -398,7 +398,8 @@ class _Bench:
     def choose(self, name: str, subset: str, seed: int) -> list[int]:
         """Return the places in the pool of the rows of a subset that a model is trained on."""
         part = self.parts[seed]
-        deltas, scores = ([values[at] for at in part] for values in (self.deltas[name], self.judged.first[name]))
+        deltas = [self.deltas[name][at] for at in part]
+        scores = [self.judged.first[name][at] for at in part]
         return [part[at] for at in choose(subset, deltas, scores, self.n_rows)]
 
     def describe_rows(self, name: str) -> Iterator[ChosenRows]:
