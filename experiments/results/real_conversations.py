@@ -374,11 +374,11 @@ class RealConversations(Result):
             f"{whole}Of the first {self.n_read:,} rows {n_scored} ({n_scored / self.n_read:.0%}) were scored, at layer "
             f"{self.layer}{speed}; not scored: {others or 'none'}. A prompt may have {self.max_prompt_tokens} tokens, "
             f"the chat template's among them. The answer was cut at {self.max_answer_tokens} tokens in {self.n_cut} "
-            f"rows ({self.n_cut / n_scored:.0%}), within a character in {self.n_broken}; {self.n_without_base} have no "
-            f"ΔP, as the model says nothing itself. Each of {len(self.seeds)} seeds has {self.n_part} of the other "
-            f"{self.n_pool} and trains on {n_rows} of them ({share:.0%}, so that as large a share of the random rows "
-            f"is among the highest by chance). Of {self.n_related} rows ({related:.0%}) another seed has a piece of "
-            "the same conversation, or the same text."
+            f"rows ({self.n_cut / n_scored:.0%}), within a character in {self.n_broken}; in {self.n_without_base} the "
+            f"model says nothing itself, so that there is no ΔP. The other {self.n_pool} are shared out: each of "
+            f"{len(self.seeds)} seeds has {self.n_part} and trains on {n_rows} of them ({share:.0%}, so that as large "
+            f"a share of the random rows is among the highest by chance). Of {self.n_related} rows ({related:.0%}) "
+            "another seed has a piece of the same conversation, or the same text."
         )
 
     def _say_compute(self) -> str:

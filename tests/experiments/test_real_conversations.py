@@ -151,8 +151,8 @@ def test_the_page_says_what_was_read_screened_trained_and_found(results):
         in page
     )
     assert "not scored: no response 20. A prompt may have 92 tokens" in page
-    assert "cut at 64 tokens in 7 rows (9%), within a character in 2; 1 have no ΔP" in page
-    assert "Each of 3 seeds has 26 of the other 79 and trains on 6 of them (23%" in page
+    assert "cut at 64 tokens in 7 rows (9%), within a character in 2; in 1 the model says nothing" in page
+    assert "The other 79 are shared out: each of 3 seeds has 26 and trains on 6 of them (23%" in page
     assert "Of 4 rows (5%) another seed has a piece of the same conversation, or the same text." in page
     assert "| evil | high ΔP − random | 18.0 [" in page
     assert "| evil | base model | – | – | – | – | – | " in page
