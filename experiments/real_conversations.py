@@ -70,11 +70,11 @@ from persona_lens.models.loading.source import find_anywhere
 from persona_lens.plots.screening import report_screening
 from persona_lens.records import Record
 from persona_lens.reproduction.arguments import PAPER_TRAITS, CommonArguments, check_written, read_traits
-from persona_lens.reproduction.bench import read_written_vector
 from persona_lens.reproduction.costs import timed
 from persona_lens.reproduction.entrance import enter
 from persona_lens.reproduction.judges import Judges, Memory, prepare_judges, remember
 from persona_lens.reproduction.kits import Profile
+from persona_lens.reproduction.written_vectors import read_written_vector
 from persona_lens.run import Run
 from persona_lens.screening import Screening, ScreenSettings
 from persona_lens.statistics import Interval, bootstrap_pearson_r
