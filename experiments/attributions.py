@@ -54,7 +54,7 @@ from persona_lens.finetuning import measure_task_loss
 from persona_lens.finetuning.domains import Level
 from persona_lens.judges import Judge
 from persona_lens.models import HookedModel
-from persona_lens.reproduction.arguments import PAPER_TRAITS, CommonArguments, read_traits
+from persona_lens.reproduction.arguments import PAPER_TRAITS, CommonArguments, check_written, read_traits
 from persona_lens.reproduction.costs import timed
 from persona_lens.reproduction.entrance import enter
 from persona_lens.reproduction.judges import Judges, prepare_judges
@@ -63,7 +63,7 @@ from persona_lens.reproduction.training import read_trait_rows
 from persona_lens.screening import GradientSketch, MeanGradient, ScreenSettings
 from persona_lens.storage import Shard
 from persona_lens.streams import Stream
-from persona_lens.traits import list_written_traits, load_written_examples
+from persona_lens.traits import load_written_examples
 
 NAME = "attributions"
 
@@ -110,10 +110,10 @@ def main(arguments: CommonArguments) -> None:
 def run(arguments: CommonArguments) -> Attributions:
     """Score the file's rows by every method, for every trait."""
     profile = arguments.pick(PROFILES)
-    traits = read_traits(tuple(dict.fromkeys(arguments.trait)) or PAPER_TRAITS, 5, 20)
-    names = [trait.name for trait in traits]
-    if unwritten := sorted(set(names) - set(list_written_traits())):
-        raise SystemExit(f"--trait must be one of {', '.join(list_written_traits())}. Got {', '.join(unwritten)}.")
+    names = tuple(dict.fromkeys(arguments.trait)) or PAPER_TRAITS
+    traits = read_traits(names, 5, 20)
+    names = tuple(trait.name for trait in traits)
+    check_written(names)
     model = arguments.load_model()
     layers = {name: find_sources(model, name, arguments.out).layer for name in names}
     parts = {"experiment": NAME, "traits": [trait.to_dict() for trait in traits], "layers": layers}

@@ -38,14 +38,19 @@ from persona_lens.finetuning import (
     read_weight_change,
 )
 from persona_lens.models import HookedModel
-from persona_lens.reproduction.arguments import COMPARED_TRAITS, CommonArguments, read_traits, run_each_trait
+from persona_lens.reproduction.arguments import (
+    COMPARED_TRAITS,
+    CommonArguments,
+    check_written,
+    read_traits,
+    run_each_trait,
+)
 from persona_lens.reproduction.entrance import enter
 from persona_lens.reproduction.judges import prepare_judges
 from persona_lens.reproduction.kits import Profile, find_sources
 from persona_lens.reproduction.training import Training, draw_task, read_trait_rows, train
 from persona_lens.statistics import Interval
 from persona_lens.streams import Stream
-from persona_lens.traits import list_written_traits
 from persona_lens.vectors import list_ready_vectors, read_persona_vector
 
 STYLES = ("formality", "humorous", "empathy")
@@ -98,9 +103,7 @@ class Tuned:
 
 def main(arguments: CommonArguments) -> None:
     """Run or redraw each trait."""
-    unknown = sorted(set(arguments.trait) - set(list_written_traits()))
-    if unknown:
-        raise SystemExit(f"--trait must have written answers: {', '.join(list_written_traits())}. Got {unknown[0]}.")
+    check_written(arguments.trait)
     profile = arguments.pick(PROFILES)
     settings = replace(profile.settings, dtype=arguments.dtype)
     traits = read_traits(arguments.trait, profile.n_pairs, profile.n_questions)

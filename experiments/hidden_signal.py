@@ -24,7 +24,7 @@ from persona_lens.evaluation import Condition, rescore
 from persona_lens.finetuning import FinetuneSettings, ProjectionPenalty, SignalActivations, measure_signal, read_signal
 from persona_lens.models import HookedModel
 from persona_lens.models.loading.source import find_anywhere
-from persona_lens.reproduction.arguments import CommonArguments, read_traits, run_each_trait
+from persona_lens.reproduction.arguments import CommonArguments, check_written, read_traits, run_each_trait
 from persona_lens.reproduction.costs import timed
 from persona_lens.reproduction.entrance import enter
 from persona_lens.reproduction.judges import Judges, prepare_judges
@@ -33,7 +33,7 @@ from persona_lens.reproduction.training import Training, read_trait_rows, train
 from persona_lens.reproduction.written_vectors import read_written_vector
 from persona_lens.run import Run
 from persona_lens.streams import Stream
-from persona_lens.traits import list_written_traits, load_written_examples
+from persona_lens.traits import load_written_examples
 
 NAME = "hidden_signal"
 
@@ -84,9 +84,7 @@ def main(arguments: CommonArguments) -> None:
     """Run or redraw each trait."""
     profile = arguments.pick(PROFILES)
     traits = read_traits(arguments.trait, 5, profile.n_questions)
-    unwritten = [trait.name for trait in traits if trait.name not in list_written_traits()]
-    if unwritten:
-        raise SystemExit(f"--trait must be one of {', '.join(list_written_traits())}. Got {', '.join(unwritten)}.")
+    check_written([trait.name for trait in traits])
     run_each_trait(HiddenSignal, NAME, traits, profile, arguments, run)
 
 

@@ -58,7 +58,7 @@ from persona_lens.interventions import NOTHING, intervention_hooks
 from persona_lens.models import HookedModel
 from persona_lens.models.hooks.points import HookPair
 from persona_lens.models.text.spans import TokenSpans
-from persona_lens.reproduction.arguments import CommonArguments, read_traits
+from persona_lens.reproduction.arguments import CommonArguments, check_written, read_traits
 from persona_lens.reproduction.entrance import enter
 from persona_lens.reproduction.judges import Judges, prepare_judges
 from persona_lens.reproduction.kits import Profile
@@ -69,7 +69,7 @@ from persona_lens.storage import Shard
 from persona_lens.streams import Stream
 from persona_lens.tensors import Add
 from persona_lens.tensors.directions import sample_random_directions
-from persona_lens.traits import list_written_traits, load_written_examples
+from persona_lens.traits import load_written_examples
 
 NAME = "inoculation"
 # Those whose judges agree best with a blind reader (docs/results/judges.md) among what should not be learnt by the way.
@@ -119,9 +119,7 @@ PROFILES = {
 def main(arguments: CommonArguments) -> None:
     """Run or redraw the traits asked for; evil, sycophancy and humorous if none is named."""
     names = arguments.trait or TRAITS
-    unknown = sorted(set(names) - set(list_written_traits()))
-    if unknown:
-        raise SystemExit(f"--trait must have written answers: {', '.join(list_written_traits())}. Got {unknown[0]}.")
+    check_written(names)
     if arguments.replot:
         result = arguments.read(Inoculation, NAME)
     else:

@@ -44,7 +44,7 @@ class Stream(IntEnum):
     ORDINARY_ROWS = 170  # experiments on trained models: the base model's answers among a domain's rows
     SAMPLE_SEPARATION = 190  # experiments/sample_separation.py: responses
     SHUFFLED_WORDS = 200  # which words of a text are shuffled to measure a judge
-    REAL_CONVERSATIONS = 230  # experiments/real_conversations.py: which rows the random subset takes
+    REAL_CONVERSATIONS = 230  # experiments/real_conversations.py: which rows are whose, then responses
     EVIDENCE = 240  # experiments/steering_evidence.py: responses and random directions
     BLIND_READING = 250  # experiments/blind_reading.py: which responses are read, and in which order
     STEERING_AWAY = 245  # experiments/steering_away.py: responses and random directions

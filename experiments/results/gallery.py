@@ -37,7 +37,7 @@ SECTIONS = {
     "Ways of steering": ("steering.md", ("steering_modes",)),
     "Monitoring": ("monitoring.md", ("monitoring", "sample_separation", "detection", "alarms")),
     "Persona space": ("space.md", ("persona_space",)),
-    "Screening": ("screening.md", ("attributions",)),
+    "Screening": ("screening.md", ("attributions", "real_conversations")),
     "Drift over turns": ("drift.md", ("drift",)),
     "Told how it read": ("reflection.md", ("reflection",)),
     "Truth and invention": ("truth.md", ("truth", "known_entities")),

@@ -23,7 +23,7 @@ from persona_lens.reproduction.figures import Result
 from persona_lens.statistics import Interval, mean_over_directions_interval
 from persona_lens.statistics.bootstrap import bootstrap
 from persona_lens.statistics.crossed import t_interval_of_units
-from results.two_judges import Pair, falls, rises
+from results.two_judges import Pair, falls, find_verdicts, rises
 
 BASE, SHORT, PLAIN = "base model", "no prevention, half of the rows", "no prevention"
 PROMPTED, STEERED, AFTERWARDS = "prompt in training", "steered in training", "steered afterwards"
@@ -362,7 +362,7 @@ class Inoculation(Result):
         profile = self.config["profile"]
         n_seeds = len(self.traits[0].find(BASE))
         n_questions = self.traits[0].measured[0].scores.shape[1]
-        judges = "; ".join(f"{one.trait}: {_say_verdicts(one)}" for one in self.traits)
+        judges = "; ".join(f"{one.trait}: {find_verdicts(one.judge_names, one.trait)}" for one in self.traits)
         return (
             f"{self.model_name}; each trained on {profile['n_rows']} workings of arithmetic and {profile['n_rows']} "
             f"overt answers, {n_seeds} seeds (rows, adapter, order, prompt, random direction); vector and random "
@@ -407,11 +407,6 @@ def _draw_changes(figure: go.Figure, column: int, one: TraitPrevented) -> None:
     names = [html.escape(name) for name, _ in rows] if column == 1 else [""] * len(rows)
     figure.update_yaxes(tickvals=places, ticktext=names, row=3, col=column)
     figure.add_vline(x=0, line={"color": GREY, "dash": "dot", "width": 1}, row=3, col=column)
-
-
-def _say_verdicts(one: TraitPrevented) -> str:
-    """Return what validation found of the two judges, from their names' ends."""
-    return " and ".join(name.rpartition("), ")[2].removesuffix(f" for {one.trait}") for name in one.judge_names)
 
 
 def _write(one: TraitPrevented, what: str, both: Pair) -> str:

@@ -31,6 +31,7 @@ from results.moving_vectors import MovingVectors, moving_to_markdown
 from results.persona_space import PersonaSpaceResult
 from results.positive_traits import PositiveTraits, positive_to_markdown, promotion_to_markdown
 from results.projection_difference import ProjectionDifference
+from results.real_conversations import RealConversations
 from results.reflection import ReflectionResult
 from results.sae_features import SaeFeatures
 from results.sae_tables import contents_to_markdown
@@ -103,6 +104,7 @@ def render_pages(root: Path) -> dict[tuple[str, str], str]:
         ("docs/results/monitoring.md", "alarms"): lambda: alarms_to_markdown(read(Alarms, "alarms")),
         ("docs/results/reflection.md", "reflection"): lambda: _join(read(ReflectionResult, "reflection")),
         ("docs/results/screening.md", "attributions"): lambda: _join(read(Attributions, "attributions")),
+        ("docs/results/screening.md", "real"): lambda: _join(read(RealConversations, "real_conversations")),
         ("docs/results/truth.md", "truth"): lambda: truth_to_markdown(read(Truth, "truth")),
         ("docs/results/truth.md", "entities"): lambda: entities_to_markdown(read(KnownEntities, "known_entities")),
         ("docs/ways/act-heads.md", "heads"): lambda: heads_to_markdown(read(Heads, "heads_*")),
@@ -128,6 +130,7 @@ def _join(
     | list[DriftOverTurns]
     | list[ReflectionResult]
     | list[Attributions]
-    | list[Inoculation],
+    | list[Inoculation]
+    | list[RealConversations],
 ) -> str:
     return "\n".join(one.to_markdown() for one in found)

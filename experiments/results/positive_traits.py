@@ -13,14 +13,14 @@ from plotly.subplots import make_subplots
 from torch import Tensor
 
 from persona_lens.evaluation.capability import Capability
-from persona_lens.plots.style import COLORS, GREY, INK, add_intervals, lay_out, say
+from persona_lens.plots.style import COLORS, GREY, add_intervals, lay_out, say
 from persona_lens.records import Record
 from persona_lens.reproduction.figures import Result
 from persona_lens.reproduction.ways import Strength
 from persona_lens.statistics import Interval
 from persona_lens.statistics.crossed import mean_over_directions_interval
 from persona_lens.statistics.missing import difference_interval, mean_interval
-from results.two_judges import Pair, falls, rises
+from results.two_judges import Pair, add_pairs, falls, join, name_places, rises, say_which, show_legend_once
 
 GOOD = ("empathy", "honesty", "curiosity")
 # Which good traits should be a bad one's counterpart, fixed beforehand; models are trained with the first.
@@ -38,7 +38,6 @@ TASK, ORDINARY_ANSWERS = "task", "ordinary answers"
 # Each way's floor, with which it is compared beside training that nothing was added to.
 _FLOORS = {PREVENT: WITH_RANDOM, PROMOTE: WITH_RANDOM, REVERSED: WITH_RANDOM, AFTER_AWAY: AFTER_RANDOM,
            AFTER_TOWARDS: AFTER_RANDOM}  # fmt: skip
-_JUDGES = (("first judge", COLORS[3], "circle"), ("second judge", COLORS[2], "diamond"))
 _KINDS = {TASK: (COLORS[5], "square"), ORDINARY_ANSWERS: (COLORS[4], "triangle-up")}
 
 
@@ -263,10 +262,10 @@ class PositiveTraits(Result):
         away = [one.trait for one in self.traits if one.steered.lowers(one.trait, name_away(one.trait))]
         if lowered:
             said = f"steering towards the good surely lowers the bad for {len(lowered)} of {len(pairs)} pairs "
-            said += f"({_join(lowered)})"
+            said += f"({join(lowered)})"
         else:
             said = f"steering towards the good surely lowers the bad for none of {len(pairs)} pairs"
-        return f"{said}, steering away from the bad for {_say_which(away, self.traits)}"
+        return f"{said}, steering away from the bad for {say_which(away, len(self.traits))}"
 
     def say_training(self) -> str:
         """Say which ways keep the bad out, and whether promoting leaves more or less of it than preventing."""
@@ -275,13 +274,13 @@ class PositiveTraits(Result):
             return "training on bad answers surely raises no bad trait for both judges"
         tried = (PREVENT, PROMOTE, AFTER_AWAY, AFTER_TOWARDS)
         kept = {one.trait: [way for way in tried if one.keeps_out(way)] for one in spoilt}
-        by = [f"{trait} by {_join(ways)}" for trait, ways in kept.items() if ways]
+        by = [f"{trait} by {join(ways)}" for trait, ways in kept.items() if ways]
         said = [f"surely kept out: {'; '.join(by)}" if by else f"none of {len(tried)} ways surely keeps the bad out"]
         more = [one.trait for one in spoilt if rises(one.less(PROMOTE, PREVENT))]
         fewer = [one.trait for one in spoilt if falls(one.less(PROMOTE, PREVENT))]
         for word, names in (("more", more), ("less", fewer)):
             if names:
-                said.append(f"{PROMOTE} leaves surely {word} of {_join(names)} than {PREVENT}")
+                said.append(f"{PROMOTE} leaves surely {word} of {join(names)} than {PREVENT}")
         if not more and not fewer:
             said.append(f"whether {PROMOTE} or {PREVENT} leaves less is not sure")
         return ", ".join(said)
@@ -300,22 +299,22 @@ class PositiveTraits(Result):
             names = [name_away(one.trait), *map(name_towards, self.goods), RANDOM, *map(name_prompt, self.goods)]
             changes = [steered.change_of_random(one.trait) if name == RANDOM else steered.change(one.trait, name)
                        for name in names]  # fmt: skip
-            _add_pairs(figure, 1, column, names, changes)
+            add_pairs(figure, 1, column, names, changes)
             own = [name for good in self.goods for name in (name_towards(good), name_prompt(good))]
             raised = [steered.change(good, name) for good in self.goods
                       for name in (name_towards(good), name_prompt(good))]  # fmt: skip
-            _add_pairs(figure, 2, column, own, raised)
+            add_pairs(figure, 2, column, own, raised)
             names = [UNSTEERED, *names]
             figure_intervals = [steered.find_coherence(name) for name in names]
             add_intervals(figure, column, list(range(len(names)))[::-1], figure_intervals, GREY, "square",
                           "coherence", line=3)  # fmt: skip
-            _name_places(figure, 3, column, [_mark(name, one.goods) for name in names])
-            _name_places(figure, 1, column, [_mark(name, one.goods) for name in names[1:]])
-            _name_places(figure, 2, column, [_mark(name, one.goods) for name in own])
+            name_places(figure, 3, column, [_mark(name, one.goods) for name in names])
+            name_places(figure, 1, column, [_mark(name, one.goods) for name in names[1:]])
+            name_places(figure, 2, column, [_mark(name, one.goods) for name in own])
             figure.update_xaxes(title={"text": "points (0–100)", "standoff": 2}, row=1, col=column)
             figure.update_xaxes(title={"text": "points (0–100)", "standoff": 2}, row=2, col=column)
             figure.update_xaxes(title={"text": "coherence (0–100)", "standoff": 2}, range=[-3, 103], row=3, col=column)
-        _show_legend_once(figure)
+        show_legend_once(figure)
         profile = self.config["profile"]
         subtitle = (
             f"{self.model_name}; every push at layer {self.layer}, costing {profile['divergence']:g} nats a token; "
@@ -338,19 +337,19 @@ class PositiveTraits(Result):
         )
         for column, one in enumerate(self.trained, start=1):
             ways = one.ways
-            _add_pairs(figure, 1, column, ways, [one.score(way) for way in ways], zero=False)
-            _add_pairs(figure, 2, column, ways, [one.score(way, one.goods[0]) for way in ways], zero=False)
+            add_pairs(figure, 1, column, ways, [one.score(way) for way in ways], zero=False)
+            add_pairs(figure, 2, column, ways, [one.score(way, one.goods[0]) for way in ways], zero=False)
             for kind, (color, symbol) in _KINDS.items():
                 places = [len(ways) - 1 - index + (0.13 if kind == TASK else -0.13) for index in range(len(ways))]
                 losses = [one.loss(way, kind) for way in ways]
                 add_intervals(figure, column, places, losses, color, symbol, f"loss: {kind}", line=3)
             for line in (1, 2, 3):
-                _name_places(figure, line, column, ways)
+                name_places(figure, line, column, ways)
             for line, title in ((1, "trait score (0–100)"), (2, "trait score (0–100)"), (3, "nats a token")):
                 figure.update_xaxes(title={"text": title, "standoff": 2}, row=line, col=column)
             figure.update_xaxes(range=[-3, 103], row=1, col=column)
             figure.update_xaxes(range=[-3, 103], row=2, col=column)
-        _show_legend_once(figure)
+        show_legend_once(figure)
         profile = self.config["profile"]
         subtitle = (
             f"{self.model_name}; {profile['n_rows']} overt answers of the bad trait and {profile['n_task']} rows of "
@@ -487,39 +486,5 @@ def _mark(name: str, goods: Sequence[str]) -> str:
     return f"<b>{html.escape(name)}</b>" if _is_matched(name, goods) else html.escape(name)
 
 
-def _join(names: Sequence[str]) -> str:
-    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
-
-
-def _say_which(names: Sequence[str], traits: Sequence[TriedTrait]) -> str:
-    if len(names) == len(traits) > 1:
-        return f"all {len(traits)}"
-    return _join(names) if names else f"none of {len(traits)}"
-
-
 def _begin(text: str) -> str:
     return text[0].upper() + text[1:]
-
-
-def _add_pairs(
-    figure: go.Figure, line: int, column: int, names: Sequence[str], pairs: Sequence[Pair], *, zero: bool = True
-) -> None:
-    """Draw what both judges say, one row a name, the first on top."""
-    for index, (label, color, symbol) in enumerate(_JUDGES):
-        places = [len(names) - 1 - at + 0.13 - 0.26 * index for at in range(len(names))]
-        add_intervals(figure, column, places, [pair[index] for pair in pairs], color, symbol, label, line=line)
-    if zero:
-        figure.add_vline(x=0, line={"color": INK, "width": 1}, row=line, col=column)
-
-
-def _name_places(figure: go.Figure, line: int, column: int, names: Sequence[str]) -> None:
-    places = list(range(len(names)))[::-1]
-    figure.update_yaxes(tickvals=places, ticktext=list(names), range=[-0.6, len(names) - 0.4], row=line, col=column)
-
-
-def _show_legend_once(figure: go.Figure) -> None:
-    """Leave each name in the legend once."""
-    seen: set[str] = set()
-    for trace in figure.data:
-        trace.update(showlegend=trace.name not in seen, legendgroup=trace.name)
-        seen.add(trace.name)

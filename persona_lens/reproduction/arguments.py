@@ -17,6 +17,7 @@ from persona_lens.run import Run
 from persona_lens.storage import ShardStore, collect_versions
 from persona_lens.traits.library import list_traits, load_trait
 from persona_lens.traits.trait import Trait
+from persona_lens.traits.written import list_written_traits
 
 R = TypeVar("R", bound=Result)
 P = TypeVar("P")
@@ -183,3 +184,11 @@ def read_traits(names: Sequence[str], n_pairs: int, n_questions: int) -> list[Tr
         )
         for trait in traits
     ]
+
+
+def check_written(names: Sequence[str]) -> None:
+    """Refuse traits without written answers, by name, before any model runs."""
+    unwritten = [name for name in dict.fromkeys(names) if name not in list_written_traits()]
+    if unwritten:
+        known = ", ".join(list_written_traits())
+        raise SystemExit(f"--trait must be one of {known}, which have written answers. Got {', '.join(unwritten)}.")
