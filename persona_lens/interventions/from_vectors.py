@@ -78,13 +78,15 @@ def steer(
     for one, its_coefficient, scale in zip(vectors, coefficients, scales, strict=True):
         for index in chosen:
             one.check_layer(index)
+        name = name_direction(one) if unit == "raw" else f"sd of {name_direction(one)}"
+        label = f"Add {its_coefficient:g} × {name}" + ("'s increment" if len(chosen) > 1 else "")
         increments = layer_increments(one.directions[rows] * scale[rows, None])
         if not bool(increments.any()):
             rule = f"have a length above zero at one of the layers {list(chosen)}"
             raise InvalidArgumentError.of("vector", rule, f"{one.trait}, which is zero there")
         # A direction that does not change from one layer to the next has nothing to add there.
         steps += [
-            Step(index, Add(increment, its_coefficient))
+            Step(index, Add(increment, its_coefficient), label=label)
             for index, increment in zip(chosen, increments, strict=True)
             if bool(increment.any())
         ]
@@ -118,7 +120,8 @@ def rotate(
         >>> turned = pl.interventions.rotate(vector, layer=14, degrees=-20)  # doctest: +SKIP
     """
     chosen = choose_layers(layer, layers, vector.model.n_layers)
-    steps = (Step(at, Rotate(vector.direction(at), degrees)) for at in chosen)
+    label = f"Rotate {degrees:g}° to {name_direction(vector)}"
+    steps = (Step(at, Rotate(vector.direction(at), degrees), label=label) for at in chosen)
     return Intervention(tuple(steps), vector.model.fingerprint)
 
 
@@ -150,7 +153,8 @@ def ablate(
     """
     vectors = list_vectors(vector)
     chosen = choose_layers(layer, "all" if layer is None and layers is None else layers, vectors[0].model.n_layers)
-    steps = (Step(index, Ablate(one.direction(index))) for index in chosen for one in vectors)
+    labelled = [(one, f"Ablate {name_direction(one)}") for one in vectors]
+    steps = (Step(index, Ablate(one.direction(index)), label=label) for index in chosen for one, label in labelled)
     return Intervention(tuple(steps), vectors[0].model.fingerprint)
 
 
@@ -184,7 +188,8 @@ def ablate_span(
     """
     listed = list_vectors(vectors)
     chosen = choose_layers(layer, "all" if layer is None and layers is None else layers, listed[0].model.n_layers)
-    steps = (Step(at, AblateSubspace(torch.stack([one.direction(at) for one in listed]))) for at in chosen)
+    label = f"AblateSubspace {', '.join(name_direction(one) for one in listed)}"
+    steps = (Step(at, AblateSubspace(torch.stack([one.direction(at) for one in listed])), label=label) for at in chosen)
     return Intervention(tuple(steps), listed[0].model.fingerprint)
 
 
@@ -222,7 +227,8 @@ def cap(
     n_layers = vector.model.n_layers
     chosen = choose_layers(layer, "all" if layer is None and layers is None else layers, n_layers)
     ceilings, floors = list_bounds("ceiling", ceiling, n_layers), list_bounds("floor", floor, n_layers)
-    steps = (Step(at, Cap(vector.direction(at), floor=floors[at], ceiling=ceilings[at])) for at in chosen)
+    label = f"Cap {name_direction(vector)}"
+    steps = (Step(at, Cap(vector.direction(at), floor=floors[at], ceiling=ceilings[at]), label=label) for at in chosen)
     return Intervention(tuple(steps), vector.model.fingerprint)
 
 
@@ -235,6 +241,11 @@ def list_vectors(vector: PersonaVector | Sequence[PersonaVector]) -> list[Person
     if len(fingerprints) > 1:
         raise ModelMismatchError.of("vector", "come from one model", sorted({one.model.name for one in vectors}))
     return vectors
+
+
+def name_direction(vector: PersonaVector) -> str:
+    """Return how a vector is called in what is shown; a sum or multiple of others in parentheses."""
+    return f"({vector.trait})" if " " in vector.trait else vector.trait
 
 
 def choose_layers(layer: int | None, layers: Layers | None, n_layers: int) -> tuple[int, ...]:

@@ -39,6 +39,7 @@ def shift_heads(choice: HeadChoice, coefficient: float) -> Intervention:
     """
     shifts = choice.sigmas[:, None] * choice.directions
     steps = (
-        Step(layer, Add(shift, coefficient), head) for (layer, head), shift in zip(choice.heads, shifts, strict=True)
+        Step(layer, Add(shift, coefficient), head, label=f"Add {coefficient:g} × sd of {choice.trait}")
+        for (layer, head), shift in zip(choice.heads, shifts, strict=True)
     )
     return Intervention(tuple(steps), choice.model.fingerprint)

@@ -88,8 +88,10 @@ def test_coefficient_zero_changes_no_bit(model, choice):
 def test_it_adds_up_with_other_interventions_and_refuses_other_models(model, choice):
     vector = make_vector(model)
     both = shift_heads(choice, 2.0) + pl.ablate(vector, layer=2)
-    assert (
-        repr(both) == "Intervention(layer 1, head 0: Add; layer 1, head 4: Add; layer 2, head 3: Add; layer 2: Ablate)"
+    add = "Add 2 × sd of loud"
+    assert repr(both) == (
+        f"Intervention(layer 1, head 0: {add}; layer 1, head 4: {add}; layer 2, head 3: {add}; "
+        f"layer 2: Ablate {vector.trait})"
     )
     last = read(model, ["blocks.2.hook_resid_post"], pl.interventions.intervention_hooks(both))
     assert pl.project(last["blocks.2.hook_resid_post"], vector.unit(2)).abs().max() < 1e-4

@@ -27,6 +27,10 @@ def make_vector(model, seed=0, trait="loud"):
     return pl.PersonaVector(trait, info, {"response_mean": torch.randn(info.n_layers, info.d_model)})
 
 
+def make_vector_like(vector, trait):
+    return dataclasses.replace(vector, trait=trait)
+
+
 def make_ordinary(vector, std):
     """Two tokens a layer whose standard deviation is the one wanted."""
     half = torch.as_tensor(std)[:, None] / 2**0.5
@@ -402,6 +406,31 @@ def test_interventions_add_up_in_order(vector):
     assert not pl.Intervention()
     assert (both.digest, (ablated + steered).digest) == (both.digest, (ablated + steered).digest)
     assert len({both.digest, (ablated + steered).digest, pl.steer(vector, layer=1, coefficient=2.0).digest}) == 3
+
+
+def test_an_intervention_says_what_it_does_how_strongly_and_where(vector):
+    quiet, last = make_vector_like(vector, "quiet"), vector.model.n_layers - 1
+    assert repr(pl.steer(vector, layer=1, coefficient=-2.0)) == "Intervention(layer 1: Add -2 × loud)"
+    assert repr(pl.steer(vector, layers="all", coefficient=0.5)) == (
+        f"Intervention(layers 0-{last}: Add 0.5 × loud's increment)"
+    )
+    both = pl.steer(vector + quiet, layer=0) + pl.ablate([vector, quiet], layers=(0, last))
+    assert repr(both) == (
+        f"Intervention(layer 0: Add 1 × (loud + quiet), Ablate loud, Ablate quiet; layer {last}: "
+        "Ablate loud, Ablate quiet)"
+    )
+    kept = pl.steer(vector, layer=1, coefficient=2.0).keeping_norm()
+    assert repr(kept) == "Intervention(layer 1: KeepNorm(Add 2 × loud))"
+    sigma = pl.steer(vector, layer=1, unit="sigma", ordinary=make_ordinary(vector, [1.0] * (last + 1)))
+    assert repr(sigma) == "Intervention(layer 1: Add 1 × sd of loud)"
+    assert repr(pl.Intervention()) == "Intervention(nothing)"
+
+
+def test_the_way_an_intervention_is_shown_is_no_part_of_what_results_are_stored_under(vector):
+    steered = pl.steer(vector, layer=1, coefficient=2.0)
+    unnamed = pl.Intervention.of(1, *steered.at(1))
+    assert steered.digest == unnamed.digest
+    assert repr(steered) != repr(unnamed)
 
 
 def test_an_intervention_made_from_another_models_vector_is_refused_before_the_model_runs(model, vector):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from functools import cached_property
 from itertools import groupby
@@ -18,7 +18,7 @@ from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.sites import Site, check_head, check_layer
 from persona_lens.models.hooks.windows import Window
 from persona_lens.models.loading import describe_model
-from persona_lens.tensors.operations import KeepNorm, Operation
+from persona_lens.tensors.operations import Add, KeepNorm, Operation
 
 
 @checked
@@ -32,12 +32,14 @@ class Step:
         head: Zero-based index of a head of the block's attention; the operation then has the width ``d_head`` and acts
             at ``hook_z``, before the output projection.
         window: At which of the response's tokens; None for all of those that the caller's positions mean.
+        label: How it is shown, such as ``Add 2 × evil``; None for the operation's kind. No result depends on it.
     """
 
     layer: int
     operation: Operation
     head: int | None = None
     window: Window | None = None
+    label: str | None = None
 
     @cached_property
     def site(self) -> Site:
@@ -50,8 +52,18 @@ class Step:
         window = {} if self.window is None else {"window": asdict(self.window)}
         return place | describe_values(self.operation) | window
 
+    @property
+    def shown(self) -> str:
+        """What it does, in a few words, but for where and when."""
+        if self.label is not None:
+            return self.label
+        if isinstance(self.operation, Add):
+            length = float(self.operation.direction.detach().norm())
+            return f"Add {self.operation.coefficient:g} × a vector of length {length:.3g}"
+        return type(self.operation).__name__
+
     def __repr__(self) -> str:
-        return type(self.operation).__name__ + ("" if self.window is None else f" during {self.window}")
+        return self.shown + ("" if self.window is None else f" during {self.window}")
 
 
 @checked
@@ -70,7 +82,7 @@ class Intervention:
         >>> import torch
         >>> from persona_lens.tensors.operations import Ablate, Add
         >>> Intervention.of(3, Add(torch.ones(8), 2.0)) + Intervention.of(3, Ablate(torch.ones(8)))
-        Intervention(layer 3: Add, Ablate)
+        Intervention(layer 3: Add 2 × a vector of length 2.83, Ablate)
     """
 
     steps: tuple[Step, ...] = ()
@@ -121,7 +133,7 @@ class Intervention:
             >>> from persona_lens.tensors.operations import Add
             >>> first = Intervention.of(3, Add(torch.ones(8), 2.0)).during(Window(stop=8))
             >>> first
-            Intervention(layer 3: Add during Window(start=0, stop=8, every=1))
+            Intervention(layer 3: Add 2 × a vector of length 2.83 during Window(start=0, stop=8, every=1))
         """
         if self.has_windows:
             hint = "Give the parts their windows before adding them up."
@@ -157,12 +169,27 @@ class Intervention:
         return bool(self.steps)
 
     def __repr__(self) -> str:
-        parts = [f"{at}: {', '.join(map(repr, self.steps_at(at)))}" for at in self.sites]
+        done = [(at, ", ".join(map(repr, self.steps_at(at)))) for at in self.sites]
+        groups = groupby(done, lambda one: (one[0] if one[0].head is not None else None, one[1]))
+        parts = [f"{_write_places([at for at, _ in alike])}: {what}" for (_, what), alike in groups]
         return f"Intervention({'; '.join(parts) or 'nothing'})"
 
 
 NOTHING = Intervention()
 """Leaves all activations alone."""
+
+
+def _write_places(sites: Sequence[Site]) -> str:
+    """Return places in a few words: neighbouring layers as a range, such as ``layers 0-29``."""
+    if len(sites) == 1:
+        return str(sites[0])
+    spans: list[list[int]] = []
+    for at in sites:
+        if spans and at.layer == spans[-1][-1] + 1:
+            spans[-1].append(at.layer)
+        else:
+            spans.append([at.layer])
+    return "layers " + ", ".join(f"{one[0]}-{one[-1]}" if len(one) > 2 else ", ".join(map(str, one)) for one in spans)
 
 
 def describe_values(value: Any) -> dict[str, Any]:
@@ -191,7 +218,10 @@ def wrap_steps(intervention: Intervention, wrap: Callable[[Site, tuple[Operation
     steps = []
     for site in intervention.sites:
         for window, alike in groupby(intervention.steps_at(site), key=lambda step: step.window):
-            steps.append(Step(site.layer, wrap(site, tuple(step.operation for step in alike)), site.head, window))
+            inner = tuple(alike)
+            operation = wrap(site, tuple(step.operation for step in inner))
+            label = f"{type(operation).__name__}({', '.join(step.shown for step in inner)})"
+            steps.append(Step(site.layer, operation, site.head, window, label))
     return replace(intervention, steps=tuple(steps))
 
 

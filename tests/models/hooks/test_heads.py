@@ -211,7 +211,8 @@ def test_what_is_said_of_an_intervention_without_heads_is_what_it_always_was():
     at_head = pl.Intervention.of(1, ones, head=0)
     assert at_head.describe() == [{"layer": 1, "head": 0, **plain.describe()[0]}]
     assert len({one.digest for one in (plain, at_head, pl.Intervention.of(1, ones, head=1))}) == 3
-    assert repr(plain + at_head) == "Intervention(layer 1, head 0: Add; layer 1: Add)"
+    add = "Add 2 × a vector of length 2"
+    assert repr(plain + at_head) == f"Intervention(layer 1, head 0: {add}; layer 1: {add})"
     assert (plain + at_head).layers == (1,)
     assert (plain + at_head).at(1) == (plain + at_head).at(1, 0) == (ones,)
 

@@ -79,7 +79,7 @@ def test_interventions_are_applied_in_order():
     turned = PositionedHook(Site(0), [Step(0, Ablate(direction)), Step(0, Add(direction, 1.0))], TokenSelector("all"))
     assert turned(residual, hook=None).tolist() == [[[3.0, 2.0]]]
     assert residual.tolist() == [[[3.0, 4.0]]]
-    assert repr(hook) == "PositionedHook(layer 0: Add, Ablate)"
+    assert repr(hook) == "PositionedHook(layer 0: Add 1 × a vector of length 2, Ablate)"
 
 
 def test_a_mask_has_one_row_for_all_or_one_for_each():

@@ -61,7 +61,8 @@ def test_steps_with_and_without_windows_keep_their_order():
     assert PositionedHook(Site(0), done.steps[1:2], selector).reach(1, 4, torch.device("cpu")).tolist() == [
         [False, True, False, False]
     ]
-    assert repr(hook) == f"PositionedHook(layer 0: Add, Ablate during {first}, Add)"
+    add = "Add 2 × a vector of length 2.83"
+    assert repr(hook) == f"PositionedHook(layer 0: {add}, Ablate during {first}, {add})"
 
 
 def test_what_is_done_at_a_token_is_what_has_no_window_and_what_is_in_one():
@@ -80,7 +81,7 @@ def test_digests_and_descriptions_without_a_window_are_those_of_stored_results()
     windowed = plain.during(Window(stop=8))
     assert windowed.describe() == [described[0] | {"window": {"start": 0, "stop": 8, "every": 1}}]
     assert len({one.digest for one in (plain, windowed, plain.during(Window()), plain.during(Window(1)))}) == 4
-    assert repr(plain) == "Intervention(layer 3: Add)"
+    assert repr(plain) == "Intervention(layer 3: Add 2 × a vector of length 2.83)"
 
 
 def test_a_gate_is_described_by_what_is_behind_it():
