@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -87,6 +87,8 @@ class PersonaVector:
     """A trait's raw mean-difference direction at every layer, for three token positions.
 
     ``vector + other``, ``vector - other`` and ``2.0 * vector`` work between vectors of one model and token position.
+    Scaling by a number above zero keeps what the vector moves where it was tried: half of a vector has twice the
+    coefficient in ``provenance["setting"]``. A vector that is turned round, and a sum, was tried nowhere, and says so.
 
     Args:
         trait: The trait's name.
@@ -236,7 +238,8 @@ class PersonaVector:
         if not math.isfinite(factor):
             raise InvalidArgumentError.of("factor", "be finite", factor)
         scaled = {name: directions * factor for name, directions in self.by_position.items()}
-        return replace(self, trait=f"{factor:g} * {self.trait}", by_position=scaled)
+        provenance = _scale_provenance(self.provenance, float(factor))
+        return replace(self, trait=f"{factor:g} * {self.trait}", by_position=scaled, provenance=provenance)
 
     __rmul__ = __mul__
 
@@ -397,10 +400,10 @@ class PersonaVector:
     def __repr__(self) -> str:
         cosines = self.split_half_cosine.get(self.position)
         stability = "" if cosines is None else f", split-half cosine {cosines.median():.2f} (median over layers)"
+        pairs = f", kept {self.counts.kept} of {self.counts.pairs} pairs" if self.counts.pairs else ""
         return (
             f"PersonaVector({self.trait!r}, {self.position}, {self.model.n_layers} layers × d_model "
-            f"{self.model.d_model}, model={self.model.name!r}, kept {self.counts.kept} of {self.counts.pairs} "
-            f"pairs{stability})"
+            f"{self.model.d_model}, model={self.model.name!r}{pairs}{stability})"
         )
 
     def _repr_html_(self) -> str:
@@ -411,3 +414,16 @@ class PersonaVector:
         if cosines is not None:
             rows["split-half cosine (median)"] = f"{cosines.median():.2f}"
         return format_table("PersonaVector", rows.items())
+
+
+def _scale_provenance(provenance: dict[str, Any], factor: float) -> dict[str, Any]:
+    """Return what is still true of a vector times a number: where it was tried, if it points the same way."""
+    setting = provenance.get("setting")
+    coefficient = setting.get("coefficient") if isinstance(setting, Mapping) else None
+    is_number = isinstance(coefficient, int | float) and not isinstance(coefficient, bool)
+    tried = coefficient / factor if is_number and factor > 0 else None
+    if factor > 0 and tried is None:
+        return provenance
+    if tried is not None and math.isfinite(tried):
+        return provenance | {"setting": {**setting, "coefficient": tried}}
+    return {key: value for key, value in provenance.items() if key not in ("setting", "auroc")}

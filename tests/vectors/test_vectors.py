@@ -171,7 +171,23 @@ def test_arithmetic_is_that_of_the_directions(vector):
         vector + 1
 
 
+def test_a_multiple_of_a_vector_says_where_its_own_move_was_tried(vector):
+    setting = {"layer": 1, "coefficient": 1.5, "coherence": 63.0}
+    tried = dataclasses.replace(vector, provenance=vector.provenance | {"setting": setting, "auroc": {"judge": 0.9}})
+    half = 0.5 * tried
+    assert half.provenance["setting"] == setting | {"coefficient": 3.0}
+    assert half.provenance["auroc"] == {"judge": 0.9}
+    torch.testing.assert_close(3.0 * half.direction(1), 1.5 * tried.direction(1))
+    assert tried.provenance["setting"] == setting, "the vector itself was changed"
+    for turned in (-tried, 0.0 * tried, -0.5 * tried, 1e-310 * tried, tried + tried):
+        assert not turned.provenance.keys() & {"setting", "auroc"}
+    assert (-tried).provenance.items() >= vector.provenance.items()
+    layer_alone = dataclasses.replace(vector, provenance={"setting": {"layer": 1}})
+    assert (2 * layer_alone).provenance == {"setting": {"layer": 1}}
+
+
 def test_a_vector_shows_itself(vector):
+    assert "pairs" not in repr(vector + vector), "no pair was counted for a sum"
     assert "kept 16 of 16 pairs" in repr(vector)
     assert "<table>" in vector._repr_html_()
     assert len(vector.plot().data) > 0
