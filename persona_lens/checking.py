@@ -129,8 +129,16 @@ def _check(name: str, value: Any, hint: Any, public: Any) -> None:
     if isinstance(value, str) and words and all(isinstance(word, str) for word in words):
         more = " or None" if None.__class__ in _list_parts(hint) else ""
         raise InvalidArgumentError.of(name, f"be one of {', '.join(map(repr, words))}{more}", value)
-    hint_for_one = f"For one text: {name}=[...]." if isinstance(value, str) and fits([value], hint) else ""
-    raise ArgumentTypeError.of(name, f"be of type {_describe(name, hint, public)}", value, hint_for_one)
+    raise ArgumentTypeError.of(name, f"be of type {_describe(name, hint, public)}", value, _advise(name, value, hint))
+
+
+def _advise(name: str, value: Any, hint: Any) -> str:
+    """Return what to do about a value of another type, where that is plain."""
+    if isinstance(value, str) and fits([value], hint):
+        return f"For one text: {name}=[...]."
+    if getattr(value, "ndim", None) == 0 and fits(value.item(), hint):  # a tensor of one number
+        return f"Give the number in it: {name}.item()."
+    return ""
 
 
 def _check_path(name: str, path: str) -> None:

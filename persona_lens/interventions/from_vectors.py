@@ -14,7 +14,7 @@ from persona_lens.errors import InvalidArgumentError, ModelMismatchError
 from persona_lens.models.hooks.intervention import Intervention, Step
 from persona_lens.models.hooks.sites import check_layer, resolve_layers
 from persona_lens.tensors.directions import layer_increments
-from persona_lens.tensors.operations import Ablate, Add, Cap
+from persona_lens.tensors.operations import Ablate, Add, Cap, plain_number
 from persona_lens.tensors.rotation import Rotate
 from persona_lens.tensors.subspace import AblateSubspace
 from persona_lens.vectors.ordinary import OrdinaryProjections
@@ -69,9 +69,13 @@ def steer(
     """
     vectors = list_vectors(vector)
     chosen = choose_layers(layer, layers, vectors[0].model.n_layers)
-    coefficients = [float(coefficient)] * len(vectors) if isinstance(coefficient, (int, float)) else list(coefficient)
+    if isinstance(coefficient, Sequence):
+        coefficients = [plain_number(one) for one in coefficient]
+    else:
+        coefficients = [float(coefficient)] * len(vectors)
     if len(coefficients) != len(vectors):
-        raise InvalidArgumentError.of("coefficient", f"be one number or {len(vectors)}, one a vector", coefficient)
+        rule = f"be one number, or a list of {len(vectors)}: one for each vector"
+        raise InvalidArgumentError.of("coefficient", rule, coefficient)
     scales = _list_scales(vectors, unit, ordinary)
     rows = torch.tensor(chosen)
     steps = []
@@ -120,7 +124,7 @@ def rotate(
         >>> turned = pl.interventions.rotate(vector, layer=14, degrees=-20)  # doctest: +SKIP
     """
     chosen = choose_layers(layer, layers, vector.model.n_layers)
-    label = f"Rotate {degrees:g}° to {name_direction(vector)}"
+    label = f"Rotate {plain_number(degrees):g}° to {name_direction(vector)}"
     steps = (Step(at, Rotate(vector.direction(at), degrees), label=label) for at in chosen)
     return Intervention(tuple(steps), vector.model.fingerprint)
 
@@ -282,8 +286,8 @@ def _list_scales(
 
 def list_bounds(name: str, bound: float | Tensor | None, n_layers: int) -> list[float | None]:
     """Return a bound for each layer; refuse bounds of another number of layers."""
-    if bound is None or isinstance(bound, (int, float)):
-        return [bound] * n_layers
+    if not isinstance(bound, Tensor):
+        return [plain_number(bound)] * n_layers
     if bound.shape != (n_layers,):
         rule = f"be one number, or {n_layers}, one for each of the model's layers"
         raise InvalidArgumentError.of(name, rule, tuple(bound.shape))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from persona_lens.checking import checked
 from persona_lens.models.hooks.intervention import Intervention, Step
-from persona_lens.tensors.operations import Add
+from persona_lens.tensors.operations import Add, plain_number
 from persona_lens.vectors.heads import HeadChoice
 
 
@@ -39,7 +39,7 @@ def shift_heads(choice: HeadChoice, coefficient: float) -> Intervention:
     """
     shifts = choice.sigmas[:, None] * choice.directions
     steps = (
-        Step(layer, Add(shift, coefficient), head, label=f"Add {coefficient:g} × sd of {choice.trait}")
+        Step(layer, Add(shift, coefficient), head, label=f"Add {plain_number(coefficient):g} × sd of {choice.trait}")
         for (layer, head), shift in zip(choice.heads, shifts, strict=True)
     )
     return Intervention(tuple(steps), choice.model.fingerprint)

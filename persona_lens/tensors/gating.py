@@ -13,7 +13,7 @@ from persona_lens.checking import checked
 from persona_lens.errors import InvalidArgumentError
 from persona_lens.tensors.directed import check_direction, check_width
 from persona_lens.tensors.directions import project
-from persona_lens.tensors.operations import Operation, apply_in_order, check_one_width
+from persona_lens.tensors.operations import Operation, apply_in_order, check_one_width, plain_number
 
 
 @checked
@@ -61,6 +61,7 @@ class Gate:
             rule = f"have the operations' width {self.d_model}"
             raise InvalidArgumentError.of("direction", rule, len(self.direction))
         for name, bound in (("above", self.above), ("below", self.below)):
+            object.__setattr__(self, name, plain_number(bound))
             if bound is not None and not math.isfinite(bound):
                 raise InvalidArgumentError.of(name, "be finite or None", bound, "Use None for no bound.")
         if self.above is None and self.below is None:

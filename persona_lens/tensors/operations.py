@@ -10,7 +10,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol, runtime_checkable
+from numbers import Real
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -68,6 +69,7 @@ class Add(Directed):
     def __post_init__(self) -> None:
         """Check the fields."""
         super().__post_init__()
+        object.__setattr__(self, "coefficient", plain_number(self.coefficient))
         try:
             is_finite = math.isfinite(self.coefficient)
         except TypeError:  # no number at all
@@ -153,6 +155,7 @@ class Cap(Directed):
         """Check the fields."""
         super().__post_init__()
         for name, bound in (("floor", self.floor), ("ceiling", self.ceiling)):
+            object.__setattr__(self, name, plain_number(bound))
             if bound is not None and not math.isfinite(bound):
                 hint = "Use None for no bound."
                 raise InvalidArgumentError.of(name, "be finite or None", bound, hint)
@@ -206,6 +209,20 @@ class KeepNorm:
     def __call__(self, activations: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         """Return the changed activations, each with its own norm."""
         return restore_norm(apply_in_order(self.operations, activations), activations)
+
+
+def plain_number(value: Any) -> Any:
+    """Return a real number of another library, such as NumPy's float32, as a float; all else as it is.
+
+    A whole number stays one: what results are stored under depends on how it is written.
+
+    Example:
+        >>> import numpy as np
+        >>> plain_number(np.float32(0.5)), plain_number(2), plain_number(None)
+        (0.5, 2, None)
+    """
+    is_foreign = isinstance(value, Real) and not isinstance(value, int | float)
+    return float(value) if is_foreign else value
 
 
 @checked

@@ -14,6 +14,7 @@ from persona_lens.checking import checked
 from persona_lens.errors import InvalidArgumentError
 from persona_lens.tensors.directed import Directed, check_width
 from persona_lens.tensors.directions import normalize, widen
+from persona_lens.tensors.operations import plain_number
 
 # Of the norm, in roundings: what is left across the direction by less is rounding, and points nowhere.
 _PARALLEL = 16
@@ -52,6 +53,7 @@ class Rotate(Directed):
     def __post_init__(self) -> None:
         """Check the fields."""
         super().__post_init__()
+        object.__setattr__(self, "degrees", plain_number(self.degrees))
         if not -180 <= self.degrees <= 180:
             raise InvalidArgumentError.of("degrees", "be in [-180, 180]", self.degrees)
 

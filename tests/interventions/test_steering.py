@@ -1,5 +1,7 @@
 import dataclasses
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 
 import persona_lens as pl
 from persona_lens.errors import (
+    ArgumentTypeError,
     HookNeverFiredError,
     HooksPresentError,
     InvalidArgumentError,
@@ -318,7 +321,7 @@ BAD_CALLS = [
     (lambda v: pl.steering_hooks(v, layer=-1), LayerOutOfRangeError, "layer"),
     (lambda v: pl.ablation_hooks(v, layers=[0, 7]), LayerOutOfRangeError, "layer"),
     (lambda v: pl.steering_hooks(v, layer=1, coefficient=float("nan")), InvalidArgumentError, "coefficient"),
-    (lambda v: pl.steering_hooks(v, layer=1, coefficient=[1.0, 2.0]), InvalidArgumentError, "coefficient"),
+    (lambda v: pl.steering_hooks(v, layer=1, coefficient=[1.0, 2.0]), InvalidArgumentError, "a list of 1: one"),
     (lambda v: pl.steering_hooks([], layer=1), InvalidArgumentError, "vector"),
     (lambda v: pl.steering_hooks(v, layer=1, positions="middle"), InvalidArgumentError, "positions"),
     (lambda v: pl.steering_hooks(v, layer=1, positions=torch.ones(2, 3)), InvalidArgumentError, "positions"),
@@ -330,6 +333,27 @@ BAD_CALLS = [
     (lambda v: pl.capping_hooks(v, layer=1, ceiling=0.0, floor=1.0), InvalidArgumentError, "floor"),
     (lambda v: pl.capping_hooks(v, ceiling=torch.zeros(2)), InvalidArgumentError, "one for each"),
 ]
+
+
+@pytest.mark.usefixtures("own_checks_alone")
+@pytest.mark.parametrize("kind", [np.float32, np.float16, np.float64, np.int64, Fraction])
+def test_a_real_number_of_another_library_does_what_pythons_does(vector, kind):
+    def act(number):
+        return (
+            pl.steer(vector, layer=0, coefficient=number)
+            + pl.steer([vector, vector], layer=1, coefficient=[number, 1.0])
+            + pl.interventions.rotate(vector, layer=1, degrees=number)
+            + pl.interventions.gate(pl.cap(vector, layer=2, ceiling=number), vector, above=number)
+        )
+
+    assert act(kind(2)).digest == act(2.0).digest
+    assert repr(act(kind(2))) == repr(act(2.0))
+
+
+@pytest.mark.usefixtures("own_checks_alone")
+def test_a_coefficient_in_a_tensor_is_refused_with_the_way_to_its_number(vector):
+    with pytest.raises(ArgumentTypeError, match=r"`coefficient`.*Give the number in it: coefficient\.item\(\)\.$"):
+        pl.steer(vector, layer=1, coefficient=torch.tensor(1.0))
 
 
 @pytest.mark.parametrize(("call", "error", "message"), BAD_CALLS)
