@@ -132,7 +132,8 @@ def describe_violation(parameter: str, rule: str, got: object, hint: str = "") -
     Args:
         parameter: Name of the argument, as the caller spelled it.
         rule: What must hold, continuing "`parameter` must ...".
-        got: What came; shown with ``repr``, cut at 200 characters.
+        got: What came; shown with ``repr``, cut at 200 characters. A tensor or array that takes several lines is named
+            by its type and shape, a model by its class.
         hint: What to do about it; a full sentence.
 
     Returns:
@@ -142,13 +143,23 @@ def describe_violation(parameter: str, rule: str, got: object, hint: str = "") -
         >>> describe_violation("layer", "be in [0, 30)", 31, "The model has 30 layers.")
         '`layer` must be in [0, 30). Got 31. The model has 30 layers.'
     """
-    try:
-        shown = repr(got)
-    except RecursionError:
-        shown = f"a {type(got).__name__} nested too deep to show"
+    shown = _show(got)
     if len(shown) > 200:
         shown = shown[:197] + "..."
     return f"`{parameter}` must {rule}. Got {shown}. {hint}".rstrip()
+
+
+def _show(got: object) -> str:
+    if hasattr(got, "named_parameters") and not isinstance(got, type):  # a model, whose layers would be listed
+        return f"a {type(got).__name__}"
+    try:
+        shown = repr(got)
+    except RecursionError:
+        return f"a {type(got).__name__} nested too deep to show"
+    shape, dtype = getattr(got, "shape", None), getattr(got, "dtype", None)
+    if isinstance(shape, tuple) and dtype is not None and "\n" in shown:
+        return f"a {str(dtype).removeprefix('torch.')} {type(got).__name__.lower()} of shape {tuple(shape)}"
+    return shown
 
 
 def check_index(name: str, index: int, n: int) -> None:

@@ -135,6 +135,31 @@ def test_a_wrong_type_is_a_type_error_that_names_the_parameter(call, message):
     assert isinstance(caught.value, TypeError)
 
 
+@checked
+def read(model: str | Path, direction: Float[Tensor, " d_model"] | None = None) -> None:
+    """Read."""
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: read("x", torch.zeros(30, 576)), r"Got a float32 tensor of shape \(30, 576\)\.$"),
+        (lambda: read("x", np.zeros((30, 576))), r"Got a float64 ndarray of shape \(30, 576\)\.$"),
+        (lambda: read("x", torch.tensor([1, 2])), r"Got tensor\(\[1, 2\]\)\.$"),
+        (
+            lambda: read(torch.nn.Linear(2, 3)),
+            r"Got a Linear\. Give its name or folder: the weights are loaded here\.$",
+        ),
+        (lambda: shout(torch.nn.Linear(2, 3)), r"Got a Linear\.$"),
+        (lambda: read(torch.nn.Linear), r"Got <class 'torch\.nn\.modules\.linear\.Linear'>\.$"),
+        (lambda: Voice(torch.tensor(1.5)), r"Got tensor\(1\.5000\)\. Give the number in it: pitch\.item\(\)\.$"),
+    ],
+)
+def test_what_takes_many_lines_is_told_in_a_few_words(call, message):
+    with pytest.raises(ArgumentTypeError, match=message):
+        call()
+
+
 def test_a_word_that_is_none_of_those_listed_is_told_which_there_are():
     with pytest.raises(InvalidArgumentError, match=r"`mark` must be one of '!', '\?'\. Got '\.'"):
         shout("a", mark=".")
