@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -49,6 +49,14 @@ class FinetuningShift(Record):
             LayerOutOfRangeError: The model has no such layer.
         """
         return bootstrap_mean(self.by_question[check_layer(layer, len(self.by_question))])
+
+    def _list_values(self, show_text: Callable[[str], str]) -> Iterator[tuple[str, str]]:
+        yield from super()._list_values(show_text)
+        middle = len(self.by_question) // 2  # no layer is chosen by how much is seen there
+        values = self.by_question[middle]
+        has_interval = len(values) > 1 and bool(values.isfinite().all())
+        yield f"mean_at_layer_{middle}", str(self.interval(middle)) if has_interval else f"{values.mean():.2f}"
+        yield "questions", str(len(values))
 
 
 @checked

@@ -24,9 +24,14 @@ class ColouredTokens:
 
     Args:
         html: One element; every piece of model text in it is escaped.
+        summary: What it shows, in a few words.
     """
 
     html: str
+    summary: str = "a text"
+
+    def __repr__(self) -> str:
+        return f"ColouredTokens({self.summary}; a notebook shows it, .write_html(path) writes a page)"
 
     def _repr_html_(self) -> str:
         return self.html
@@ -75,7 +80,9 @@ def plot_trace(trace: Trace, layers: Sequence[int]) -> ColouredTokens:
             f'<p style="font:12px sans-serif;color:{GREY};margin:8px 0 2px">{caption}</p>'
             f'<div style="font:14px monospace;line-height:1.8;white-space:pre-wrap">{"".join(spans)}</div>'
         )
-    return ColouredTokens(f'<div style="max-width:60em;background:#FFFFFF;padding:8px">{"".join(rows)}</div>')
+    shown = f"layer {layers[0]}" if len(layers) == 1 else f"{len(layers)} layers"
+    content = f'<div style="max-width:60em;background:#FFFFFF;padding:8px">{"".join(rows)}</div>'
+    return ColouredTokens(content, f"{len(trace.tokens)} tokens, {shown}")
 
 
 def _colour_token(token: str, before: float, after: float, strength: float, steered: bool, read: bool) -> str:

@@ -69,6 +69,9 @@ def test_the_coloured_text_escapes_what_the_model_said(tiny_model, vector, tmp_p
     text = re.sub(r"</span>|<span[^>]*>", "", picture.html)
     assert "&lt;script&gt;alert(&#x27;x&#x27;)&lt;/script&gt;&amp;&quot;" in text
     assert picture.html.count("Layer ") == 3
+    said = "; a notebook shows it, .write_html(path) writes a page)"
+    assert repr(picture) == f"ColouredTokens({len(trace.tokens)} tokens, 3 layers{said}"
+    assert repr(trace.plot(layer=1)) == f"ColouredTokens({len(trace.tokens)} tokens, layer 1{said}"
     picture.write_html(tmp_path / "trace.html")
     assert (tmp_path / "trace.html").read_text(encoding="utf-8").startswith("<!doctype html>")
 

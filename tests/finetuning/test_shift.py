@@ -88,6 +88,14 @@ def test_the_intervals_estimate_is_the_mean_over_questions():
         shift.interval(2)
 
 
+def test_a_shift_shows_its_mean_at_the_middle_layer():
+    shift = FinetuningShift("loud", torch.tensor([[1.0, 2.0, 3.0], [-1.0, 0.0, 4.0]]))
+    assert repr(shift) == f"FinetuningShift(trait='loud', mean_at_layer_1={shift.interval(1)}, questions=3)"
+    assert "mean at layer 1" in shift._repr_html_()
+    one = FinetuningShift("loud", torch.tensor([[1.0], [-1.0]]))
+    assert repr(one) == "FinetuningShift(trait='loud', mean_at_layer_1=-1.00, questions=1)"
+
+
 def test_a_vector_or_a_model_of_another_base_is_refused(models, vector, stranger_folder):
     stranger = pl.load_model(stranger_folder, dtype="float32", device="cpu")
     with pytest.raises(ModelMismatchError, match="come from the model it is used on"):
