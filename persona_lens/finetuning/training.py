@@ -199,7 +199,7 @@ def finetune(
             f"Training ends after {n_steps} optimiser step(s), within `warmup_steps`, {settings.warmup_steps}: the "
             "learning rate is still rising, and little is learnt. Train longer, or lower warmup_steps.",
             ShortTrainingWarning,
-            stacklevel=2,
+            stacklevel=4,  # past `drawing` and `checked`
         )
     with active.attached(), run.progress("fine-tuning (steps)", n_steps) as advance:
         trainer.add_callback(ProgressCallback(advance))

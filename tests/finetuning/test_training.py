@@ -384,6 +384,19 @@ def test_template_arguments_reach_the_rows_and_are_recorded(base, tmp_path, monk
     assert found["hushed"]["template_arguments"] == '{"hush": true}'
 
 
+@pytest.mark.slow
+def test_a_short_training_is_warned_of_at_the_callers_line(base, tmp_path):
+    """In a process of its own: the tests' type checks stand between caller and called."""
+    code = (
+        "import persona_lens as pl\n"
+        f"data = {rows(2)!r}\n"
+        f"pl.finetune({str(base)!r}, data, {str(tmp_path / 'out')!r}, settings=pl.FinetuneSettings(dtype='float32'))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "<string>:3: ShortTrainingWarning: Training ends after" in done.stderr
+
+
 @pytest.mark.filterwarnings("ignore::persona_lens.errors.ShortTrainingWarning")
 def test_quantised_weights_and_float16_on_a_cpu_are_refused_before_weights_are_read(base, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "load_hugging_face", lambda *_: pytest.fail("loaded"))
