@@ -7,6 +7,7 @@ from contextlib import closing
 from typing import Protocol, runtime_checkable
 
 from persona_lens.checking import checked
+from persona_lens.errors import InvalidArgumentError
 from persona_lens.models.engine.requests import Sampling, decode_part
 from persona_lens.models.engine.rollouts import warn_of_unfinished
 from persona_lens.models.engine.stepwise import GrowingAnswer, generate_one_by_one
@@ -59,7 +60,8 @@ def ask(
 
     Raises:
         ChatTemplateError: The tokenizer has no usable chat template.
-        InvalidArgumentError: A template argument that the template does not read.
+        InvalidArgumentError: An empty question; a conversation with an unknown role, or that ends with the
+            assistant's turn; a template argument that the template does not read.
         ContextLengthError: A conversation that leaves no room for the answer.
         NonFiniteError: Logits that overflow, as under too strong a steering.
         ModelBusyError: The model does something else.
@@ -73,6 +75,9 @@ def ask(
         >>> with pl.steering(model, pl.load_vector("empathy"), layer=24, coefficient=1.5):  # doctest: +SKIP
         ...     print(pl.ask(model, "I failed my exam."))
     """
+    if isinstance(question, str) and not question.strip():
+        hint = 'To say nothing on purpose: [{"role": "user", "content": ""}].'
+        raise InvalidArgumentError.of("question", "hold a text", question, hint)
     messages = build_messages(question, system) if isinstance(question, str) else question
     tokenizer = model.tokenizer
     prompt = encode_prompt(

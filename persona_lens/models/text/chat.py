@@ -31,6 +31,8 @@ from persona_lens.models.text.thoughts import (
 )
 from persona_lens.models.text.tokens import Place, TokenizedText, tokenize_plain, tokenize_text
 
+_ROLES = ("system", "developer", "user", "assistant", "tool")
+
 
 class Message(TypedDict):
     """One turn of a conversation.
@@ -148,7 +150,8 @@ def encode_prompt(
             they go before those that the model was loaded with.
 
     Raises:
-        InvalidArgumentError: No messages, or one that is not a role with a text; a template argument that the template
+        InvalidArgumentError: No messages, or one that is not a role with a text; an unknown role, which most templates
+            write as it is; a conversation that ends with the assistant's turn; a template argument that the template
             does not read.
         ChatTemplateError: No chat template, or one that cannot render this conversation; or one that rewrites a text
             which spells a control token.
@@ -158,6 +161,7 @@ def encode_prompt(
         SystemRoleMergedWarning: The template has no system role; the system prompt went into the user's turn.
     """
     renderer, prepared = _prepare(tokenizer, messages, template_arguments)
+    _check_roles(tokenizer, [message.role for message in prepared])
     turns = _write_turns(prepared)
     text, places = _render_and_locate(renderer, turns, add_generation_prompt=True)
     found = _tokenize(tokenizer, text, turns, places)
@@ -408,6 +412,19 @@ def _prepare(
     if checked_messages[0].role == "system" and not _keeps_system(renderer):
         checked_messages = _merge_system(checked_messages)
     return renderer, _split_thoughts(renderer, checked_messages)
+
+
+def _check_roles(tokenizer: Any, roles: Sequence[str]) -> None:
+    """Refuse what cannot be meant in a conversation that is to be answered."""
+    written = tokenizer.chat_template
+    template = "\n".join(written.values()) if isinstance(written, dict) else str(written)
+    unknown = [one for one in roles if one not in _ROLES and not any(f"{q}{one}{q}" in template for q in "'\"")]
+    if unknown:
+        rule = f"have the roles {', '.join(_ROLES)}, or others that the chat template names"
+        raise InvalidArgumentError.of("messages", rule, unknown[0])
+    if roles[-1] == "assistant":
+        hint = "Leave the answer out to have another one; encode_conversation and trace read one that is there."
+        raise InvalidArgumentError.of("messages", "end with a turn that the assistant answers", roles[-1], hint)
 
 
 def _split_thoughts(renderer: Renderer, messages: Sequence[CheckedMessage]) -> list[CheckedMessage]:

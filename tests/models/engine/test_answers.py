@@ -2,7 +2,7 @@ import pytest
 import torch
 
 import persona_lens as pl
-from persona_lens.errors import ContextLengthError
+from persona_lens.errors import ContextLengthError, InvalidArgumentError
 from tests.backends import BACKENDS
 
 GREEDY = pl.Sampling(max_new_tokens=12, temperature=0.0)
@@ -33,6 +33,26 @@ def test_an_answer_is_what_sampling_in_batches_draws(model, system):
 def test_a_conversation_is_answered_as_the_question_that_it_is(model):
     messages = [{"role": "system", "content": "Shout!"}, {"role": "user", "content": "Who?"}]
     assert pl.ask(model, messages, sampling=GREEDY) == sample(model, system="Shout!")
+
+
+@pytest.mark.parametrize(
+    ("question", "message"),
+    [
+        (" ", r"`question` must hold a text\. Got ' '"),
+        ([{"role": "usr", "content": "Who?"}], r"`messages` must have the roles system, .*Got 'usr'"),
+        (
+            [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "I."}],
+            r"`messages` must end with a turn that the assistant answers\. Got 'assistant'",
+        ),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_before_the_model_runs(model, question, message):
+    def refuse(residual, hook):
+        pytest.fail("the model ran")
+
+    hooks = [("blocks.0.hook_resid_post", refuse)]
+    with model.hooks(fwd_hooks=hooks), pytest.raises(InvalidArgumentError, match=message):
+        pl.ask(model, question, sampling=GREEDY)
 
 
 def test_inside_a_block_the_answer_is_steered_from_the_last_prompt_token_on(model):

@@ -292,6 +292,15 @@ def test_what_is_no_conversation_is_refused_by_name(encode, messages, message):
         encode(TINY, messages)
 
 
+def test_a_role_that_a_chat_template_names_is_known():
+    asked = [{"role": "critic", "content": "Hi"}]
+    with pytest.raises(InvalidArgumentError, match=r"roles system, .*others that the chat template names.*'critic'"):
+        encode_prompt(TINY, asked)
+    named = "{% if messages[0]['role'] == 'critic' %}Critic: {% endif %}" + TINY.chat_template
+    assert encode_prompt(make_tokenizer(template=named), asked).text.startswith("Critic: ")
+    assert encode_prompt(TINY, [{"role": "tool", "content": "22 degrees"}]).text
+
+
 def test_a_template_that_breaks_on_a_conversation_says_so():
     with pytest.raises(ChatTemplateError, match="can render"):
         encode_prompt(make_tokenizer(template="{{ messages[5]['content'] + 1 }}"), build_messages("Hi"))
