@@ -15,11 +15,11 @@ from persona_lens.diagnosis.finite import check_finite
 from persona_lens.diagnosis.hook_points import check_hooks, check_steering
 from persona_lens.diagnosis.layers import check_layers
 from persona_lens.diagnosis.parity import check_cache, check_padding
-from persona_lens.diagnosis.reference import read_reference
+from persona_lens.diagnosis.reference import Reference, read_reference
 from persona_lens.diagnosis.spans import check_spans
 from persona_lens.diagnosis.subject import Subject, choose_prompts
 from persona_lens.diagnosis.template import check_bos, check_stop_tokens, check_system_prompt, check_template
-from persona_lens.errors import PersonaLensWarning
+from persona_lens.errors import PersonaLensError, PersonaLensWarning
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.points import check_unsteered
 from persona_lens.models.loading import describe_model, load_model
@@ -96,15 +96,29 @@ def doctor(model: str | Path | HookedModel, *, reference: str | Path | None = No
         # Merged system prompts and texts that spell control tokens are what is tried.
         warnings.simplefilter("ignore", PersonaLensWarning)
         prompts = choose_prompts(model)
-        subject = Subject(
-            model, prompts, *read_reference(model, prompts[-1], None if reference is None else str(reference))
-        )
+        subject = Subject(model, prompts, *_find_reference(model, prompts[-1], reference))
         findings: list[Finding] = []
         for check in CHECKS:
             findings.append(_examine(check, subject, findings))
             advance(1)
     seconds = time.perf_counter() - start
     return Diagnosis(info.name, info.backend, info.dtype, info.fingerprint, seconds, tuple(findings))
+
+
+def _find_reference(
+    model: HookedModel, tokens: tuple[int, ...], source: str | Path | None
+) -> tuple[Reference | None, str]:
+    """Return what Hugging Face's model makes of a text; None and why where that breaks down."""
+    try:
+        return read_reference(model, tokens, None if source is None else str(source))
+    except Exception as error:  # whatever a model raises that is not as it should be
+        if source is not None and isinstance(error, PersonaLensError):
+            raise
+        return None, f"Hugging Face's model broke down: {_quote(error)}"
+
+
+def _quote(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:_MAX_QUOTED]}"
 
 
 def _examine(check: Check, subject: Subject, earlier: list[Finding]) -> Finding:
@@ -115,5 +129,5 @@ def _examine(check: Check, subject: Subject, earlier: list[Finding]) -> Finding:
     try:
         return check.examine(subject)
     except Exception as error:  # whatever a model, a tokenizer or a template raises that is not as it should be
-        seen = f"{type(error).__name__}: {' '.join(str(error).split())[:_MAX_QUOTED]}"
-        return Finding(check.name, False, seen, "The check broke down at this; see whether another backend runs it.")
+        cure = "The check broke down at this; see whether another backend runs it."
+        return Finding(check.name, False, _quote(error), cure)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from persona_lens.diagnosis.reference import Reference
-from persona_lens.errors import PersonaLensError
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.points import HookFn, HookPair, attached
 from persona_lens.models.hooks.recording import ResidualRecorder
@@ -86,23 +86,23 @@ class Subject:
 def choose_prompts(model: HookedModel) -> tuple[tuple[int, ...], ...]:
     """Return the token ids of the conversations' prompts, shortest first.
 
-    Where the tokenizer has no template that renders them, those of their last questions; where there is no tokenizer,
-    ids spread over the vocabulary: the model's numbers are examined all the same.
+    Where the tokenizer has no template that renders them, those of their last questions; where it gives no
+    tokens, ids spread over the vocabulary: the model's numbers are examined all the same.
     """
     room = min(_LONGEST, model.cfg.n_ctx - N_NEW_TOKENS)
     rows = []
     for number, chat in enumerate(CHATS.values()):
-        try:
+        tokens: tuple[int, ...] = ()
+        with suppress(Exception):  # whatever a template raises that is not as it should be: its checks say so
             tokens = encode_prompt(model.tokenizer, chat[:-1]).tokens
-        except (PersonaLensError, AttributeError, TypeError):
-            tokens = _tokenize_question(model, chat[-2]["content"], number)
-        rows.append(tokens[:room])
+        rows.append((tokens or _tokenize_question(model, chat[-2]["content"], number))[:room])
     return tuple(sorted(rows, key=len))
 
 
 def _tokenize_question(model: HookedModel, question: str, number: int) -> tuple[int, ...]:
-    if model.tokenizer is not None:
-        return tokenize_plain(model.tokenizer, question).tokens
+    with suppress(Exception):
+        if tokens := tokenize_plain(model.tokenizer, question).tokens:
+            return tokens
     stride = model.cfg.d_vocab // 7 + 1
     return tuple((number + position * stride) % model.cfg.d_vocab for position in range(8 + 4 * number))
 

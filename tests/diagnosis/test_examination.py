@@ -2,8 +2,11 @@
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 import persona_lens as pl
+from persona_lens.diagnosis import examination
 from persona_lens.diagnosis.examination import CHECKS
 from tests.backends import BACKENDS
 from tests.diagnosis.broken import BREAKS
@@ -109,6 +112,28 @@ def test_a_model_without_a_tokenizer_has_its_numbers_examined(tiny_folder):
     found = pl.doctor(model)
     assert [one.name for one in found.failed] == ["chat template"], str(found)
     assert all(one.passed for one in found.findings if one.name in NAMES[NAMES.index("context length") :])
+
+
+@needs_hooked
+def test_an_empty_tokenizer_fails_the_checks_of_texts_alone(tiny_folder):
+    """As transformers makes one for a folder without a tokenizer's files."""
+    model = load(tiny_folder("llama"), backend="hooked")
+    model.tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()), eos_token="<|end|>")
+    found = pl.doctor(model)
+    assert [one.name for one in found.findings] == NAMES
+    assert "chat template" in [one.name for one in found.failed]
+    assert all(find(found, name).passed for name in ("hooks", "finite", "padding", "cache", "layers", "steering"))
+
+
+def test_a_reference_that_breaks_down_leaves_the_other_checks(tiny_folder, monkeypatch):
+    def fail(*given):
+        raise RuntimeError("no kernel")
+
+    monkeypatch.setattr(examination, "read_reference", fail)
+    found = pl.doctor(load(tiny_folder("llama")))
+    assert find(found, "layers").passed is None
+    assert "RuntimeError: no kernel" in find(found, "layers").seen
+    assert not found.failed
 
 
 @needs_hooked

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from contextlib import nullcontext
 from typing import Any, Literal
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from persona_lens.errors import FileFormatError, InvalidArgumentError, UnsupportedModelError
+from persona_lens.errors import FileFormatError, InvalidArgumentError, PersonaLensError, UnsupportedModelError
 from persona_lens.models.loading.architectures import check_architecture
 from persona_lens.models.loading.checkpoints import MAX_QUOTED, Checkpoint, damaged, find_checkpoint, not_found
 from persona_lens.models.loading.placing import Placement
@@ -30,7 +31,7 @@ def load_hugging_face(
 
     Raises:
         ModelNotFoundError: No such model.
-        FileFormatError: Its files are damaged, or fit no architecture that is known.
+        FileFormatError: Its files are damaged, fit no architecture that is known, or hold no tokenizer.
         UnsupportedModelError: Its architecture cannot be held; quantised weights whose library is not installed.
     """
     found = find_checkpoint(model) if isinstance(model, str) else model
@@ -45,13 +46,15 @@ def load_hugging_face(
             chosen["device_map"] = {"": placement.device}
     try:
         with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(found.source, trust_remote_code=False, **extra)
+            tokenizer = _read_tokenizer(found)
             # A .bin file is a pickle.
             weights = extra if found.is_gguf else extra | {"use_safetensors": True}
             with nullcontext() if placement is not None and placement.in_files else unmapped_files():
                 hf_model = AutoModelForCausalLM.from_pretrained(
                     found.source, dtype=dtype, trust_remote_code=False, **weights, **chosen
                 )
+    except PersonaLensError:
+        raise
     except ImportError as error:
         rule = "have weights that an installed library reads"
         got, hint = f"{name}: {' '.join(str(error).split())[:MAX_QUOTED]}", "Install the library that it names."
@@ -70,6 +73,26 @@ def load_hugging_face(
     check_architecture(hf_model.config, type(hf_model))
     hf_model.config.architectures = [type(hf_model).__name__]  # a model read from GGUF names none
     return hf_model.eval(), tokenizer
+
+
+def _read_tokenizer(found: Checkpoint) -> Any:
+    """Read the tokenizer; where its files are missing, transformers raises, or makes one of special tokens alone.
+
+    Raises:
+        FileFormatError: There is none.
+    """
+    rule, hint = "hold a tokenizer beside its weights", "Save it there: tokenizer.save_pretrained(FOLDER)."
+    missing = FileFormatError.of("model", rule, found.name, hint)
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(found.source, trust_remote_code=False, **found.extra)
+    except ValueError as error:
+        names = os.listdir(found.source) if os.path.isdir(found.source) else ["tokenizer.json"]
+        if any("tok" in name or "vocab" in name or name.endswith((".model", ".gguf")) for name in names):
+            raise
+        raise missing from error
+    if len(tokenizer) <= len(getattr(tokenizer, "added_tokens_decoder", ())):
+        raise missing
+    return tokenizer
 
 
 def _check_before_loading(config: Any) -> None:

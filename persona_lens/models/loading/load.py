@@ -91,7 +91,8 @@ def load_model(
         UnsupportedModelError: An architecture that neither class holds, or that TransformerLens computes otherwise than
             Hugging Face does; ``backend="hooked"`` for an architecture, a map or quantised weights that
             HookedTransformer cannot hold; quantised weights that would be spread, or whose library is not installed.
-        FileFormatError: An adapter that is for another architecture, or not in safetensors.
+        FileFormatError: Files that are damaged, or hold no tokenizer; an adapter that is for another architecture, or
+            not in safetensors.
         ModelMismatchError: An adapter that was trained on other weights, if it says so.
         InvalidArgumentError: An unknown backend, dtype or device; arguments that exclude one another; any but
             ``backend`` and ``template_arguments`` for a model that is already loaded; a template argument that the chat

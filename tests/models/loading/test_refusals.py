@@ -7,13 +7,13 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import persona_lens as pl
-from persona_lens.errors import UnsupportedModelError
+from persona_lens.errors import FileFormatError, UnsupportedModelError
 from persona_lens.models.engine.attention import SlotCache, Span
 from persona_lens.models.engine.bridge_decoder import _attend_for_hugging_face
 from persona_lens.models.loading import load
 from persona_lens.models.loading.text_part import take_text_part
 from tests.architectures import ARCHITECTURES, make_architecture
-from tests.tiny import make_tokenizer
+from tests.tiny import make_hf_model, make_tokenizer
 
 
 @pytest.mark.parametrize(("name", "why"), [
@@ -32,6 +32,16 @@ def test_an_architecture_is_refused_from_its_configuration_alone(tmp_path, name,
     rows = [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}]
     with pytest.raises(UnsupportedModelError, match=class_name):
         pl.finetune(str(tmp_path), rows, tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gemma"])
+def test_a_folder_without_a_tokenizer_is_refused_with_what_to_save(tmp_path, architecture):
+    """Of some architectures transformers makes an empty tokenizer; of others it raises."""
+    make_hf_model(architecture).save_pretrained(tmp_path)
+    with pytest.raises(FileFormatError, match=r"`model` must hold a tokenizer .*tokenizer\.save_pretrained\(FOLDER\)"):
+        pl.load_model(tmp_path, dtype="float32", device="cpu")
+    make_tokenizer().save_pretrained(tmp_path)
+    assert len(pl.load_model(tmp_path, dtype="float32", device="cpu").tokenizer) == 259
 
 
 @pytest.fixture
