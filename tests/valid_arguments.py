@@ -22,6 +22,7 @@ from persona_lens.models.hooked_model import HookedModel
 from tests.small_trait import LengthJudge, tiny_trait
 
 CHAT = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes."}]
+TO_BE_ANSWERED = {("stream_tokens", "conversation"), ("encode_prompt", "messages")}
 # Parameters with a default that is refused as it is, as one of two must be given.
 ALSO_GIVEN = {"layer", "ceiling", "above", "encoder", "folds", "data"}
 # Sizes of the dimensions that have a name; all others are 4.
@@ -257,9 +258,7 @@ class ValidArguments:
     def of(self, public: Callable[..., Any]) -> dict[str, Any]:
         """Return valid arguments for all parameters that must be given."""
         return {
-            name: self.make(name, hint)
-            if (public.__name__, name) != ("stream_tokens", "conversation")
-            else CHAT[:1]  # it is to be answered
+            name: self.make(name, hint) if (public.__name__, name) not in TO_BE_ANSWERED else CHAT[:1]
             for name, hint in list_needed(public)
         }
 
