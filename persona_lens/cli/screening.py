@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -65,6 +65,8 @@ def run(arguments: Screen) -> int:
     say(f"rows: {found.counts}")
     if found.n_with_controls:
         say(f"{found.n_with_controls} rows spell control tokens of the model; they were read as text")
+    for line in list_unseen(found, settings):
+        say(line)
     measured, above = {}, []
     for trait in vectors:
         interval, length = found.measure(trait), found.config["norms"][trait]
@@ -78,12 +80,26 @@ def run(arguments: Screen) -> int:
         print_json(
             {
                 "rows": dict(found.counts), "bad_rows": found.n_bad, "read_to_the_end": found.is_whole,
-                "rows_with_control_tokens": found.n_with_controls,
+                "rows_with_control_tokens": found.n_with_controls, "rows_with_further_answers": found.n_with_further,
+                "answers_cut": found.n_cut,
                 "layer": layer, "held": held, "report": str(report), "exit_status": status,
                 "projection_difference_in_lengths": measured,
             }
         )  # fmt: skip
     return status
+
+
+def list_unseen(found: Screening, settings: ScreenSettings) -> Iterator[str]:
+    """Say what of the conversations was not looked at."""
+    if found.n_with_further:
+        other = {"first": "last", "last": "first"}[settings.turn]
+        yield (
+            f"{found.n_with_further} rows have several answers, of which the {settings.turn} one alone was looked at; "
+            f"--turn {other} reads the {other}"
+        )
+    if found.n_cut:
+        limit = settings.max_response_tokens
+        yield f"{found.n_cut} answers were looked at up to {limit} tokens and go on; --max-response-tokens reads more"
 
 
 def check_before_work(arguments: Screen, traits: Sequence[str]) -> tuple[Any, ScreenSettings]:

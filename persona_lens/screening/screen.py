@@ -75,6 +75,7 @@ def screen(
     rows = itertools.islice(read_conversations(data, limits=settings.limits), max_rows)
     shards.begin_screening(folder, plan)
     marks: list[str] = []
+    n_with_further = 0
     with run.progress("screening (rows)", _count_rows(data, max_rows)) as advance:
         for chunk in shards.split_into_shards(rows, shard_rows):
             path, mark = files.shard_path(folder, len(marks)), shards.mark_shard(chunk, plan)
@@ -85,7 +86,8 @@ def screen(
             else:
                 advance(len(chunk))
             marks.append(mark)
-    shards.finish_screening(folder, plan, marks)
+            n_with_further += shards.count_with_further(chunk)
+    shards.finish_screening(folder, plan, marks, n_with_further)
     return Screening.load(folder)
 
 

@@ -65,6 +65,7 @@ class Screening:
             text.
         n_unfinished: Scored rows to whose prompt the model only thinks, without coming to an answer; they are among
             those without a base.
+        n_with_further: Conversations with more answers than the one that was read; ``ScreenSettings.turn`` says which.
     """
 
     folder: Path
@@ -77,6 +78,7 @@ class Screening:
     shards: tuple[str, ...]
     n_with_controls: int = 0
     n_unfinished: int = 0
+    n_with_further: int = 0
 
     @property
     def n_bad(self) -> int:
@@ -210,9 +212,9 @@ class Screening:
         config = content["config"]
         counted = (content["counts"], content["n_cut"], content["n_without_base"], content["max_rows"])
         n_with_controls = content.get("n_with_controls", 0)  # none in records of earlier versions
-        n_unfinished = content.get("n_unfinished", 0)
+        rare = {name: content.get(name, 0) for name in ("n_unfinished", "n_with_further")}
         shards = tuple(content["shards"])
-        return cls(folder, tuple(config["traits"]), *counted, config, shards, n_with_controls, n_unfinished)
+        return cls(folder, tuple(config["traits"]), *counted, config, shards, n_with_controls, **rare)
 
     def plot(self) -> Figure:
         """Draw each trait's distribution of ΔP; returns a plotly Figure."""

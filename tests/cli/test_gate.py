@@ -138,6 +138,19 @@ def silent(tiny_folder, tmp_path):
     return model
 
 
+def test_what_was_not_looked_at_is_said(screen, tmp_path):
+    chat = converse("Hi?", "Hello.")["messages"] + converse("And?", "It will ruin everything. " * 9)["messages"]
+    (tmp_path / "a.jsonl").write_bytes(lines(json.dumps({"messages": chat}).encode()))
+    done = screen("a.jsonl")
+    assert "1 rows have several answers, of which the first one alone was looked at; --turn last reads" in done.out
+    assert "1 conversations have further answers" in (tmp_path / "out" / "report.html").read_text()
+    found = json.loads(screen("a.jsonl", "--turn", "last", "--json", "--out", "last").out)
+    assert found["rows_with_further_answers"] == 1
+    assert found["answers_cut"] == pl.screening.Screening.load(tmp_path / "last" / "scores").n_cut > 0
+    (tmp_path / "one.jsonl").write_bytes(lines())
+    assert "several answers" not in screen("one.jsonl", "--out", "one").out
+
+
 def test_where_the_model_says_nothing_itself_nothing_was_compared(screen, silent, tmp_path):
     (tmp_path / "a.jsonl").write_bytes(lines())
     assert screen("a.jsonl", model=silent).status == 0
