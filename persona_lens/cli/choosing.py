@@ -155,6 +155,37 @@ def read_trait(name: str) -> Trait:
     return Trait.from_json(name)
 
 
+def read_screened(name: str, folder: Path) -> tuple[str, Trait | PersonaVector]:
+    """Return a trait's name with the trait, or with the vector that lies in the folder where that is all there is.
+
+    Raises:
+        InvalidArgumentError: Neither.
+        FileFormatError: The vector's file is none.
+    """
+    if name in list_traits() or name.endswith(".json"):
+        trait = read_trait(name)
+        return trait.name, trait
+    path = name_vector(folder, name)
+    if os.path.isfile(path):
+        return name, PersonaVector.load(path)
+    kept = (one.stem.removeprefix("vector_") for one in folder.glob("vector_*.safetensors"))
+    near = difflib.get_close_matches(name, [*list_traits(), *kept], n=1)
+    hint = f"Did you mean {near[0]}?" if near else f"A vector of your own must lie there: {path}."
+    if "," in name:
+        hint = "Give --trait once for each trait."
+    if name.endswith(".jsonl"):
+        own = name_vector(folder, Path(name).stem)
+        hint = f"Read a vector from written answers first, `persona-lens extract --trait {name} --out {own}`, and give "
+        hint += f"--trait {Path(name).stem} --vectors {folder}."
+    rule = f"be one of {', '.join(list_traits())}, a .json file, or NAME of a vector_NAME.safetensors in --vectors"
+    raise InvalidArgumentError.of("--trait", rule, name, hint)
+
+
+def name_vector(folder: Path, trait: str) -> Path:
+    """Return where a trait's vector lies in a folder of them."""
+    return folder / f"vector_{trait}.safetensors"
+
+
 def load(arguments: Steer | Chat | App | Extract | Sweep | Validate | Screen) -> HookedModel:
     """Load the model that a command's arguments name, with the template arguments that they give.
 
@@ -219,7 +250,7 @@ def keep_unfinished(folder: Path, config: Mapping[str, Any]) -> Iterator[Run]:
 
 def find_vector(model: HookedModel, trait: Trait, folder: Path, say: Callable[[str], object] = print) -> PersonaVector:
     """Read a trait's vector from the folder, or make it and keep it there; say so, as it takes minutes."""
-    path = folder / f"vector_{trait.name}.safetensors"
+    path = name_vector(folder, trait.name)
     if path.exists():
         vector = PersonaVector.load(path)
         vector.check_model(model)

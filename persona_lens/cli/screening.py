@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
 from persona_lens.cli.arguments import Screen
-from persona_lens.cli.choosing import find_vector, load, read_trait
+from persona_lens.cli.choosing import find_vector, load, read_screened
 from persona_lens.cli.terminal import print_json, print_nothing
 from persona_lens.conversations import UNREAD, ReadLimits, read_conversations, resolve_source
 from persona_lens.errors import InvalidArgumentError
@@ -23,6 +23,8 @@ from persona_lens.screening.screening import Screening
 from persona_lens.screening.shards import check_data, check_out
 from persona_lens.screening.splitting import check_outputs, split_rows
 from persona_lens.traits.library import list_traits
+from persona_lens.traits.trait import Trait
+from persona_lens.vectors.persona_vector import PersonaVector
 
 ABOVE_LIMIT, TOO_MANY_BAD = 3, 4
 _KEPT, _HELD, _REPORT = "kept.jsonl", "held.jsonl", "report.html"
@@ -32,15 +34,22 @@ _SCORES, _CLEAN = "scores", "clean"
 def run(arguments: Screen) -> int:
     """Screen, split, report; return the exit status."""
     if not arguments.trait:
-        print(f"--trait is missing: one of {', '.join(list_traits())}, or a file.", file=sys.stderr)
+        print(
+            f"--trait is missing: one of {', '.join(list_traits())}, a file, or a name in --vectors.", file=sys.stderr
+        )
         return 2
-    traits = [read_trait(name) for name in arguments.trait]
-    data, settings = check_before_work(arguments, [trait.name for trait in traits])
+    folder = arguments.vectors or arguments.out / "vectors"
+    traits = dict(read_screened(name, folder) for name in arguments.trait)
+    if arguments.judge:
+        check_judged(traits)
+    data, settings = check_before_work(arguments, list(traits))
     model = load(arguments)
     layer = check_layer(model.cfg.n_layers // 2 if arguments.layer is None else arguments.layer, model.cfg.n_layers)
-    folder = arguments.vectors or arguments.out / "vectors"
     say = print_nothing if arguments.json else print
-    vectors = {trait.name: find_vector(model, trait, folder, say) for trait in traits}
+    vectors = {
+        name: one if isinstance(one, PersonaVector) else find_vector(model, one, folder, say)
+        for name, one in traits.items()
+    }
 
     def screen_into(data: Any, name: str) -> Screening:
         return screen(
@@ -55,7 +64,9 @@ def run(arguments: Screen) -> int:
         clean = screen_into(arguments.clean, _CLEAN)
         thresholds = {trait: clean.threshold(trait, arguments.quantile) for trait in vectors}
     found = screen_into(data, _SCORES)
-    judges = {trait.name: default_judge(model, trait) for trait in (traits if arguments.judge else ())}
+    judges = {
+        name: default_judge(model, one) for name, one in traits.items() if arguments.judge and isinstance(one, Trait)
+    }
     if thresholds or judges:
         split = split_rows(found, data, thresholds, arguments.out / _KEPT, arguments.out / _HELD, judges=judges)
         held = split.held
@@ -87,6 +98,18 @@ def run(arguments: Screen) -> int:
             }
         )  # fmt: skip
     return status
+
+
+def check_judged(traits: Mapping[str, Trait | PersonaVector]) -> None:
+    """Refuse to judge by a vector alone.
+
+    Raises:
+        InvalidArgumentError: Of one trait there is no more than that.
+    """
+    for name, one in traits.items():
+        if isinstance(one, PersonaVector):
+            hint = "A vector alone has no rubric: give the trait's .json file, or leave --judge out."
+            raise InvalidArgumentError.of("--trait", "be a trait where --judge is given", name, hint)
 
 
 def list_unseen(found: Screening, settings: ScreenSettings) -> Iterator[str]:

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -295,6 +296,14 @@ def write_examples(folder):
     path = folder / "loud.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+def test_what_extract_says_comes_next_does_work(loud, tmp_path):
+    out = tmp_path / "my own.safetensors"
+    made = run("extract", "--trait", write_examples(tmp_path), "--out", out, "--model", loud.model)
+    assert made.status == 0, made.err
+    said = " ".join(made.out.split()).split("Next: persona-lens ")[1].split(" (where")[0]
+    assert run(*shlex.split(said), "--max-new-tokens", 4).status == 0
 
 
 @pytest.mark.slow
