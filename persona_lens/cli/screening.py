@@ -17,6 +17,8 @@ from persona_lens.files import write_bytes_atomically
 from persona_lens.judges.default import default_judge
 from persona_lens.models.hooks.sites import check_layer
 from persona_lens.plots.screening import report_screening
+from persona_lens.screening.files import SCORED
+from persona_lens.screening.reasons import REASONS
 from persona_lens.screening.scores import ScreenSettings
 from persona_lens.screening.screen import screen
 from persona_lens.screening.screening import Screening
@@ -29,6 +31,8 @@ from persona_lens.vectors.persona_vector import PersonaVector
 ABOVE_LIMIT, TOO_MANY_BAD = 3, 4
 _KEPT, _HELD, _REPORT = "kept.jsonl", "held.jsonl", "report.html"
 _SCORES, _CLEAN = "scores", "clean"
+_N_BAD = 20  # rows that could not be scored, as in the report
+_N_SHOWN = 100  # characters of one
 
 
 def run(arguments: Screen) -> int:
@@ -73,7 +77,9 @@ def run(arguments: Screen) -> int:
         say(f"kept {split.kept} rows ({split.kept_cut} of them longer than was screened), held back: {held}")
     report = arguments.out / _REPORT
     write_bytes_atomically(report, report_screening(found, thresholds, held).encode())
-    say(f"rows: {found.counts}")
+    say("rows: " + ", ".join(f"{number} {status}" for status, number in found.counts.items()))
+    for line in list_bad(found):
+        say(line)
     if found.n_with_controls:
         say(f"{found.n_with_controls} rows spell control tokens of the model; they were read as text")
     for line in list_unseen(found, settings):
@@ -88,9 +94,12 @@ def run(arguments: Screen) -> int:
     say(f"read {report}")
     status = decide(arguments, found, clean, above)
     if arguments.json:
+        first = islice(found.bad_rows, _N_BAD)
         print_json(
             {
-                "rows": dict(found.counts), "bad_rows": found.n_bad, "read_to_the_end": found.is_whole,
+                "rows": dict(found.counts), "bad_rows": found.n_bad,
+                "first_bad_rows": [{"place": one.place, "reason": one.reason, "detail": one.detail} for one in first],
+                "read_to_the_end": found.is_whole,
                 "rows_with_control_tokens": found.n_with_controls, "rows_with_further_answers": found.n_with_further,
                 "answers_cut": found.n_cut,
                 "layer": layer, "held": held, "report": str(report), "exit_status": status,
@@ -110,6 +119,20 @@ def check_judged(traits: Mapping[str, Trait | PersonaVector]) -> None:
         if isinstance(one, PersonaVector):
             hint = "A vector alone has no rubric: give the trait's .json file, or leave --judge out."
             raise InvalidArgumentError.of("--trait", "be a trait where --judge is given", name, hint)
+
+
+def list_bad(found: Screening) -> Iterator[str]:
+    """Show the first row of each reason for which rows were not scored."""
+    if found.counts.keys() == {SCORED}:
+        return
+    told: set[str] = set()
+    for row in found.bad_rows:
+        if row.reason not in told:
+            told.add(row.reason)
+            got = "".join(one if one.isprintable() else ascii(one)[1:-1] for one in row.detail[:_N_SHOWN])
+            yield f"  {row.place}: {row.reason} ({REASONS.get(row.reason, '')}). Got {got}"
+    where = f"persona_lens.screening.Screening.load({str(found.folder)!r})"
+    yield f"  the first {_N_BAD} stand in {_REPORT}, a thousand in {where}.bad_rows"
 
 
 def list_unseen(found: Screening, settings: ScreenSettings) -> Iterator[str]:

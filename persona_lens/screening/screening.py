@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from persona_lens.checking import checked
-from persona_lens.conversations import UNREAD
+from persona_lens.conversations import UNREAD, BadRow
 from persona_lens.errors import FileFormatError, InvalidArgumentError
 from persona_lens.records import Record
 from persona_lens.screening.files import RECORD, SCORED, find_checksum, read_mark, read_record, shard_path
@@ -23,6 +23,8 @@ from persona_lens.statistics import Interval, bootstrap_mean, bootstrap_pearson_
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
+
+_N_LISTED = 1000
 
 
 @checked
@@ -98,6 +100,14 @@ class Screening:
         ``.prompt`` and ``.delta``, in residual-stream units; ``controls`` names control tokens that it spells.
         """
         return datasets.concatenate_datasets([datasets.Dataset.from_file(str(path)) for path in self._list_shards()])
+
+    @property
+    def bad_rows(self) -> tuple[BadRow, ...]:
+        """The first thousand rows that were not scored, each with its place, the reason and what came."""
+        rows = self.rows
+        bad = [index for index, status in enumerate(rows["status"][:]) if status != SCORED][:_N_LISTED]
+        found = (rows[index] for index in bad)
+        return tuple(BadRow(row["place"], row["index"], row["status"], row["detail"]) for row in found)
 
     @property
     def digest(self) -> str:
