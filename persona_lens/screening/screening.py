@@ -124,7 +124,10 @@ class Screening:
         return paths
 
     def values(self, trait: str, column: str = "delta") -> Float[Tensor, " sample"]:
-        """Return one number for each scored row; rows without a base response are left out of ``delta`` and ``base``.
+        """Return one number for each scored row, in order, to compute with.
+
+        Rows that were not scored are left out, of ``delta`` and ``base`` also those without a base response, so the
+        numbers need not stand beside the data's rows. ``rows["TRAIT.delta"]`` has an entry for each row, None for these.
 
         Raises:
             InvalidArgumentError: A trait or column that was not screened for.
