@@ -448,4 +448,4 @@ class Screen:
     max_ratio: int = DEFAULT_LIMITS["max_ratio"]
     """A compressed file is read up to so many times its size, or 64 MiB."""
     json: Flag = False
-    """Print one JSON object last."""
+    """Print one JSON object, and nothing else on standard output."""

@@ -285,6 +285,11 @@ def find_way(
         rule = f"have a ready vector: {', '.join(list_ready_vectors())}"
         hint = f"Make one: `persona-lens sweep --trait {trait} --out sweep`."
         raise InvalidArgumentError.of("--trait", rule, trait, hint)
+    if trait is not None and trait not in list_ready_vectors():
+        near = difflib.get_close_matches(trait, list_ready_vectors(), n=1)
+        hint = f"Did you mean {near[0]}? " if near else ""
+        hint += "--vector FILE reads one of your own, which `persona-lens extract` makes."
+        raise InvalidArgumentError.of("--trait", f"be one of {', '.join(list_ready_vectors())}", trait, hint)
     if path is not None and not path.is_file():
         rule = "be an existing file, from `persona-lens extract` or `sweep`"
         raise InvalidArgumentError.of("--vector", rule, str(path))

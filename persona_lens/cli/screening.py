@@ -9,6 +9,7 @@ from itertools import islice
 from typing import Any
 
 from persona_lens.cli.arguments import Screen
+from persona_lens.cli.chat_view import make_printable
 from persona_lens.cli.choosing import find_vector, load, read_screened
 from persona_lens.cli.terminal import print_json, print_nothing
 from persona_lens.conversations import UNREAD, ReadLimits, read_conversations, resolve_source
@@ -129,7 +130,7 @@ def list_bad(found: Screening) -> Iterator[str]:
     for row in found.bad_rows:
         if row.reason not in told:
             told.add(row.reason)
-            got = "".join(one if one.isprintable() else ascii(one)[1:-1] for one in row.detail[:_N_SHOWN])
+            got = make_printable(" ".join(row.detail.split()))[:_N_SHOWN]
             yield f"  {row.place}: {row.reason} ({REASONS.get(row.reason, '')}). Got {got}"
     where = f"persona_lens.screening.Screening.load({str(found.folder)!r})"
     yield f"  the first {_N_BAD} stand in {_REPORT}, a thousand in {where}.bad_rows"

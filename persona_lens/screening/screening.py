@@ -127,7 +127,7 @@ class Screening:
         """Return one number for each scored row, in order, to compute with.
 
         Rows that were not scored are left out, of ``delta`` and ``base`` also those without a base response, so the
-        numbers need not stand beside the data's rows. ``rows["TRAIT.delta"]`` has an entry for each row, None for these.
+        numbers need not stand beside the data's rows. ``rows["TRAIT.delta"]`` has an entry for each, None for these.
 
         Raises:
             InvalidArgumentError: A trait or column that was not screened for.

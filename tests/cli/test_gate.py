@@ -142,17 +142,18 @@ def silent(tiny_folder, tmp_path):
 
 
 def test_the_first_bad_row_of_each_reason_is_shown_with_its_place_and_what_to_do(screen, tmp_path):
-    call = {"role": "assistant", "content": None, "tool_calls": [{"id": "\x1b[31m"}]}
+    call = {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}
     chats = [{"messages": [{"role": "user", "content": "Hi?"}, call]}, {"prompt": "Hi?", "completion": "Hello."}]
-    (tmp_path / "a.jsonl").write_bytes(lines(*(json.dumps(one).encode() for one in [*chats, *chats])))
+    (tmp_path / "a.jsonl").write_bytes(lines(*(json.dumps(one).encode() for one in [*chats, *chats]), b"\x1b[31m"))
     done = screen("a.jsonl")
-    assert "rows: 12 scored, 2 wrong type, 2 no messages" in done.out
+    assert "rows: 12 scored, 2 wrong type, 2 no messages, 1 not JSON" in done.out
     assert "line 13: wrong type (a row, message, role or text of another type, as where `content` is null" in done.out
     assert "line 14: no messages (" in done.out
     assert "line 15" not in done.out
+    assert "line 17: not JSON (" in done.out
     assert "\x1b" not in done.out
     found = json.loads(screen("a.jsonl", "--json").out)["first_bad_rows"]
-    assert [one["place"] for one in found] == ["line 13", "line 14", "line 15", "line 16"]
+    assert [one["place"] for one in found] == [f"line {number}" for number in range(13, 18)]
     assert pl.screening.Screening.load(tmp_path / "out" / "scores").bad_rows[1].reason == "no messages"
 
 
