@@ -147,8 +147,6 @@ def read_trait(name: str) -> Trait:
         hint = f"Did you mean {near[0]}?" if near else "A trait of your own is the path of its .json file."
         if "," in name:
             hint = "Give --trait once for each trait."
-        if name.endswith(".jsonl"):
-            hint = "Written answers are no trait: `persona-lens extract --trait FILE.jsonl` reads a vector from them."
         raise InvalidArgumentError.of("--trait", f"be one of {', '.join(list_traits())}, or a .json file", name, hint)
     if not Path(name).is_file():
         raise InvalidArgumentError.of("--trait", "be a bundled trait's name or an existing file", name)
@@ -170,7 +168,7 @@ def read_screened(name: str, folder: Path) -> tuple[str, Trait | PersonaVector]:
         return name, PersonaVector.load(path)
     kept = (one.stem.removeprefix("vector_") for one in folder.glob("vector_*.safetensors"))
     near = difflib.get_close_matches(name, [*list_traits(), *kept], n=1)
-    hint = f"Did you mean {near[0]}?" if near else f"A vector of your own must lie there: {path}."
+    hint = f"Did you mean {near[0]}?" if near else f"A vector of your own must lie at {path}."
     if "," in name:
         hint = "Give --trait once for each trait."
     if name.endswith(".jsonl"):
