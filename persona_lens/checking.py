@@ -6,6 +6,7 @@ Annotations alone say what is right. Values (ranges, shapes that must fit each o
 from __future__ import annotations
 
 import builtins
+import difflib
 import functools
 import inspect
 import numbers
@@ -128,7 +129,9 @@ def _check(name: str, value: Any, hint: Any, public: Any) -> None:
     words = [word for part in _list_parts(hint) if get_origin(part) is Literal for word in get_args(part)]
     if isinstance(value, str) and words and all(isinstance(word, str) for word in words):
         more = " or None" if None.__class__ in _list_parts(hint) else ""
-        raise InvalidArgumentError.of(name, f"be one of {', '.join(map(repr, words))}{more}", value)
+        near = difflib.get_close_matches(value, words, n=1)
+        did_you_mean = f"Did you mean {near[0]!r}?" if near else ""
+        raise InvalidArgumentError.of(name, f"be one of {', '.join(map(repr, words))}{more}", value, did_you_mean)
     raise ArgumentTypeError.of(name, f"be of type {_describe(name, hint, public)}", value, _advise(name, value, hint))
 
 

@@ -6,7 +6,7 @@ import json
 import os
 import secrets
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BufferedWriter
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,35 @@ from persona_lens.errors import InvalidArgumentError
 _NAME_BYTES, _PATH_BYTES = 255, 4000  # what file systems hold, give or take
 _LINE = 400  # characters of a file of measurements
 _PREFIX_BYTES = 100  # of the final name, in the temporary one: a name that fits must not fail for the other's length
+
+
+@contextmanager
+def leaving_no_empty_folder(folder: Path) -> Iterator[None]:
+    """Remove a folder that the work made, if it fails and has put nothing there.
+
+    Args:
+        folder: Where the work is to write; kept if it was there before.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp()) / "out"
+        >>> with leaving_no_empty_folder(folder):
+        ...     folder.mkdir()
+        ...     raise ValueError("no rows")
+        Traceback (most recent call last):
+            ...
+        ValueError: no rows
+        >>> folder.exists()
+        False
+    """
+    was_there = folder.exists()
+    try:
+        yield
+    except BaseException:
+        if not was_there:
+            with suppress(OSError):  # not made, or not empty
+                folder.rmdir()
+        raise
 
 
 @contextmanager

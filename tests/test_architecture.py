@@ -175,8 +175,8 @@ def room_of(path: Path) -> str:
 @each_source("persona_lens")
 def test_every_room_imports_only_the_rooms_below_it(path: Path):
     room = room_of(path)
-    if room == "__init__":
-        return  # the public face gathers names from every room
+    if room in ("__init__", "__main__"):
+        return  # the public face gathers names from every room; the command's entrance is the command
     assert room in ROOMS, f"{room!r} is a new room: say in ROOMS what it is for and which others it may import"
     ours = {one.room for one in list_imports(path) if one.room}
     allowed = ROOMS[room][1] | {room}

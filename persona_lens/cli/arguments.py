@@ -392,13 +392,16 @@ class Screen:
 
     persona-lens screen chats.jsonl.zst --trait evil --out screened --clean trusted.jsonl
 
+    persona-lens screen chats.jsonl --trait mine --vectors vectors --out screened
+
     persona-lens screen chats.parquet --trait evil --out screened --max-rows 2000 --fail-above 0.1
     """
 
     data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
     """JSONL (also .gz, .zst), JSON or Parquet file with `messages` or ShareGPT's `conversations`; or a Hub name."""
     trait: tyro.conf.UseAppendAction[tuple[str, ...]]
-    """Bundled trait's name, or path of a trait's JSON file; may be repeated."""
+    """Bundled trait's name, path of a trait's JSON file, or NAME of a vector_NAME.safetensors of your own in --vectors;
+    may be repeated."""
     out: Path
     """Folder for everything that is written."""
     model: str = DEFAULT_MODEL
@@ -445,4 +448,4 @@ class Screen:
     max_ratio: int = DEFAULT_LIMITS["max_ratio"]
     """A compressed file is read up to so many times its size, or 64 MiB."""
     json: Flag = False
-    """Print one JSON object last."""
+    """Print one JSON object, and nothing else on standard output."""

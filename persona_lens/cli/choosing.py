@@ -147,12 +147,41 @@ def read_trait(name: str) -> Trait:
         hint = f"Did you mean {near[0]}?" if near else "A trait of your own is the path of its .json file."
         if "," in name:
             hint = "Give --trait once for each trait."
-        if name.endswith(".jsonl"):
-            hint = "Written answers are no trait: `persona-lens extract --trait FILE.jsonl` reads a vector from them."
         raise InvalidArgumentError.of("--trait", f"be one of {', '.join(list_traits())}, or a .json file", name, hint)
     if not Path(name).is_file():
         raise InvalidArgumentError.of("--trait", "be a bundled trait's name or an existing file", name)
     return Trait.from_json(name)
+
+
+def read_screened(name: str, folder: Path) -> tuple[str, Trait | PersonaVector]:
+    """Return a trait's name with the trait, or with the vector that lies in the folder where that is all there is.
+
+    Raises:
+        InvalidArgumentError: Neither.
+        FileFormatError: The vector's file is none.
+    """
+    if name in list_traits() or name.endswith(".json"):
+        trait = read_trait(name)
+        return trait.name, trait
+    path = name_vector(folder, name)
+    if os.path.isfile(path):
+        return name, PersonaVector.load(path)
+    kept = (one.stem.removeprefix("vector_") for one in folder.glob("vector_*.safetensors"))
+    near = difflib.get_close_matches(name, [*list_traits(), *kept], n=1)
+    hint = f"Did you mean {near[0]}?" if near else f"A vector of your own must lie at {path}."
+    if "," in name:
+        hint = "Give --trait once for each trait."
+    if name.endswith(".jsonl"):
+        own = name_vector(folder, Path(name).stem)
+        hint = f"Read a vector from written answers first, `persona-lens extract --trait {name} --out {own}`, and give "
+        hint += f"--trait {Path(name).stem} --vectors {folder}."
+    rule = f"be one of {', '.join(list_traits())}, a .json file, or NAME of a vector_NAME.safetensors in --vectors"
+    raise InvalidArgumentError.of("--trait", rule, name, hint)
+
+
+def name_vector(folder: Path, trait: str) -> Path:
+    """Return where a trait's vector lies in a folder of them."""
+    return folder / f"vector_{trait}.safetensors"
 
 
 def load(arguments: Steer | Chat | App | Extract | Sweep | Validate | Screen) -> HookedModel:
@@ -219,7 +248,7 @@ def keep_unfinished(folder: Path, config: Mapping[str, Any]) -> Iterator[Run]:
 
 def find_vector(model: HookedModel, trait: Trait, folder: Path, say: Callable[[str], object] = print) -> PersonaVector:
     """Read a trait's vector from the folder, or make it and keep it there; say so, as it takes minutes."""
-    path = folder / f"vector_{trait.name}.safetensors"
+    path = name_vector(folder, trait.name)
     if path.exists():
         vector = PersonaVector.load(path)
         vector.check_model(model)
@@ -254,6 +283,11 @@ def find_way(
         rule = f"have a ready vector: {', '.join(list_ready_vectors())}"
         hint = f"Make one: `persona-lens sweep --trait {trait} --out sweep`."
         raise InvalidArgumentError.of("--trait", rule, trait, hint)
+    if trait is not None and trait not in list_ready_vectors():
+        near = difflib.get_close_matches(trait, list_ready_vectors(), n=1)
+        hint = f"Did you mean {near[0]}? " if near else ""
+        hint += "--vector FILE reads one of your own, which `persona-lens extract` makes."
+        raise InvalidArgumentError.of("--trait", f"be one of {', '.join(list_ready_vectors())}", trait, hint)
     if path is not None and not path.is_file():
         rule = "be an existing file, from `persona-lens extract` or `sweep`"
         raise InvalidArgumentError.of("--vector", rule, str(path))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from persona_lens.cli.arguments import Extract
-from persona_lens.cli.choosing import choose_origin, keep_unfinished, list_read, load, make_vector
+import shlex
+
+from persona_lens.cli.arguments import DEFAULT_MODEL, Extract
+from persona_lens.cli.choosing import Origin, choose_origin, keep_unfinished, list_read, load, make_vector
 from persona_lens.cli.terminal import print_json, print_line
 from persona_lens.files import check_apart, check_file_or_nothing
 from persona_lens.models.loading import describe_model
+from persona_lens.vectors.persona_vector import PersonaVector
 
 
 def run(arguments: Extract) -> int:
@@ -39,8 +42,18 @@ def run(arguments: Extract) -> int:
             f"Two halves of the questions agree best at layer {best} (cosine {float(cosines[best]):.2f}); under about "
             "0.5 the direction depends on which questions were asked."
         )
-    next_trait = arguments.trait if origin.trait is not None else f"{origin.name}.json"
-    print_line(
-        f"Wrote {arguments.out}. Next: persona-lens sweep --trait {next_trait} --vector {arguments.out} --out sweep"
-    )
+    print_line(f"Wrote {arguments.out}. Next: {suggest_next(arguments, origin, vector)}")
     return 0
+
+
+def suggest_next(arguments: Extract, origin: Origin, vector: PersonaVector) -> str:
+    """Return a command that works on what was written."""
+    out = shlex.quote(str(arguments.out))
+    model = "" if arguments.model == DEFAULT_MODEL else f" --model {shlex.quote(arguments.model)}"
+    if origin.trait is not None:
+        return f"persona-lens sweep --trait {shlex.quote(arguments.trait)} --vector {out}{model} --out sweep"
+    where = f"--layer {vector.model.n_layers // 2} --coefficient 1"
+    return (
+        f'persona-lens steer "How are you?" --vector {out}{model} {where} (where steering works best finds `sweep`, '
+        "which needs the trait's .json file)"
+    )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
 from persona_lens.cli.arguments import Screen
-from persona_lens.cli.choosing import find_vector, load, read_trait
+from persona_lens.cli.chat_view import make_printable
+from persona_lens.cli.choosing import find_vector, load, read_screened
 from persona_lens.cli.terminal import print_json, print_nothing
 from persona_lens.conversations import UNREAD, ReadLimits, read_conversations, resolve_source
 from persona_lens.errors import InvalidArgumentError
@@ -17,30 +18,43 @@ from persona_lens.files import write_bytes_atomically
 from persona_lens.judges.default import default_judge
 from persona_lens.models.hooks.sites import check_layer
 from persona_lens.plots.screening import report_screening
+from persona_lens.screening.files import SCORED
+from persona_lens.screening.reasons import REASONS
 from persona_lens.screening.scores import ScreenSettings
 from persona_lens.screening.screen import screen
 from persona_lens.screening.screening import Screening
 from persona_lens.screening.shards import check_data, check_out
 from persona_lens.screening.splitting import check_outputs, split_rows
 from persona_lens.traits.library import list_traits
+from persona_lens.traits.trait import Trait
+from persona_lens.vectors.persona_vector import PersonaVector
 
 ABOVE_LIMIT, TOO_MANY_BAD = 3, 4
 _KEPT, _HELD, _REPORT = "kept.jsonl", "held.jsonl", "report.html"
 _SCORES, _CLEAN = "scores", "clean"
+_N_BAD = 20  # rows that could not be scored, as in the report
+_N_SHOWN = 100  # characters of one
 
 
 def run(arguments: Screen) -> int:
     """Screen, split, report; return the exit status."""
     if not arguments.trait:
-        print(f"--trait is missing: one of {', '.join(list_traits())}, or a file.", file=sys.stderr)
+        print(
+            f"--trait is missing: one of {', '.join(list_traits())}, a file, or a name in --vectors.", file=sys.stderr
+        )
         return 2
-    traits = [read_trait(name) for name in arguments.trait]
-    data, settings = check_before_work(arguments, [trait.name for trait in traits])
+    folder = arguments.vectors or arguments.out / "vectors"
+    traits = dict(read_screened(name, folder) for name in arguments.trait)
+    if arguments.judge:
+        check_judged(traits)
+    data, settings = check_before_work(arguments, list(traits))
     model = load(arguments)
     layer = check_layer(model.cfg.n_layers // 2 if arguments.layer is None else arguments.layer, model.cfg.n_layers)
-    folder = arguments.vectors or arguments.out / "vectors"
     say = print_nothing if arguments.json else print
-    vectors = {trait.name: find_vector(model, trait, folder, say) for trait in traits}
+    vectors = {
+        name: one if isinstance(one, PersonaVector) else find_vector(model, one, folder, say)
+        for name, one in traits.items()
+    }
 
     def screen_into(data: Any, name: str) -> Screening:
         return screen(
@@ -55,16 +69,22 @@ def run(arguments: Screen) -> int:
         clean = screen_into(arguments.clean, _CLEAN)
         thresholds = {trait: clean.threshold(trait, arguments.quantile) for trait in vectors}
     found = screen_into(data, _SCORES)
-    judges = {trait.name: default_judge(model, trait) for trait in (traits if arguments.judge else ())}
+    judges = {
+        name: default_judge(model, one) for name, one in traits.items() if arguments.judge and isinstance(one, Trait)
+    }
     if thresholds or judges:
         split = split_rows(found, data, thresholds, arguments.out / _KEPT, arguments.out / _HELD, judges=judges)
         held = split.held
         say(f"kept {split.kept} rows ({split.kept_cut} of them longer than was screened), held back: {held}")
     report = arguments.out / _REPORT
     write_bytes_atomically(report, report_screening(found, thresholds, held).encode())
-    say(f"rows: {found.counts}")
+    say("rows: " + ", ".join(f"{number} {status}" for status, number in found.counts.items()))
+    for line in list_bad(found):
+        say(line)
     if found.n_with_controls:
         say(f"{found.n_with_controls} rows spell control tokens of the model; they were read as text")
+    for line in list_unseen(found, settings):
+        say(line)
     measured, above = {}, []
     for trait in vectors:
         interval, length = found.measure(trait), found.config["norms"][trait]
@@ -75,15 +95,58 @@ def run(arguments: Screen) -> int:
     say(f"read {report}")
     status = decide(arguments, found, clean, above)
     if arguments.json:
+        first = islice(found.bad_rows, _N_BAD)
         print_json(
             {
-                "rows": dict(found.counts), "bad_rows": found.n_bad, "read_to_the_end": found.is_whole,
-                "rows_with_control_tokens": found.n_with_controls,
+                "rows": dict(found.counts), "bad_rows": found.n_bad,
+                "first_bad_rows": [{"place": one.place, "reason": one.reason, "detail": one.detail} for one in first],
+                "read_to_the_end": found.is_whole,
+                "rows_with_control_tokens": found.n_with_controls, "rows_with_further_answers": found.n_with_further,
+                "answers_cut": found.n_cut,
                 "layer": layer, "held": held, "report": str(report), "exit_status": status,
                 "projection_difference_in_lengths": measured,
             }
         )  # fmt: skip
     return status
+
+
+def check_judged(traits: Mapping[str, Trait | PersonaVector]) -> None:
+    """Refuse to judge by a vector alone.
+
+    Raises:
+        InvalidArgumentError: Of one trait there is no more than that.
+    """
+    for name, one in traits.items():
+        if isinstance(one, PersonaVector):
+            hint = "A vector alone has no rubric: give the trait's .json file, or leave --judge out."
+            raise InvalidArgumentError.of("--trait", "be a trait where --judge is given", name, hint)
+
+
+def list_bad(found: Screening) -> Iterator[str]:
+    """Show the first row of each reason for which rows were not scored."""
+    if found.counts.keys() == {SCORED}:
+        return
+    told: set[str] = set()
+    for row in found.bad_rows:
+        if row.reason not in told:
+            told.add(row.reason)
+            got = make_printable(" ".join(row.detail.split()))[:_N_SHOWN]
+            yield f"  {row.place}: {row.reason} ({REASONS.get(row.reason, '')}). Got {got}"
+    where = f"persona_lens.screening.Screening.load({str(found.folder)!r})"
+    yield f"  the first {_N_BAD} stand in {_REPORT}, a thousand in {where}.bad_rows"
+
+
+def list_unseen(found: Screening, settings: ScreenSettings) -> Iterator[str]:
+    """Say what of the conversations was not looked at."""
+    if found.n_with_further:
+        other = {"first": "last", "last": "first"}[settings.turn]
+        yield (
+            f"{found.n_with_further} rows have several answers, of which the {settings.turn} one alone was looked at; "
+            f"--turn {other} reads the {other}"
+        )
+    if found.n_cut:
+        limit = settings.max_response_tokens
+        yield f"{found.n_cut} answers were looked at up to {limit} tokens and go on; --max-response-tokens reads more"
 
 
 def check_before_work(arguments: Screen, traits: Sequence[str]) -> tuple[Any, ScreenSettings]:

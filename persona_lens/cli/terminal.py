@@ -39,16 +39,22 @@ def print_json(content: dict[str, Any]) -> None:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> None:
-    """Print a table as wide as the terminal."""
+    """Print a table as wide as the terminal; where that is none, lines of cells with tabs between."""
+    console = _Console()
+    if not console.is_terminal:
+        for line in ([title.strip()], columns, *rows):
+            print("\t".join(" ".join(str(cell).split()) for cell in line))  # the console would make spaces of tabs
+        return
     table = Table(*columns, title=title, title_justify="left", show_lines=False, pad_edge=False)
     for row in rows:
         table.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in row))
-    _Console().print(table)
+    console.print(table)
 
 
 def print_line(text: str) -> None:
-    """Print a line; nothing in it is markup."""
-    _Console().print(Text(text))
+    """Print a line; nothing in it is markup. It is wrapped where there is a terminal alone."""
+    console = _Console()
+    console.print(Text(text), soft_wrap=not console.is_terminal)
 
 
 def colour_tokens(tokens: Sequence[str], strengths: Sequence[float]) -> Text:

@@ -15,7 +15,7 @@ from accelerate.utils import parse_flag_from_env
 
 from persona_lens.checking import checked
 from persona_lens.errors import InvalidArgumentError, ModelMismatchError, ShortTrainingWarning, UnsupportedModelError
-from persona_lens.files import write_json
+from persona_lens.files import leaving_no_empty_folder, write_json
 from persona_lens.finetuning.blocks import TrainingInterventions, check_every_token
 from persona_lens.finetuning.finetuned import (
     CHECKPOINTS,
@@ -149,11 +149,12 @@ def finetune(
     folder = Path(out)
     # As the Trainer decides later; asked without `cpu`, each of several processes on a CPU would think it is alone.
     state = PartialState(cpu=not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU"))
-    check_writable(folder)
-    base = _load_base(model, settings, template_arguments, state.device)
-    _check_fits(base, intervention, penalty, tracker)
-    max_tokens = min(settings.max_tokens, base.info.n_ctx)
-    encoded = encode_training_rows(base.tokenizer, data, max_tokens=max_tokens, system=system)
+    with leaving_no_empty_folder(folder):
+        check_writable(folder)
+        base = _load_base(model, settings, template_arguments, state.device)
+        _check_fits(base, intervention, penalty, tracker)
+        max_tokens = min(settings.max_tokens, base.info.n_ctx)
+        encoded = encode_training_rows(base.tokenizer, data, max_tokens=max_tokens, system=system)
     config = {
         "model": base.info.name,
         "fingerprint": base.info.fingerprint,

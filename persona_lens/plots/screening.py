@@ -105,6 +105,10 @@ def report_screening(screening: Screening, thresholds: Mapping[str, float], held
         f"{screening.n_without_base} prompts the model says nothing itself, so these rows have no ΔP.</p>",
         "<h2>Traits</h2>", summary, figure,
     ]  # fmt: skip
+    if screening.n_with_further:
+        parts.insert(
+            4, f"<p>{screening.n_with_further} conversations have further answers, which were not looked at.</p>"
+        )
     if not screening.is_whole:
         parts.insert(2, "<p><strong>The data could not be read to their end: nobody knows how many rows are "
                      "missing.</strong></p>")  # fmt: skip

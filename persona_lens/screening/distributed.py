@@ -109,6 +109,7 @@ def screen_on_ray(
         folder = Path(out).absolute()
         shards.begin_screening(folder, plan)
         marks = []
+        n_with_further = 0
         for index, chunk in enumerate(shards.split_into_shards(rows, shard_rows)):
             mark = shards.mark_shard(chunk, plan)
             if index == 0:
@@ -116,10 +117,11 @@ def screen_on_ray(
             if files.read_shard(files.shard_path(folder, index), mark) is None:
                 _write_rows(folder / _WAITING / f"{index:08d}.json", chunk)
             marks.append(mark)
+            n_with_further += shards.count_with_further(chunk)
         shutil.rmtree(folder / _PARQUET, ignore_errors=True)
         for _ in pool.compute_each([partial(_score, source, plan, folder, *one) for one in enumerate(marks)]):
             pass
-    shards.finish_screening(folder, plan, marks)
+    shards.finish_screening(folder, plan, marks, n_with_further)
     shutil.rmtree(folder / _WAITING, ignore_errors=True)
     return Screening.load(folder)
 

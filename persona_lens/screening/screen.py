@@ -8,6 +8,7 @@ from pathlib import Path
 
 from persona_lens.checking import checked
 from persona_lens.conversations import read_conversations
+from persona_lens.files import leaving_no_empty_folder
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.points import check_unsteered
 from persona_lens.models.loading import describe_model
@@ -73,19 +74,22 @@ def screen(
     check_unsteered(model)
     folder = Path(out)
     rows = itertools.islice(read_conversations(data, limits=settings.limits), max_rows)
-    shards.begin_screening(folder, plan)
-    marks: list[str] = []
-    with run.progress("screening (rows)", _count_rows(data, max_rows)) as advance:
-        for chunk in shards.split_into_shards(rows, shard_rows):
-            path, mark = files.shard_path(folder, len(marks)), shards.mark_shard(chunk, plan)
-            if not marks:
-                shards.check_same_data(folder, mark)
-            if files.read_shard(path, mark) is None:
-                files.write_shard(path, shards.make_shard(model, chunk, plan, advance), mark)
-            else:
-                advance(len(chunk))
-            marks.append(mark)
-    shards.finish_screening(folder, plan, marks)
+    with leaving_no_empty_folder(folder):
+        shards.begin_screening(folder, plan)
+        marks: list[str] = []
+        n_with_further = 0
+        with run.progress("screening (rows)", _count_rows(data, max_rows)) as advance:
+            for chunk in shards.split_into_shards(rows, shard_rows):
+                path, mark = files.shard_path(folder, len(marks)), shards.mark_shard(chunk, plan)
+                if not marks:
+                    shards.check_same_data(folder, mark)
+                if files.read_shard(path, mark) is None:
+                    files.write_shard(path, shards.make_shard(model, chunk, plan, advance), mark)
+                else:
+                    advance(len(chunk))
+                marks.append(mark)
+                n_with_further += shards.count_with_further(chunk)
+        shards.finish_screening(folder, plan, marks, n_with_further)
     return Screening.load(folder)
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from persona_lens.checking import checked
-from persona_lens.conversations import UNREAD
+from persona_lens.conversations import UNREAD, BadRow
 from persona_lens.errors import FileFormatError, InvalidArgumentError
 from persona_lens.records import Record
 from persona_lens.screening.files import RECORD, SCORED, find_checksum, read_mark, read_record, shard_path
@@ -23,6 +23,8 @@ from persona_lens.statistics import Interval, bootstrap_mean, bootstrap_pearson_
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
+
+_N_LISTED = 1000
 
 
 @checked
@@ -65,6 +67,7 @@ class Screening:
             text.
         n_unfinished: Scored rows to whose prompt the model only thinks, without coming to an answer; they are among
             those without a base.
+        n_with_further: Conversations with more answers than the one that was read; ``ScreenSettings.turn`` says which.
     """
 
     folder: Path
@@ -77,6 +80,7 @@ class Screening:
     shards: tuple[str, ...]
     n_with_controls: int = 0
     n_unfinished: int = 0
+    n_with_further: int = 0
 
     @property
     def n_bad(self) -> int:
@@ -98,6 +102,14 @@ class Screening:
         return datasets.concatenate_datasets([datasets.Dataset.from_file(str(path)) for path in self._list_shards()])
 
     @property
+    def bad_rows(self) -> tuple[BadRow, ...]:
+        """The first thousand rows that were not scored, each with its place, the reason and what came."""
+        rows = self.rows
+        bad = [index for index, status in enumerate(rows["status"][:]) if status != SCORED][:_N_LISTED]
+        found = (rows[index] for index in bad)
+        return tuple(BadRow(row["place"], row["index"], row["status"], row["detail"]) for row in found)
+
+    @property
     def digest(self) -> str:
         """A hash of the rows that were screened and of what the scores depend on."""
         rows = [read_mark(path) for path in self._list_shards()]
@@ -112,7 +124,10 @@ class Screening:
         return paths
 
     def values(self, trait: str, column: str = "delta") -> Float[Tensor, " sample"]:
-        """Return one number for each scored row; rows without a base response are left out of ``delta`` and ``base``.
+        """Return one number for each scored row, in order, to compute with.
+
+        Rows that were not scored are left out, of ``delta`` and ``base`` also those without a base response, so the
+        numbers need not stand beside the data's rows. ``rows["TRAIT.delta"]`` has an entry for each, None for these.
 
         Raises:
             InvalidArgumentError: A trait or column that was not screened for.
@@ -210,9 +225,9 @@ class Screening:
         config = content["config"]
         counted = (content["counts"], content["n_cut"], content["n_without_base"], content["max_rows"])
         n_with_controls = content.get("n_with_controls", 0)  # none in records of earlier versions
-        n_unfinished = content.get("n_unfinished", 0)
+        rare = {name: content.get(name, 0) for name in ("n_unfinished", "n_with_further")}
         shards = tuple(content["shards"])
-        return cls(folder, tuple(config["traits"]), *counted, config, shards, n_with_controls, n_unfinished)
+        return cls(folder, tuple(config["traits"]), *counted, config, shards, n_with_controls, **rare)
 
     def plot(self) -> Figure:
         """Draw each trait's distribution of ΔP; returns a plotly Figure."""

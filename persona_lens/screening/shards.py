@@ -211,8 +211,20 @@ def begin_screening(folder: Path, plan: ScreenPlan) -> None:
     write_record(folder, {"config": plan.config, "max_rows": plan.max_rows})  # without counts: not finished
 
 
-def finish_screening(folder: Path, plan: ScreenPlan, marks: Sequence[str]) -> None:
+def count_with_further(rows: Rows) -> int:
+    """Return how many conversations have more than one answer; a screening reads one of each."""
+    good = [row for row in rows if isinstance(row, Conversation)]
+    return sum(sum(message["role"] == "assistant" for message in row.messages) > 1 for row in good)
+
+
+def finish_screening(folder: Path, plan: ScreenPlan, marks: Sequence[str], n_with_further: int) -> None:
     """Check that every shard is there and count what became of the rows, which marks the screening as finished.
+
+    Args:
+        folder: The screening's.
+        plan: As it was made.
+        marks: Of each shard's rows.
+        n_with_further: Conversations with more answers than the one that was read.
 
     Raises:
         FileFormatError: A shard is missing or of other rows, as where another process writes into the same folder.
@@ -244,6 +256,7 @@ def finish_screening(folder: Path, plan: ScreenPlan, marks: Sequence[str]) -> No
     content = {"counts": dict(counts.most_common()), "n_cut": n_cut, "n_without_base": n_without_base}
     content["n_with_controls"] = n_with_controls
     content |= {"n_unfinished": n_unfinished} if n_unfinished else {}
+    content |= {"n_with_further": n_with_further} if n_with_further else {}
     head = {"config": plan.config, "max_rows": plan.max_rows, "shards": checksums}
     write_record(folder, head | content)
 

@@ -7,6 +7,7 @@ fitted on it.
 
 from __future__ import annotations
 
+import difflib
 import json
 from dataclasses import dataclass, fields
 from importlib.resources import as_file, files
@@ -90,8 +91,10 @@ def load_written_examples(trait: str | Path, half: Half) -> tuple[WrittenExample
             raise FileNotFoundError(f"`trait` must name an existing file. Got {str(trait)!r}.")
         return _read(Path(trait), half)
     if trait not in list_written_traits():
-        rule = f"be one of {', '.join(list_written_traits())}"
-        raise InvalidArgumentError.of("trait", rule, trait, "The path of a .jsonl file reads one of your own.")
+        near = difflib.get_close_matches(trait, list_written_traits(), n=1)
+        hint = f"Did you mean {near[0]!r}? " if near else ""
+        hint += "The path of a .jsonl file reads one of your own."
+        raise InvalidArgumentError.of("trait", f"be one of {', '.join(list_written_traits())}", trait, hint)
     with as_file(_FOLDER / f"{trait}.jsonl") as path:
         return _read(path, half)
 

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -81,6 +82,13 @@ def test_alone_it_teaches_what_there_is_to_do():
     assert done.status == 0
     for word in ("demo", "traits", "steer", "extract", "sweep", "validate", "screen", "completion"):
         assert word in done.out
+
+
+def test_as_a_module_it_is_the_same_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "persona_lens", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"persona-lens {pl.__version__}\n"
 
 
 def test_it_says_its_version():
@@ -226,6 +234,7 @@ def test_the_demo_shows_both_answers_and_writes_a_page_in_which_their_text_is_es
         (("sweep", "--trait", "evil", "--examples", "mine.jsonl", "--out", "x"), "--examples"),
         (("extract", "--trait", "mine.json", "--out", "x"), "be a bundled trait's name or an existing file"),
         (("steer", "Who?", "--trait", "optimistic"), "persona-lens sweep --trait optimistic"),
+        (("steer", "Who?", "--trait", "humourous"), "Did you mean humorous? --vector FILE"),
         (("steer", "Who?", "--vector", "mine.safetensors"), "--vector"),
         (("validate", "--trait", "mine.json"), "existing file"),
         (("validate", "--trait", "confidence"), "--examples FILE.jsonl"),
@@ -238,6 +247,15 @@ def test_a_wrong_trait_or_file_ends_with_the_option_and_what_to_do(arguments, sa
     assert said in done.err
     assert "`--" in done.err
     assert not list(tmp_path.iterdir())
+
+
+def test_through_a_pipe_tables_are_lines_with_tabs_and_nothing_is_wrapped():
+    lines = run("traits").out.splitlines()
+    assert lines[:2] == ["Traits", "trait\twhat it is\twritten answers\tready vector: layer × coefficient"]
+    assert [line.split("\t")[0] for line in lines[2:-1]] == list(pl.list_traits())
+    assert all(line.count("\t") == 3 for line in lines[1:-1])
+    (evil,) = (line for line in lines if line.startswith("evil\t"))
+    assert evil.split("\t")[1] == pl.load_trait("evil").description
 
 
 def test_a_misspelt_command_names_the_right_one():
@@ -295,6 +313,14 @@ def write_examples(folder):
     path = folder / "loud.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+def test_what_extract_says_comes_next_does_work(loud, tmp_path):
+    out = tmp_path / "my own.safetensors"
+    made = run("extract", "--trait", write_examples(tmp_path), "--out", out, "--model", loud.model)
+    assert made.status == 0, made.err
+    said = " ".join(made.out.split()).split("Next: persona-lens ")[1].split(" (where")[0]
+    assert run(*shlex.split(said), "--max-new-tokens", 4).status == 0
 
 
 @pytest.mark.slow

@@ -5,7 +5,9 @@ import gzip
 import io
 import json
 import os
+import re
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pyarrow as pa
@@ -15,6 +17,7 @@ import torch
 
 import persona_lens as pl
 from persona_lens.cli import main
+from persona_lens.screening.reasons import REASONS
 from tests.screening.test_screen import converse, make_rows
 from tests.small_trait import tiny_trait
 
@@ -136,6 +139,55 @@ def silent(tiny_folder, tmp_path):
     with torch.no_grad():
         model.unembed.b_U[model.tokenizer.eos_token_id] = 1e4
     return model
+
+
+def test_the_first_bad_row_of_each_reason_is_shown_with_its_place_and_what_to_do(screen, tmp_path):
+    call = {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}
+    chats = [{"messages": [{"role": "user", "content": "Hi?"}, call]}, {"prompt": "Hi?", "completion": "Hello."}]
+    (tmp_path / "a.jsonl").write_bytes(lines(*(json.dumps(one).encode() for one in [*chats, *chats]), b"\x1b[31m"))
+    done = screen("a.jsonl")
+    assert "rows: 12 scored, 2 wrong type, 2 no messages, 1 not JSON" in done.out
+    assert "line 13: wrong type (a row, message, role or text of another type, as where `content` is null" in done.out
+    assert "line 14: no messages (" in done.out
+    assert "line 15" not in done.out
+    assert "line 17: not JSON (" in done.out
+    assert "\x1b" not in done.out
+    found = json.loads(screen("a.jsonl", "--json").out)["first_bad_rows"]
+    assert [one["place"] for one in found] == [f"line {number}" for number in range(13, 18)]
+    assert pl.screening.Screening.load(tmp_path / "out" / "scores").bad_rows[1].reason == "no messages"
+
+
+def test_each_reason_is_explained_and_stands_on_the_page():
+    root = Path(pl.__file__).parents[1]
+    sources = [
+        *(root / "persona_lens" / "conversations").glob("*.py"),
+        root / "persona_lens" / "screening" / "scores.py",
+    ]
+    given = {
+        reason
+        for path in sources
+        for reason in re.findall(
+            r'(?:Refusal\(|row\.index, |reason = |is_cut else |== "thought" else )"([a-z ]+|not UTF-8|not JSON)"',
+            path.read_text(),
+        )
+    }
+    assert len(given) > 15
+    assert given == set(REASONS)
+    page = (root / "docs" / "howto" / "screen.md").read_text()
+    assert all(f"| {reason} | {meaning} |" in page for reason, meaning in REASONS.items())
+
+
+def test_what_was_not_looked_at_is_said(screen, tmp_path):
+    chat = converse("Hi?", "Hello.")["messages"] + converse("And?", "It will ruin everything. " * 9)["messages"]
+    (tmp_path / "a.jsonl").write_bytes(lines(json.dumps({"messages": chat}).encode()))
+    done = screen("a.jsonl")
+    assert "1 rows have several answers, of which the first one alone was looked at; --turn last reads" in done.out
+    assert "1 conversations have further answers" in (tmp_path / "out" / "report.html").read_text()
+    found = json.loads(screen("a.jsonl", "--turn", "last", "--json", "--out", "last").out)
+    assert found["rows_with_further_answers"] == 1
+    assert found["answers_cut"] == pl.screening.Screening.load(tmp_path / "last" / "scores").n_cut > 0
+    (tmp_path / "one.jsonl").write_bytes(lines())
+    assert "several answers" not in screen("one.jsonl", "--out", "one").out
 
 
 def test_where_the_model_says_nothing_itself_nothing_was_compared(screen, silent, tmp_path):

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -117,6 +118,24 @@ def test_a_vector_of_the_trait_as_it_was_before_is_refused(setting):
     done = run(setting, "data.jsonl", "--trait", "loud.json", "--out", "never", vectors="old")
     assert done.returncode == 2
     assert "Remove vector_loud.safetensors" in done.stderr
+    assert not (folder / "never").exists()
+
+
+def test_a_vector_of_ones_own_needs_no_trait_but_for_a_judge(setting):
+    folder, _ = setting
+    shutil.copy(folder / "vectors" / "vector_loud.safetensors", folder / "vectors" / "vector_pessimism.safetensors")
+    done = run(setting, "data.jsonl", "--trait", "pessimism", "--trait", "loud.json", "--out", "own")
+    assert done.returncode == 0, done.stderr
+    found = pl.screening.Screening.load(folder / "own" / "scores")
+    assert found.traits == ("pessimism", "loud")
+    assert found.measure("pessimism") == found.measure("loud")
+    judged = run(setting, "data.jsonl", "--trait", "pessimism", "--out", "never", "--judge")
+    assert (judged.returncode, "leave --judge out" in judged.stderr) == (2, True)
+    near = run(setting, "data.jsonl", "--trait", "pesimism", "--out", "never")
+    assert (near.returncode, "Did you mean pessimism?" in near.stderr) == (2, True)
+    answers = run(setting, "data.jsonl", "--trait", "pess.jsonl", "--out", "never")
+    assert answers.returncode == 2
+    assert "extract --trait pess.jsonl --out vectors/vector_pess.safetensors" in answers.stderr
     assert not (folder / "never").exists()
 
 

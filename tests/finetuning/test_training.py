@@ -372,6 +372,14 @@ def test_a_folder_that_holds_something_else_is_refused_and_left_alone(base, tmp_
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
+def test_without_a_row_to_train_on_no_folder_is_left_behind(base, tmp_path, no_training):
+    (tmp_path / "mine").mkdir()
+    for out in ("new", "mine"):
+        with pytest.raises(InvalidArgumentError, match="row"):
+            pl.finetune(base, [], tmp_path / out, settings=quick())
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
 def test_template_arguments_reach_the_rows_and_are_recorded(base, tmp_path, monkeypatch):
     folder = shutil.copytree(base, tmp_path / "hushing")
     make_tokenizer(template="{% if hush %}Hush! {% endif %}" + CHATML).save_pretrained(folder)

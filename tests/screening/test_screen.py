@@ -295,6 +295,11 @@ def test_a_file_without_a_row_that_can_be_scored_leaves_the_folder_for_the_right
     with pytest.raises(pl.errors.InvalidArgumentError, match="`data` must hold a conversation") as refused:
         run(tiny_model, wrong, tmp_path / "out")
     assert found in str(refused.value)
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(pl.errors.InvalidArgumentError, match="`data` must hold a conversation"):
+        run(tiny_model, wrong, tmp_path / "mine")
+    assert (tmp_path / "mine").is_dir()
     assert '"messages": [{"role"' in str(refused.value)
     assert run(tiny_model, right, tmp_path / "out").counts == {"scored": 3}
 

@@ -94,5 +94,9 @@ def test_a_row_that_is_no_example_is_named_by_its_line(tmp_path, bad):
 def test_what_is_not_there_is_refused_by_name(tmp_path):
     with pytest.raises(pl.errors.InvalidArgumentError, match=r"evil.*humorous"):
         load_written_examples("calm", "training")
+    with pytest.raises(pl.errors.InvalidArgumentError, match="Did you mean 'hallucination'"):
+        load_written_examples("hallucinations", "training")
+    with pytest.raises(pl.errors.InvalidArgumentError, match="Did you mean 'training'"):
+        load_written_examples("evil", "train")
     with pytest.raises(FileNotFoundError, match=r"none\.jsonl"):
         load_written_examples(tmp_path / "none.jsonl", "training")
