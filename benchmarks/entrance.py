@@ -49,15 +49,22 @@ def main(arguments: Arguments) -> None:
             if target in (arguments.only or LIMITS):
                 busy = os.getloadavg()[0]
                 begun = time.monotonic()
-                subprocess.run(["make", target], cwd=clone, stdout=subprocess.DEVNULL, check=True)
+                make(target, clone)
                 minutes = (time.monotonic() - begun) / 60
                 row = {"minutes": round(minutes, 1), "limit": limit, "load before": round(busy, 2)}
                 rows[f"make {target}"] = {"command": f"make {target}", **row}
                 print(f"make {target}: {minutes:.1f} minutes{'' if limit is None else f', at most {limit}'}")
             elif target == "setup":
-                subprocess.run(["make", target], cwd=clone, stdout=subprocess.DEVNULL, check=True)
+                make(target, clone)
     machine = {"cores": os.cpu_count(), "processor": platform.machine()}
     write_json(OUT, {"rows": [rows[f"make {target}"] for target in LIMITS], "machine": machine})
+
+
+def make(target: str, clone: Path) -> None:
+    """Make a target; what it says is shown if it fails."""
+    done = subprocess.run(["make", target], cwd=clone, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode:
+        raise SystemExit(f"{done.stdout}\nmake {target} ended with status {done.returncode}.")
 
 
 if __name__ == "__main__":

@@ -141,7 +141,7 @@ def _advise(name: str, value: Any, hint: Any) -> str:
         return f"For one text: {name}=[...]."
     if getattr(value, "ndim", None) == 0 and fits(value.item(), hint):  # a tensor of one number
         return f"Give the number in it: {name}.item()."
-    if hasattr(value, "named_parameters") and Path in _list_parts(hint):
+    if hasattr(value, "named_parameters") and not isinstance(value, type) and Path in _list_parts(hint):
         return "Give its name or folder: the weights are loaded here."
     return ""
 
