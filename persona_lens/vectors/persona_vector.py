@@ -419,11 +419,10 @@ class PersonaVector:
 def _scale_provenance(provenance: dict[str, Any], factor: float) -> dict[str, Any]:
     """Return what is still true of a vector times a number: where it was tried, if it points the same way."""
     setting = provenance.get("setting")
-    coefficient = setting.get("coefficient") if isinstance(setting, Mapping) else None
-    is_number = isinstance(coefficient, int | float) and not isinstance(coefficient, bool)
-    tried = coefficient / factor if is_number and factor > 0 else None
-    if factor > 0 and tried is None:
-        return provenance
-    if tried is not None and math.isfinite(tried):
-        return provenance | {"setting": {**setting, "coefficient": tried}}
+    tried = setting.get("coefficient") if isinstance(setting, Mapping) else None
+    if factor > 0:
+        if isinstance(tried, bool) or not isinstance(tried, int | float):
+            return provenance
+        if math.isfinite(tried / factor):
+            return provenance | {"setting": {**dict(setting or {}), "coefficient": tried / factor}}
     return {key: value for key, value in provenance.items() if key not in ("setting", "auroc")}
