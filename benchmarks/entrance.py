@@ -43,6 +43,7 @@ def main(arguments: Arguments) -> None:
         raise SystemExit("Commit first: a clone holds what is committed.")
     rows = {} if not arguments.only else {row["command"]: row for row in json.loads(OUT.read_text("utf-8"))["rows"]}
     with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)  # some tests ask as another user
         clone = Path(folder) / "clone"
         subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
         for target, limit in LIMITS.items():
