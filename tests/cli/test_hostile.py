@@ -1,5 +1,6 @@
 """Hostile files and paths: each command says in one message what is wrong, with status 2, and shows no traceback."""
 
+import importlib
 import json
 import os
 import shutil
@@ -211,6 +212,7 @@ def read_only_folder(monkeypatch):
     folder.chmod(0o555)
     user = os.geteuid()
     if user == 0:
+        importlib.import_module("encodings.utf_8_sig")  # which nobody may not read where Python lies in root's home
         os.seteuid(65534)
         if not os.access(pl.__path__[0], os.R_OK | os.X_OK, effective_ids=True):
             os.seteuid(user)
