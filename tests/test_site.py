@@ -212,7 +212,7 @@ def test_the_example_of_an_error_raises_it_with_the_message_that_the_page_shows(
     (code,) = read_blocks(page)
     # Training is tried on a tiny model: what is said does not depend on it.
     code = code.replace("smollm2-135m-instruct", tiny_folder("llama"))
-    names = {"__name__": "page", "model": embedded_model, "vector": make_vector(embedded_model)}
+    names = {"__name__": "page", "model": embedded_model, "vector": make_vector(embedded_model, trait="formality")}
     with patch.dict(os.environ), warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         try:
