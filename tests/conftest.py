@@ -1,17 +1,16 @@
+"""What all tests share. Heavy imports stand in the functions: the process that only hands out tests waits for none."""
+
+import gc
 import os
 import sys
+import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "2")  # read by torch when it is imported; 1 beside other work
 
-import jaxtyping
 import pytest
-import torch
 from hypothesis import settings
 
-import persona_lens as pl
-from tests.tiny import save_tiny
-
-torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))  # 1 beside other work
 settings.register_profile("repository", deadline=None)
 settings.load_profile("repository")
 
@@ -27,15 +26,41 @@ def refuse_to_install(event, args):
 sys.addaudithook(refuse_to_install)
 
 
+RUNS = pytest.StashKey[tempfile.TemporaryDirectory]()
+
+
+def pytest_configure(config):
+    """Make the folder in which experiment scripts keep unfinished work: one for all processes, which inherit its name."""
+    if not hasattr(config, "workerinput"):
+        config.stash[RUNS] = tempfile.TemporaryDirectory(prefix="runs-of-scripts-")
+        os.environ["RUNS_OF_SCRIPTS"] = config.stash[RUNS].name
+
+
+def pytest_unconfigure(config):
+    if RUNS in config.stash:
+        config.stash[RUNS].cleanup()
+
+
 def pytest_collection_modifyitems(items):
     """Files with slow tests first, so that the last ones to end are short, whichever process they fall to."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
 
 
+def pytest_collection_finish():
+    """Take all that was imported out of the garbage collector's sight: each full collection passed over it again.
+
+    The trainer and the engine collect after each of their runs, half a second at a time.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture
 def own_checks_alone():
     """Without the tests' own run-time type checks, which would come before the package's."""
+    import jaxtyping
+
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
@@ -44,6 +69,8 @@ def own_checks_alone():
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory):
     """Folder of a tiny model of an architecture, made once."""
+    from tests.tiny import save_tiny
+
     made = {}
 
     def folder(architecture):
@@ -57,21 +84,29 @@ def tiny_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def roomy_folder(tmp_path_factory):
     """A tiny model whose context holds a whole rubric, byte by byte."""
+    from tests.tiny import save_tiny
+
     return save_tiny(tmp_path_factory.mktemp("roomy"), "llama", n_ctx=1024)
 
 
 @pytest.fixture(scope="session")
 def tiny_model(tiny_folder):
+    import persona_lens as pl
+
     return pl.load_model(tiny_folder("llama"), dtype="float32", device="cpu")
 
 
 @pytest.fixture(scope="session")
 def tiny_bridge(tiny_folder):
+    import persona_lens as pl
+
     return pl.load_model(tiny_folder("llama"), backend="bridge", dtype="float32", device="cpu")
 
 
 @pytest.fixture(scope="session")
 def embedded_model():
+    import persona_lens as pl
+
     return pl.load_model(dtype="float32", device="cpu")
 
 

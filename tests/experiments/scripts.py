@@ -1,6 +1,6 @@
 """How tests run experiment scripts: as a user does, on tiny traits and a tiny model; a setting is (folder, model)."""
 
-import functools
+import gc
 import multiprocessing
 import os
 import runpy
@@ -39,17 +39,12 @@ def save_talkative(folder):
     return path
 
 
-@functools.cache
-def _make_runs():
-    return tempfile.TemporaryDirectory(prefix="runs-of-scripts-")
-
-
 def command(setting, script, name, *arguments, runs=None):
     """Return how a script is called; its unfinished work is where that of all scripts is, unless another place is told.
 
     That is how users run them: judges that one script has made and measured are there for the next.
     """
-    runs = runs or _make_runs().name
+    runs = runs or os.environ["RUNS_OF_SCRIPTS"]  # tests/conftest.py makes it
     where = ["--model", setting[1], "--tiny", "--dtype", "float32", "--out", name, "--runs", runs]
     return [sys.executable, str(ROOT / "experiments" / f"{script}.py"), *arguments, *where]
 
@@ -103,6 +98,7 @@ FORKED.set_forkserver_preload(
 
 
 def _run_forked(argv, env, cwd, outputs):
+    gc.freeze()  # what was imported before: every training collects, and would pass over it
     for number, path in zip((1, 2), outputs, strict=True):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
     os.environ.clear()
