@@ -30,7 +30,7 @@ RUNS = pytest.StashKey[tempfile.TemporaryDirectory]()
 
 
 def pytest_configure(config):
-    """Make the folder in which experiment scripts keep unfinished work: one for all processes, which inherit its name."""
+    """Make the folder in which experiment scripts keep unfinished work: one for all processes."""
     if not hasattr(config, "workerinput"):
         config.stash[RUNS] = tempfile.TemporaryDirectory(prefix="runs-of-scripts-")
         os.environ["RUNS_OF_SCRIPTS"] = config.stash[RUNS].name
