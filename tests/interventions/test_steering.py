@@ -4,7 +4,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import persona_lens as pl
@@ -379,6 +379,7 @@ def test_vectors_and_measurements_of_other_models_are_refused(model, vector, tin
         pl.steering_hooks(again, layer=1, unit="sigma", ordinary=make_ordinary(vector, [1.0, 1.0, 1.0]))
 
 
+@settings(max_examples=20)
 @given(st.floats(-3, 3), st.floats(-3, 3))
 def test_hooks_concatenate_like_their_effects(tiny_bridge, first, second):
     vector = make_vector(tiny_bridge)
