@@ -424,8 +424,8 @@ class Screen:
     """Subset (configuration), if DATA is a Hub dataset."""
     max_rows: int | None = None
     """Read only so many rows."""
-    turn: Literal["first", "last"] = "first"
-    """Which answer of a longer conversation counts."""
+    turn: Literal["first", "last", "all"] = "first"
+    """Which answer of a longer conversation counts; with `all` a row is as its answer with the highest ΔP is."""
     max_prompt_tokens: int = 512
     """Longer prompts are listed, not scored."""
     max_response_tokens: int = 64

@@ -139,14 +139,14 @@ def list_bad(found: Screening) -> Iterator[str]:
 def list_unseen(found: Screening, settings: ScreenSettings) -> Iterator[str]:
     """Say what of the conversations was not looked at."""
     if found.n_with_further:
-        other = {"first": "last", "last": "first"}[settings.turn]
         yield (
             f"{found.n_with_further} rows have several answers, of which the {settings.turn} one alone was looked at; "
-            f"--turn {other} reads the {other}"
+            "--turn all reads them all"
         )
     if found.n_cut:
         limit = settings.max_response_tokens
-        yield f"{found.n_cut} answers were looked at up to {limit} tokens and go on; --max-response-tokens reads more"
+        what = "rows have answers that were" if settings.turn == "all" else "answers were"
+        yield f"{found.n_cut} {what} looked at up to {limit} tokens and go on; --max-response-tokens reads more"
 
 
 def check_before_work(arguments: Screen, traits: Sequence[str]) -> tuple[Any, ScreenSettings]:

@@ -20,6 +20,11 @@ _N_EXTREME = 10
 _N_BINS = 60
 _N_BAD = 20
 _N_SHOWN = 600  # characters of a text
+_TURNS = {
+    "first": "Of a conversation, the first answer was screened",
+    "last": "Of a conversation, the last answer was screened",
+    "all": "Of a conversation, every answer was screened, and a row's ΔP is that of its highest",
+}
 _BASES = {"sampled": "the model's own greedy response", "last_prompt": "the prompt's last token"}
 _STYLE = (
     "body{font:15px/1.45 system-ui,sans-serif;color:#222;max-width:1200px;margin:2em auto;padding:0 1em}"
@@ -100,9 +105,9 @@ def report_screening(screening: Screening, thresholds: Mapping[str, float], held
         "trait's vector. Training on data with a high ΔP tends to strengthen the trait (Persona Vectors, arXiv "
         "2507.21509, section 6). It is a projection, not a judgement: read the texts.</p>",
         "<h2>Rows</h2>", counts,
-        f"<p>Of a conversation, the {html.escape(settings['turn'])} answer was screened, up to "
-        f"{settings['max_response_tokens']} tokens; {screening.n_cut} of the scored rows have a longer one. To "
-        f"{screening.n_without_base} prompts the model says nothing itself, so these rows have no ΔP.</p>",
+        f"<p>{_TURNS[settings['turn']]}, up to {settings['max_response_tokens']} tokens; {screening.n_cut} of the "
+        f"scored rows have a longer one. To {screening.n_without_base} prompts the model says nothing itself, so these "
+        "rows have no ΔP.</p>",
         "<h2>Traits</h2>", summary, figure,
     ]  # fmt: skip
     if screening.n_with_further:
@@ -128,10 +133,19 @@ def report_screening(screening: Screening, thresholds: Mapping[str, float], held
         deltas.sort()
         for title, chosen in (("most", deltas[::-1][:_N_EXTREME]), ("least", deltas[:_N_EXTREME])):
             parts.append(f"<h2>{html.escape(trait)}: the {title} extreme</h2>")
-            parts.append(_list_samples([(value, rows[index]) for value, index in chosen]))
+            parts.append(_list_samples([(value, _find_answer(rows[index], trait)) for value, index in chosen]))
     body = "\n".join(parts)
     head = f'<meta charset="utf-8"><title>Screening</title><style>{_STYLE}</style>'
     return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head><body>\n{body}\n</body></html>\n'
+
+
+def _find_answer(row: Mapping[str, Any], trait: str) -> Mapping[str, Any]:
+    """Return the texts that a row's ΔP on a trait comes from; where several answers count, with the one's number."""
+    answers = row.get("answers") or []
+    if len(answers) < 2:
+        return row
+    number = row[f"{trait}.answer"]
+    return {**answers[number - 1], "place": f"{row['place']}, answer {number} of {len(answers)}"}
 
 
 def _list_samples(samples: list[tuple[float, Mapping[str, Any]]]) -> str:

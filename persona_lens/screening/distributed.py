@@ -117,7 +117,7 @@ def screen_on_ray(
             if files.read_shard(files.shard_path(folder, index), mark) is None:
                 _write_rows(folder / _WAITING / f"{index:08d}.json", chunk)
             marks.append(mark)
-            n_with_further += shards.count_with_further(chunk)
+            n_with_further += shards.count_with_further(chunk, settings.turn)
         shutil.rmtree(folder / _PARQUET, ignore_errors=True)
         for _ in pool.compute_each([partial(_score, source, plan, folder, *one) for one in enumerate(marks)]):
             pass

@@ -225,7 +225,7 @@ def read_gradient(
         run: Keeps the mean, shows progress.
 
     Raises:
-        InvalidArgumentError: A row that cannot be scored, or none at all.
+        InvalidArgumentError: A row that cannot be scored, or none at all; settings with ``turn="all"``.
         UnsupportedModelError: Weights that take no gradients, such as quantised ones.
         HooksPresentError: The model carries hooks.
 
@@ -236,6 +236,7 @@ def read_gradient(
         >>> import persona_lens as pl
         >>> pl.screening.read_gradient(model, "evil_rows.jsonl")  # doctest: +SKIP
     """
+    _check_turn(settings)
     check_unsteered(model)
     rows = list(read_conversations(data, limits=settings.limits))
     encoded = []
@@ -296,7 +297,8 @@ def score_gradients(
         run: Keeps finished rows, shows progress.
 
     Raises:
-        InvalidArgumentError: No reference, references that were sketched differently, or no row that can be scored.
+        InvalidArgumentError: No reference, references that were sketched differently, settings with ``turn="all"``, or
+            no row that can be scored.
         ModelMismatchError: A reference of another model.
         UnsupportedModelError: Weights that take no gradients, such as quantised ones.
         HooksPresentError: The model carries hooks.
@@ -310,6 +312,7 @@ def score_gradients(
         >>> pl.screening.score_gradients(model, "rows.jsonl", {"evil": evil}).rows  # doctest: +SKIP
     """
     sketch = _check_references(references)
+    _check_turn(settings)
     if max_rows is not None and max_rows < 1:
         raise InvalidArgumentError.of("max_rows", "be at least 1", max_rows)
     check_unsteered(model)
@@ -342,6 +345,12 @@ def score_gradients(
         n_response_tokens=tuple(line.get("n_response_tokens") for line in lines),
         config=config,
     )
+
+
+def _check_turn(settings: ScreenSettings) -> None:
+    if settings.turn == "all":
+        hint = "A row has one gradient; make a row of each answer, up to it, where all count."
+        raise InvalidArgumentError.of("settings", "have `turn` 'first' or 'last'", "'all'", hint)
 
 
 def _describe(work: str, info: ModelInfo, settings: ScreenSettings, sketch: GradientSketch) -> dict[str, Any]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -25,6 +26,7 @@ from persona_lens.models.text.tokens import stop_token_ids
 from persona_lens.progress_bars import Advance, count_nothing
 
 _LARGEST = torch.finfo(torch.float32).max
+Turn: TypeAlias = Literal["first", "last", "all"]
 
 
 @checked
@@ -33,7 +35,9 @@ class ScreenSettings:
     """How conversations are screened.
 
     Args:
-        turn: Which answer of a longer conversation counts: the ``first``, or the ``last`` with all that went before.
+        turn: Which answer of a longer conversation counts: the ``first``, or the ``last`` with all that went before; or
+            ``all``: each is scored after all that went before it, and on each trait the row is as its highest ΔP is, so
+            that one bad answer among good ones shows. A row with an answer that cannot be scored is a bad row.
         max_prompt_tokens: Longer prompts are listed as bad rows; the paper's limit is 512.
         max_response_tokens: Both responses end here at the latest, as projections drift with length: the given one is
             projected up to here, and counted as cut if it has more; the model's own is sampled up to here.
@@ -47,7 +51,7 @@ class ScreenSettings:
             projected: a given thought that is longer is listed as a bad row, the model's own is counted as unfinished.
     """
 
-    turn: Literal["first", "last"] = "first"
+    turn: Turn = "first"
     base: Literal["sampled", "last_prompt"] = "sampled"
     max_prompt_tokens: int = 512
     max_response_tokens: int = 64
@@ -71,6 +75,9 @@ class ScreenSettings:
 class ScoredRow:
     """A conversation with its projections on each unit vector, in residual-stream units.
 
+    Where all answers count, a trait's projections are those of the answer with the highest ΔP on it, the texts and
+    numbers those of the one that is highest on the first trait; ``is_cut`` and the like hold if they do of any answer.
+
     Args:
         conversation: As it was read.
         question: The last user message before the answer that counts.
@@ -85,6 +92,9 @@ class ScoredRow:
         raw: By trait, the response's mean projection.
         base: By trait, what it is compared with: the base response's, None where that is empty; or the prompt's.
         prompt: By trait, the last prompt token's.
+        answers: Where all answers count, each of them; else empty.
+        highest: Where all answers count, by trait which of them is the highest, from 1; one without a ΔP before any
+            other, as nobody knows how high it is.
     """
 
     conversation: Conversation
@@ -99,6 +109,13 @@ class ScoredRow:
     raw: dict[str, float]
     base: dict[str, float | None]
     prompt: dict[str, float]
+    answers: tuple[ScoredRow, ...] = ()
+    highest: dict[str, int] = field(default_factory=dict)
+
+    def find_delta(self, trait: str) -> float | None:
+        """Return ΔP; None without a base response."""
+        base = self.base[trait]
+        return None if base is None else self.raw[trait] - base
 
 
 def score_rows(
@@ -129,6 +146,70 @@ def score_rows(
     Reference:
         Persona Vectors (arXiv 2507.21509), section 6.1.
     """
+    if settings.turn != "all":
+        return _score_turn(model, rows, units, settings, advance)
+    # All first answers, then all second ones: the first are computed as they are where they alone count, to the bit.
+    # A row's further answers are left where one cannot be scored: their prompts hold it, and are longer.
+    ends = [[at + 1 for at, message in enumerate(row.messages) if message["role"] == "assistant"] for row in rows]
+    found: list[list[ScoredRow | BadRow]] = [[] for _ in rows]
+    going, turn = list(range(len(rows))), 0
+    while going:
+        parts = [replace(rows[at], messages=rows[at].messages[: ends[at][turn]]) for at in going]
+        turn += 1
+        n_last = sum(len(ends[at]) == turn for at in going)
+        count = _count_up_to(advance, n_last)
+        for at, one in zip(going, _score_turn(model, parts, units, replace(settings, turn="last"), count), strict=True):
+            found[at].append(one)
+        still = [at for at in going if len(ends[at]) > turn and isinstance(found[at][-1], ScoredRow)]
+        advance(len(going) - n_last - len(still))
+        going = still
+    return [_join_answers(row, one, len(end)) for row, one, end in zip(rows, found, ends, strict=True)]
+
+
+def _count_up_to(advance: Advance, n_rows: int) -> Advance:
+    """Return what passes on so many rows and no more."""
+    left = n_rows
+
+    def count(n: int) -> None:
+        nonlocal left
+        passed = min(n, left)
+        left -= passed
+        advance(passed)
+
+    return count
+
+
+def _join_answers(row: Conversation, answers: Sequence[ScoredRow | BadRow], n_answers: int) -> ScoredRow | BadRow:
+    """Return a row as its highest answers are; a bad row if one of them could not be scored."""
+    scored = tuple(one for one in answers if isinstance(one, ScoredRow))
+    if isinstance(bad := answers[-1], BadRow):
+        return bad if n_answers == 1 else replace(bad, detail=f"answer {len(answers)} of {n_answers}: {bad.detail}")
+    highest = {}
+    for trait in scored[0].raw:
+        deltas = [math.inf if (delta := one.find_delta(trait)) is None else delta for one in scored]
+        highest[trait] = deltas.index(max(deltas))
+    return replace(
+        scored[next(iter(highest.values()))],
+        conversation=row,
+        is_cut=any(one.is_cut for one in scored),
+        is_base_unfinished=any(one.is_base_unfinished for one in scored),
+        controls=tuple(dict.fromkeys(control for one in scored for control in one.controls)),
+        raw={trait: scored[at].raw[trait] for trait, at in highest.items()},
+        base={trait: scored[at].base[trait] for trait, at in highest.items()},
+        prompt={trait: scored[at].prompt[trait] for trait, at in highest.items()},
+        answers=scored,
+        highest={trait: at + 1 for trait, at in highest.items()},
+    )
+
+
+def _score_turn(
+    model: HookedModel,
+    rows: Sequence[Conversation],
+    units: Mapping[str, tuple[int, Float[Tensor, " d_model"]]],
+    settings: ScreenSettings,
+    advance: Advance,
+) -> list[ScoredRow | BadRow]:
+    """Score one answer of each row."""
     encoded: dict[int, EncodedConversation] = {}
     found: list[ScoredRow | BadRow | None] = [None] * len(rows)
     for index, row in enumerate(rows):
@@ -248,15 +329,15 @@ def _read_response(model: HookedModel, one: EncodedConversation, message: Messag
     return "\n\n".join(filter(None, texts))
 
 
-def choose_turn(messages: Sequence[Message], turn: Literal["first", "last"]) -> Sequence[Message]:
-    """Return the conversation up to its first or last answer.
+def choose_turn(messages: Sequence[Message], turn: Turn) -> Sequence[Message]:
+    """Return the conversation up to its first answer, or, where the last or all count, up to its last.
 
     Example:
         >>> chat = [{"role": role, "content": "x"} for role in ("user", "assistant", "user", "assistant")]
         >>> len(choose_turn(chat, "first")), len(choose_turn(chat, "last"))
         (2, 4)
     """
-    if turn == "last":
+    if turn != "first":
         return messages
     first = next(index for index, message in enumerate(messages) if message["role"] == "assistant")
     return messages[: first + 1]
@@ -271,9 +352,8 @@ def _project(
 def _find_lost(row: ScoredRow, units: Mapping[str, tuple[int, Float[Tensor, " d_model"]]]) -> str | None:
     """Say which projection is not finite, or beyond what single precision holds; None if all can be compared."""
     for trait, (layer, _) in units.items():
-        raw, base, prompt = row.raw[trait], row.base[trait], row.prompt[trait]
-        delta = 0.0 if base is None else raw - base
-        for name, value in (("response", raw), ("base", base), ("prompt", prompt), ("difference", delta)):
+        values = (row.raw[trait], row.base[trait], row.prompt[trait], row.find_delta(trait))
+        for name, value in zip(("response", "base", "prompt", "difference"), values, strict=True):
             if value is not None and not abs(value) <= _LARGEST:  # NaN too
                 return f"the {name}'s projection on {trait} at layer {layer} is {value}"
     return None

@@ -88,7 +88,7 @@ def screen(
                 else:
                     advance(len(chunk))
                 marks.append(mark)
-                n_with_further += shards.count_with_further(chunk)
+                n_with_further += shards.count_with_further(chunk, settings.turn)
         shards.finish_screening(folder, plan, marks, n_with_further)
     return Screening.load(folder)
 

@@ -68,6 +68,7 @@ class Screening:
         n_unfinished: Scored rows to whose prompt the model only thinks, without coming to an answer; they are among
             those without a base.
         n_with_further: Conversations with more answers than the one that was read; ``ScreenSettings.turn`` says which.
+            None with ``turn="all"``.
     """
 
     folder: Path
@@ -97,7 +98,9 @@ class Screening:
         """Every row in order, memory-mapped: ``status`` is ``scored`` or the reason why a row was not.
 
         A scored row has ``question``, ``response``, ``base_response`` and for each trait ``TRAIT.raw``, ``.base``,
-        ``.prompt`` and ``.delta``, in residual-stream units; ``controls`` names control tokens that it spells.
+        ``.prompt`` and ``.delta``, in residual-stream units; ``controls`` names control tokens that it spells. With
+        ``turn="all"`` it has ``answers``, with the same of each, and for each trait ``TRAIT.answer``: which of them,
+        from 1, has the highest ΔP; the row's numbers are that answer's, its texts those of the first trait's.
         """
         return datasets.concatenate_datasets([datasets.Dataset.from_file(str(path)) for path in self._list_shards()])
 
@@ -142,7 +145,11 @@ class Screening:
             raise InvalidArgumentError.of("trait", f"be one of {self.traits}", trait)
 
     def measure(self, trait: str) -> Interval:
-        """Return the dataset's projection difference with its 95 % bootstrap interval over samples; NaN for one."""
+        """Return the dataset's projection difference with its 95 % bootstrap interval over samples; NaN for one.
+
+        With ``turn="all"`` the mean of each row's highest answer, which lies above the mean of all answers by chance
+        alone: compare it with data whose rows have as many.
+        """
         values = self.values(trait)
         return bootstrap_mean(values) if len(values) > 1 else Interval.missing()
 
@@ -165,6 +172,8 @@ class Screening:
 
     def check_approximations(self, trait: str, *, n_subset: int = 100, seed: int = 0) -> ApproximationCheck:
         """Compare the paper's two approximations, and the raw projection, with the exact projection difference.
+
+        With ``turn="all"`` on the answers with the highest exact one.
 
         Args:
             trait: Which.

@@ -34,7 +34,7 @@ from persona_lens.screening.files import (
     shard_path,
     write_record,
 )
-from persona_lens.screening.scores import ScoredRow, ScreenSettings, score_rows
+from persona_lens.screening.scores import ScoredRow, ScreenSettings, Turn, score_rows
 from persona_lens.storage import collect_versions
 from persona_lens.vectors.persona_vector import PersonaVector
 
@@ -211,8 +211,10 @@ def begin_screening(folder: Path, plan: ScreenPlan) -> None:
     write_record(folder, {"config": plan.config, "max_rows": plan.max_rows})  # without counts: not finished
 
 
-def count_with_further(rows: Rows) -> int:
-    """Return how many conversations have more than one answer; a screening reads one of each."""
+def count_with_further(rows: Rows, turn: Turn) -> int:
+    """Return how many conversations have more answers than the one that is read; none where all are."""
+    if turn == "all":
+        return 0
     good = [row for row in rows if isinstance(row, Conversation)]
     return sum(sum(message["role"] == "assistant" for message in row.messages) > 1 for row in good)
 
@@ -291,7 +293,7 @@ def make_shard(model: HookedModel, rows: Rows, plan: ScreenPlan, advance: Advanc
     scored = iter(score_rows(model, good, plan.units, plan.settings, advance))
     traits = list(plan.units)
     lines = [_to_line(next(scored) if isinstance(row, Conversation) else row, traits) for row in rows]
-    return pa.Table.from_pylist(lines, _make_schema(traits))
+    return pa.Table.from_pylist(lines, _make_schema(traits, plan.settings.turn))
 
 
 def digest_rows(rows: Rows) -> str:
@@ -314,29 +316,41 @@ def split_into_shards(rows: Iterator[Any], size: int) -> Iterator[list[Any]]:
 def _to_line(row: ScoredRow | BadRow, traits: list[str]) -> dict[str, Any]:
     if isinstance(row, BadRow):
         return {"index": row.index, "place": row.place, "status": row.reason, "detail": row.detail}
-    values: dict[str, Any] = {
+    values = {
         "index": row.conversation.index,
         "place": row.conversation.place,
         "status": SCORED,
+        "controls": " ".join(row.controls),
+        "detail": _UNFINISHED if row.is_base_unfinished else None,
+    }
+    values |= _read_answer(row, traits) | {f"{trait}.answer": number for trait, number in row.highest.items()}
+    return values | {"answers": [_read_answer(one, traits) for one in row.answers]}
+
+
+def _read_answer(row: ScoredRow, traits: list[str]) -> dict[str, Any]:
+    """Return what is written of an answer."""
+    values: dict[str, Any] = {
         "question": row.question,
         "response": row.response,
         "base_response": row.base_response,
         "n_prompt_tokens": row.n_prompt_tokens,
         "n_response_tokens": row.n_response_tokens,
         "is_cut": row.is_cut,
-        "controls": " ".join(row.controls),
-        "detail": _UNFINISHED if row.is_base_unfinished else None,
     }
     for trait in traits:
-        base = row.base[trait]
-        values |= {f"{trait}.raw": row.raw[trait], f"{trait}.base": base, f"{trait}.prompt": row.prompt[trait]}
-        values[f"{trait}.delta"] = None if base is None else row.raw[trait] - base
+        values |= {f"{trait}.raw": row.raw[trait], f"{trait}.base": row.base[trait]}
+        values |= {f"{trait}.prompt": row.prompt[trait], f"{trait}.delta": row.find_delta(trait)}
     return values
 
 
-def _make_schema(traits: list[str]) -> pa.Schema:
+def _make_schema(traits: list[str], turn: Turn) -> pa.Schema:
     texts = ("place", "status", "detail", "question", "response", "base_response", "controls")
     numbers = [f"{trait}.{name}" for trait in traits for name in ("raw", "base", "prompt", "delta")]
     fields = {"index": pa.int64()} | dict.fromkeys(texts, pa.large_string())
     fields |= {"n_prompt_tokens": pa.int32(), "n_response_tokens": pa.int32(), "is_cut": pa.bool_()}
-    return pa.schema(list((fields | dict.fromkeys(numbers, pa.float32())).items()))
+    fields |= dict.fromkeys(numbers, pa.float32())
+    if turn == "all":
+        of_a_row = ("index", "place", "status", "detail", "controls")
+        answer = pa.struct([(name, kind) for name, kind in fields.items() if name not in of_a_row])
+        fields |= {f"{trait}.answer": pa.int32() for trait in traits} | {"answers": pa.list_(answer)}
+    return pa.schema(list(fields.items()))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from io import BufferedWriter
 from itertools import islice, zip_longest
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from persona_lens.checking import checked
 from persona_lens.conversations import BadRow, Conversation, ReadLimits, read_conversations
@@ -21,7 +21,7 @@ from persona_lens.files import write_atomically
 from persona_lens.judges.judgement import Judge
 from persona_lens.records import Record
 from persona_lens.screening.files import RECORD, SCORED, list_shards
-from persona_lens.screening.scores import choose_turn
+from persona_lens.screening.scores import Turn, choose_turn
 from persona_lens.screening.screening import Screening
 from persona_lens.screening.shards import Source
 
@@ -58,9 +58,10 @@ def split_rows(
     """Write the conversations that stay as JSONL, and those held back as another, each with its reason.
 
     A row is held back if a trait's ΔP lies above its threshold, if a judge scores its response above ``max_score``, or
-    if it could not be scored. A row goes up to the answer that was screened, by default its first; what comes after it
-    was not looked at, nor, with ``turn="last"``, the answers before it, nor an answer's end beyond
-    ``max_response_tokens``: those rows are counted, so raise it where they are many. ``thresholds`` alone is the filter
+    if it could not be scored; with ``turn="all"`` if that is so of any of its answers. A row goes up to the answer that
+    was screened, by default its first; what comes after it was not looked at, nor, with ``turn="last"``, the answers
+    before it, nor an answer's end beyond ``max_response_tokens``: those rows are counted, so raise it where they are
+    many. ``thresholds`` alone is the filter
     by projection, ``judges`` alone that by judge; together they do best in the paper.
 
     Args:
@@ -152,13 +153,20 @@ def _are_one_file(one: Path, two: Path) -> bool:
     return os.path.realpath(one) == os.path.realpath(two)
 
 
-def _is_same(row: Conversation | BadRow, score: Mapping[str, Any] | None, turn: Literal["first", "last"]) -> bool:
+def _is_same(row: Conversation | BadRow, score: Mapping[str, Any] | None, turn: Turn) -> bool:
     """Whether a row is the one that was screened: its place, and the answer that was projected."""
     if score is None or row.place != score["place"]:
         return False
     if score["status"] != SCORED:
         return True
-    return isinstance(row, Conversation) and choose_turn(row.messages, turn)[-1]["content"] == score["response"]
+    if not isinstance(row, Conversation):
+        return False
+    messages = choose_turn(row.messages, turn)
+    if turn != "all":
+        return bool(messages[-1]["content"] == score["response"])
+    return [one["content"] for one in messages if one["role"] == "assistant"] == [
+        one["response"] for one in score["answers"]
+    ]
 
 
 def _find_reason(score: Mapping[str, Any], thresholds: Mapping[str, float]) -> str | None:
@@ -169,25 +177,40 @@ def _find_reason(score: Mapping[str, Any], thresholds: Mapping[str, float]) -> s
         if delta is None:
             return "not scored (the model's own response is empty)"
         if not delta <= limit:  # NaN is held back too
-            return f"ΔP on {trait}: {delta:.3f} above {limit:.3f}"
+            return f"ΔP on {trait}: {delta:.3f} above {limit:.3f}{_name_answer(score, score.get(f'{trait}.answer', 1))}"
     return None
+
+
+def _name_answer(score: Mapping[str, Any], number: int) -> str:
+    """Say which answer it is, where a row has several that count."""
+    n_answers = len(score.get("answers") or [])
+    return f" in answer {number} of {n_answers}" if n_answers > 1 else ""
 
 
 def _judge(scored: list[dict[str, Any]], judges: Mapping[str, Judge], max_score: float) -> list[str | None]:
     """Return for each row why a judge would hold it back, if one would."""
     verdicts: list[str | None] = [None] * len(scored)
-    good = [index for index, score in enumerate(scored) if score["status"] == SCORED]
+    good = [
+        (index, number, answer)
+        for index, score in enumerate(scored)
+        if score["status"] == SCORED
+        for number, answer in enumerate(score.get("answers") or [score], start=1)
+    ]
     for trait, judge in judges.items():
-        found = judge.score([scored[i]["question"] for i in good], [scored[i]["response"] for i in good])
-        for index, judgement in zip(good, found, strict=True):
+        found = judge.score([one["question"] for *_, one in good], [one["response"] for *_, one in good])
+        for (index, number, _), judgement in zip(good, found, strict=True):
+            where = _name_answer(scored[index], number)
             if judgement.score is None or not math.isfinite(judgement.score):
-                verdicts[index] = verdicts[index] or f"no score by the judge of {trait}"
+                reason = f"no score by the judge of {trait}{':' if where else ''}{where}"
             elif judgement.score > max_score:
-                verdicts[index] = verdicts[index] or f"judge of {trait}: {judgement.score:.0f} above {max_score:g}"
+                reason = f"judge of {trait}: {judgement.score:.0f} above {max_score:g}{where}"
+            else:
+                continue
+            verdicts[index] = verdicts[index] or reason
     return verdicts
 
 
-def _messages(row: Conversation | BadRow, turn: Literal["first", "last"]) -> list[Any]:
+def _messages(row: Conversation | BadRow, turn: Turn) -> list[Any]:
     """Return what was screened: the conversation up to the answer that was projected."""
     if isinstance(row, BadRow):
         return []

@@ -181,11 +181,17 @@ def test_what_was_not_looked_at_is_said(screen, tmp_path):
     chat = converse("Hi?", "Hello.")["messages"] + converse("And?", "It will ruin everything. " * 9)["messages"]
     (tmp_path / "a.jsonl").write_bytes(lines(json.dumps({"messages": chat}).encode()))
     done = screen("a.jsonl")
-    assert "1 rows have several answers, of which the first one alone was looked at; --turn last reads" in done.out
+    assert "1 rows have several answers, of which the first one alone was looked at; --turn all reads" in done.out
     assert "1 conversations have further answers" in (tmp_path / "out" / "report.html").read_text()
     found = json.loads(screen("a.jsonl", "--turn", "last", "--json", "--out", "last").out)
     assert found["rows_with_further_answers"] == 1
     assert found["answers_cut"] == pl.screening.Screening.load(tmp_path / "last" / "scores").n_cut > 0
+    found = json.loads(screen("a.jsonl", "--turn", "all", "--json", "--out", "all").out)
+    assert found["rows_with_further_answers"] == 0
+    rows = pl.screening.Screening.load(tmp_path / "all" / "scores").rows
+    (answers,) = (row["answers"] for row in rows if len(row["answers"] or []) > 1)
+    assert [answer["response"] for answer in answers] == [chat[1]["content"], chat[3]["content"]]
+    assert " rows have answers that were looked at up to" in screen("a.jsonl", "--turn", "all", "--out", "all").out
     (tmp_path / "one.jsonl").write_bytes(lines())
     assert "several answers" not in screen("one.jsonl", "--out", "one").out
 

@@ -1,5 +1,6 @@
 """Screening on a real Ray of two worker processes on this machine."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -74,6 +75,17 @@ def test_a_second_call_keeps_the_shards_and_writes_the_parquet_files_again(tiny_
     assert after[2] != times[2]
     assert found.rows[9]["response"] == "Another."
     assert len(pq.read_table(tmp_path / "out" / "parquet")) == 10
+
+
+@pytest.mark.usefixtures("cluster")
+def test_all_answers_of_a_conversation_come_out_as_the_plain_runs(tiny_folder, tiny_model, tmp_path):
+    chat = {"messages": converse("Why?", "one")["messages"] + converse("Who?", "two")["messages"]}
+    rows, settings = [*make_rows(5), chat], dataclasses.replace(SETTINGS, turn="all")
+    plain = run(tiny_model, rows, tmp_path / "plain", settings=settings)
+    found = run_on_ray(tiny_folder("llama"), make_vectors(tiny_model), rows, tmp_path / "ray", settings=settings)
+    assert read_shards(tmp_path / "ray") == read_shards(tmp_path / "plain")
+    assert len(found.rows[5]["answers"]) == 2
+    assert found.n_with_further == plain.n_with_further == 0
 
 
 @pytest.mark.usefixtures("cluster")
