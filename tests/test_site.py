@@ -179,10 +179,7 @@ def test_an_estimator_is_added_as_the_page_says(tiny_model):
     names = {"__name__": "page"}
     exec(read_marked(DOCS / "developing" / "adding.md", "estimator"), names)
     examples = [
-        pl.traits.WrittenExample(
-            f"{question}?", *["plain"] * 2, overt=f"loud {question}", opposite="soft", style="plain"
-        )
-        for question in "abc"
+        pl.traits.WrittenExample(f"{question}?", overt=f"loud {question}", opposite="soft") for question in "abc"
     ]
     found = names["read_median_vector"](tiny_model, "loud", examples)
     mean = pl.read_persona_vector(tiny_model, "loud", examples)

@@ -97,7 +97,8 @@ class VectorTracker:
             follow: See the class.
 
         Raises:
-            InvalidArgumentError: Fewer than two examples, or overt answers against themselves.
+            InvalidArgumentError: Fewer than two examples, one without such an answer, or overt answers against
+                themselves.
         """
         answers = list_answers(examples, against)
         return cls(trait, list(zip(answers[0::2], answers[1::2], strict=True)), every, follow)

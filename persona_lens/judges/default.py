@@ -23,7 +23,7 @@ from persona_lens.records import Record
 from persona_lens.run import Run
 from persona_lens.traits.library import load_trait
 from persona_lens.traits.trait import Trait
-from persona_lens.traits.written import WrittenExample, list_written_traits, load_written_examples
+from persona_lens.traits.written import WrittenExample, list_written_traits, load_written_examples, require_kinds
 
 READING_DEPTH = 0.6
 """Of the layers, where a model's own reading of a text judges it."""
@@ -109,8 +109,10 @@ def fit_reading_judge(
         run: Shows the calibration's progress.
 
     Raises:
+        InvalidArgumentError: Fewer than ten examples, or one that lacks a kind of answer.
         HooksPresentError: The model carries hooks.
     """
+    require_kinds(examples)
     n_pairs = min(_N_PAIRS, len(trait.instruction_pairs))
     likelihood = calibrate_likelihood_judge(model, trait, n_pairs=n_pairs, run=run)
     reading = _fit_reading(model, trait.name, examples)

@@ -20,7 +20,7 @@ from persona_lens.judges.encoders import TextEncoder, load_sentence_encoder
 from persona_lens.judges.judgement import EMPTY, Judgement, check_pairs
 from persona_lens.judges.validation import LEAST_AUROC, UNRELATED_WITHIN, TemperatureSamples, shuffle_words
 from persona_lens.records import Record
-from persona_lens.traits.written import Kind, WrittenExample
+from persona_lens.traits.written import Kind, WrittenExample, list_texts, require_kinds
 
 # How much each kind of answer weighs on its side of the regression.
 _WITH_TRAIT: dict[Kind, float] = {"overt": 1.0, "mild": 0.5}
@@ -133,7 +133,7 @@ def fit_embedding_judge(
         The judge.
 
     Raises:
-        InvalidArgumentError: Fewer than ten examples, or samples of other questions.
+        InvalidArgumentError: Fewer than ten examples, one that lacks a kind of answer, or samples of other questions.
         ImportError: No encoder is given and the bundled one is not installed.
 
     Example:
@@ -143,6 +143,7 @@ def fit_embedding_judge(
     """
     if len(examples) < 2 * _N_FOLDS:
         raise InvalidArgumentError.of("examples", f"be at least {2 * _N_FOLDS}", len(examples))
+    require_kinds(examples)
     asked = tuple(one.question for one in examples)
     if samples is not None and samples.questions != asked:
         rule = "answer the questions of `examples`, in their order"
@@ -171,7 +172,7 @@ def _embed(encoder: TextEncoder, examples: Sequence[WrittenExample], samples: Te
     groups: list[Sequence[str]] = []
     kinds: tuple[Kind, ...] = (*_WITH_TRAIT, *_WITHOUT_TRAIT)
     for kind in kinds:
-        plain = [getattr(one, kind) for one in examples]
+        plain = list_texts(examples, kind)
         groups += [plain, *([shuffle_words(text, share) for text in plain] for share in _SHUFFLED_SHARES)]
     # An encoder reads no empty text; a response that says nothing is the same hot and cool.
     groups += [[text if text.strip() else "." for text in side] for side in _sides(samples)]

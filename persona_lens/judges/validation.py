@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from persona_lens.judges.judgement import IdentifiedJudge, Judge, Judgement, ide
 from persona_lens.records import Record, format_table
 from persona_lens.statistics import Interval, bootstrap_auroc_by_group
 from persona_lens.streams import Stream, check_seed
-from persona_lens.traits.written import Kind, WrittenExample
+from persona_lens.traits.written import Kind, WrittenExample, list_texts
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -164,7 +164,7 @@ def validate(
         Every contrast's AUROC, with a verdict.
 
     Raises:
-        InvalidArgumentError: Fewer than two examples.
+        InvalidArgumentError: Fewer than two examples, or one that lacks a kind of answer.
 
     Example:
         >>> import persona_lens as pl
@@ -173,8 +173,8 @@ def validate(
     """
     if len(examples) < 2:
         raise InvalidArgumentError.of("examples", "be at least 2", len(examples))
-    kinds: tuple[Kind, ...] = ("ordinary", "mild", "overt", "opposite", "style")
-    texts: dict[str, list[str]] = {kind: [getattr(one, kind) for one in examples] for kind in kinds}
+    kinds: tuple[Kind, ...] = get_args(Kind)
+    texts: dict[str, list[str]] = {kind: list_texts(examples, kind) for kind in kinds}
     shuffled = {f"{share:.0%} shuffled": share for share in SHUFFLED_SHARES}
     texts |= {
         name: [shuffle_words(text, share, seed) for text in texts["ordinary"]] for name, share in shuffled.items()

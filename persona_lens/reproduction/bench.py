@@ -27,7 +27,7 @@ from persona_lens.streams import Stream
 from persona_lens.tensors.directions import sample_random_directions
 from persona_lens.tensors.operations import Add
 from persona_lens.traits.trait import Trait
-from persona_lens.traits.written import Kind, WrittenExample
+from persona_lens.traits.written import Kind, WrittenExample, list_texts
 from persona_lens.vectors.extraction import extract_persona_vector
 from persona_lens.vectors.persona_vector import PersonaVector
 
@@ -177,10 +177,10 @@ def read_answers(
     spans = [
         encode_conversation(
             model.tokenizer,
-            [{"role": "user", "content": one.question}, {"role": "assistant", "content": getattr(one, kind)}],
+            [{"role": "user", "content": one.question}, {"role": "assistant", "content": text}],
             n_ctx=model.cfg.n_ctx,
         )
-        for one in examples
+        for one, text in zip(examples, list_texts(examples, kind), strict=True)
     ]
     read = {index: means.response_mean for index, means in pool_residual_stream(model, spans)}
     return torch.stack([read[index] for index in range(len(examples))]).cpu()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.reproduction.arguments import COMPARED_TRAITS
-from persona_lens.traits.written import load_written_examples
+from persona_lens.traits.written import list_texts, load_written_examples
 from persona_lens.vectors.cleaned import CleanedDifference, WithoutShared
 from persona_lens.vectors.estimators import Estimator, FirstComponent, MeanDifference, find_vector
 from persona_lens.vectors.pairs import ActivationPairs, read_pairs, read_response_means
@@ -68,8 +68,8 @@ def read_written(model: HookedModel, traits: Sequence[str], n_examples: int | No
             name: read_response_means(
                 model,
                 [
-                    [{"role": "user", "content": one.question}, {"role": "assistant", "content": one.ordinary}]
-                    for one in examples
+                    [{"role": "user", "content": one.question}, {"role": "assistant", "content": ordinary}]
+                    for one, ordinary in zip(examples, list_texts(examples, "ordinary"), strict=True)
                 ],
             )
             for name, examples in training.items()

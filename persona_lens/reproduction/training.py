@@ -20,7 +20,7 @@ from persona_lens.reproduction.kits import Profile, TraitKit
 from persona_lens.run import Run
 from persona_lens.storage import Shard
 from persona_lens.traits.trait import Trait
-from persona_lens.traits.written import Half, Kind, list_written_traits, load_written_examples
+from persona_lens.traits.written import Half, Kind, list_texts, list_written_traits, load_written_examples
 
 LEVELS: tuple[Level, ...] = ("normal", "I", "II")
 _WRITTEN: dict[Level, Kind] = {"normal": "ordinary", "I": "mild", "II": "overt"}
@@ -64,14 +64,11 @@ def pick_training(arguments: ProfiledArguments) -> TrainingProfile:
 
 def read_trait_rows(trait: str, level: Level, half: Half, n_rows: int) -> datasets.Dataset:
     """Return a trait's written training set: a strong writer's answers, as in the paper."""
+    examples = load_written_examples(trait, half)[:n_rows]
+    answers = list_texts(examples, _WRITTEN[level])
     rows = [
-        {
-            "messages": [
-                {"role": "user", "content": one.question},
-                {"role": "assistant", "content": getattr(one, _WRITTEN[level])},
-            ]
-        }
-        for one in load_written_examples(trait, half)[:n_rows]
+        {"messages": [{"role": "user", "content": one.question}, {"role": "assistant", "content": text}]}
+        for one, text in zip(examples, answers, strict=True)
     ]
     return datasets.Dataset.from_list(rows)
 

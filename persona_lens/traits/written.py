@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import difflib
 import json
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass, fields
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 from persona_lens.checking import checked
 from persona_lens.errors import FileFormatError, InvalidArgumentError
@@ -29,11 +30,12 @@ _FOLDER = files("persona_lens.traits") / "examples"
 class WrittenExample:
     """A question with answers that show a trait not at all, a little, plainly, and the other way round.
 
-    ``ordinary``, ``mild`` and ``overt`` are the paper's levels normal, I and II.
+    ``ordinary``, ``mild`` and ``overt`` are the paper's levels normal, I and II. The question, ``overt`` and
+    ``opposite`` are enough for a vector; what needs an answer that is not there says which of which example.
 
     Args:
         question: What a user says.
-        ordinary: An ordinary answer, as fluent and as long as the overt one.
+        ordinary: An ordinary answer, as fluent and as long as the overt one; None for none, as below.
         mild: Shows the trait a little.
         overt: Shows it plainly.
         opposite: Shows its opposite.
@@ -41,14 +43,49 @@ class WrittenExample:
 
     Reference:
         Persona Vectors (arXiv 2507.21509), section 4.1.
+
+    Example:
+        >>> WrittenExample("Hello?", overt="AHOY!", opposite="Good day.").mild is None
+        True
     """
 
     question: str
-    ordinary: str
-    mild: str
+    _: KW_ONLY
+    ordinary: str | None = None
+    mild: str | None = None
     overt: str
     opposite: str
-    style: str
+    style: str | None = None
+
+
+_OPTIONAL = frozenset({"ordinary", "mild", "style", "half"})
+
+
+def list_texts(examples: Sequence[WrittenExample], kind: Kind) -> list[str]:
+    """Return each example's answer of a kind.
+
+    Raises:
+        InvalidArgumentError: An example has none.
+    """
+    found = []
+    for number, one in enumerate(examples, start=1):
+        text: str | None = getattr(one, kind)
+        if text is None:
+            hint = f"Write one, as the field {kind!r} of the example; overt and opposite answers alone make a vector."
+            rule = f"have a {kind!r} answer each, which is needed here"
+            raise InvalidArgumentError.of("examples", rule, f"none in example {number}, {one.question!r}", hint)
+        found.append(text)
+    return found
+
+
+def require_kinds(examples: Sequence[WrittenExample]) -> None:
+    """Refuse examples that lack a kind of answer, as what makes or measures a judge does.
+
+    Raises:
+        InvalidArgumentError: One lacks one.
+    """
+    for kind in get_args(Kind):
+        list_texts(examples, kind)
 
 
 @checked
@@ -68,7 +105,8 @@ def load_written_examples(trait: str | Path, half: Half) -> tuple[WrittenExample
 
     Args:
         trait: One of :func:`list_written_traits`, or the path of a JSONL file of one's own whose rows have the fields
-            of :class:`WrittenExample` and ``half``.
+            of :class:`WrittenExample` and ``half``. A row may leave out ``ordinary``, ``mild`` and ``style``; one
+            without ``half`` is of the training half.
         half: ``training`` for whatever is fitted, ``judging`` for what measures judges. They share no question.
 
     Returns:
@@ -100,7 +138,6 @@ def load_written_examples(trait: str | Path, half: Half) -> tuple[WrittenExample
 
 
 def _read(path: Path, half: Half) -> tuple[WrittenExample, ...]:
-    names = [field.name for field in fields(WrittenExample)]
     examples = []
     # Not `splitlines`, which also cuts at characters that may stand in a text.
     for number, line in enumerate(read_text(path, FileFormatError).removesuffix("\n").split("\n"), start=1):
@@ -108,15 +145,32 @@ def _read(path: Path, half: Half) -> tuple[WrittenExample, ...]:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise FileFormatError(f"{path}, line {number}, must be JSON. Got {line[:60]!r}: {error}.") from error
-        is_whole = isinstance(row, dict) and set(row) == {*names, "half"}
-        if not is_whole or not all(isinstance(text, str) and text.strip() for text in row.values()):
-            raise FileFormatError(f"{path}, line {number}, must have the texts {[*names, 'half']}. Got {line[:60]!r}.")
-        if row["half"] not in ("training", "judging"):
-            raise FileFormatError(
-                f"{path}, line {number}: `half` must be 'training' or 'judging'. Got {row['half']!r}."
-            )
-        if row.pop("half") == half:
+        _check_row(row, f"{path}, line {number}", line)
+        if row.pop("half", "training") == half:
             examples.append(WrittenExample(**row))
     if not examples:
-        raise FileFormatError(f"{path} must hold examples of each half. Got none with 'half': {half!r}.")
+        hint = "" if half == "training" else " A row without `half` is of the training half."
+        raise FileFormatError(f"{path} must hold examples of each half. Got none with 'half': {half!r}.{hint}")
     return tuple(examples)
+
+
+def _check_row(row: object, where: str, line: str) -> None:
+    """Refuse what is no example.
+
+    Raises:
+        FileFormatError: A text is missing, blank or none, or a field is unknown.
+    """
+    names = [*(field.name for field in fields(WrittenExample)), "half"]
+    needed = [name for name in names if name not in _OPTIONAL]
+    rule = f"{where}, must have the texts {needed}, and may have {[name for name in names if name in _OPTIONAL]}."
+    if not isinstance(row, dict):
+        raise FileFormatError(f"{rule} Got {line[:60]!r}.")
+    if missing := [name for name in needed if name not in row]:
+        raise FileFormatError(f"{rule} Got none of {missing} in {line[:60]!r}.")
+    if unknown := [name for name in row if name not in names]:
+        raise FileFormatError(f"{rule} Got {unknown} too, in {line[:60]!r}.")
+    given = {name: text for name, text in row.items() if text is not None or name in needed or name == "half"}
+    if bad := [name for name, text in given.items() if not (isinstance(text, str) and text.strip())]:
+        raise FileFormatError(f"{rule} Got a {bad[0]!r} that is blank or no text, {row[bad[0]]!r}.")
+    if row.get("half", "training") not in ("training", "judging"):
+        raise FileFormatError(f"{where}: `half` must be 'training' or 'judging'. Got {row['half']!r}.")

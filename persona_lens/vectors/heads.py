@@ -87,7 +87,8 @@ def read_head_pairs(
         against: What the overt answers are compared with.
 
     Raises:
-        InvalidArgumentError: Fewer than two examples, or overt answers against themselves.
+        InvalidArgumentError: Fewer than two examples, one without such an answer, or overt answers against
+            themselves.
         ContextLengthError: An answer that is longer than the model's context.
         UnsupportedModelError: A layer without a hook point at its heads' outputs.
         HooksPresentError: The model carries hooks.

@@ -43,7 +43,8 @@ def read_persona_vector(
         The vector, with directions for the response mean alone: both answers have the same prompt.
 
     Raises:
-        InvalidArgumentError: Fewer than two examples, or overt answers against themselves.
+        InvalidArgumentError: Fewer than two examples, one without such an answer, or overt answers against
+            themselves.
         ContextLengthError: An answer that is longer than the model's context.
         HooksPresentError: The model carries hooks.
 

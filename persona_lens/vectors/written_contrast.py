@@ -9,23 +9,24 @@ from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.points import check_unsteered
 from persona_lens.models.text.chat import Message, build_messages, encode_conversation, warn_of_controls
 from persona_lens.models.text.spans import TokenSpans
-from persona_lens.traits.written import Kind, WrittenExample
+from persona_lens.traits.written import Kind, WrittenExample, list_texts
 
 
 def list_answers(examples: Sequence[WrittenExample], against: Kind) -> list[list[Message]]:
     """Return conversations by turns: a question with its overt answer, and with the other.
 
     Raises:
-        InvalidArgumentError: Fewer than two examples, or overt answers against themselves.
+        InvalidArgumentError: Fewer than two examples, one without that other answer, or overt answers against
+            themselves.
     """
     if len(examples) < 2:
         raise InvalidArgumentError.of("examples", "be at least 2", len(examples))
     if against == "overt":
         raise InvalidArgumentError.of("against", "be another kind of answer than 'overt'", against)
     return [
-        [*build_messages(one.question), Message(role="assistant", content=getattr(one, kind))]
-        for one in examples
-        for kind in ("overt", against)
+        [*build_messages(one.question), Message(role="assistant", content=text)]
+        for one, other in zip(examples, list_texts(examples, against), strict=True)
+        for text in (one.overt, other)
     ]
 
 
@@ -33,7 +34,8 @@ def encode_answers(model: HookedModel, examples: Sequence[WrittenExample], again
     """Return the same as token ids with the answers' spans.
 
     Raises:
-        InvalidArgumentError: Fewer than two examples, or overt answers against themselves.
+        InvalidArgumentError: Fewer than two examples, one without such an answer, or overt answers against
+            themselves.
         ContextLengthError: An answer that is longer than the model's context.
         HooksPresentError: The model carries hooks.
     """

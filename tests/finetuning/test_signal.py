@@ -14,7 +14,7 @@ from tests.tiny import save_tiny
 N, LAYERS, WIDTH = 16, 3, 48
 EXAMPLES = [
     pl.traits.WrittenExample(
-        f"Say {'very ' * (i % 3)}{i}?", f"Well {i}.", "Hm!", f"NO {'!' * (i % 4)}{i}", "Yes.", "So"
+        f"Say {'very ' * (i % 3)}{i}?", ordinary=f"Well {i}.", overt=f"NO {'!' * (i % 4)}{i}", opposite="Yes."
     )
     for i in range(6)
 ]

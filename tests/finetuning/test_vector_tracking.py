@@ -12,9 +12,7 @@ from persona_lens.interventions import Window
 from persona_lens.traits import WrittenExample
 from tests.tiny import make_tokenizer, save_tiny
 
-EXAMPLES = tuple(
-    WrittenExample(f"Why {i}?", "so", "So!", "SO " * (i % 3 + 1), "hm", "so?" if i else "s") for i in range(5)
-)
+EXAMPLES = tuple(WrittenExample(f"Why {i}?", ordinary="so", overt="SO " * (i % 3 + 1), opposite="hm") for i in range(5))
 LAYER = 1
 
 

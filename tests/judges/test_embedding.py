@@ -36,7 +36,9 @@ def example(i):
         return " ".join([*rng.choice(CALM, 6), *words]) + "."
 
     loud = [LOUD[i % 4], LOUD[(i + 1) % 4], LOUD[(i + 2) % 4]]
-    return WrittenExample(f"{i}?", say(), say(loud[0]), say(*loud), say("hush"), say("noise", "about"))
+    return WrittenExample(
+        f"{i}?", ordinary=say(), mild=say(loud[0]), overt=say(*loud), opposite=say("hush"), style=say("noise", "about")
+    )
 
 
 EXAMPLES = [example(i) for i in range(24)]

@@ -13,7 +13,14 @@ from persona_lens.traits import WrittenExample
 from persona_lens.vectors import NullMargin, QualityData, UnembeddedLayer, Unembedding, VectorQuality
 
 EXAMPLES = [
-    WrittenExample(f"Why {i}?", f"So it is {i}.", f"Hm {i}!", f"LOUD {i}!", f"Hush, {i} now.", f"Noise {i}.")
+    WrittenExample(
+        f"Why {i}?",
+        ordinary=f"So it is {i}.",
+        mild=f"Hm {i}!",
+        overt=f"LOUD {i}!",
+        opposite=f"Hush, {i} now.",
+        style=f"Noise {i}.",
+    )
     for i in range(6)
 ]
 EVIL = "<script>alert(1)</script>|`"
@@ -162,6 +169,23 @@ def test_a_traits_own_written_examples_are_read_from_their_file(roomy_folder, tm
     assert not {"stability", "separation", "length", "style", "specificity"} & set(card.missing)
     with pytest.raises(FileNotFoundError, match=r"none\.jsonl"):
         pl.vectors.read_quality_data(model, "mine", examples=tmp_path / "none.jsonl")
+
+
+def test_without_answers_in_a_style_that_is_not_measured_and_with_some_none_may_lack_one(roomy_folder, tmp_path):
+    model = pl.load_model(roomy_folder, dtype="float32", device="cpu")
+    bare = [
+        {"question": f"Why {i}?", "overt": f"SO {i}!", "opposite": f"so {i}", "half": half}
+        for half in ("training", "judging")
+        for i in range(4)
+    ]
+    path = tmp_path / "mine.jsonl"
+    path.write_text("\n".join(map(json.dumps, bare)))
+    data = pl.vectors.read_quality_data(model, "mine", examples=path, n_examples=4)
+    assert (data.style, len(data.held_out)) == (None, 4)
+    bare[-1] |= {"style": "Soo.", "ordinary": "So."}
+    path.write_text("\n".join(map(json.dumps, bare)))
+    with pytest.raises(pl.errors.InvalidArgumentError, match=r"must have a 'style' answer each.* in example 1, 'Why 0"):
+        pl.vectors.read_quality_data(model, "mine", examples=path, n_examples=4)
 
 
 def test_a_sampled_vectors_stability_is_not_that_of_written_answers(tiny_model, vector, data, monkeypatch):

@@ -8,7 +8,14 @@ from persona_lens.models import encode_conversation
 from persona_lens.traits import WrittenExample
 
 EXAMPLES = [
-    WrittenExample(f"Why {i}?", f"So it is {i}.", f"Hm {i}!", f"LOUD {i}!", f"Hush, {i} now.", f"Noise {i}.")
+    WrittenExample(
+        f"Why {i}?",
+        ordinary=f"So it is {i}.",
+        mild=f"Hm {i}!",
+        overt=f"LOUD {i}!",
+        opposite=f"Hush, {i} now.",
+        style=f"Noise {i}.",
+    )
     for i in range(5)
 ]
 

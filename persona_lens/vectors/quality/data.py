@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from persona_lens.checking import checked
 from persona_lens.errors import InvalidArgumentError
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.text.chat import Message, build_messages, encode_conversation
-from persona_lens.traits.written import Kind, WrittenExample, list_written_traits, load_written_examples
+from persona_lens.traits.written import Kind, WrittenExample, list_texts, list_written_traits, load_written_examples
 from persona_lens.vectors.pairs import ActivationPairs, read_pairs
 
 _N_OTHERS = 20
 """Written examples of each other trait: what lies near a vector shows in few."""
+_STYLE_KINDS: tuple[Kind, ...] = ("style", "ordinary")
 
 
 @checked
@@ -57,7 +58,8 @@ def read_quality_data(
 
     Of a trait with written examples, bundled or in a file: the training half, from which its written vector is found;
     the judging half, which had no part in it, with its lengths and its answers in the trait's style; and of each other
-    bundled trait up to twenty pairs of the judging half. Of a trait without, the other traits' alone.
+    bundled trait up to twenty pairs of the judging half. Of a trait without, the other traits' alone. Examples without
+    ``style`` leave out what it costs to read style for the trait.
 
     About 520 answers, a minute on one core for the embedded model.
 
@@ -69,7 +71,8 @@ def read_quality_data(
             all.
 
     Raises:
-        InvalidArgumentError: Fewer than four examples.
+        InvalidArgumentError: Fewer than four examples, or some with answers in the trait's style and others without
+            these or without ordinary ones.
         FileNotFoundError: No such file.
         FileFormatError: A file that holds no written examples, or none of a half.
         HooksPresentError: The model carries hooks.
@@ -81,10 +84,14 @@ def read_quality_data(
     """
     if n_examples is not None and n_examples < 4:
         raise InvalidArgumentError.of("n_examples", "be at least 4", n_examples)
-    halves = None
+    halves, has_style = None, False
     if examples is not None or trait in list_written_traits():  # a file is read before any model runs
         source = trait if examples is None else Path(examples)
         halves = [load_written_examples(source, half)[:n_examples] for half in ("training", "judging")]
+        # Where some have them and others not, one was forgotten.
+        has_style = any(one.style is not None for one in halves[1])
+        for kind in _STYLE_KINDS if has_style else ():
+            list_texts(halves[1], kind)
     others = tuple(
         read_pairs(model, name, load_written_examples(name, "judging")[: min(n_examples or _N_OTHERS, _N_OTHERS)])
         for name in list_written_traits()
@@ -96,22 +103,22 @@ def read_quality_data(
     return QualityData(
         pairs=read_pairs(model, trait, training),
         held_out=read_pairs(model, trait, judging),
-        lengths=tuple((_count(model, one, "overt"), _count(model, one, "opposite")) for one in judging),
-        style=_read_style(model, trait, judging),
+        lengths=tuple(
+            (_count(model, one.question, one.overt), _count(model, one.question, one.opposite)) for one in judging
+        ),
+        style=_read_style(model, trait, judging) if has_style else None,
         others=others,
     )
 
 
 def _read_style(model: HookedModel, trait: str, examples: tuple[WrittenExample, ...]) -> ActivationPairs:
     """Read style against ordinary: examples whose overt answer is the one in the trait's style."""
-    plain = [
-        WrittenExample(one.question, one.ordinary, one.mild, one.style, one.opposite, one.style) for one in examples
-    ]
+    plain = [replace(one, overt=text) for one, text in zip(examples, list_texts(examples, "style"), strict=True)]
     return read_pairs(model, f"{trait}, style alone", plain, against="ordinary")
 
 
-def _count(model: HookedModel, example: WrittenExample, kind: Kind) -> int:
+def _count(model: HookedModel, question: str, text: str) -> int:
     """Count an answer's tokens."""
-    answer = Message(role="assistant", content=getattr(example, kind))
-    spans = encode_conversation(model.tokenizer, [*build_messages(example.question), answer], n_ctx=model.cfg.n_ctx)
+    answer = Message(role="assistant", content=text)
+    spans = encode_conversation(model.tokenizer, [*build_messages(question), answer], n_ctx=model.cfg.n_ctx)
     return spans.response_end - spans.response_start
