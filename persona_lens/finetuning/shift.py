@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from einops import rearrange
@@ -20,6 +21,9 @@ from persona_lens.records import Record
 from persona_lens.statistics import Interval, bootstrap_mean
 from persona_lens.texts import check_texts
 from persona_lens.vectors.persona_vector import PersonaVector
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
 
 _ROWS_AT_ONCE = 16
 
@@ -50,12 +54,22 @@ class FinetuningShift(Record):
         """
         return bootstrap_mean(self.by_question[check_layer(layer, len(self.by_question))])
 
+    @property
+    def has_interval(self) -> bool:
+        """Whether there are questions enough, and finite numbers, for an interval."""
+        return self.by_question.shape[-1] > 1 and bool(self.by_question.isfinite().all())
+
+    def plot(self) -> Figure:
+        """Draw the shift over layers with its interval; returns a plotly Figure."""
+        from persona_lens.plots.shift import plot_shift  # plotly is imported only when drawing
+
+        return plot_shift(self)
+
     def _list_values(self, show_text: Callable[[str], str]) -> Iterator[tuple[str, str]]:
         yield from super()._list_values(show_text)
         middle = len(self.by_question) // 2  # no layer is chosen by how much is seen there
         values = self.by_question[middle]
-        has_interval = len(values) > 1 and bool(values.isfinite().all())
-        yield f"mean_at_layer_{middle}", str(self.interval(middle)) if has_interval else f"{values.mean():.2f}"
+        yield f"mean_at_layer_{middle}", str(self.interval(middle)) if self.has_interval else f"{values.mean():.2f}"
         yield "questions", str(len(values))
 
 

@@ -9,6 +9,7 @@ from persona_lens.plots.loss import plot_loss
 from persona_lens.plots.monitoring import plot_monitoring
 from persona_lens.plots.quality import plot_quality
 from persona_lens.plots.screening import plot_screening, report_screening
+from persona_lens.plots.shift import plot_shift
 from persona_lens.plots.signal import plot_signal
 from persona_lens.plots.sweep import plot_sweep
 from persona_lens.plots.tokens import plot_trace
@@ -17,5 +18,6 @@ from persona_lens.plots.watched import plot_monitor
 
 __all__ = [
     "plot_agreement", "plot_drift", "plot_heads", "plot_loss", "plot_monitor", "plot_monitoring",
-    "plot_quality", "plot_screening", "plot_signal", "plot_sweep", "plot_trace", "plot_vector", "report_screening",
+    "plot_quality", "plot_screening", "plot_shift", "plot_signal", "plot_sweep", "plot_trace", "plot_vector",
+    "report_screening",
 ]  # fmt: skip

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from persona_lens.checking import checked
-from persona_lens.plots.style import COLORS, GREY, INK, error_bars, lay_out
+from persona_lens.plots.style import COLORS, GREY, INK, add_band, error_bars, lay_out
 from persona_lens.statistics.interval import Interval
 
 if TYPE_CHECKING:
@@ -132,13 +132,7 @@ def _add_line(figure: go.Figure, panel: int, values: Sequence[float], name: str,
 def _add_band(figure: go.Figure, panel: int, found: Sequence[Interval], name: str, color: str) -> None:
     """Draw estimates as a line and their intervals as a band around it."""
     row, column = _place(panel)
-    layers = list(range(len(found)))
-    band = go.Scatter(
-        x=[*layers, *reversed(layers)], y=[*(one.high for one in found), *(one.low for one in reversed(found))],
-        fill="toself", fillcolor=color, opacity=0.2, line={"width": 0}, hoverinfo="skip", showlegend=False,
-        legendgroup=name,
-    )  # fmt: skip
-    figure.add_trace(band, row=row, col=column)
+    add_band(figure, row, column, list(range(len(found))), found, color, name)
     _add_line(figure, panel, [one.estimate for one in found], name, color)
     figure.data[-1].update(legendgroup=name)
 

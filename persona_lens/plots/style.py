@@ -62,6 +62,24 @@ def error_bars(intervals: Sequence[Interval]) -> dict[str, Any]:
     }
 
 
+def add_band(
+    figure: go.Figure,
+    line: int,
+    column: int,
+    x: Sequence[float | int],
+    found: Sequence[Interval],
+    color: str,
+    name: str | None = None,
+) -> None:
+    """Draw intervals as a band in a panel, which goes on and off with the line of its name."""
+    band = go.Scatter(
+        x=[*x, *reversed(x)], y=[*(one.high for one in found), *(one.low for one in reversed(found))],
+        fill="toself", fillcolor=color, opacity=0.2, line={"width": 0}, hoverinfo="skip", showlegend=False,
+        legendgroup=name,
+    )  # fmt: skip
+    figure.add_trace(band, row=line, col=column)
+
+
 def add_points(
     figure: go.Figure,
     line: int,

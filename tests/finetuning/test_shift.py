@@ -96,6 +96,21 @@ def test_a_shift_shows_its_mean_at_the_middle_layer():
     assert repr(one) == "FinetuningShift(trait='loud', mean_at_layer_1=-1.00, questions=1)"
 
 
+def test_it_draws_the_mean_over_layers_with_its_interval_as_a_band():
+    shift = FinetuningShift("loud <b>", torch.tensor([[1.0, 2.0, 3.0], [-1.0, 0.0, 4.0]]))
+    band, line = shift.plot().data
+    assert list(line.x) == [0, 1]
+    assert list(line.y) == [2.0, 1.0]
+    intervals = [shift.interval(layer) for layer in (0, 1)]
+    assert list(band.x) == [0, 1, 1, 0]
+    assert list(band.y) == [*(one.high for one in intervals), *(one.low for one in reversed(intervals))]
+    title = shift.plot().layout.title.text
+    assert f"loud &lt;b&gt;: moved by {shift.interval(1)} at layer 1" in title
+    assert "mean of 3 questions; band: 95 % bootstrap" in title.replace("<br>", " ")
+    (line,) = FinetuningShift("loud", torch.tensor([[1.0], [-1.0]])).plot().data
+    assert list(line.y) == [1.0, -1.0]
+
+
 def test_a_vector_or_a_model_of_another_base_is_refused(models, vector, stranger_folder):
     stranger = pl.load_model(stranger_folder, dtype="float32", device="cpu")
     with pytest.raises(ModelMismatchError, match="come from the model it is used on"):
