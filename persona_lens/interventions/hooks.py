@@ -5,6 +5,7 @@ The functions return plain ``(name, fn)`` lists: they concatenate with one anoth
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal, TypeAlias
@@ -13,6 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from persona_lens.checking import checked
+from persona_lens.errors import InvalidArgumentError
 from persona_lens.interventions.from_vectors import Layers, ablate, cap, list_vectors, steer
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.intervention import Intervention, check_interventions
@@ -157,6 +159,7 @@ def hooked(model: HookedModel, hooks: Intervention | Sequence[HookPair]) -> Iter
 
     Raises:
         ModelMismatchError: An intervention made from vectors of another model.
+        InvalidArgumentError: A name that is none of the model's hook points.
         HookNeverFiredError: At the end, if one of this package's hooks was never reached.
         ModelBusyError: The model does something else; or, inside the block, another thread runs it.
 
@@ -168,6 +171,7 @@ def hooked(model: HookedModel, hooks: Intervention | Sequence[HookPair]) -> Iter
     if isinstance(hooks, Intervention):
         check_interventions(model, [hooks])
         hooks = intervention_hooks(hooks)
+    _check_names(model, [name for name, _ in hooks])
     watch = FiringWatch()
     pairs: list[HookPair] = []
     selectors: list[TokenSelector] = []
@@ -179,6 +183,16 @@ def hooked(model: HookedModel, hooks: Intervention | Sequence[HookPair]) -> Iter
     with held(model, pairs), following_generate(model, selectors):
         yield model
     watch.check("Run the model inside the `with` block, through all of the hooks' layers.")
+
+
+def _check_names(model: HookedModel, names: Sequence[str]) -> None:
+    """Refuse a name that the model has no hook point of: a HookedTransformer says less, a bridge nothing at all."""
+    points = model.hook_dict
+    for name in names:
+        if name not in points:
+            near = difflib.get_close_matches(name, points, n=1)
+            hint = f"Did you mean {near[0]!r}?" if near else ""
+            raise InvalidArgumentError.of("hooks", "name hook points in model.hook_dict", name, hint)
 
 
 @checked

@@ -1,4 +1,5 @@
 import dataclasses
+import re
 from fractions import Fraction
 
 import numpy as np
@@ -456,6 +457,19 @@ def test_the_way_an_intervention_is_shown_is_no_part_of_what_results_are_stored_
     unnamed = pl.Intervention.of(1, *steered.at(1))
     assert steered.digest == unnamed.digest
     assert repr(steered) != repr(unnamed)
+
+
+def test_hooks_of_a_name_that_is_no_hook_point_are_refused_with_the_one_that_was_meant(model, vector):
+    def keep(activation, hook):
+        return activation
+
+    hooks = [*pl.steering_hooks(vector, layer=1, coefficient=2.0), ("blocks.1.hook_mlpout", keep)]
+    rule = (
+        "`hooks` must name hook points in model.hook_dict. Got 'blocks.1.hook_mlpout'. Did you mean 'blocks.1.hook_mlp_"
+    )
+    with pytest.raises(InvalidArgumentError, match=re.escape(rule)), pl.hooked(model, hooks):
+        pass
+    assert not any(point.fwd_hooks for point in model.hook_dict.values())
 
 
 def test_an_intervention_made_from_another_models_vector_is_refused_before_the_model_runs(model, vector):
