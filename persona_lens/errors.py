@@ -23,6 +23,7 @@ PersonaLensWarning            (UserWarning)
 ├── ControlTextWarning        a text that spells a control token, which was read as text
 ├── DatedTemplateWarning      a chat template that writes today's date, which was fixed and recorded
 ├── UnfinishedThoughtWarning  responses that are thoughts without an end, and so without an answer
+├── UnstableVectorWarning     a vector whose direction depends on which questions were asked
 └── ShortTrainingWarning      a fine-tuning run that ends while the learning rate is still rising
 ```
 
@@ -120,6 +121,10 @@ class DatedTemplateWarning(PersonaLensWarning):
 
 class UnfinishedThoughtWarning(PersonaLensWarning):
     """Responses are thoughts that do not end within the tokens that they may have; they hold no answer."""
+
+
+class UnstableVectorWarning(PersonaLensWarning):
+    """Halves of the questions that a vector was found from give other directions, at every layer."""
 
 
 class ShortTrainingWarning(PersonaLensWarning):

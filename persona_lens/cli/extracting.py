@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shlex
+import warnings
 
 from persona_lens.cli.arguments import DEFAULT_MODEL, Extract
 from persona_lens.cli.choosing import Origin, choose_origin, keep_unfinished, list_read, load, make_vector
 from persona_lens.cli.terminal import print_json, print_line
+from persona_lens.errors import UnstableVectorWarning
 from persona_lens.files import check_apart, check_file_or_nothing
 from persona_lens.models.loading import describe_model
 from persona_lens.vectors.persona_vector import PersonaVector
@@ -21,7 +23,9 @@ def run(arguments: Extract) -> int:
     model = load(arguments)
     config = {"origin": origin.fingerprint, "model": describe_model(model).to_json()}
     with keep_unfinished(arguments.out.with_name(f"{arguments.out.name[:80]}.unfinished"), config) as run:
-        vector = make_vector(model, origin, run)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UnstableVectorWarning)  # it is said below
+            vector = make_vector(model, origin, run)
         vector.save(arguments.out)
     cosines = vector.split_half_cosine.get(vector.position)  # None where too few pairs were kept for halves
     if arguments.json:

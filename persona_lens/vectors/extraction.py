@@ -19,6 +19,7 @@ from persona_lens.storage import Shard
 from persona_lens.tensors.directions import cosine
 from persona_lens.traits.trait import Trait
 from persona_lens.vectors.contrasts import Contrasts, KeptPair
+from persona_lens.vectors.halves import warn_if_unstable
 from persona_lens.vectors.persona_vector import TOKEN_POSITIONS, ExtractionCounts, PersonaVector
 
 
@@ -64,6 +65,9 @@ def extract_persona_vector(
         InvalidArgumentError: A value out of range, or no pair survived the judge.
         HooksPresentError: The model carries hooks.
 
+    Warns:
+        UnstableVectorWarning: Halves of the questions give other directions, at every layer.
+
     Reference:
         Persona Vectors (arXiv 2507.21509), section 2.2 and appendix A.
 
@@ -90,7 +94,7 @@ def extract_persona_vector(
     if bool((n_kept > 0).all()):
         halves = ((sums[:, 0] - sums[:, 1]) / n_kept[:, None, None, None]).float()
         split_half |= dict(zip(TOKEN_POSITIONS, cosine(halves[0], halves[1]).unbind(), strict=True))
-    return PersonaVector(
+    vector = PersonaVector(
         trait=trait.name,
         model=describe_model(model),
         by_position=dict(zip(TOKEN_POSITIONS, difference.unbind(), strict=True)),
@@ -98,6 +102,8 @@ def extract_persona_vector(
         split_half_cosine=split_half,
         provenance=contrasts.provenance(),
     )
+    warn_if_unstable(vector)
+    return vector
 
 
 def _add_up(width: tuple[int, int, int], kept: Sequence[KeptPair]) -> Shard:

@@ -16,6 +16,7 @@ from persona_lens.models.loading import describe_model
 from persona_lens.storage import collect_versions
 from persona_lens.tensors.directions import cosine
 from persona_lens.traits.written import Kind, WrittenExample
+from persona_lens.vectors.halves import warn_if_unstable
 from persona_lens.vectors.persona_vector import ExtractionCounts, PersonaVector
 from persona_lens.vectors.written_contrast import encode_answers
 
@@ -48,6 +49,9 @@ def read_persona_vector(
         ContextLengthError: An answer that is longer than the model's context.
         HooksPresentError: The model carries hooks.
 
+    Warns:
+        UnstableVectorWarning: Halves of the examples give other directions, at every layer.
+
     Reference:
         Persona Vectors (arXiv 2507.21509), section 2.2, with written in place of sampled responses.
 
@@ -64,7 +68,7 @@ def read_persona_vector(
     differences = sums[:, 0] - sums[:, 1]
     n = len(examples)
     total = (differences.sum(dim=0) / n).float()
-    return PersonaVector(
+    vector = PersonaVector(
         trait=trait,
         model=describe_model(model),
         by_position={"response_mean": total},
@@ -76,6 +80,8 @@ def read_persona_vector(
             "versions": collect_versions(),
         },
     )
+    warn_if_unstable(vector)
+    return vector
 
 
 def hash_examples(examples: Sequence[WrittenExample]) -> str:

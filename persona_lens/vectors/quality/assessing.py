@@ -78,6 +78,7 @@ def assess_vector(
             rule = f"hold pairs of the vector's model, {vector.model.name}"
             raise ModelMismatchError.of("data", rule, f"{one.trait!r} of {one.model.name}")
     directions = vector.directions.float().cpu()
+    halves = vector.split_half_cosine.get(vector.position)  # None where too few pairs were kept
     found = None if data.pairs is None else estimate_layers(data.pairs, estimator)
     return VectorQuality(
         trait=vector.trait,
@@ -95,6 +96,7 @@ def assess_vector(
         specificity=measure_specificity(directions, data.others),
         unembedding=read_unembedding(model, directions, seed=seed),
         null=null,
+        split_half=() if halves is None else tuple(halves.tolist()),
     )
 
 

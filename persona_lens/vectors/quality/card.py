@@ -12,6 +12,7 @@ from persona_lens.models.hooks.sites import check_layer
 from persona_lens.models.loading import ModelInfo
 from persona_lens.records import Record, format_table
 from persona_lens.statistics import Interval
+from persona_lens.vectors.halves import LEAST_COSINE
 from persona_lens.vectors.quality.confounds import StyleConfound
 from persona_lens.vectors.quality.repeats import Repeats
 from persona_lens.vectors.quality.separation import Separation
@@ -76,6 +77,7 @@ class VectorQuality(Record):
         reproduced: Cosine of the vector with the direction of the pairs that ``stability`` is measured on; where it is
             not 1, they are other pairs than the vector's.
         stability: How far it depends on which pairs it was found from.
+        split_half: Cosine of the directions of two halves of its questions, as the vector itself carries it.
         again: How far it comes out the same when it is found anew.
         separation: How well it tells answers apart that it was not found from.
         length: Correlation of projections with the lengths of held-out answers, within the class.
@@ -98,6 +100,7 @@ class VectorQuality(Record):
     specificity: tuple[Specificity, ...] = ()
     unembedding: Unembedding | None = None
     null: NullMargin | None = None
+    split_half: tuple[float, ...] = ()
 
     @property
     def missing(self) -> dict[str, str]:
@@ -126,6 +129,8 @@ class VectorQuality(Record):
             yield "cosine of two halves (95 % of halvings)", str(found.split_half[at]), "noise: 0"
             yield "cosine of two wholes, by Spearman and Brown", f"{found.reliability[at]:.2f}", "noise: 0"
             yield "angle to that of endless pairs, degrees", f"{found.cone[at]:.0f}", "noise: 90"
+        elif self.split_half:
+            yield "cosine of two halves, as found", f"{self.split_half[at]:.2f}", "noise: 0"
         if self.again is not None:
             found_anew = f"cosine of two, found anew ({'; '.join(self.again.sources)})"
             yield found_anew, _say_spread(self.again, at), "noise: 0"
@@ -179,6 +184,8 @@ class VectorQuality(Record):
                 yield "two pairs' differences do not surely agree"
             if not self.stability.reliability[at] >= _ALIKE:
                 yield f"as many other pairs would give another direction (cosine {self.stability.reliability[at]:.2f})"
+        elif self.split_half and not self.split_half[at] >= LEAST_COSINE:
+            yield f"the other half of its questions gives another direction (cosine {self.split_half[at]:.2f})"
         if self.again is not None and not self.again.cosine[at].estimate >= _ALIKE:
             yield f"found anew it is another direction (cosine {_say_spread(self.again, at)})"
         if self.separation is not None and not self.separation.auroc[at].low > 0.5:
@@ -219,7 +226,8 @@ class VectorQuality(Record):
             said.append(f"agreement {self.stability.agreement[self.layer]}")
         if self.separation is not None:
             said.append(f"held-out AUROC {self.separation.auroc[self.layer]}")
-        said.append(f"{len(self.list_concerns())} concerns")
+        n_concerns = len(self.list_concerns())
+        said.append(f"{n_concerns} {'concern' if n_concerns == 1 else 'concerns'}")
         said += [f"{len(self.missing)} not measured"] if self.missing else []
         return f"VectorQuality({self.trait!r} on {self.model.name!r}, layer {self.layer}: {', '.join(said)})"
 
