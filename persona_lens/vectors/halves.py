@@ -7,9 +7,8 @@ import warnings
 
 from persona_lens.errors import UnstableVectorWarning
 from persona_lens.vectors.persona_vector import PersonaVector
+from persona_lens.vectors.quality.card import LEAST_COSINE
 
-LEAST_COSINE = 0.5
-"""Cosine of two halves under which a direction depends on which questions were asked."""
 # Whose calls are not the user's: this package's, and those of what checks its types when it is tested.
 _OWN = frozenset({__name__.partition(".")[0], "beartype", "jaxtyping"})
 

@@ -12,7 +12,6 @@ from persona_lens.models.hooks.sites import check_layer
 from persona_lens.models.loading import ModelInfo
 from persona_lens.records import Record, format_table
 from persona_lens.statistics import Interval
-from persona_lens.vectors.halves import LEAST_COSINE
 from persona_lens.vectors.quality.confounds import StyleConfound
 from persona_lens.vectors.quality.repeats import Repeats
 from persona_lens.vectors.quality.separation import Separation
@@ -24,6 +23,8 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 _SAME = 0.99  # cosine from which on pairs are taken for those that a vector was found from
+LEAST_COSINE = 0.5
+"""Cosine of two halves under which a direction depends on which questions were asked."""
 _ALIKE = 0.8  # cosine from which on two vectors are called alike
 _EQUAL = 5.0  # points of coherence up to which two are called equal
 _N_SHOWN = 6  # layers whose tokens the page names
