@@ -1,7 +1,8 @@
 """Weights quantised as they are loaded: hooked like any others, computed as transformers computes them, and small.
 
-On a CPU. torchao's wheel without compiled kernels is small and in the lock file; bitsandbytes', 43 MB of GPU kernels,
-is not: `pip install bitsandbytes` lets its rows run.
+On a CPU, where torchao and bitsandbytes both run. Neither is in the environment, as transformers imports them wherever
+they are installed. `make test-quantised` puts torchao beside it (1.4 MB). Where bitsandbytes (43 MB, most of it for
+GPUs) is on PYTHONPATH too, its tests run as well.
 """
 
 import gc
@@ -44,13 +45,16 @@ def quantise_groups_to_four_bits():
 
 
 def needs(package):
-    reason = f"{package} is not installed: pip install {package}"
+    # Versions that all of this passed with, on a CPU; others may do.
+    version = {"torchao": "0.18.0", "bitsandbytes": "0.50.2"}[package]
+    reason = f"{package} is not there: see make test-quantised, or pip install {package}=={version}"
     return pytest.mark.skipif(not importlib.util.find_spec(package), reason=reason)
 
 
 METHODS = [
     pytest.param(quantise_to_eight_bits, "torchao", id="torchao, 8 bits", marks=needs("torchao")),
-    # Each code in a byte of its own: torchao packs four bits for a GPU alone, or with another library (mslk).
+    # Each code in a byte of its own. What packs them, Int4WeightOnlyConfig of torchao 0.18, does not run here: "plain"
+    # ends in ImportError, "Requires mslk >= 1.0.0", "tile_packed_to_4d" in "Torch not compiled with CUDA enabled".
     pytest.param(quantise_groups_to_four_bits, "torchao", id="torchao, 4 bits", marks=needs("torchao")),
     pytest.param(
         lambda: BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32),
@@ -222,6 +226,21 @@ def test_gradients_pass_quantised_blocks_and_what_would_lose_them_is_refused(pla
         pl.screening.read_gradient(coded, [converse("Why?", "So be.")])
     with pytest.raises(UnsupportedModelError, match=rf"hold plain weights: forward derivatives.*{method}"):
         pl.models.transport_directions(coded, torch.ones(1, 128), 0, [list(range(40))])
+
+
+@every_method
+def test_the_doctor_finds_a_quantised_model_whole(plain_folder, make, method):
+    diagnosis = pl.doctor(pl.load_model(plain_folder, quantization_config=make(), **CPU))
+    assert diagnosis.passed, str(diagnosis)
+
+
+@needs("torchao")
+def test_the_doctor_names_the_weight_whose_scale_is_broken(plain_folder):
+    model = pl.load_model(plain_folder, quantization_config=quantise_to_eight_bits(), **CPU)
+    model.original_model.model.layers[1].mlp.up_proj.original_component.weight.scale[3] = torch.nan
+    (found,) = (one for one in pl.doctor(model).findings if one.name == "finite")
+    assert found.passed is False
+    assert "layers.1" in found.seen or "blocks.1" in found.seen
 
 
 @pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is not None, reason="it is installed")
