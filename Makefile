@@ -5,6 +5,7 @@
 #   make docs      the numbers of README and docs, from the results in figures/; then the site, into site/
 #   make html      the figures as pages, from the results in figures/
 #   make test-tl4  what may come out otherwise on TransformerLens 4
+#   make test-quantised   models whose weights are loaded in 8 and 4 bits, on the CPU
 #   make test-all  the slow ones too
 #   make setup     the set-up alone        make clean     remove the environment and the tools' caches
 #   make release-check   the packages built, and the wheel tried in an empty environment
@@ -21,10 +22,11 @@ PIP_INSTALL := $(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check
 PACKAGES := $(VENV)/.stamp-$(shell cat pyproject.toml constraints.txt requirements.lock | cksum | cut -d' ' -f1)
 MODEL := $(VENV)/.stamp-model
 TL4 := $(VENV)/tl4-4.3.0
+TORCHAO := $(VENV)/torchao-0.18.0
 SCRIPTS := $(wildcard experiments/*.py experiments/results/*.py benchmarks/*.py .ci/*.py)
 
 .DELETE_ON_ERROR:
-.PHONY: setup test test-all test-tl4 check figures docs html bench browser release-check clean
+.PHONY: setup test test-all test-tl4 test-quantised check figures docs html bench browser release-check clean
 
 setup: $(MODEL)
 
@@ -51,6 +53,15 @@ $(TL4): $(PACKAGES)
 	@mv $@.part $@
 	@touch $@
 
+# Beside the environment: transformers imports it wherever it is installed, which takes 0.4 s. The wheel of Python alone,
+# 1.4 MB; that with compiled kernels differs on GPUs only.
+$(TORCHAO): $(PACKAGES)
+	@echo "Installing torchao into $@, beside the environment"
+	@rm -rf $@ $@.part
+	@$(PIP_INSTALL) --no-deps --only-binary=:all: --platform any --target $@.part torchao==0.18.0
+	@mv $@.part $@
+	@touch $@
+
 # Two processes of one thread each do more than one of two.
 PYTEST := OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
@@ -70,6 +81,9 @@ SLOW_ON_TL4 := tests/models/test_architectures.py tests/test_notebooks.py tests/
 test-tl4: setup browser $(TL4)
 	@PYTHONPATH=$(abspath $(TL4)) $(PYTEST) $(ON_TL4) -m "not slow"
 	@PYTHONPATH=$(abspath $(TL4)) $(PYTEST) $(SLOW_ON_TL4) -m slow
+
+test-quantised: setup $(TORCHAO)
+	@PYTHONPATH=$(abspath $(TORCHAO)) $(PYTEST) tests/models/loading/test_quantised.py
 
 check: $(PACKAGES)
 	@$(VENV_PYTHON) -m ruff check

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from persona_lens.diagnosis.finding import Finding
 from persona_lens.diagnosis.subject import Subject, run_forward
@@ -16,9 +17,7 @@ def check_finite(subject: Subject) -> Finding:
     """No weight, no layer's output and no logit is infinite or NaN."""
     name = "finite"
     model: Any = subject.model
-    broken = [
-        key for key, weight in model.named_parameters() if _can_overflow(weight) and not bool(weight.isfinite().all())
-    ]
+    broken = [key for key, weight in model.named_parameters() if not _is_finite(weight)]
     if broken:
         more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
         seen = f"Infinite or NaN among the weights: {', '.join(broken[:3])}{more}."
@@ -38,6 +37,8 @@ def check_finite(subject: Subject) -> Finding:
     return Finding(name, True, seen)
 
 
-def _can_overflow(weight: torch.Tensor) -> bool:
-    """Whether a weight's numbers may be infinite or NaN; quantised ones are whole numbers."""
-    return weight.is_floating_point() and weight.element_size() > 1
+def _is_finite(weight: Any) -> bool:
+    """Whether no number of a weight is infinite or NaN; codes of quantised ones are whole numbers."""
+    if is_traceable_wrapper_subclass(weight):  # torchao's: codes, and scales that may be broken
+        return all(_is_finite(getattr(weight, name)) for name in weight.__tensor_flatten__()[0])
+    return not weight.is_floating_point() or weight.element_size() == 1 or bool(weight.isfinite().all())

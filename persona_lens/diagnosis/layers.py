@@ -19,7 +19,7 @@ def check_layers(subject: Subject) -> Finding:
     Each layer is given what Hugging Face's layer before it put out. What is rounded differently in one is then not
     carried through all that follow, and the layer that is wrong is named.
     """
-    name, limit, reference = "layers", block_tolerance_of(subject.dtype), subject.reference
+    name, limit, reference = "layers", block_tolerance_of(subject.rounded_to), subject.reference
     if reference is None:
         cure = "Pass doctor(model, reference=NAME_OR_FOLDER); or load it with backend='bridge', which wraps its own."
         return Finding(name, None, subject.no_reference, cure)

@@ -20,7 +20,7 @@ _GREEDY = Sampling(max_new_tokens=N_NEW_TOKENS, temperature=0.0)
 
 def check_padding(subject: Subject) -> Finding:
     """Activations and greedy tokens are the same beside other rows as alone, padded on either side."""
-    name, limit = "padding", tolerance_of(subject.dtype)
+    name, limit = "padding", tolerance_of(subject.rounded_to)
     model, rows = subject.model, [subject.prompts[0], subject.longest]
     alone = [run_forward(model, row)[0] for row in rows]
     n_pos = len(rows[1])
@@ -56,7 +56,7 @@ def check_padding(subject: Subject) -> Finding:
 
 def check_cache(subject: Subject) -> Finding:
     """Sampling with the cache, steered and not, computes what a forward pass over the whole text does."""
-    name, limit = "cache", tolerance_of(subject.dtype)
+    name, limit = "cache", tolerance_of(subject.rounded_to)
     prompt = subject.longest
     middle = int(subject.model.cfg.n_layers) // 2
     residuals, _ = run_forward(subject.model, prompt)

@@ -14,6 +14,7 @@ from persona_lens.diagnosis.reference import Reference
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.points import HookFn, HookPair, attached
 from persona_lens.models.hooks.recording import ResidualRecorder
+from persona_lens.models.loading import describe_model
 from persona_lens.models.text.chat import Message, encode_prompt
 from persona_lens.models.text.tokens import tokenize_plain
 
@@ -73,9 +74,14 @@ class Subject:
         return self.model.tokenizer
 
     @property
-    def dtype(self) -> torch.dtype:
-        """Of the weights."""
-        return next(self.model.parameters()).dtype
+    def rounded_to(self) -> torch.dtype:
+        """As coarsely as what blocks compute: the weights' dtype.
+
+        Bfloat16 of quantised ones, whose products may round what they read, to 8 bits (LLM.int8) or to bfloat16 (in 4
+        bits, on a CPU that computes it), whatever dtype goes in and comes out.
+        """
+        is_coded = describe_model(self.model).quantization is not None
+        return torch.bfloat16 if is_coded else next(self.model.parameters()).dtype
 
     @property
     def longest(self) -> tuple[int, ...]:

@@ -21,7 +21,7 @@ from persona_lens.conversations import BadRow, Conversation, read_conversations
 from persona_lens.errors import InvalidArgumentError, ModelMismatchError, UnsupportedModelError
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.points import attached, check_unsteered
-from persona_lens.models.loading import ModelInfo, describe_model
+from persona_lens.models.loading import ModelInfo, check_gradients_pass, describe_model
 from persona_lens.models.text.spans import TokenSpans
 from persona_lens.progress_bars import Advance
 from persona_lens.records import Record
@@ -226,7 +226,8 @@ def read_gradient(
 
     Raises:
         InvalidArgumentError: A row that cannot be scored, or none at all; settings with ``turn="all"``.
-        UnsupportedModelError: Weights that take no gradients, such as quantised ones.
+        UnsupportedModelError: Weights that take no gradients, such as quantised ones, or of blocks that are copied to a
+            GPU while they run.
         HooksPresentError: The model carries hooks.
 
     Reference:
@@ -238,6 +239,7 @@ def read_gradient(
     """
     _check_turn(settings)
     check_unsteered(model)
+    reader = _Reader(model, sketch)
     rows = list(read_conversations(data, limits=settings.limits))
     encoded = []
     for row in rows:
@@ -251,7 +253,6 @@ def read_gradient(
     info = describe_model(model)
 
     def compute() -> Shard:
-        reader = _Reader(model, sketch)
         total: dict[str, Tensor] = {}
         with run.progress("gradients (rows)", len(encoded)) as advance:
             for row, item in zip(rows, encoded, strict=True):
@@ -300,7 +301,8 @@ def score_gradients(
         InvalidArgumentError: No reference, references that were sketched differently, settings with ``turn="all"``, or
             no row that can be scored.
         ModelMismatchError: A reference of another model.
-        UnsupportedModelError: Weights that take no gradients, such as quantised ones.
+        UnsupportedModelError: Weights that take no gradients, such as quantised ones, or of blocks that are copied to a
+            GPU while they run.
         HooksPresentError: The model carries hooks.
 
     Reference:
@@ -425,10 +427,11 @@ class _Reader:
     """Takes rows' gradients on all matrices of a model's blocks, one row at a time.
 
     Raises:
-        UnsupportedModelError: Weights that take no gradients.
+        UnsupportedModelError: Weights that take no gradients, or that lie elsewhere once gradients come back.
     """
 
     def __init__(self, model: HookedModel, sketch: GradientSketch) -> None:
+        check_gradients_pass(model)
         self.model = model
         self._weights = dict(_list_matrices(model))
         fixed = [name for name, one in self._weights.items() if not one.is_floating_point() or not one.requires_grad]

@@ -20,7 +20,7 @@ from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.applying import apply_operations
 from persona_lens.models.hooks.points import attached
 from persona_lens.models.hooks.sites import hook_name, resolve_layers
-from persona_lens.models.loading import describe_model
+from persona_lens.models.loading import check_gradients_pass, describe_model
 from persona_lens.models.text.padding import pad_right
 from persona_lens.models.text.spans import TokenSpans
 from persona_lens.progress_bars import show_progress
@@ -87,6 +87,7 @@ def optimise_vector(
         LayerOutOfRangeError: A layer that the model does not have.
         ContextLengthError: An answer that is longer than the model's context.
         HooksPresentError: The model carries hooks.
+        UnsupportedModelError: Blocks that are copied to a GPU while they run, through which no gradient comes back.
 
     Reference:
         Bi-directional Preference Optimization (arXiv 2406.00045), section 3; there the vector starts at zero, acts at
@@ -107,6 +108,7 @@ def optimise_vector(
             raise InvalidArgumentError.of(name, "be finite and above 0", value)
     check_seed(seed)
     chosen = resolve_layers(layers, model.cfg.n_layers)
+    check_gradients_pass(model)
     mean = read_persona_vector(model, trait, examples)  # checks the model and the texts as well
     answers = encode_answers(model, examples, "opposite")
     pairs = list(zip(answers[0::2], answers[1::2], strict=True))

@@ -66,6 +66,18 @@ def test_the_page_shows_the_plan_that_its_code_prints():
     assert str(plan_work(config, "a100-80gb", sampling=paper)) in PAGE.read_text()
 
 
+def test_the_way_to_a_first_7b_run_names_the_rows_and_minutes_of_its_plan():
+    page = " ".join((PAGE.parent / "models.md").read_text().split())
+    small, large, fast = (
+        plan_work(Qwen2Config(**QWEN_7B), name, sampling=pl.Sampling(1000, rollouts=10, batch_size=512))
+        for name in ("rtx-4090", "a100-80gb", "h100")
+    )
+    assert f"{small.fitting_rows} rows of this model fit beside it on 24 GB, and {large.fitting_rows} on 80 GB" in page
+    minutes = [one.work[0].minutes for one in (small, fast)]
+    times = f"an RTX 4090 takes {minutes[0]:.1f} minutes for the responses of the vector, {small.batch_size} at once"
+    assert f"{times}, and an H100 {minutes[1]:.1f} minutes, {fast.batch_size} at once" in page
+
+
 @pytest.mark.parametrize(
     "path", list((ROOT / "benchmarks" / "results").glob("loading_memory.json")), ids=lambda one: one.stem
 )

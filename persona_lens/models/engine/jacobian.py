@@ -16,6 +16,7 @@ from persona_lens.errors import ContextLengthError, InvalidArgumentError
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.hooks.points import HookPair, attached, check_unsteered
 from persona_lens.models.hooks.sites import check_layer, hook_name
+from persona_lens.models.loading.derivatives import check_tangents_pass
 from persona_lens.models.text.spans import check_token_ids
 
 # Tokens of a forward pass: so many directions go through it at once as fit.
@@ -56,6 +57,7 @@ def transport_directions(
         LayerOutOfRangeError: A layer that the model does not have.
         ContextLengthError: A text longer than the model's context.
         HooksPresentError: The model carries hooks.
+        UnsupportedModelError: Quantised weights, in whose products some libraries lose forward derivatives.
 
     Reference:
         Gurnee et al., Verbalizable Representations Form a Global Workspace in Language Models (Transformer Circuits
@@ -85,6 +87,7 @@ def transport_directions(
             raise ContextLengthError.of("rows", f"hold at most {model.cfg.n_ctx} tokens", len(row), "Cut them.")
         check_token_ids("rows", (min(row), max(row)), model.cfg.d_vocab)
     check_unsteered(model)
+    check_tangents_pass(model)
     if layer == model.cfg.n_layers - 1:
         return directions.float().cpu()
     total = torch.zeros(len(directions), model.cfg.d_model)

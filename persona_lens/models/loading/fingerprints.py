@@ -9,7 +9,8 @@ what they became: while that holds, so does the fingerprint.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,12 +115,31 @@ def _name_stored_weights(hf_model: Any) -> dict[str, Tensor]:
 
     Without the codes' scales: bitsandbytes rounds and reorders them when it first computes on a CPU.
     """
-    stored = hf_model.state_dict()  # which lays codes out as they are in files
+    with _as_it_was(hf_model):
+        stored = hf_model.state_dict()  # which lays codes out as they are in files
     named: dict[str, Tensor] = {}
     for name, _ in [*hf_model.named_parameters(), *hf_model.named_buffers()]:  # each once, under its first name
         if isinstance(weight := stored.get(name), Tensor):
             named |= {f"{name}{inner}".replace(_WRAPPED, ""): codes for inner, codes in _list_codes(weight)}
     return named
+
+
+@contextmanager
+def _as_it_was(hf_model: Any) -> Iterator[None]:
+    """Give each weight the codes and scales back that it had before the block.
+
+    bitsandbytes (0.50) lays 4-bit codes out anew for a CPU as it first computes with them, and back to save them, but
+    not their scales: a model whose state was read once would compute with those in a wrong order from then on.
+    """
+    states = [(one, getattr(one, "quant_state", None)) for one in hf_model.parameters()]
+    kept = [(one, one.data, state, dict(vars(state))) for one, state in states if state is not None]
+    try:
+        yield
+    finally:
+        for weight, data, state, attributes in kept:
+            weight.data = data
+            vars(state).clear()
+            vars(state).update(attributes)
 
 
 def _list_codes(weight: Any) -> list[tuple[str, Tensor]]:

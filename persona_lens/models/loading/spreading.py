@@ -10,13 +10,13 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from persona_lens.errors import InvalidArgumentError
+from persona_lens.errors import InvalidArgumentError, UnsupportedModelError
 from persona_lens.models.loading.hugging_face import find_blocks
 from persona_lens.models.loading.source import DISK
 
@@ -72,7 +72,7 @@ class BlockFetcher:
         self._n_running, self._lock = 0, threading.Lock()
 
     def attach(self) -> None:
-        """Do so from now on, whoever calls the block and however it ends."""
+        """Do so from now on, whoever calls the block and however it ends; gradients that come back are refused."""
         self._block.register_forward_pre_hook(self._fetch)
         self._block.register_forward_hook(self._release, always_call=True)
 
@@ -85,12 +85,31 @@ class BlockFetcher:
                     weight.data = stored.to(self._device, copy=True)
 
     def _release(self, module: nn.Module, given: Any, output: Any) -> None:
+        # Once gradients come back, the weights lie elsewhere again: torch would only say that devices differ.
+        first = output[0] if isinstance(output, tuple) else output
+        if isinstance(first, Tensor) and first.requires_grad:
+            first.register_hook(_stop_gradient)
         with self._lock:
             self._n_running -= 1
             if self._n_running == 0:
                 for weight, stored in self._stored:
                     weight.data = stored
                 self._stored = []
+
+
+def refuse_gradients(got: str) -> NoReturn:
+    """Say that gradients cannot pass where weights are only copied to the device that computes.
+
+    Raises:
+        UnsupportedModelError: Always.
+    """
+    rule = "keep the weights of every block that gradients pass on the device that computes"
+    hint = "Use a device that holds the model, or a map over 'cpu' and 'disk' alone, where the CPU computes."
+    raise UnsupportedModelError.of("device_map", rule, got, hint)
+
+
+def _stop_gradient(gradient: Tensor) -> NoReturn:
+    refuse_gradients("gradients for a block that lies elsewhere")
 
 
 def count_bytes(config: Any, dtype: torch.dtype) -> tuple[str, list[int], int]:

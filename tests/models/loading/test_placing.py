@@ -1,5 +1,3 @@
-import importlib.util
-import json
 import threading
 from pathlib import Path
 
@@ -7,31 +5,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM, TorchAoConfig, modeling_utils
+from transformers import BitsAndBytesConfig, LlamaConfig, modeling_utils
 
 import persona_lens as pl
 from persona_lens.errors import InvalidArgumentError, UnsupportedModelError
-from persona_lens.models.loading import (
-    checkpoints,
-    load,
-    load_hugging_face,
-    placing,
-    process_wide,
-    round_weights,
-    spreading,
-)
-from persona_lens.models.loading.fingerprints import read_quantization
+from persona_lens.models.loading import checkpoints, load, load_hugging_face, placing, process_wide, spreading
 from persona_lens.models.loading.hooked import build_hooked
-from persona_lens.models.loading.text_part import take_text_part
-from tests.architectures import make_architecture
 from tests.backends import BACKENDS
 from tests.models.loading.test_adapters import make_adapter
 from tests.tiny import make_hf_model, make_tokenizer, save_tiny
 
 TOKENS = torch.randint(0, 256, (2, 20), generator=torch.Generator().manual_seed(0))
 FOUR_BITS = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
-needs_bitsandbytes = pytest.mark.skipif(not importlib.util.find_spec("bitsandbytes"), reason="not installed")
-needs_torchao = pytest.mark.skipif(not importlib.util.find_spec("torchao"), reason="not installed")
 
 
 def list_mapped(folder):
@@ -301,65 +286,7 @@ def test_a_map_that_transformers_found_for_quantised_weights_is_looked_at():
         placing.check_map({"model": 0, "lm_head": 1})
 
 
-# Quantised --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is not None, reason="it is installed")
-def test_a_quantised_checkpoint_without_its_library_says_what_to_install(tmp_path):
-    folder = save_tiny(tmp_path, "llama")
-    config = json.loads((tmp_path / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UnsupportedModelError, match=r"requires bitsandbytes.*Install the library"):
-        pl.load_model(folder)
-
-
-def make_eight_bit_torchao():
-    from torchao.quantization import Int8WeightOnlyConfig
-
-    return TorchAoConfig(Int8WeightOnlyConfig())
-
-
-@pytest.mark.parametrize(
-    ("make", "method"),
-    [
-        pytest.param(lambda: FOUR_BITS, "bitsandbytes", marks=needs_bitsandbytes),
-        pytest.param(lambda: BitsAndBytesConfig(load_in_8bit=True), "bitsandbytes", marks=needs_bitsandbytes),
-        pytest.param(make_eight_bit_torchao, "torchao", marks=needs_torchao),
-    ],
-)
-@pytest.mark.filterwarnings("ignore")
-def test_quantised_weights_run_through_the_bridge_and_have_a_fingerprint_of_their_own(tmp_path, make, method):
-    """Loaded from plain files or from its own: the same codes, before and after the library has computed with them."""
-    # Widths that bitsandbytes can pack.
-    widths = {"vocab_size": 259, "hidden_size": 128, "intermediate_size": 128, "num_hidden_layers": 2}
-    config = LlamaConfig(num_attention_heads=4, num_key_value_heads=2, pad_token_id=256, eos_token_id=258, **widths)
-    LlamaForCausalLM(config).save_pretrained(tmp_path / "plain")
-    make_tokenizer().save_pretrained(tmp_path / "plain")
-    options = {"dtype": "float32", "device": "cpu"}
-    plain = pl.describe_model(pl.load_model(tmp_path / "plain", **options))
-    model = pl.load_model(tmp_path / "plain", quantization_config=make(), **options)
-    info = pl.describe_model(model)
-    assert (info.backend, info.quantization, info.dtype) == ("bridge", method, "float32")
-    assert plain.fingerprint != info.fingerprint
-    vector = pl.PersonaVector("loud", info, {"response_mean": torch.ones(2, 128)})
-    kept = []
-    hooks = [("blocks.1.hook_resid_post", lambda value, hook: kept.append(value.detach().clone()))]
-    model.run_with_hooks(TOKENS, fwd_hooks=hooks)
-    with pl.steering(model, vector, layer=1, coefficient=2.0, positions="all"):
-        model.run_with_hooks(TOKENS, fwd_hooks=hooks)
-    torch.testing.assert_close(kept[1] - kept[0], torch.full_like(kept[0], 2.0), atol=1e-4, rtol=0)
-    assert pl.describe_model(model) == info
-    assert len(pl.models.sample_rollouts(model, [pl.models.RolloutRequest("Hello", (0,))], pl.Sampling(8))) == 1
-
-    placement = placing.Placement(torch.device("cpu"), None, make())
-    for part in load_hugging_face(str(tmp_path / "plain"), torch.float32, placement):
-        part.save_pretrained(tmp_path / "coded")
-    assert pl.describe_model(pl.load_model(tmp_path / "coded", device="cpu")).fingerprint == info.fingerprint
-    with pytest.raises(UnsupportedModelError, match="for quantised weights, which HookedTransformer cannot hold"):
-        pl.load_model(tmp_path / "coded", backend="hooked", device="cpu")
-    with pytest.raises(InvalidArgumentError, match="`dtype` must be 'auto' or the files' own"):
-        pl.load_model(tmp_path / "coded", dtype="bfloat16", device="cpu")
+# Beside other threads -----------------------------------------------------------------------------------------------
 
 
 def test_loads_that_end_in_another_order_than_they_began_leave_the_reader_as_it_was():
@@ -398,21 +325,6 @@ def test_a_model_that_is_made_without_memory_leaves_no_other_threads_without(tin
     thread.join()
     assert not any(weight.is_meta for weight in made[0].parameters())
     assert torch.nn.Module.register_parameter is register
-
-
-def test_the_text_part_of_a_quantised_model_is_quantised_and_its_codes_are_not_rounded():
-    hf_model = make_architecture("Gemma 3 (with vision; its text part)")
-    hf_model.is_quantized, hf_model.hf_device_map = True, {"": "cpu"}
-    hf_model.config.quantization_config = {"quant_method": "bitsandbytes"}
-    weight = hf_model.model.language_model.layers[0].mlp.up_proj.weight
-    weight.requires_grad_(False)
-    weight.data = torch.randint(0, 255, weight.shape, dtype=torch.uint8)
-    text = take_text_part(hf_model)
-    assert read_quantization(text) == "bitsandbytes"
-    assert text.hf_device_map == {"": "cpu"}
-    round_weights(text, torch.bfloat16)
-    dtypes = {parameter.dtype for parameter in text.parameters()}
-    assert dtypes == {torch.uint8, torch.bfloat16}
 
 
 def test_a_gguf_file_cannot_stay_on_the_disk(tmp_path):
