@@ -24,8 +24,9 @@ from persona_lens.reproduction.kept_texts import read_together, save_apart
 from persona_lens.reproduction.verdicts import find_verdicts, say_verdicts
 
 _PALETTES = (32, 64, 128, 256)
-# In a palette's place, at most 2 % of the pixels move by more than 8 of 255 in any channel.
-_SEEN, _SEEN_SHARE = 8, 0.02
+# At most so large a share of the pixels may move by more than so much of 255 in any channel: the first keeps the shades
+# of a map's areas apart, the second the colours of a few small points.
+_MOST_MOVED = {8: 0.02, 16: 0.0005}
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +143,7 @@ def shrink_picture(png: bytes) -> bytes:
         # of large areas back to where they were.
         shrunk = plain.quantize(n_colours, Image.Quantize.MAXCOVERAGE, kmeans=2)
         moved = np.abs(np.asarray(shrunk.convert("RGB"), np.int16) - np.asarray(plain, np.int16)).max(axis=-1)
-        if (moved > _SEEN).mean() <= _SEEN_SHARE:
+        if all((moved > far).mean() <= share for far, share in _MOST_MOVED.items()):
             break
     # Frequent colours first, as well as zlib's strategy for small numbers, save some three per cent.
     counts = shrunk.histogram()
