@@ -76,11 +76,12 @@ def test_the_same_picture_gives_the_same_file():
 
 
 def test_a_map_of_many_shades_keeps_them_and_lines_do_with_few():
-    shades = np.full((200, 256, 3), 255, np.uint8)
-    shades[:, :, 0], shades[:, :, 1] = np.arange(256), np.arange(200)[:, None]
+    shades = np.full((200, 240, 3), 255, np.uint8)  # 120 squares
+    shades[..., 0] = np.linspace(0, 255, 12).repeat(20)
+    shades[..., 1] = np.linspace(0, 255, 10).repeat(20)[:, None]
     lines = np.full((200, 256, 3), 255, np.uint8)
     lines[100] = LINES[0]
-    for pixels, at_least, at_most in ((shades, 33, 256), (lines, 2, 32)):
+    for pixels, at_least, at_most in ((shades, 65, 256), (lines, 2, 32)):
         file = io.BytesIO()
         Image.fromarray(pixels).save(file, "PNG")
         _, shrunk = read(shrink_picture(file.getvalue()))
