@@ -11,7 +11,7 @@ from pathlib import Path
 import tyro
 from results.kinds import load_result
 
-from persona_lens.reproduction.figures import write_picture
+from persona_lens.reproduction.figures import write_pictures
 
 
 def main(folder: Path = Path("figures"), png: bool = False) -> None:
@@ -21,11 +21,13 @@ def main(folder: Path = Path("figures"), png: bool = False) -> None:
         folder: Where the results are.
         png: Draw the PNGs anew too.
     """
+    figures = {}
     for path in sorted(folder.glob("*.json")):
         for ending, figure in load_result(path).write_pages(folder, path.stem).items():
             print(folder / f"{path.stem}{ending}.html")
-            if png:
-                write_picture(figure, folder, f"{path.stem}{ending}")
+            figures[f"{path.stem}{ending}"] = figure
+    if png:
+        write_pictures(figures, folder)
 
 
 if __name__ == "__main__":

@@ -86,8 +86,12 @@ class Record:
 
     def save(self, path: str | Path) -> None:
         """Write the record as JSON with a checksum of it, all of it or nothing."""
+        write_dense_json(Path(path), self._seal())
+
+    def _seal(self) -> dict[str, Any]:
+        """Return what :meth:`to_json` does, with a checksum of it."""
         content = self.to_json()
-        write_dense_json(Path(path), {**content, _CHECKSUM: hash_json(content)})
+        return {**content, _CHECKSUM: hash_json(content)}
 
     @classmethod
     def load(cls: type[_R], path: str | Path) -> _R:
@@ -101,11 +105,16 @@ class Record:
         if not path.is_file():
             raise FileNotFoundError(f"`path` must name an existing file. Got {str(path)!r}.")
         try:
-            return cls.from_json(json.loads(path.read_text(encoding="utf-8")))
+            return cls.from_json(cls._read_file(path))
         except FileFormatError as error:
             raise FileFormatError(f"{path}: {error}") from error
         except (ValueError, RecursionError) as error:  # no JSON, no text at all, or one nested without end
             raise FileFormatError(f"`path` must name a JSON file. Got {str(path)!r}: {error}.") from error
+
+    @classmethod
+    def _read_file(cls, path: Path) -> Any:
+        """Return the JSON value that a file holds."""
+        return json.loads(path.read_text(encoding="utf-8"))
 
     def __repr__(self) -> str:
         shown = ", ".join(f"{name}={text}" for name, text in self._list_values(reprlib.repr))

@@ -78,8 +78,8 @@ def test_git_holds_no_page_of_a_figure():
 def test_figures_are_small_enough_for_git():
     """Git stores files compressed: a result's texts take a third of their length, a PNG its own."""
     sizes = [len(zlib.compress((ROOT / path).read_bytes())) for path in list_tracked("figures/*")]
-    assert 1e6 < sum(sizes) < 8e6
-    assert max(sizes) < 7e5
+    assert 1e6 < sum(sizes) < 6e6
+    assert max(sizes) < 4e5
 
 
 def test_every_picture_has_a_palette():

@@ -181,7 +181,7 @@ class FinetuningShift(Result):
             rivals = {name: one for name, one in found.own_less_other[trait].items() if not one.is_missing}
             if rivals:
                 name = min(rivals, key=lambda one: rivals[one].estimate)
-                lines.append(f"<sup>less r along {html.escape(name)}'s, the nearest: {rivals[name]}</sup>")
+                lines.append(f"less r along {html.escape(name)}'s, the nearest: {rivals[name]}")
         return "<br>".join(lines)
 
     def list_figures(self) -> dict[str, go.Figure]:

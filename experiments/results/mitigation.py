@@ -83,8 +83,8 @@ class Mitigation(Result):
         panels = (
             ("accuracy", "multiple-choice accuracy"),
             ("coherence", "coherence (0–100)"),
-            ("normal_loss", "loss on normal answers (nats a token)"),
-            ("overt_loss", "loss on unseen overt rows (nats a token)"),
+            ("normal_loss", "loss on normal answers<br>(nats a token)"),
+            ("overt_loss", "loss on unseen overt rows<br>(nats a token)"),
         )
         figure = make_subplots(rows=len(panels), cols=1, shared_xaxes=True, vertical_spacing=0.04)
         plain = next(row for row in self.settings if row.method == "no prevention")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import textwrap
 from typing import TYPE_CHECKING
 
 import plotly.graph_objects as go
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from persona_lens.evaluation.drift import Course, Drift
 
 _COLUMNS = 4
+_HEAD_LETTERS = 44  # of a line above a panel
 
 
 @checked
@@ -82,4 +84,5 @@ def _name(course: Course | None) -> str:
     if course is None:
         return ""
     short = course.name.partition(", partly valid")[0].partition(", valid")[0].partition(", not valid")[0]
-    return html.escape(short if course.name == "coherence" or not course.trait else f"{course.trait}: {short}")
+    head = short if course.name == "coherence" or not course.trait else f"{course.trait}: {short}"
+    return "<br>".join(map(html.escape, textwrap.wrap(head, _HEAD_LETTERS)))

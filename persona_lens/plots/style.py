@@ -21,7 +21,7 @@ SYMBOLS = ("circle", "square", "diamond", "x", "triangle-up", "star", "cross", "
 
 # Height of a line of title or subtitle, and of a panel's title, in pixels; mean width of their letters.
 _LINE, _HEAD_LINE = 24, 20
-_TITLE_LETTER, _SUBTITLE_LETTER = 8.1, 6.0
+_TITLE_LETTER, _SUBTITLE_LETTER = 8.7, 6.4
 
 
 def add_intervals(

@@ -12,7 +12,7 @@ import tyro
 from persona_lens.distributed import RayWorkers
 from persona_lens.models.hooked_model import HookedModel
 from persona_lens.models.loading import EMBEDDED_MODEL, describe_model, load_model
-from persona_lens.reproduction.figures import Result
+from persona_lens.reproduction.figures import Result, write_results
 from persona_lens.run import Run
 from persona_lens.storage import ShardStore, collect_versions
 from persona_lens.traits.library import list_traits, load_trait
@@ -159,11 +159,15 @@ def run_each_trait(
     run: Callable[[HookedModel, Trait, P, A], R],
 ) -> list[R]:
     """Run each trait, or read its result with --replot; write result and figure."""
-    model = None if arguments.replot else arguments.load_model()
+    names = [f"{stem}_{trait.name}" for trait in traits]
+    if arguments.replot:
+        read = {name: arguments.read(kind, name) for name in names}
+        write_results(read, arguments.out)  # all with one browser
+        return list(read.values())
+    model = arguments.load_model()
     results = []
-    for trait in traits:
-        name = f"{stem}_{trait.name}"
-        result = arguments.read(kind, name) if model is None else run(model, trait, profile, arguments)
+    for name, trait in zip(names, traits, strict=True):
+        result = run(model, trait, profile, arguments)
         result.write(arguments.out, name)
         print(f"{trait.name}: {arguments.out / name}.html")
         results.append(result)
