@@ -4,7 +4,7 @@
 #   make check     style and types         make bench     the benchmarks
 #   make docs      the numbers of README and docs, from the results in figures/; then the site, into site/
 #   make html      the figures as pages, from the results in figures/
-#   make test-tl4  what may come out otherwise on TransformerLens 4
+#   make test-tl4  what may come out otherwise on TransformerLens 4; make test-tl4-all: everything on it
 #   make test-quantised   models whose weights are loaded in 8 and 4 bits, on the CPU
 #   make test-all  the slow ones too
 #   make setup     the set-up alone        make clean     remove the environment and the tools' caches
@@ -22,11 +22,11 @@ PIP_INSTALL := $(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check
 PACKAGES := $(VENV)/.stamp-$(shell cat pyproject.toml constraints.txt requirements.lock | cksum | cut -d' ' -f1)
 MODEL := $(VENV)/.stamp-model
 TL4 := $(VENV)/tl4-4.3.0
-TORCHAO := $(VENV)/torchao-0.18.0
+QUANTISERS := $(VENV)/torchao-0.18.0-bitsandbytes-0.50.2
 SCRIPTS := $(wildcard experiments/*.py experiments/results/*.py benchmarks/*.py .ci/*.py)
 
 .DELETE_ON_ERROR:
-.PHONY: setup test test-all test-tl4 test-quantised check figures docs html bench browser release-check clean
+.PHONY: setup test test-all test-tl4 test-tl4-all test-quantised check figures docs html bench browser release-check clean
 
 setup: $(MODEL)
 
@@ -53,12 +53,13 @@ $(TL4): $(PACKAGES)
 	@mv $@.part $@
 	@touch $@
 
-# Beside the environment: transformers imports it wherever it is installed, which takes 0.4 s. The wheel of Python alone,
-# 1.4 MB; that with compiled kernels differs on GPUs only.
-$(TORCHAO): $(PACKAGES)
-	@echo "Installing torchao into $@, beside the environment"
+# Beside the environment: transformers imports both wherever they are installed, which takes time. Of torchao the wheel of
+# Python alone (1.4 MB); that with compiled kernels differs on GPUs only. bitsandbytes has 43 MB.
+$(QUANTISERS): $(PACKAGES)
+	@echo "Installing torchao and bitsandbytes into $@, beside the environment"
 	@rm -rf $@ $@.part
 	@$(PIP_INSTALL) --no-deps --only-binary=:all: --platform any --target $@.part torchao==0.18.0
+	@$(PIP_INSTALL) --no-deps --target $@.part bitsandbytes==0.50.2
 	@mv $@.part $@
 	@touch $@
 
@@ -72,18 +73,20 @@ test-all: setup browser
 	@$(PYTEST)
 
 # The rooms that touch TransformerLens, its models' hooks or their forward pass. The others reach a model through these,
-# whatever version it is of, and training is Hugging Face's alone. Of the slow tests: every architecture, and what goes
-# through all rooms, which is the notebooks, the README's code and the layer sweep's script on --tiny.
+# whatever version it is of, and training is Hugging Face's alone. Of the slow tests those marked `versions`: every
+# architecture, and what goes through all rooms, which is the notebooks, the README's code and the layer sweep's script.
 # An absolute path, as some tests start processes in other folders.
 ON_TL4 := $(addprefix tests/,models interventions vectors evaluation diagnosis reproduction screening)
 SLOW_ON_TL4 := tests/models/test_architectures.py tests/test_notebooks.py tests/test_readme.py \
   tests/experiments/test_layer_sweep.py
 test-tl4: setup browser $(TL4)
-	@PYTHONPATH=$(abspath $(TL4)) $(PYTEST) $(ON_TL4) -m "not slow"
-	@PYTHONPATH=$(abspath $(TL4)) $(PYTEST) $(SLOW_ON_TL4) -m slow
+	@PYTHONPATH=$(abspath $(TL4)) $(PYTEST) $(ON_TL4) $(SLOW_ON_TL4) -m "not slow or versions"
 
-test-quantised: setup $(TORCHAO)
-	@PYTHONPATH=$(abspath $(TORCHAO)) $(PYTEST) tests/models/loading/test_quantised.py
+test-tl4-all: setup browser $(TL4)
+	@PYTHONPATH=$(abspath $(TL4)) $(PYTEST)
+
+test-quantised: setup $(QUANTISERS)
+	@PYTHONPATH=$(abspath $(QUANTISERS)) $(PYTEST) tests/models/loading/test_quantised.py
 
 check: $(PACKAGES)
 	@$(VENV_PYTHON) -m ruff check

@@ -77,6 +77,7 @@ def test_every_result_has_its_picture(path):
 
 
 @pytest.mark.slow
+@pytest.mark.versions
 def test_the_code_of_the_readme_runs_and_answers_twice(capsys):
     code = re.search(r"<!-- start -->.*?```python\n(.*?)```.*?<!-- /start -->", README, re.DOTALL).group(1)
     exec(code, {})

@@ -15,7 +15,7 @@ from persona_lens.statistics import Interval
 from tests.experiments.scripts import ROOT, environment, environment_with_browser, run_script, save_talkative
 from tests.small_trait import tiny_trait
 
-pytestmark = pytest.mark.slow  # whole scripts, each run as a user runs it
+pytestmark = [pytest.mark.slow, pytest.mark.versions]  # whole scripts, each run as a user runs it
 
 RESULTS = [
     "layer_sweep_loud.json",

@@ -194,6 +194,7 @@ def cases(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.versions
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_an_architecture_is_hugging_faces_in_all_that_is_done_here_or_refused(cases, name, tmp_path):

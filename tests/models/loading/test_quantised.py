@@ -1,8 +1,7 @@
 """Weights quantised as they are loaded: hooked like any others, computed as transformers computes them, and small.
 
 On a CPU, where torchao and bitsandbytes both run. Neither is in the environment, as transformers imports them wherever
-they are installed. `make test-quantised` puts torchao beside it (1.4 MB). Where bitsandbytes (43 MB, most of it for
-GPUs) is on PYTHONPATH too, its tests run as well.
+they are installed. `make test-quantised` puts both beside it.
 """
 
 import gc
