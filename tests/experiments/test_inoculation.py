@@ -276,6 +276,7 @@ def test_the_script_trains_every_way_with_every_seed_and_draws_the_same_again(tm
     assert page.read_bytes() == drawn
 
 
+@pytest.mark.slow
 def test_a_trait_without_written_answers_is_refused_before_a_model_is_loaded(tmp_path):
     done = run((tmp_path, "nobody/has-this-model"), "inoculation", "never", "--trait", "confidence")
     assert done.returncode != 0
