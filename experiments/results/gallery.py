@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import html
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import plotly.graph_objects as go
 
 from persona_lens.reproduction.figures import Result
 from persona_lens.reproduction.verdicts import find_verdicts, say_verdicts
-from results.kinds import load_result
 
 PAGES = Path(__file__).resolve().parents[2] / "docs" / "results"
 # What is shown together, with its page; figures whose name begins so belong there. The first that fits counts.
@@ -45,15 +45,26 @@ SECTIONS = {
 }
 
 
-def gallery_to_markdown(figures: Path) -> str:
-    """Show every figure of a folder's results, a section a kind, with the finding that is its title."""
+def gallery_to_markdown(figures: Path, load: Callable[[Path], Result]) -> str:
+    """Show every figure of a folder's results, a section a kind, with the finding that is its title.
+
+    Args:
+        figures: Where the results are.
+        load: Loads one.
+    """
     found: dict[str, list[str]] = {title: [] for title in SECTIONS}
+    verdicts: dict[str, dict[tuple[str, str], str]] = {}
     for path in sorted(figures.glob("*.json")):
-        result = load_result(path)
+        result = load(path)
+        model = result.config["model"]
+        if model["fingerprint"] not in verdicts:
+            verdicts[model["fingerprint"]] = find_verdicts(figures, model)
         section = next(title for title, (_, starts) in SECTIONS.items() if path.stem.startswith(starts))
         for ending, figure in result.list_figures().items():
             if (figures / f"{path.stem}{ending}.png").exists():
-                found[section].append(_show(f"{path.stem}{ending}", read_finding(figure, result, figures)))
+                found[section].append(
+                    _show(f"{path.stem}{ending}", read_finding(figure, result, verdicts[model["fingerprint"]]))
+                )
     lines = []
     for title, shown in found.items():
         page, _ = SECTIONS[title]
@@ -63,9 +74,9 @@ def gallery_to_markdown(figures: Path) -> str:
     return "\n".join(lines)
 
 
-def read_finding(figure: go.Figure, result: Result, figures: Path) -> str:
+def read_finding(figure: go.Figure, result: Result, verdicts: Mapping[tuple[str, str], str]) -> str:
     """Return a figure's title without what stands below it, with what its judges' verdicts add."""
-    say_verdicts(figure, result.judges, find_verdicts(figures, result.config["model"]))
+    say_verdicts(figure, result.judges, verdicts)
     title = figure.layout.title.text.partition("<br><sup>")[0]
     return html.unescape(re.sub(r"<[^>]+>", "", title.replace("<br>", " ")))
 

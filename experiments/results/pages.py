@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
-from persona_lens.records import Record
+from persona_lens.reproduction.figures import Result
 from persona_lens.reproduction.layer_sweep import LayerSweep
 from results.alarms import Alarms, alarms_to_markdown
 from results.attributions import Attributions
@@ -23,6 +24,7 @@ from results.hidden_signal import HiddenSignal, hidden_to_markdown
 from results.inoculation import Inoculation
 from results.judge_agreement import JudgeAgreement, agreements_to_markdown
 from results.judge_validation import JudgeValidations
+from results.kinds import load_result
 from results.known_entities import KnownEntities, entities_to_markdown
 from results.layer_sweep import sweeps_to_markdown
 from results.mitigation import Mitigation, mitigation_to_markdown
@@ -46,15 +48,16 @@ from results.vector_quality import VectorQualities
 from results.vector_stability import VectorStability, stability_to_markdown
 from results.ways_to_steer import WaysToSteer
 
-R = TypeVar("R", bound=Record)
+R = TypeVar("R", bound=Result)
 
 
 def render_pages(root: Path) -> dict[tuple[str, str], str]:
     """Return by page and part what the results say that are committed in a folder."""
     figures = root / "figures"
+    load = functools.cache(load_result)  # several parts, and the gallery, are made of the same
 
     def read(kind: type[R], stem: str) -> list[R]:
-        return [kind.load(path) for path in sorted(figures.glob(f"{stem}.json"))]
+        return [cast(R, load(path)) for path in sorted(figures.glob(f"{stem}.json"))]
 
     evidence = read(SteeringEvidence, "steering_evidence_*")
     away = read(SteeringAway, "steering_away_*")
@@ -108,7 +111,7 @@ def render_pages(root: Path) -> dict[tuple[str, str], str]:
         ("docs/results/truth.md", "truth"): lambda: truth_to_markdown(read(Truth, "truth")),
         ("docs/results/truth.md", "entities"): lambda: entities_to_markdown(read(KnownEntities, "known_entities")),
         ("docs/ways/act-heads.md", "heads"): lambda: heads_to_markdown(read(Heads, "heads_*")),
-        ("docs/gallery.md", "gallery"): lambda: gallery_to_markdown(figures),
+        ("docs/gallery.md", "gallery"): lambda: gallery_to_markdown(figures, load),
         ("docs/results/monitoring.md", "table"): lambda: monitoring_to_markdown(read(Monitoring, "monitoring_*")),
         ("docs/results/monitoring.md", "separation"): lambda: separations_to_markdown(
             read(SampleSeparation, "sample_separation_*")

@@ -55,7 +55,7 @@ def read_together(path: Path, content: Any) -> Any:
 
 def _take_out(content: Any, taken: list[Any]) -> Any:
     if isinstance(content, list):
-        return [_take_out(one, taken) for one in content]
+        return [_take_out(one, taken) for one in content] if _has_parts(content) else content
     if not isinstance(content, dict):
         return content
     rest = {}
@@ -70,13 +70,18 @@ def _take_out(content: Any, taken: list[Any]) -> Any:
 
 def _put_back(content: Any, kept: Callable[[], list[Any]]) -> Any:
     if isinstance(content, list):
-        return [_put_back(one, kept) for one in content]
+        return [_put_back(one, kept) for one in content] if _has_parts(content) else content
     if not isinstance(content, dict):
         return content
     return {
         key: kept()[value[_LINE]] if key == _KEY and _is_place(value) else _put_back(value, kept)
         for key, value in content.items()
     }
+
+
+def _has_parts(values: list[Any]) -> bool:
+    """Whether a list holds more than numbers and texts, of which there are too many to go through one by one."""
+    return any(isinstance(one, list | dict) for one in values)
 
 
 def _read_lines(texts: Path) -> list[Any]:

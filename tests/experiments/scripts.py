@@ -1,6 +1,8 @@
 """How tests run experiment scripts: as a user does, on tiny traits and a tiny model; a setting is (folder, model)."""
 
+import bz2
 import gc
+import json
 import multiprocessing
 import os
 import runpy
@@ -15,6 +17,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import persona_lens as pl
+from persona_lens.reproduction.kept_texts import read_together
 from tests.small_trait import tiny_trait
 from tests.tiny import make_tokenizer, save_tiny
 
@@ -68,6 +71,17 @@ def search_path():
 
 def run(setting, script, name, *arguments, runs=None):
     return run_script(command(setting, script, name, *arguments, runs=runs), env=environment(), cwd=setting[0])
+
+
+def read_result(path):
+    """Return a result's JSON with the texts that lie in a file beside it."""
+    return read_together(path, json.loads(path.read_text()))
+
+
+def read_plain(path):
+    """Return a file's bytes, unpacked if it is a packed one, to be searched for what must not be there."""
+    content = path.read_bytes()
+    return bz2.decompress(content) if path.suffix == ".bz2" else content
 
 
 def run_script(command, *, env, cwd=None, timeout=400):

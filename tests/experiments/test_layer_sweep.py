@@ -12,7 +12,14 @@ from choreographer.browsers.chromium import Chromium
 import persona_lens as pl
 from persona_lens.evaluation.sweep import LayerChoice
 from persona_lens.statistics import Interval
-from tests.experiments.scripts import ROOT, environment, environment_with_browser, run_script, save_talkative
+from tests.experiments.scripts import (
+    ROOT,
+    environment,
+    environment_with_browser,
+    read_result,
+    run_script,
+    save_talkative,
+)
 from tests.small_trait import tiny_trait
 
 pytestmark = [pytest.mark.slow, pytest.mark.versions]  # whole scripts, each run as a user runs it
@@ -131,7 +138,7 @@ def test_the_effect_is_measured_on_questions_that_the_choice_was_not_made_on(who
 
 
 def test_the_text_shows_each_questions_unsteered_and_steered_response(whole):
-    content = json.loads((whole[0] / RESULTS[0]).read_text())
+    content = read_result(whole[0] / RESULTS[0])
     text = (whole[0] / RESULTS[2]).read_text()
     found = content["responses"]
     plain, steered = (found["responses"][found["conditions"].index(one)] for one in ("unsteered", "sampled vector"))

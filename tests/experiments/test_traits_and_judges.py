@@ -10,7 +10,7 @@ import torch
 import persona_lens as pl
 from persona_lens.statistics import Interval
 from tests.anthropic_server import serve
-from tests.experiments.scripts import ROOT, environment, run_script
+from tests.experiments.scripts import ROOT, environment, read_plain, read_result, run_script
 from tests.small_trait import tiny_trait
 
 pytestmark = pytest.mark.slow  # whole scripts, each run as a user runs it
@@ -61,7 +61,7 @@ def agree(setting, *more, **variables):
         setting, "judge_agreement.py", "--trait", "loud", "--model", model, "--dtype", "float32", "--n", "20",
         *more, **variables,
     )  # fmt: skip
-    return json.loads((folder / "out" / "judge_agreement_loud.json").read_text())
+    return read_result(folder / "out" / "judge_agreement_loud.json")
 
 
 def test_the_embedded_judges_take_part_without_a_key(setting, sweep):
@@ -87,7 +87,7 @@ def test_claude_takes_part_with_a_key_a_rerun_costs_no_call_and_the_key_is_nowhe
     assert again == content
     for path in folder.rglob("*"):
         if path.is_file():
-            assert SECRET.encode() not in path.read_bytes(), path
+            assert SECRET.encode() not in read_plain(path), path
     assert "Claude" in (folder / "out" / "judge_agreement_loud.html").read_text()
 
 
