@@ -175,6 +175,9 @@ def test_a_long_title_is_wrapped_and_the_panels_leave_it_room():
     assert max(map(len, long.title.text.split("<br>"))) < 100
     assert long.margin.t - short.margin.t == 2 * (lay_out_with("a;<br>finding").margin.t - short.margin.t) > 0
     assert lay_out_with("a finding", heads=["one<br>two"]).margin.t > short.margin.t
+    first, second, _ = lay_out_with(f"{'a finding that is long, ' * 4};<br>and another").title.text.split("<br>")
+    assert second.endswith("; and another")  # with the end of the first
+    assert len(first) > 60
     figure = go.Figure()
     lay_out(figure, "a finding that is said at some length " * 5, "below", width=800, height=500)
     figure.update_layout(title_text="what comes before all of it · " + figure.layout.title.text)

@@ -155,7 +155,8 @@ def lay_out(
     """Give a figure the look of the others: finding as title, what it rests on as subtitle, the legend below.
 
     Call it when the figure has its panels: their titles lie between the subtitle and the topmost panels.
-    Both are wrapped to the width; a line of the title that is meant to end there ends with a comma, colon or semicolon.
+    Both are wrapped to the width; a line of the title that is meant to end there ends with a comma, colon or semicolon,
+    and does so if all of them fit.
     """
     figure.update_layout(
         template="plotly_white",
@@ -180,7 +181,10 @@ def make_room_for_title(figure: go.Figure) -> None:
     # Lines that were wrapped before something was put in front are joined again; those meant to end do so on a mark.
     title = re.sub(r"(?<![,;:])<br>", " ", title)
     room = 0.94 * figure.layout.width
-    title = _wrap(title, int(room / _TITLE_LETTER))
+    longest = int(room / _TITLE_LETTER)
+    if any(len(line) > longest for line in title.split("<br>")):
+        title = title.replace("<br>", " ")  # else a word or two of one of them would have a line to themselves
+    title = _wrap(title, longest)
     subtitle = subtitle.removesuffix("</sup>").replace("</sup><br><sup>", "<br>")
     subtitle = _wrap(subtitle, int(room / _SUBTITLE_LETTER))
     n_lines = 2 + title.count("<br>") + subtitle.count("<br>")
