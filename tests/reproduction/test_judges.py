@@ -10,6 +10,7 @@ from persona_lens.reproduction import judges as made_here
 from persona_lens.reproduction.judges import prepare_judges, prepare_sentence_judge
 from persona_lens.reproduction.training import TRAINING
 from persona_lens.storage import ShardStore
+from tests.backends import BACKENDS
 from tests.small_trait import tiny_trait
 
 pytestmark = pytest.mark.slow
@@ -100,6 +101,7 @@ def embedded_in_bfloat16():
     return pl.load_model(dtype="bfloat16", device="cpu")
 
 
+@pytest.mark.skipif("hooked" not in BACKENDS, reason="made with a HookedTransformer, which TransformerLens 4 has not")
 @pytest.mark.parametrize("trait", pl.traits.list_written_traits())
 def test_the_embedded_models_judges_come_with_the_package(embedded_in_bfloat16, trait, monkeypatch):
     monkeypatch.setattr(made_here, "make_judges", None)
