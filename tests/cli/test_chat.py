@@ -280,6 +280,7 @@ class Terminal:
                 return self.wait_for(text, 5)
             except AssertionError as error:
                 missing = error
+                self.type("\n")  # to another prompt: at one that overlooked a signal, later ones may go the same way
         raise missing
 
     def end(self):
