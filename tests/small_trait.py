@@ -39,3 +39,14 @@ class LengthJudge:
             Judgement(float(sum(map(ord, r)) % 101), float(len(r) % 101)) if r else Judgement(None, None, "empty")
             for r in responses
         ]
+
+
+def write_examples(n):
+    """Written examples with every kind of answer, each another text."""
+    return [
+        pl.traits.WrittenExample(
+            f"Why {i}?", ordinary=f"So it is {i}.", mild=f"Hm {i}!", overt=f"LOUD {i}!", opposite=f"Hush, {i} now.",
+            style=f"Noise {i}.",
+        )
+        for i in range(n)
+    ]  # fmt: skip

@@ -9,20 +9,10 @@ import torch
 import persona_lens as pl
 from persona_lens.plots import plot_quality
 from persona_lens.statistics import Interval
-from persona_lens.traits import WrittenExample
 from persona_lens.vectors import NullMargin, QualityData, UnembeddedLayer, Unembedding, VectorQuality
+from tests.small_trait import write_examples
 
-EXAMPLES = [
-    WrittenExample(
-        f"Why {i}?",
-        ordinary=f"So it is {i}.",
-        mild=f"Hm {i}!",
-        overt=f"LOUD {i}!",
-        opposite=f"Hush, {i} now.",
-        style=f"Noise {i}.",
-    )
-    for i in range(6)
-]
+EXAMPLES = write_examples(6)
 EVIL = "<script>alert(1)</script>|`"
 
 

@@ -5,19 +5,9 @@ import torch
 
 import persona_lens as pl
 from persona_lens.models import encode_conversation
-from persona_lens.traits import WrittenExample
+from tests.small_trait import write_examples
 
-EXAMPLES = [
-    WrittenExample(
-        f"Why {i}?",
-        ordinary=f"So it is {i}.",
-        mild=f"Hm {i}!",
-        overt=f"LOUD {i}!",
-        opposite=f"Hush, {i} now.",
-        style=f"Noise {i}.",
-    )
-    for i in range(5)
-]
+EXAMPLES = write_examples(5)
 
 
 def read_slowly(model, question, answer):
